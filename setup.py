@@ -1,0 +1,41 @@
+"""Packaging. Ranges are what the code is known to work with; tools/constraints.txt pins one tested set exactly."""
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "jax>=0.10,<0.11",
+    "flax>=0.12,<0.13",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12,<0.13",
+    "grain>=0.2.18,<0.3",
+    "array_record>=0.8,<0.9",
+    "tensorflow-datasets>=4.9.10,<5",
+    "importlib_resources>=6",  # tensorflow-datasets imports it without declaring it
+    "ml_collections>=1.1,<2",
+    "einops>=0.8,<1",
+    "clu>=0.0.12,<0.1",
+    "numpy>=2.1,<3",
+    "msgpack>=1.1,<2",
+    "pillow>=12,<14",
+    "matplotlib>=3.10,<4",
+    "safetensors>=0.5,<1",
+    "tensorboardX>=2.6.4,<3",
+]
+EXPORT = ["torch>=2.6", "transformers>=5.0,<6"]
+
+setup(
+    name="webssl_jax",
+    version="0.1.0",
+    description="Web-SSL pretraining (MAE, DINOv2, CLIP) in JAX, for TPUs",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["webssl_jax", "webssl_jax.*"]),
+    package_data={"webssl_jax.corpus": ["*.arrayrecord", "*.md", "*.json"]},
+    install_requires=CORE,
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10,<0.11"],
+        "gcp": ["gcsfs>=2025.2"],
+        "export": EXPORT,
+        "test": [*EXPORT, "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1"],
+    },
+)

@@ -1,0 +1,99 @@
+"""Starts real training processes, small enough to finish in seconds, and kills them."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+MICRO = {
+    "model.size": "micro", "method.view.image_size": 32, "method.decoder.width": 32, "method.decoder.heads": 2,
+    "global_batch": 16, "total_steps": 12, "optim.warmup_steps": 2, "log.every_steps": 1, "log.tensorboard": False,
+    "checkpoint.every_steps": 3, "data.threads": 2,
+}
+
+
+@dataclasses.dataclass
+class Result:
+    code: int
+    output: str
+
+
+def command(workdir, overrides=(), flags=(), spec="configs/web_mae.py:size=tiny"):
+    settings = MICRO | dict(overrides)
+    return [sys.executable, "-m", "webssl_jax.train", "--config", str(ROOT / spec), "--workdir", str(workdir), *flags,
+            *(f"--config.{key}={value}" for key, value in settings.items())]
+
+
+def environment(devices=1, cache=None):
+    env = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT),
+               XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
+    if cache:  # the step is compiled once for all runs of a test
+        env |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return env
+
+
+def start(workdir, overrides=(), devices=1, cache=None, flags=(), **kwargs):
+    return subprocess.Popen(command(workdir, overrides, flags), env=environment(devices, cache), cwd=ROOT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)
+
+
+def train(workdir, overrides=(), devices=1, cache=None, flags=(), **kwargs):
+    process = start(workdir, overrides, devices, cache, flags, **kwargs)
+    output, _ = process.communicate(timeout=300)
+    return Result(process.returncode, output)
+
+
+def train_together(workdir, processes, devices=1, overrides=(), cache=None, kill_after_step=None):
+    """One run of several processes with ``devices`` devices each, all killed once ``kill_after_step`` is written.
+    Returns their results."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    running = [start(workdir, overrides, devices, cache,
+                     flags=["--coordinator", f"localhost:{port}", "--num-processes", str(processes), "--process-id",
+                            str(i)]) for i in range(processes)]
+    try:
+        if kill_after_step is not None:
+            path = pathlib.Path(workdir) / "metrics.jsonl"
+            while not (path.exists() and last_step(path) >= kill_after_step):
+                assert all(process.poll() is None for process in running), running[0].communicate()[0]
+                time.sleep(0.005)
+            for process in running:
+                process.kill()
+        outputs = [process.communicate(timeout=300)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    return [Result(process.returncode, output) for process, output in zip(running, outputs)]
+
+
+def kill_at(process, path, step, sent=signal.SIGKILL, timeout=240.0):
+    """Waits until ``metrics.jsonl`` holds ``step``, then sends the signal. Returns the output."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists() and last_step(path) >= step:
+            process.send_signal(sent)
+            break
+        time.sleep(0.005)
+    else:
+        raise AssertionError(f"never reached step {step}: {process.communicate()[0]}")
+    return process.communicate(timeout=120)[0]
+
+
+def last_step(path):
+    lines = path.read_text().split("\n")[:-1]
+    return json.loads(lines[-1])["step"] if lines else -1
+
+
+def losses(workdir):
+    """{step: loss as written, digit for digit}."""
+    rows = [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows]
+    assert steps == sorted(set(steps)), f"a step is missing its place or written twice: {steps}"
+    return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}

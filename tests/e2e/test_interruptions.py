@@ -1,0 +1,140 @@
+"""Runs that are killed, stopped, damaged or out of disk. Every one is a real process."""
+
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.e2e import runner
+
+
+def test_an_undisturbed_run_writes_every_step_and_says_when_it_is_finished(tmp_path, cache, unbroken):
+    assert sorted(unbroken) == list(range(1, 13))
+    first = runner.train(tmp_path, cache=cache)
+    assert first.code == 0 and "finished 12 steps" in first.output
+    assert runner.losses(tmp_path) == unbroken  # the same command, the same digits
+    again = runner.train(tmp_path, cache=cache)
+    assert again.code == 0 and "finished: step 12 of 12 is saved" in again.output
+    assert runner.losses(tmp_path) == unbroken
+    for picture in ("crops_00000000", "reconstruction_00000000", "reconstruction_00000012", "curves"):
+        assert (tmp_path / "pictures" / f"{picture}.png").stat().st_size > 1000
+
+
+def _killed_run(tmp_path, cache, moments):
+    for moment in moments:
+        process = runner.start(tmp_path, cache=cache)
+        try:
+            process.communicate(timeout=moment)
+            break  # it finished first
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+    result = runner.train(tmp_path, cache=cache)
+    assert result.code == 0, result.output
+    return runner.losses(tmp_path)
+
+
+def test_kill_9_between_and_within_steps_continues_with_the_same_digits(tmp_path, cache, unbroken):
+    for step in (2, 4, 7, 11):
+        runner.kill_at(runner.start(tmp_path, cache=cache), tmp_path / "metrics.jsonl", step)
+    assert _killed_run(tmp_path, cache, []) == unbroken
+
+
+@pytest.mark.slow
+def test_kill_9_at_20_random_moments_continues_with_the_same_digits(tmp_path, cache, unbroken):
+    """From start-up to the last save: most of these fall into imports, compilation and checkpoint writing."""
+    began = time.monotonic()
+    runner.train(tmp_path / "timed", cache=cache)
+    whole = time.monotonic() - began
+    rng = random.Random(0)
+    moments = [rng.uniform(0.3, 1.0) * whole for _ in range(20)]
+    workdir = tmp_path / "killed"
+    for moment in moments:
+        process = runner.start(workdir, cache=cache)
+        try:
+            process.communicate(timeout=moment)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+        if process.returncode == 0:  # it got through: begin again, so that all 20 kills are kills
+            assert runner.losses(workdir) == unbroken
+            shutil.rmtree(workdir)
+    assert _killed_run(workdir, cache, []) == unbroken
+
+
+@pytest.mark.parametrize("sent, code", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_stop_signal_saves_and_exits_with_its_code(tmp_path, cache, unbroken, sent, code):
+    process = runner.start(tmp_path, {"checkpoint.every_steps": 1000}, cache=cache)
+    output = runner.kill_at(process, tmp_path / "metrics.jsonl", 4, sent)
+    assert process.returncode == code, output
+    assert f"stopped by {sent.name}" in output and "Traceback" not in output
+    stopped_at = runner.last_step(tmp_path / "metrics.jsonl")
+    result = runner.train(tmp_path, {"checkpoint.every_steps": 1000}, cache=cache)
+    assert f"resuming at step {stopped_at} of 12" in result.output
+    assert runner.losses(tmp_path) == unbroken
+
+
+def test_a_damaged_and_a_half_written_checkpoint_are_passed_over_with_one_line(tmp_path, cache, unbroken):
+    runner.kill_at(runner.start(tmp_path, cache=cache), tmp_path / "metrics.jsonl", 10)
+    checkpoints = tmp_path / "checkpoints"
+    newest = max(int(p.name) for p in checkpoints.iterdir() if p.name.isdigit())
+    largest = max((p for p in (checkpoints / str(newest)).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    damaged = bytearray(largest.read_bytes())
+    damaged[len(damaged) // 2] ^= 1  # one bit, in the middle of the arrays
+    largest.write_bytes(damaged)
+    half = checkpoints / f"{newest + 3}.orbax-checkpoint-tmp"
+    half.mkdir(exist_ok=True)
+    (half / "rest").write_text("half")
+    result = runner.train(tmp_path, cache=cache)
+    assert result.code == 0, result.output
+    assert result.output.count(f"passing over the checkpoint of step {newest}") == 1
+    assert "Traceback" not in result.output
+    assert runner.losses(tmp_path) == unbroken
+
+
+def test_a_full_disk_ends_the_run_with_the_last_good_checkpoint_intact(tmp_path, cache, unbroken):
+    """A limit on the size of one file stands in for the disk: the kernel refuses the write in the same place."""
+    runner.train(tmp_path, {"total_steps": 3, "optim.warmup_steps": 2}, cache=cache)
+    good = sorted((tmp_path / "checkpoints").iterdir())
+    result = runner.train(tmp_path, cache=cache, preexec_fn=lambda: resource.setrlimit(
+        resource.RLIMIT_FSIZE, (20_000, 20_000)))
+    assert result.code == 2, result.output
+    assert "no space left for a checkpoint; the last good one is of step 3" in result.output
+    assert "Traceback" not in result.output
+    assert [p for p in good if p.name.isdigit()] == [p for p in sorted((tmp_path / "checkpoints").iterdir())
+                                                    if p.name.isdigit()]
+    assert runner.train(tmp_path, cache=cache).code == 0
+
+
+def test_a_second_run_in_the_same_workdir_is_refused_and_a_crash_leaves_no_lock(tmp_path, cache):
+    process = runner.start(tmp_path, {"total_steps": 2000}, cache=cache)
+    path, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 120
+    while not (path.exists() and runner.last_step(path) >= 1) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second = runner.train(tmp_path, cache=cache)
+    assert second.code == 2
+    assert f"another run (process {process.pid}) is using this workdir" in second.output
+    process.kill()
+    process.communicate()
+    third = runner.train(tmp_path, {"total_steps": 12}, cache=cache)
+    assert third.code == 0, third.output
+
+
+def test_another_device_count_gives_the_same_losses(tmp_path, cache, unbroken):
+    """Stopped on 1 device, continued on 8: fsdp 8, then replica 2 x fsdp 2 x tensor 2. float32: 2e-6 relative."""
+    for step, devices, mesh in ((4, 1, {}), (8, 8, {}),
+                                (None, 8, {"sharding.replica": 2, "sharding.fsdp": 2, "sharding.tensor": 2})):
+        process = runner.start(tmp_path, mesh, devices, cache=cache)
+        if step:
+            runner.kill_at(process, tmp_path / "metrics.jsonl", step)
+        else:
+            output, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, output
+    ours = runner.losses(tmp_path)
+    assert sorted(ours) == sorted(unbroken)
+    for step, loss in unbroken.items():
+        assert ours[step] == pytest.approx(loss, rel=2e-6)

@@ -1,0 +1,312 @@
+"""Checkpoints: orbax behind a thin wrapper that knows what a run needs.
+
+Layout: ``workdir/checkpoints/STEP/{state,meta}``. ``meta`` holds a checksum of every array, computed on the device
+before the save and again after a restore, so a damaged checkpoint is noticed whatever the storage says, and the one
+before it is used. What a run starts from, in this order:
+
+1. the newest good checkpoint in its own workdir;
+2. ``config.resume_from``: another run's whole state;
+3. ``config.init_from``: another run's weights only;
+4. scratch.
+
+Progress through the data is not stored: it is step x global batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from webssl_jax import params as paths
+from webssl_jax.config import UserError, from_resolved
+from webssl_jax.methods.base import Method, Variables
+from webssl_jax.train_state import TrainState
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged or could not be written."""
+
+
+@jax.jit
+def checksums(tree: Any) -> dict[str, jax.Array]:
+    """{path: uint32}: the bits of each array, weighted by odd numbers that depend on their place, modulo 2^32.
+
+    Integer sums do not depend on the order, so the value is the same on every mesh, and any single changed word
+    changes it.
+    """
+
+    def checksum(x):
+        width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+        bits = jax.lax.bitcast_convert_type(x, width).astype(jnp.uint32)
+        place = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
+        return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+
+    return {path: checksum(x) for path, x in paths.flatten(tree).items()}
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint whose bytes are not what was saved."""
+
+
+class Checkpointer:
+    """Saves and restores :class:`TrainState` in ``workdir/checkpoints``.
+
+    Args:
+      workdir: local path or gs:// (with gcsfs).
+      keep_last: checkpoints kept besides those of ``keep_every_steps``.
+      keep_every_steps: multiples of this are kept for good; 0 = none.
+      read_only: for looking into a run that may still be training: nothing is written, cleaned or set aside.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, *, keep_last: int = 2, keep_every_steps: int = 0,
+                 read_only: bool = False):
+        self.directory = epath.Path(workdir) / "checkpoints"
+        self._read_only = read_only
+        policies = [preservation_policy.LatestN(keep_last)]
+        if keep_every_steps:
+            policies.append(preservation_policy.EveryNSteps(keep_every_steps))
+        self._manager = ocp.CheckpointManager(
+            self.directory, item_names=("state", "meta"),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+                create=not read_only, read_only=read_only, cleanup_tmp_directories=not read_only,
+                enable_async_checkpointing=True))
+
+    def steps(self) -> list[int]:
+        """Complete checkpoints, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState) -> None:
+        """Starts an asynchronous save; the arrays may be donated once this returns.
+
+        Raises:
+          CheckpointError: if this or the previous save met a full disk.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        sums = {path: int(value) for path, value in jax.device_get(checksums(state)).items()}
+        arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(state._asdict()),
+                                       meta=ocp.args.JsonSave({"step": step, "checksums": sums}))
+        self._guard_full_disk(lambda: self._manager.save(step, args=arguments))
+
+    def wait(self) -> None:
+        """Blocks until the last save is on disk.
+
+        Raises:
+          CheckpointError: if it met a full disk.
+        """
+        self._guard_full_disk(self._manager.wait_until_finished)
+
+    def check(self) -> None:
+        """Raises what a save in the background has met, without waiting for it."""
+        self._guard_full_disk(self._manager.check_for_errors)
+
+    def _guard_full_disk(self, action) -> None:
+        try:
+            action()
+        except Exception as error:
+            if not _means_full_disk(error):
+                raise
+            good = self.good_steps_text()
+            raise CheckpointError(f"{self.directory}: no space left for a checkpoint; {good}; free some space and "
+                                  "start the same command again") from error
+
+    def good_steps_text(self) -> str:
+        """``the last good one is of step 500`` for messages."""
+        steps = [int(p.name) for p in self.directory.iterdir() if p.name.isdigit()]
+        return f"the last good one is of step {max(steps)}" if steps else "there is no earlier one"
+
+    def restore_newest(self, abstract: dict[str, Any]) -> dict[str, Any] | None:
+        """The newest good checkpoint; None when there is none.
+
+        A checkpoint that cannot be read or fails its checksums is passed over with one line in the log.
+
+        Args:
+          abstract: {field of TrainState: tree of ShapeDtypeStruct with shardings}. Fields left out are not read.
+
+        Raises:
+          CheckpointError: if there are checkpoints but none is good, or one does not fit ``abstract``.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return self.restore(step, abstract)
+            except DamagedCheckpoint as damage:
+                log.warning("passing over the checkpoint of step %d: %s", step, damage)
+                self._set_aside(step)
+        if steps:
+            raise CheckpointError(f"{self.directory}: all {len(steps)} checkpoints are damaged; start in a new "
+                                  "workdir, or restore one from a backup")
+        return None
+
+    def _set_aside(self, step: int) -> None:
+        # Not deleted: the run will write this step again, and someone may want to look.
+        if self._read_only:
+            return
+        if jax.process_index() == 0:
+            target = self.directory / f"damaged-{step}"
+            if target.exists():
+                target.rmtree()
+            (self.directory / str(step)).rename(target)
+        multihost_utils.sync_global_devices(f"set aside {step}")
+        self._manager.reload()
+
+    def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+        """One checkpoint; see :meth:`restore_newest`.
+
+        Raises:
+          DamagedCheckpoint: if its bytes are not what was saved.
+          CheckpointError: if it was made by a config of other shapes.
+        """
+        meta = self._read(step, "meta", lambda: self._manager.restore(
+            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
+        saved = self._read(step, "description", lambda: paths.flatten(self._manager.item_metadata(step)["state"].tree))
+        wanted = paths.flatten(abstract)
+        self._check_fit(step, {path: x for path, x in saved.items() if path.split("/")[0] in abstract}, wanted)
+        state = self._read(step, "arrays", lambda: self._manager.restore(step, args=ocp.args.Composite(
+            state=ocp.args.PyTreeRestore(
+                item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+                partial_restore=True)))["state"])
+        found = {path: int(value) for path, value in jax.device_get(checksums(state)).items()}
+        for path, value in found.items():
+            if value != meta["checksums"].get(path):
+                raise DamagedCheckpoint(f"{path} does not have the checksum it was saved with")
+        return state
+
+    def _read(self, step: int, what: str, action):
+        try:
+            return action()
+        except Exception as error:  # whatever type the storage layer has for damaged bytes, it names the cause
+            raise DamagedCheckpoint(f"its {what} cannot be read ({_first_line(error)})") from error
+
+    def _check_fit(self, step: int, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+        where, advice = self.directory / str(step), "use the run's own config or another --workdir"
+        odd = sorted(set(saved) ^ set(wanted))
+        if odd:
+            raise CheckpointError(f"{where}: does not fit this config: {len(odd)} arrays are in one and not in the "
+                                  f"other, such as {odd[0]}; {advice}")
+        for path, leaf in wanted.items():
+            if tuple(saved[path].shape) != tuple(leaf.shape):
+                raise CheckpointError(f"{where}: {path} has shape {tuple(saved[path].shape)}, this config makes "
+                                      f"{tuple(leaf.shape)}; {advice}")
+
+    def close(self) -> None:
+        """Waits for the last save and lets go of the folder."""
+        self.wait()
+        self._manager.close()
+
+
+def _means_full_disk(error: BaseException) -> bool:
+    text = str(error)
+    return (isinstance(error, OSError) and error.errno in _FULL
+            or any(os.strerror(code) in text for code in _FULL)
+            or error.__cause__ is not None and _means_full_disk(error.__cause__))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
+
+
+class WorkdirLock:
+    """Refuses a second run in the same workdir. The kernel drops the lock when the process dies, however it dies."""
+
+    def __init__(self, workdir: str | os.PathLike):
+        self._file = None
+        if "://" in os.fspath(workdir):
+            return  # object stores have no locks; the launcher is the guard there
+        import fcntl
+
+        path = Path(workdir) / ".lock"
+        self._file = open(path, "a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "unknown"
+            raise UserError(f"{workdir}: another run (process {holder}) is using this workdir; stop it or choose "
+                            "another --workdir") from None
+        self._file.truncate(0)
+        self._file.write(f"{os.getpid()}\n")
+        self._file.flush()
+
+    def release(self) -> None:
+        """Lets another run in."""
+        if self._file:
+            self._file.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained run, loaded for evaluation or export; ``variables`` as laid out by ``load_run``."""
+
+    workdir: str
+    config: ConfigDict
+    step: int
+    method: Method
+    variables: Variables
+
+
+def read_config(workdir: str | os.PathLike) -> ConfigDict:
+    """The resolved config that a run wrote at its start.
+
+    Raises:
+      UserError: if ``workdir`` is not a run.
+    """
+    path = epath.Path(workdir) / "config.json"
+    if not path.exists():
+        raise UserError(f"{workdir}: is not a run: it has no config.json")
+    return from_resolved(json.loads(path.read_text()))
+
+
+def load_run(workdir: str | os.PathLike, step: int | None = None, mesh: jax.sharding.Mesh | None = None) -> Run:
+    """Loads the variables of a run's checkpoint (the newest good one unless ``step`` says otherwise).
+
+    Args:
+      mesh: where to lay them; one device when None.
+
+    Raises:
+      UserError: if there is no such run or checkpoint.
+    """
+    from webssl_jax import methods
+    from webssl_jax.optim.optimizer import Optimizer
+    from webssl_jax.sharding import mesh as meshes
+    from webssl_jax.train_state import abstract
+
+    config = read_config(workdir)
+    method = methods.create(config)
+    if mesh is None:
+        mesh = meshes.create(ConfigDict({"replica": 1, "fsdp": 1, "tensor": 1}), jax.local_devices()[:1])
+    optimizer = Optimizer.from_config(config.optim, method.tables())
+    template = abstract(method, optimizer, config.seed, config.global_batch, mesh)._asdict()
+    template = {name: template[name] for name in ("step", "params", "teacher", "aux")}
+    checkpointer = Checkpointer(workdir, read_only=True)
+    if not checkpointer.steps():
+        raise CheckpointError(f"{workdir}: has no checkpoint yet")
+    if step is None:
+        state = checkpointer.restore_newest(template)
+    elif step in checkpointer.steps():
+        state = checkpointer.restore(step, template)
+    else:
+        raise CheckpointError(f"{workdir}: has no checkpoint of step {step}; there are "
+                              f"{', '.join(map(str, checkpointer.steps()))}")
+    checkpointer.close()
+    variables = Variables(state["params"], state["teacher"], state["aux"])
+    return Run(os.fspath(workdir), config, int(state["step"]), method, variables)

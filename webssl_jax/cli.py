@@ -1,0 +1,81 @@
+"""Command-line manners shared by every entry point: one clear line for bad input, exit codes, overrides.
+
+Exit codes: 0 done (also when the run had already finished) · 1 a failure of ours, with traceback · 2 bad input or a
+full disk, one line · 75 stopped by SIGTERM or a preemption notice after saving: start the same command again ·
+130 stopped by Ctrl-C after saving.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from webssl_jax.config import UserError, suggest
+
+EXIT_BAD_INPUT = 2
+EXIT_RESTART = 75  # EX_TEMPFAIL of sysexits.h: what a launcher reads as "start me again"
+EXIT_INTERRUPTED = 130
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse whose errors are one line with the nearest real flag."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        self.add_argument("--traceback", action="store_true", help="show the traceback of an error in the input")
+
+    def error(self, message: str):
+        prefix = "unrecognized arguments: "
+        if message.startswith(prefix):
+            flag = message.removeprefix(prefix).split()[0].split("=")[0]
+            message = f"{flag}: no such flag; {suggest(flag, [f for f in self._option_string_actions if f[:2] == '--'])}"
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+
+    def parse_with_overrides(self, argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+        """Parses flags and splits off ``--config.a.b=c`` as the override ``a.b=c``."""
+        args, rest = self.parse_known_args(argv)
+        overrides, others = [], []
+        rest = iter(rest)
+        for item in rest:
+            if not item.startswith("--config."):
+                others.append(item)
+            elif "=" in item:
+                overrides.append(item.removeprefix("--config."))
+            else:  # --config.a.b c
+                overrides.append(f"{item.removeprefix('--config.')}={next(rest, '')}")
+        if others:
+            self.error(f"unrecognized arguments: {' '.join(others)}")
+        return args, overrides
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Plain lines for people; libraries speak up only about errors."""
+    logging.basicConfig(level=level, format="%(message)s", force=True)  # absl has installed a handler of its own
+    for chatty in ("absl", "jax", "orbax"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Runs ``main`` and turns what a user can mend into one line and exit code 2."""
+    try:
+        code = main()
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        _fail(f"no space left: {error.filename or error}; free some and start the same command again")
+    sys.stdout.flush()
+    sys.exit(code or 0)
+
+
+def _fail(line: str) -> None:
+    if "--traceback" in sys.argv or os.environ.get("WEBSSL_TRACEBACK"):
+        raise
+    print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    sys.exit(EXIT_BAD_INPUT)

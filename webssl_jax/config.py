@@ -1,0 +1,269 @@
+"""Configs: loading, arguments, overrides, units, validation, and the resolved dump that every run writes.
+
+An experiment is a Python file with ``get_config(arg) -> ml_collections.ConfigDict``. It is named on the command
+line as ``configs/web_mae.py:size=1b,res=224`` (typed arguments after the colon) and changed by dotted overrides
+such as ``--config.optim.lr=1e-3``. A key that does not exist is refused with the nearest real one.
+
+Durations carry their unit in their name: ``warmup_steps``, ``warmup_images`` or ``warmup_percent`` (of the whole
+run). An override may use another unit than the config file: it replaces the one that was there.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import json
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import ml_collections
+
+UNITS = ("steps", "images", "percent")
+_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line: what is wrong, where, and what to do."""
+
+
+class ConfigError(UserError):
+    """A config that names a key, a type or a value that cannot be."""
+
+
+def suggest(name: str, options: Iterable[str]) -> str:
+    """``did you mean 'lr'? (known: eps, lr, ...)``: the tail of an error about an unknown name."""
+    options = sorted(options)
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    known = f"known: {', '.join(options)}"
+    return f"did you mean {near[0]!r}? ({known})" if near else known
+
+
+def load(spec: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+    """Reads ``FILE.py[:ARG]``, applies ``key.path=value`` overrides and checks the result.
+
+    Raises:
+      ConfigError: for a missing file, an argument or override that the config does not know, or a bad value.
+    """
+    path, _, arg = spec.partition(":")
+    file = pathlib.Path(path)
+    if not file.is_file():
+        near = [str(p) for p in sorted(file.parent.glob("*.py")) if p.name not in ("common.py", "__init__.py")]
+        raise ConfigError(f"--config {path}: no such file; {suggest(path, near) if near else 'give a config file'}")
+    module_spec = importlib.util.spec_from_file_location(f"webssl_config_{file.stem}", file)
+    module = importlib.util.module_from_spec(module_spec)
+    sys.path.insert(0, str(file.parent.resolve()))  # configs share common.py
+    try:
+        module_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise ConfigError(f"--config {path}: has no get_config(arg)")
+        config = module.get_config(arg)
+    finally:
+        sys.path.pop(0)
+    config.lock()
+    apply_overrides(config, overrides)
+    validate(config)
+    return config
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
+    """Parses the ``size=1b,res=378`` behind the colon. Each value takes its default's type.
+
+    Raises:
+      ConfigError: for an argument without a default, or a value of the wrong type.
+    """
+    values = ml_collections.ConfigDict(defaults)
+    for item in filter(None, (arg or "").split(",")):
+        name, equals, text = item.partition("=")
+        if name not in defaults:
+            raise ConfigError(f"config argument {name!r}: {suggest(name, defaults)}")
+        if not equals:
+            raise ConfigError(f"config argument {item!r}: write {name}=VALUE")
+        values[name] = _parse(f"config argument {name}", text, defaults[name])
+    return values
+
+
+def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
+    """Applies ``optim.lr=1e-3`` texts in place, typed like the value they replace.
+
+    Raises:
+      ConfigError: for an unknown key (with the nearest real one) or a value of another type.
+    """
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"--config.{path}: write --config.{path}=VALUE")
+        *folders, name = path.split(".")
+        node = config
+        for depth, folder in enumerate(folders):
+            if folder not in node or not isinstance(node[folder], ml_collections.ConfigDict):
+                _unknown_key(config, ".".join(folders[: depth + 1]), path)
+            node = node[folder]
+        if name not in node:
+            sibling = _same_duration(node, name)
+            if sibling is None:
+                _unknown_key(config, path, path)
+            with node.unlocked():  # the same duration in another unit
+                del node[sibling]
+                node[name] = _parse(f"--config.{path}", text, 0.0 if name.endswith("_percent") else 0)
+            continue
+        if isinstance(node[name], ml_collections.ConfigDict):
+            raise ConfigError(f"--config.{path}: is a group of keys ({', '.join(sorted(node[name]))}), not a value")
+        node[name] = _parse(f"--config.{path}", text, node[name])
+
+
+def _unknown_key(config, bad: str, path: str):
+    keys = [key for key, _ in _leaves(config)]
+    near = difflib.get_close_matches(path, keys, n=1, cutoff=0.5)
+    if not near:  # the right name in the wrong group
+        near = [key for key in keys if key.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]][:1]
+    hint = f"did you mean --config.{near[0]}?" if near else f"the groups are {', '.join(sorted(config))}"
+    raise ConfigError(f"--config.{bad}: no such key; {hint}")
+
+
+def _same_duration(node: ml_collections.ConfigDict, name: str) -> str | None:
+    stem, _, unit = name.rpartition("_")
+    if unit not in UNITS:
+        return None
+    return next((f"{stem}_{other}" for other in UNITS if f"{stem}_{other}" in node), None)
+
+
+def _leaves(config: ml_collections.ConfigDict, prefix: str = "") -> list[tuple[str, Any]]:
+    rows = []
+    for key in config:
+        value = config[key]
+        if isinstance(value, ml_collections.ConfigDict):
+            rows += _leaves(value, f"{prefix}{key}.")
+        else:
+            rows.append((prefix + key, value))
+    return rows
+
+
+def _parse(where: str, text: str, like: Any) -> Any:
+    """``text`` as the type of ``like``. ``like=None`` takes any literal."""
+    kind = type(like).__name__
+    try:
+        if isinstance(like, bool):
+            return _BOOLEANS[text.lower()]
+        if isinstance(like, str):
+            return text
+        value = ast.literal_eval(text)
+    except (KeyError, ValueError, SyntaxError):
+        if like is None:
+            return text
+        raise ConfigError(f"{where}: {text!r} is not of type {kind}") from None
+    if isinstance(like, float) and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(like, int) and isinstance(value, float) and value.is_integer():
+        return int(value)  # 2e9 images is a fine way to write an integer
+    if isinstance(like, (tuple, list)):
+        return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if like is not None and type(value) is not type(like):
+        raise ConfigError(f"{where}: {text!r} is {type(value).__name__}, not {kind}")
+    return value
+
+
+def total_steps(config: ml_collections.ConfigDict) -> int:
+    """Optimiser steps of the whole run, from ``total_steps`` or ``total_images``."""
+    if "total_steps" in config:
+        return int(config.total_steps)
+    return int(config.total_images) // int(config.global_batch)
+
+
+def steps(node: ml_collections.ConfigDict, name: str, config: ml_collections.ConfigDict) -> int:
+    """The duration ``name`` of the group ``node`` in steps, whatever unit it was given in."""
+    if f"{name}_steps" in node:
+        return int(node[f"{name}_steps"])
+    if f"{name}_images" in node:
+        return int(round(node[f"{name}_images"] / config.global_batch))
+    return int(round(node[f"{name}_percent"] / 100 * total_steps(config)))
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Checks what can be checked without devices, data or a model.
+
+    Raises:
+      ConfigError: naming the key, its value and what it must be.
+    """
+
+    def check(ok: bool, key: str, must: str) -> None:
+        if not ok:
+            node = config
+            for part in key.split("."):
+                node = node[part]
+            raise ConfigError(f"config.{key} = {node!r}: must be {must}")
+
+    check(config.global_batch > 0, "global_batch", "a positive number of images")
+    check(config.accumulation_steps > 0, "accumulation_steps", "at least 1")
+    check(config.global_batch % config.accumulation_steps == 0, "accumulation_steps",
+          f"a divisor of global_batch = {config.global_batch}")
+    if total_steps(config) < 1:
+        length = "total_steps" if "total_steps" in config else "total_images"
+        check(False, length, f"at least one step of global_batch = {config.global_batch} images")
+    warmup = steps(config.optim, "warmup", config)
+    if not 0 <= warmup <= total_steps(config):
+        raise ConfigError(f"config.optim.warmup is {warmup} steps: must lie within the run's {total_steps(config)} "
+                          "steps; shorten it or lengthen the run")
+    check(config.optim.lr > 0, "optim.lr", "positive")
+    check(config.optim.weight_decay >= 0, "optim.weight_decay", "zero or positive")
+    check(0 <= config.optim.b1 < 1, "optim.b1", "in [0, 1)")
+    check(0 <= config.optim.b2 < 1, "optim.b2", "in [0, 1)")
+    check(config.optim.clip in ("none", "global", "per_module"), "optim.clip", "none, global or per_module")
+    check(config.optim.clip == "none" or config.optim.clip_norm > 0, "optim.clip_norm", "positive")
+    for axis in ("replica", "fsdp", "tensor"):
+        size = config.sharding[axis]
+        check(size == -1 or size > 0, f"sharding.{axis}", "positive, or -1 for all remaining devices")
+    check(sum(config.sharding[a] == -1 for a in ("replica", "fsdp", "tensor")) <= 1, "sharding.fsdp",
+          "the only axis with -1")
+    check(config.checkpoint.every_steps > 0, "checkpoint.every_steps", "positive")
+    check(config.checkpoint.keep_last > 0, "checkpoint.keep_last", "at least 1")
+    check(config.checkpoint.keep_every_steps >= 0, "checkpoint.keep_every_steps", "zero (off) or positive")
+    check(config.log.every_steps > 0, "log.every_steps", "positive")
+    check(config.eval.every_steps >= 0, "eval.every_steps", "zero (only at the start and the end) or positive")
+    check(config.data.workers >= 0, "data.workers", "zero (threads only) or positive")
+    check(config.data.threads > 0, "data.threads", "positive")
+    check(config.data.read_ahead > 0, "data.read_ahead", "at least one batch")
+
+
+def resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The config as plain JSON types, with the derived number of steps beside it."""
+    return json.loads(config.to_json_best_effort()) | {
+        "derived": {"total_steps": total_steps(config), "warmup_steps": steps(config.optim, "warmup", config)}}
+
+
+def from_resolved(values: dict[str, Any]) -> ml_collections.ConfigDict:
+    """Inverse of :func:`resolved`, for evaluating and exporting a finished run."""
+    return ml_collections.ConfigDict({k: v for k, v in values.items() if k != "derived"}).lock()
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and git revision: what one needs to repeat the run."""
+    import importlib.metadata as metadata
+
+    packages = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {"python": platform.python_version(), "platform": platform.platform(), "packages": versions,
+            "git_revision": git_revision(), "command": sys.argv}
+
+
+def git_revision() -> str:
+    """The checkout's commit, with ``+changes`` when the work tree differs; ``unknown`` outside a checkout."""
+    root = pathlib.Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return "unknown"
+    try:
+        run = {"cwd": root, "capture_output": True, "text": True, "check": True}
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], **run).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain"], **run).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit + ("+changes" if changed else "")

@@ -1,0 +1,98 @@
+"""One progress line for everything that takes long: how far, how fast, how long still.
+
+On a terminal the line is rewritten in place; elsewhere (a log file, a pod) a plain line appears every few seconds.
+"""
+
+from __future__ import annotations
+
+import collections
+import sys
+import time
+from typing import TextIO
+
+
+def format_seconds(seconds: float) -> str:
+    """``59s``, ``12:05``, ``3:12:05`` or ``2d 03:12``."""
+    seconds = max(0, round(seconds))
+    days, rest = divmod(seconds, 86400)
+    hours, rest = divmod(rest, 3600)
+    minutes, secs = divmod(rest, 60)
+    if days:
+        return f"{days}d {hours:02d}:{minutes:02d}"
+    if hours:
+        return f"{hours}:{minutes:02d}:{secs:02d}"
+    return f"{minutes}:{secs:02d}" if minutes else f"{secs}s"
+
+
+class Progress:
+    """Counts ``unit``s of work up to ``total`` (None when it is not known) and prints a line about them.
+
+    The rate is that of the last ``window`` updates, so that it follows a machine that slows down; pauses that the
+    caller announces with :meth:`resume` (an evaluation, a checkpoint) do not count.
+    """
+
+    def __init__(self, total: int | None, label: str, unit: str, stream: TextIO | None = None, *, done: int = 0,
+                 window: int = 50, plain_every_seconds: float = 10.0):
+        self.total, self.label, self.unit = total, label, unit
+        self.done = done
+        self._stream = stream or sys.stderr
+        self._live = self._stream.isatty()
+        self._every = 0.1 if self._live else plain_every_seconds
+        self._marks: collections.deque[tuple[float, int]] = collections.deque(maxlen=window)
+        self._printed_at = 0.0
+        self._width = 0
+        self.resume()
+
+    def resume(self) -> None:
+        """Forgets the time since the last update: call after work that is not counted."""
+        self._marks.clear()
+        self._marks.append((time.monotonic(), self.done))
+
+    @property
+    def rate(self) -> float:
+        """Units per second over the window; 0 before the first update."""
+        (start, first), (end, last) = self._marks[0], self._marks[-1]
+        return (last - first) / (end - start) if end > start else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until ``total`` at the present rate; None while unknown."""
+        if self.total is None or self.rate <= 0:
+            return None
+        return (self.total - self.done) / self.rate
+
+    def update(self, n: int = 1, note: str = "", force: bool = False) -> None:
+        """Counts ``n`` more units; prints when it is time to (``force``: now)."""
+        self.done += n
+        now = time.monotonic()
+        self._marks.append((now, self.done))
+        if force or now - self._printed_at >= self._every:
+            self._printed_at = now
+            self._print(note)
+
+    def close(self, note: str = "") -> None:
+        """Prints the last state and ends the line."""
+        self._print(note)
+        if self._live:
+            self._stream.write("\n")
+            self._stream.flush()
+
+    def _print(self, note: str) -> None:
+        if self.total:
+            share = f" ({100 * self.done / self.total:.0f}%)"
+            parts = [f"{self.label} {self.done:,}/{self.total:,} {self.unit}{share}"]
+        else:
+            parts = [f"{self.label} {self.done:,} {self.unit}"]
+        if self.rate:
+            parts.append(f"{self.rate:,.1f}/s" if self.rate < 100 else f"{self.rate:,.0f}/s")
+        if self.seconds_left is not None and self.done < self.total:
+            parts.append(f"{format_seconds(self.seconds_left)} left")
+        if note:
+            parts.append(note)
+        line = " | ".join(parts)
+        if self._live:
+            self._stream.write("\r" + line.ljust(self._width))
+            self._width = len(line)
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()

@@ -1,0 +1,98 @@
+"""Where figures and pictures go: ``metrics.jsonl`` (one object a logged step), TensorBoard, and PNG files.
+
+Only process 0 writes. After a crash the rows beyond the restored step are cut off, so the file reads as if the run
+had never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from webssl_jax.visuals import save_png
+
+
+def read_rows(path: str | os.PathLike) -> list[dict]:
+    """Rows of a ``metrics.jsonl``; a half-written last line (the process was killed) is left out."""
+    path = pathlib.Path(path)
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]  # a whole line ends in a newline, so the last item is a rest
+
+
+class MetricWriter:
+    """Appends scalars and pictures of a run.
+
+    Args:
+      workdir: gets ``metrics.jsonl``, ``tensorboard/`` and ``pictures/``.
+      step: the step the run starts or resumes from; later rows are dropped.
+      enabled: False on every process but the first: all calls do nothing.
+      tensorboard: also write TensorBoard event files.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, *, step: int = 0, enabled: bool = True, tensorboard: bool = True):
+        self._enabled = enabled
+        self._board = None
+        if not enabled:
+            return
+        self._workdir = pathlib.Path(workdir)
+        self._path = self._workdir / "metrics.jsonl"
+        self._drop_rows_after(step)
+        self._file = open(self._path, "a")
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=step + 1)
+
+    def _drop_rows_after(self, step: int) -> None:
+        rows = read_rows(self._path)
+        kept = [row for row in rows if row["step"] <= step]
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        if not self._path.exists() or self._path.read_text() != text:
+            partial = self._path.with_suffix(".partial")
+            partial.write_text(text)
+            os.replace(partial, self._path)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes one row. Values must be finite or NaN/inf floats; NaN is kept as ``NaN`` (Python's JSON)."""
+        if not self._enabled:
+            return
+        values = {name: float(value) for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._board:
+            for name, value in values.items():
+                if math.isfinite(value):
+                    self._board.add_scalar(name, value, step)
+
+    def pictures(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Writes (H, W, 3) uint8 pictures to ``pictures/NAME_STEP.png`` and to TensorBoard."""
+        if not self._enabled:
+            return
+        for name, image in images.items():
+            save_png(self._workdir / "pictures" / f"{name}_{step:08d}.png", image)
+            if self._board:
+                self._board.add_image(name, image, step, dataformats="HWC")
+
+    def flush(self) -> None:
+        """Puts everything on disk."""
+        if self._enabled:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            if self._board:
+                self._board.flush()
+
+    def close(self) -> None:
+        """Flushes and closes; the writer is of no use afterwards."""
+        if self._enabled:
+            self.flush()
+            self._file.close()
+            if self._board:
+                self._board.close()
+            self._enabled = False

@@ -1,0 +1,58 @@
+"""The whole state of a run between two steps, and how it comes into being without ever lying on one device."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from webssl_jax.methods.base import Method, Variables
+from webssl_jax.optim.optimizer import Optimizer
+from webssl_jax.sharding import rules
+
+
+class TrainState(NamedTuple):
+    """Data progress is not in it: it is ``step x global batch`` by construction.
+
+    step: () int32, optimiser steps taken, skipped ones included.
+    params, teacher, aux: the method's trees ({} where unused).
+    opt_state: Adam's moments.
+    rng: (2,) uint32 key data of the run's seed; step k uses ``fold_in(rng, k)``.
+    skipped: () int32, steps whose loss or gradient was not finite and changed nothing but ``step``.
+    """
+
+    step: jax.Array
+    params: Any
+    teacher: Any
+    opt_state: Any
+    aux: Any
+    rng: jax.Array
+    skipped: jax.Array
+
+    @property
+    def variables(self) -> Variables:
+        """What a method's functions take."""
+        return Variables(self.params, self.teacher, self.aux)
+
+
+def _init(method: Method, optimizer: Optimizer, seed: int, batch: int) -> TrainState:
+    init_key, step_key = jax.random.split(jax.random.key(seed))
+    variables = method.init(init_key, method.batch_spec(batch))
+    return TrainState(step=jnp.zeros((), jnp.int32), params=variables.params, teacher=variables.teacher,
+                      opt_state=optimizer.init(variables.params), aux=variables.aux,
+                      rng=jax.random.key_data(step_key), skipped=jnp.zeros((), jnp.int32))
+
+
+def abstract(method: Method, optimizer: Optimizer, seed: int, batch: int, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state; nothing is allocated. ``batch`` is in images."""
+    shapes = jax.eval_shape(lambda: _init(method, optimizer, seed, batch))
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes,
+                        rules.shardings(shapes, mesh))
+
+
+def create(method: Method, optimizer: Optimizer, seed: int, batch: int, mesh: Mesh) -> TrainState:
+    """A fresh state, each shard created on the device that keeps it. The same values on every mesh."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract(method, optimizer, seed, batch, mesh))
+    return jax.jit(lambda: _init(method, optimizer, seed, batch), out_shardings=shardings)()
