@@ -15,6 +15,7 @@ CORE = [
     "einops>=0.8,<1",
     "clu>=0.0.12,<0.1",
     "numpy>=2.1,<3",
+    "scipy>=1.13,<2",
     "msgpack>=1.1,<2",
     "pillow>=12,<14",
     "matplotlib>=3.10,<4",

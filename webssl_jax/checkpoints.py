@@ -19,6 +19,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class Checkpointer:
     """Saves and restores :class:`TrainState` in ``workdir/checkpoints``.
 
     Args:
-      workdir: local path or gs:// (with gcsfs).
+      workdir: a path that every process sees.
       keep_last: checkpoints kept besides those of ``keep_every_steps``.
       keep_every_steps: multiples of this are kept for good; 0 = none.
       read_only: for looking into a run that may still be training: nothing is written, cleaned or set aside.
@@ -82,7 +83,8 @@ class Checkpointer:
         if keep_every_steps:
             policies.append(preservation_policy.EveryNSteps(keep_every_steps))
         self._manager = ocp.CheckpointManager(
-            self.directory, item_names=("state", "meta"),
+            self.directory,
+            item_handlers={"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 create=not read_only, read_only=read_only, cleanup_tmp_directories=not read_only,
@@ -101,6 +103,7 @@ class Checkpointer:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        self._check_space(paths.num_bytes(state))
         sums = {path: int(value) for path, value in jax.device_get(checksums(state)).items()}
         arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(state._asdict()),
                                        meta=ocp.args.JsonSave({"step": step, "checksums": sums}))
@@ -118,20 +121,26 @@ class Checkpointer:
         """Raises what a save in the background has met, without waiting for it."""
         self._guard_full_disk(self._manager.check_for_errors)
 
+    def _check_space(self, wanted: int) -> None:
+        # Before the first byte is written: a save that fails halfway leaves rubbish on the full disk, and tensorstore
+        # prints a traceback for each of its writes.
+        free = shutil.disk_usage(self.directory).free
+        if free < wanted:
+            raise self._full_disk(f"{wanted / 2**20:,.1f} MiB wanted, {free / 2**20:,.1f} MiB free")
+
     def _guard_full_disk(self, action) -> None:
         try:
             action()
         except Exception as error:
             if not _means_full_disk(error):
                 raise
-            good = self.good_steps_text()
-            raise CheckpointError(f"{self.directory}: no space left for a checkpoint; {good}; free some space and "
-                                  "start the same command again") from error
+            raise self._full_disk(_first_line(error)) from error
 
-    def good_steps_text(self) -> str:
-        """``the last good one is of step 500`` for messages."""
+    def _full_disk(self, detail: str) -> CheckpointError:
         steps = [int(p.name) for p in self.directory.iterdir() if p.name.isdigit()]
-        return f"the last good one is of step {max(steps)}" if steps else "there is no earlier one"
+        good = f"the last good one is of step {max(steps)}" if steps else "there is no earlier one"
+        return CheckpointError(f"{self.directory}: no space left for a checkpoint ({detail}); {good}; free some space "
+                               "and start the same command again")
 
     def restore_newest(self, abstract: dict[str, Any]) -> dict[str, Any] | None:
         """The newest good checkpoint; None when there is none.
@@ -144,16 +153,21 @@ class Checkpointer:
         Raises:
           CheckpointError: if there are checkpoints but none is good, or one does not fit ``abstract``.
         """
-        steps = self.steps()
-        for step in reversed(steps):
+        damaged: dict[int, DamagedCheckpoint] = {}
+        for step in reversed(self.steps()):
             try:
-                return self.restore(step, abstract)
+                state = self.restore(step, abstract)
             except DamagedCheckpoint as damage:
-                log.warning("passing over the checkpoint of step %d: %s", step, damage)
-                self._set_aside(step)
-        if steps:
-            raise CheckpointError(f"{self.directory}: all {len(steps)} checkpoints are damaged; start in a new "
-                                  "workdir, or restore one from a backup")
+                damaged[step] = damage
+                continue
+            for bad, damage in damaged.items():
+                log.warning("passing over the checkpoint of step %d: %s", bad, damage)
+                self._set_aside(bad)
+            return state
+        if damaged:  # nothing is set aside: if all of them fail, the fault may lie elsewhere
+            step, damage = next(iter(damaged.items()))
+            raise CheckpointError(f"{self.directory}: none of {len(damaged)} checkpoint(s) can be used; that of step "
+                                  f"{step}: {damage}; start in a new workdir, or restore one from a backup")
         return None
 
     def _set_aside(self, step: int) -> None:

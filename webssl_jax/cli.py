@@ -54,10 +54,11 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
-    """Plain lines for people; libraries speak up only about errors."""
+    """Plain lines for people. Libraries speak up only about errors, and orbax (which logs through absl) not even
+    then: it raises in the main thread what its threads log."""
     logging.basicConfig(level=level, format="%(message)s", force=True)  # absl has installed a handler of its own
-    for chatty in ("absl", "jax", "orbax"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def run(main: Callable[[], int | None]) -> None:

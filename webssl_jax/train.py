@@ -69,6 +69,9 @@ def main() -> int:
              config.global_batch, jax.device_count(), jax.devices()[0].device_kind, jax.process_count(),
              dict(mesh.shape))
 
+    source = ArrayRecordSource(config.data.train)
+    log.info("training on %s", source)
+
     # ----------------------------------------------------------------------------------------------- state, or restore
     optimizer = Optimizer.from_config(config.optim, method.tables())
     template = train_state.abstract(method, optimizer, config.seed, config.global_batch, mesh)
@@ -87,9 +90,7 @@ def main() -> int:
         _write_json(workdir / "environment.json", configs.environment())
 
     # ------------------------------------------------------------------------------------------- data and evaluation
-    source = ArrayRecordSource(config.data.train)
-    view = method.train_view()
-    loader = TrainLoader(source, view, global_batch=config.global_batch, seed=config.seed,
+    loader = TrainLoader(source, method.train_view(), global_batch=config.global_batch, seed=config.seed,
                          row_range=meshes.local_rows(mesh, config.global_batch), start_step=start,
                          workers=config.data.workers, threads=config.data.threads, read_ahead=config.data.read_ahead)
     evaluation = None
@@ -150,19 +151,25 @@ def main() -> int:
     meter.restart(loader.wait_seconds)
     note = ""
 
-    def finish(step: int, metrics: dict[str, jax.Array], extra: dict[str, float]) -> str:
-        """Fetches a step's metrics, writes its row, and returns the note for the progress line."""
-        nonlocal logged_at, skipped_before, skipped_rows
+    def fetch(step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
+        """A step's figures, from the device and from the clock."""
+        nonlocal logged_at
         row = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        row |= meter.report(step - logged_at, loader.wait_seconds) | extra
+        row |= meter.report(step - logged_at, loader.wait_seconds)
         row["data/substituted_images"] = float(loader.damage.substituted)
         logged_at = step
+        return row
+
+    def write(step: int, row: dict[str, float]) -> str:
+        """Writes a row and returns the note for the progress line; ends a run that has diverged."""
+        nonlocal skipped_before, skipped_rows
         writer.scalars(step, row)
         skipped_rows = skipped_rows + 1 if row["train/skipped_steps"] > skipped_before else 0
         skipped_before = row["train/skipped_steps"]
         if skipped_rows >= config.optim.abort_after_skipped:
-            raise UserError(f"step {step}: the loss or its gradient was not finite at {skipped_rows} logged steps in a "
-                            "row; lower config.optim.lr, lengthen the warm-up or clip gradients")
+            raise UserError(f"step {step}: the loss or its gradient was not finite at {skipped_rows} "
+                            "logged steps in a row; lower config.optim.lr, lengthen the warm-up or "
+                            "clip gradients")
         parts = [f"loss {row['train/loss']:.4f}", f"{row['perf/images_per_s']:,.0f} images/s",
                  f"waiting for data {100 * row['data/wait_fraction']:.0f}%"]
         if "perf/mfu" in row:
@@ -181,15 +188,15 @@ def main() -> int:
             if pending:
                 jax.block_until_ready(pending[1])
                 if pending[0] % config.log.every_steps == 0 and pending[0] != logged_at:
-                    note = finish(*pending, {})
+                    note = write(pending[0], fetch(*pending))
             pending = (step, metrics)
             progress.update(1, note)
 
             requested = stop.requested(step)
             figures, pictures = due(config.eval.every_steps, step), due(config.pictures.every_steps, step)
             if figures or pictures or requested or step == total_steps:
-                extra = look(state, step, figures, pictures) if figures or pictures else {}
-                note = finish(*pending, extra)
+                row = fetch(*pending)
+                note = write(step, row | look(state, step, figures, pictures))
                 progress.resume()
                 meter.restart(loader.wait_seconds)
             if due(config.checkpoint.every_steps, step) or requested:

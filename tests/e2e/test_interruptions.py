@@ -96,18 +96,19 @@ def test_a_damaged_and_a_half_written_checkpoint_are_passed_over_with_one_line(t
     assert runner.losses(tmp_path) == unbroken
 
 
-def test_a_full_disk_ends_the_run_with_the_last_good_checkpoint_intact(tmp_path, cache, unbroken):
-    """A limit on the size of one file stands in for the disk: the kernel refuses the write in the same place."""
+def test_a_full_disk_ends_the_run_with_the_last_good_checkpoint_intact(tmp_path, cache):
+    """A limit on the size of one file stands in for the disk: the kernel refuses the write in the same place.
+
+    The check of free space cannot see this limit, so this is the worse case, where the save fails halfway.
+    """
     runner.train(tmp_path, {"total_steps": 3, "optim.warmup_steps": 2}, cache=cache)
-    good = sorted((tmp_path / "checkpoints").iterdir())
-    result = runner.train(tmp_path, cache=cache, preexec_fn=lambda: resource.setrlimit(
-        resource.RLIMIT_FSIZE, (20_000, 20_000)))
+    result = runner.train(tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)))
     assert result.code == 2, result.output
-    assert "no space left for a checkpoint; the last good one is of step 3" in result.output
-    assert "Traceback" not in result.output
-    assert [p for p in good if p.name.isdigit()] == [p for p in sorted((tmp_path / "checkpoints").iterdir())
-                                                    if p.name.isdigit()]
-    assert runner.train(tmp_path, cache=cache).code == 0
+    last = result.output.strip().splitlines()[-1]
+    assert last.startswith("error: ") and "no space left for a checkpoint" in last
+    assert "the last good one is of step 3" in last
+    result = runner.train(tmp_path, cache=cache)
+    assert result.code == 0 and "resuming at step 3 of 12" in result.output
 
 
 def test_a_second_run_in_the_same_workdir_is_refused_and_a_crash_leaves_no_lock(tmp_path, cache):

@@ -1,0 +1,31 @@
+"""Tiny image shards for the data tests."""
+
+import numpy as np
+import pytest
+from image_shards import encode_image, make_record, smooth_image, write_shard
+
+from webssl_jax.data import records
+
+
+@pytest.fixture(scope="session")
+def image_records() -> list[records.Record]:
+    """64 images of 20 to 300 px, JPEG, WebP and PNG in turns, of 3 classes, every 8th without."""
+    rng = np.random.default_rng(0)
+    made = []
+    for number in range(64):
+        width, height = (int(side) for side in rng.integers(20, 301, 2))
+        fmt = ("JPEG", "WEBP", "PNG")[number % 3]
+        image = encode_image(smooth_image(rng, width, height), fmt)
+        label = None if number % 8 == 7 else ("zebra", "ant", "moth")[number % 5 % 3]
+        made.append(make_record(image, number, label))
+    return made
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory, image_records):
+    """A folder with the 64 images in train-0000i-of-00004.arrayrecord, 16 each."""
+    folder = tmp_path_factory.mktemp("shards")
+    for index in range(4):
+        items = [records.encode(r) for r in image_records[16 * index : 16 * (index + 1)]]
+        write_shard(folder / records.shard_name("train", index, 4), items)
+    return folder

@@ -1,0 +1,135 @@
+"""Sources: what is refused at the start, and what is survived later."""
+
+import pickle
+import resource
+import shutil
+from concurrent import futures
+
+import numpy as np
+import pytest
+from image_shards import write_shard
+
+from webssl_jax import corpus
+from webssl_jax.config import UserError
+from webssl_jax.data import records
+from webssl_jax.data.sources import ArrayRecordSource, DamagedRecord
+
+
+def test_records_are_read_in_the_order_of_shards_and_positions(shards, image_records):
+    source = ArrayRecordSource(str(shards))
+    assert len(source) == 64
+    assert [records.decode(source[i]).key for i in range(64)] == [r.key for r in image_records]
+    assert source.describe(33) == f"{shards}/train-00002-of-00004.arrayrecord record 1"
+
+
+def test_a_glob_a_folder_and_a_list_of_files_mean_the_same_shards(shards):
+    files = sorted(str(f) for f in shards.iterdir())
+    for pattern in (f"{shards}/", f"{shards}/*.arrayrecord", f"{shards}/train-*-of-00004*", files):
+        assert ArrayRecordSource(pattern).files == tuple(map(str.strip, files))
+
+
+def test_the_corpus_is_named_by_its_split(shards, monkeypatch):
+    monkeypatch.setattr(corpus, "pattern", lambda split: f"{shards}/{split}-*", raising=False)
+    assert len(ArrayRecordSource("corpus:train")) == 64
+    with pytest.raises(UserError, match="'train' and 'test'"):
+        ArrayRecordSource("corpus:val")
+
+
+def test_a_pickled_source_reads_the_same_and_takes_no_readers_along(shards):
+    source = ArrayRecordSource(str(shards))
+    expected = source[40]
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy._readers == {} and copy[40] == expected
+
+
+def test_threads_share_a_source(shards):
+    source = ArrayRecordSource(str(shards))
+    with futures.ThreadPoolExecutor(16) as pool:
+        read = list(pool.map(source.__getitem__, list(range(64)) * 20))
+    assert read == [source[i] for i in range(64)] * 20
+
+
+def test_an_index_outside_is_an_index_error(shards):
+    source = ArrayRecordSource(str(shards))
+    for index in (-1, 64):
+        with pytest.raises(IndexError):
+            source[index]
+
+
+def test_a_pattern_that_matches_nothing_is_refused_by_name(tmp_path):
+    for pattern in (f"{tmp_path}/none-*", f"{tmp_path}/none", str(tmp_path), ()):
+        with pytest.raises(UserError, match="none|no \\*.arrayrecord file|no data pattern"):
+            ArrayRecordSource(pattern)
+
+
+def test_a_missing_shard_is_refused_by_name(shards, tmp_path):
+    folder = shutil.copytree(shards, tmp_path / "set")
+    (folder / "train-00002-of-00004.arrayrecord").unlink()
+    with pytest.raises(UserError, match="train-00002-of-00004.arrayrecord: this shard is missing"):
+        ArrayRecordSource(str(folder))
+    # A file named on purpose stands for itself.
+    assert len(ArrayRecordSource(str(folder / "train-00000-of-00004.arrayrecord"))) == 16
+
+
+def test_two_sets_of_one_name_and_a_file_matched_twice_are_refused(shards, tmp_path):
+    folder = shutil.copytree(shards, tmp_path / "set")
+    with pytest.raises(UserError, match="more than one data pattern"):
+        ArrayRecordSource((str(folder), f"{folder}/train-00002-of-00004.arrayrecord"))
+    first = folder / "train-00000-of-00004.arrayrecord"
+    shutil.copy(first, folder / "train-00000-of-00001.arrayrecord")
+    with pytest.raises(UserError, match="more than one set of shards"):
+        ArrayRecordSource(str(folder))
+
+
+@pytest.mark.parametrize("fault", ["zero bytes", "no record", "truncated", "not an ArrayRecord"])
+def test_an_unreadable_shard_is_refused_by_name(shards, tmp_path, fault):
+    folder = shutil.copytree(shards, tmp_path / "set")
+    victim = folder / "train-00001-of-00004.arrayrecord"
+    whole = victim.read_bytes()
+    if fault == "no record":
+        write_shard(victim, [])
+    else:
+        contents = {"zero bytes": b"", "truncated": whole[: len(whole) // 2]}
+        victim.write_bytes(contents.get(fault, b"\x89PNG" * 50_000))
+    with pytest.raises(UserError, match="train-00001-of-00004.arrayrecord: ") as error:
+        ArrayRecordSource(str(folder))
+    assert "\n" not in str(error.value)
+
+
+def test_flipped_bytes_damage_one_record_and_leave_its_neighbours(tmp_path):
+    rng = np.random.default_rng(0)
+    items = [rng.bytes(1000) for _ in range(20)]
+    path = tmp_path / "a.arrayrecord"
+    write_shard(path, items)
+    source = ArrayRecordSource(str(path))
+    contents = bytearray(path.read_bytes())
+    contents[contents.index(items[9][500:520])] ^= 0xFF
+    path.write_bytes(contents)
+    damaged = []
+    for index in range(20):
+        try:
+            assert source[index] == items[index]
+        except DamagedRecord as error:
+            damaged.append(index)
+            assert "hash mismatch" in str(error)
+    assert damaged == [9]
+
+
+def test_a_shard_that_changes_under_a_run_stops_it(shards, tmp_path):
+    folder = shutil.copytree(shards, tmp_path / "set")
+    source = ArrayRecordSource(str(folder))
+    write_shard(folder / "train-00003-of-00004.arrayrecord", [b"x"])
+    with pytest.raises(UserError, match="train-00003-of-00004.arrayrecord: held 16 records"):
+        source[63]
+
+
+def test_a_low_limit_of_open_files_is_lifted_for_many_shards(tmp_path):
+    for index in range(100):
+        write_shard(tmp_path / f"s{index:03d}.arrayrecord", [bytes([index])])
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (80, before[1]))
+    try:
+        source = ArrayRecordSource(str(tmp_path))
+        assert [source[i] for i in range(100)] == [bytes([i]) for i in range(100)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

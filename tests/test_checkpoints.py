@@ -1,0 +1,120 @@
+import collections
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from webssl_jax import checkpoints, train_state
+from webssl_jax.checkpoints import CheckpointError, Checkpointer
+from webssl_jax.optim.optimizer import Optimizer
+from webssl_jax.sharding import mesh as meshes
+from webssl_jax.methods.base import Tables, Variables
+
+
+class Linear:
+    """The smallest method: one matrix and a teacher."""
+
+    def tables(self):
+        return Tables()
+
+    def batch_spec(self, batch):
+        return {}
+
+    def init(self, rng, spec):
+        params = {"encoder": {"patch_embed": {"kernel": jax.random.normal(rng, (2, 2, 3, 16)),
+                                              "bias": jnp.zeros(16, jnp.bfloat16)}}}
+        return Variables(params, params, {"centre": jnp.ones(8)})
+
+
+OPTIM = ConfigDict({"b1": 0.9, "b2": 0.95, "eps": 1e-8, "clip": "none", "clip_norm": 1.0, "moment_dtype": "float32",
+                    "frozen": (), "lr_multipliers": ()})
+
+
+def make(shape):
+    mesh = meshes.create(ConfigDict(dict(zip(meshes.AXES, shape))), jax.devices()[:int(np.prod(shape))])
+    optimizer = Optimizer.from_config(OPTIM, Tables())
+    arguments = (Linear(), optimizer, 0, 8, mesh)
+    return train_state.create(*arguments), train_state.abstract(*arguments)._asdict()
+
+
+def saved(tmp_path, steps, **options):
+    state, template = make((1, 1, 1))
+    checkpointer = Checkpointer(tmp_path, **options)
+    for step in steps:
+        checkpointer.save(state._replace(step=jnp.asarray(step, jnp.int32)))
+    checkpointer.wait()
+    return checkpointer, state, template
+
+
+def test_a_state_comes_back_bit_for_bit_on_another_mesh(tmp_path):
+    checkpointer, state, _ = saved(tmp_path, [5])
+    _, template = make((2, 2, 2))
+    restored = checkpointer.restore_newest(template)
+    assert int(restored.pop("step")) == 5
+    for a, b in zip(jax.tree.leaves(state._asdict() | {"step": None}), jax.tree.leaves(restored)):
+        assert a.dtype == b.dtype and np.array_equal(a, b)
+    kernel = restored["params"]["encoder"]["patch_embed"]["kernel"]
+    assert kernel.sharding.spec[-1] == "fsdp"
+
+
+def test_parts_of_a_state_can_be_read_alone(tmp_path):
+    checkpointer, state, template = saved(tmp_path, [5])
+    part = Checkpointer(tmp_path, read_only=True).restore_newest({"params": template["params"]})
+    assert set(part) == {"params"}
+
+
+def test_the_last_n_and_every_m_are_kept(tmp_path):
+    checkpointer, *_ = saved(tmp_path, range(1, 12), keep_last=2, keep_every_steps=4)
+    checkpointer.close()
+    assert Checkpointer(tmp_path).steps() == [4, 8, 10, 11]
+
+
+def test_checksums_are_the_same_on_every_mesh_and_see_every_word():
+    one, eight = make((1, 1, 1))[0], make((2, 2, 2))[0]
+    sums = jax.device_get(checkpoints.checksums(one))
+    assert sums == jax.device_get(checkpoints.checksums(eight))
+    array = np.zeros(1000, np.float32)
+    clean = checkpoints.checksums({"x": array})["x"]
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        changed = array.copy()
+        changed.view(np.uint32)[rng.integers(1000)] ^= np.uint32(1 << int(rng.integers(32)))
+        assert checkpoints.checksums({"x": changed})["x"] != clean
+    swapped = np.array([2, 1, 3], np.float32)
+    assert checkpoints.checksums({"x": swapped})["x"] != checkpoints.checksums({"x": np.sort(swapped)})["x"]
+
+
+def test_a_checkpoint_of_another_shape_is_refused_by_name(tmp_path):
+    checkpointer, _, template = saved(tmp_path, [5])
+    leaf = template["aux"]["centre"]
+    wrong = template | {"aux": {"centre": jax.ShapeDtypeStruct((9,), leaf.dtype, sharding=leaf.sharding)}}
+    with pytest.raises(CheckpointError, match=r"aux/centre has shape \(8,\), this config makes \(9,\)"):
+        checkpointer.restore_newest(wrong)
+    with pytest.raises(CheckpointError, match="aux/other"):
+        checkpointer.restore_newest(template | {"aux": {"centre": leaf, "other": leaf}})
+
+
+def test_when_every_checkpoint_is_damaged_the_run_does_not_start_over(tmp_path):
+    checkpointer, _, template = saved(tmp_path, [5, 6])
+    for step in (5, 6):
+        shutil.rmtree(tmp_path / "checkpoints" / str(step) / "state")
+    with pytest.raises(CheckpointError, match=r"none of 2 checkpoint\(s\) can be used; that of step 6"):
+        checkpointer.restore_newest(template)
+    assert checkpointer.steps() == [5, 6]  # and nothing was moved
+
+
+def test_too_little_space_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    checkpointer, state, _ = saved(tmp_path, [5])
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 100))
+    with pytest.raises(CheckpointError, match=r"no space left .* 0.0 MiB free\); the last good one is of step 5"):
+        checkpointer.save(state._replace(step=jnp.asarray(6, jnp.int32)))
+    assert checkpointer.steps() == [5]
+
+
+def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(Exception, match="is not a run"):
+        checkpoints.load_run(tmp_path)

@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# From nothing to a trained, evaluated and exported Web-MAE on this machine's CPU, in under ten minutes.
+#
+#   bash tools/quickstart.sh                    the embedded corpus
+#   bash tools/quickstart.sh --images DIR       your own images; the folders inside DIR are their labels
+#   bash tools/quickstart.sh ... --workdir RUN  where to put the run (default: runs/quickstart)
+#   bash tools/quickstart.sh ... --config.total_images=500000   any key of configs/quickstart.py
+#
+# Run it again and it continues where it was stopped.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+images= workdir= overrides=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --images | --workdir)
+            [ $# -gt 1 ] || { echo "error: $1: give a folder" >&2; exit 2; }
+            if [ "$1" = --images ]; then images=$2; else workdir=$2; fi
+            shift 2 ;;
+        --config.*) overrides+=("$1"); shift ;;
+        -h | --help) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+        *) echo "error: $1: no such option; known: --images DIR, --workdir DIR, --config.KEY=VALUE" >&2; exit 2 ;;
+    esac
+done
+if [ -n "$images" ]; then
+    [ -d "$images" ] || { echo "error: --images $images: no such folder" >&2; exit 2; }
+    images=$(cd "$images" && pwd)
+    workdir=${workdir:-$ROOT/runs/quickstart-$(basename "$images")}
+fi
+workdir=${workdir:-$ROOT/runs/quickstart}
+mkdir -p "$workdir"
+workdir=$(cd "$workdir" && pwd)
+cd "$ROOT"
+make_environment ""
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+python=$VENV/bin/python
+
+evaluate=yes
+if [ -n "$images" ]; then
+    say "1/4 records from $images"
+    "$python" tools/make_records.py folder --input "$images" --output "$workdir/records" --label-from folder \
+        --max-side 256 --test-fraction 0.2
+    train=$workdir/records/train-*.arrayrecord test=$workdir/records/test-*.arrayrecord
+    overrides+=("--config.data.train=$train")
+    labels=$("$python" -c 'import json, sys; print(len(json.load(open(sys.argv[1]))["labels"]))' \
+        "$workdir/records/train.summary.json")
+    if [ "$labels" -ge 2 ]; then
+        overrides+=("--config.eval.train=$train" "--config.eval.test=$test")
+    else
+        evaluate=no
+        overrides+=("--config.eval.train=" "--config.eval.test=")
+    fi
+else
+    say "1/4 records: the embedded corpus, $ROOT/webssl_jax/corpus"
+fi
+
+say "2/4 training a small Web-MAE (configs/quickstart.py)"
+"$python" -m webssl_jax.train --config configs/quickstart.py --workdir "$workdir" "${overrides[@]}"
+
+say "3/4 evaluating the frozen features"
+if [ $evaluate = yes ]; then
+    "$python" -m webssl_jax.evaluate --workdir "$workdir"
+else
+    echo "no evaluation: it needs labels, that is at least two folders of images inside $images"
+fi
+
+say "4/4 exporting to PyTorch's format"
+"$python" tools/export.py --workdir "$workdir" --format hf-vit --output "$workdir/export"
+
+cat <<END
+
+== done. Everything is in $workdir
+
+  pictures/crops_00000000.png      what the network was fed, beside the images it was cut from
+  pictures/reconstruction_*.png    image | what it saw | what it imagined | both, before and after training
+  pictures/curves.png              loss, learning rate and gradient norm
+  metrics.jsonl, tensorboard/      every logged step; eval/ holds each evaluation, image by image
+  checkpoints/                     run this command again with --config.total_images=... to train on
+  export/                          transformers.ViTModel.from_pretrained("$workdir/export", add_pooling_layer=False)
+                                   (pip install '.[export]', then tools/export.py --verify compares the features)
+
+The loss is the mean squared error of hidden patches whose mean and contrast were taken out: 1 is what guessing
+the mean gives. The table above says what the features are worth beside those of chance, of colours and of raw pixels,
+and of the same network before training. A few CPU minutes teach a small network a little; next: README.md, "Train".
+END

@@ -1,0 +1,383 @@
+"""The loader: batch ``k`` is a pure function of (source, view, seed, ``k``).
+
+Row ``r`` of the endless stream is record ``shuffle(seed, r)``, reshuffled every epoch, seen through
+the view with a generator seeded by ``(seed, r)``. Global batch ``k`` is rows ``[k G, (k+1) G)``,
+and a host takes its rows from it. Nothing else enters: not the number of hosts, workers or threads,
+and no saved iterator state. So a run resumes by its step number alone, on any topology.
+
+Below the batch, work is cut into chunks of at most ``_CHUNK`` rows, which threads or worker
+processes make in parallel: small enough that the first batch comes soon and all cores share one
+batch, large enough that handing them over costs nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
+from typing import Any, NamedTuple, Protocol
+
+import grain
+import numpy as np
+from absl import flags
+
+from webssl_jax.config import UserError
+from webssl_jax.data import records
+from webssl_jax.data.sources import DamagedRecord
+from webssl_jax.data.views import DecodeError
+
+Batch = dict[str, np.ndarray]
+TrainView = Callable[[bytes, np.random.Generator], Mapping[str, np.ndarray]]
+EvalView = Callable[[bytes], np.ndarray]
+
+# What a record may do wrong. Anything else is a bug or a broken machine and stops the run.
+_DAMAGE = (DamagedRecord, records.RecordError, DecodeError)
+_SUBSTITUTES = 20  # consecutive failures that no healthy data set produces
+_CHUNK = 16
+_logger = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """Random access to encoded records; see ``sources.ArrayRecordSource``."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> bytes: ...
+
+    def describe(self, index: int) -> str: ...
+
+
+@dataclasses.dataclass
+class Damage:
+    """What this process met so far. ``substituted``: rows delivered with another image than the one
+    that was due. ``records``: {record index: reason}."""
+
+    substituted: int = 0
+    records: dict[int, str] = dataclasses.field(default_factory=dict)
+
+
+class Labelled(NamedTuple):
+    """images (n, H, W, 3) uint8; labels (n,) int32, ids into ``class_names``."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: list[str]
+
+
+class TrainLoader:
+    """An endless iterator over the batches of a training run, from ``start_step`` on.
+
+    Each batch is a dict of arrays with ``hi - lo`` rows: what the view returns (``image``: (b, H,
+    W, 3) uint8), ``record``: (b,) int64, the index of the record that was due, and ``substituted``:
+    (b,) bool, True where that record is damaged and another stands in for it. The stand-in is a
+    function of (seed, record) alone, so the order never shifts. Damaged records are counted in
+    ``damage`` and named once each in the log.
+
+    Args:
+      source: see :class:`Source`. With workers it must pickle.
+      view: from an encoded image and a generator to a dict of arrays. With workers it must pickle.
+      global_batch: rows of a batch over all hosts.
+      seed: 0 <= seed < 2**32.
+      row_range: ``(lo, hi)``, the rows of each global batch that this process delivers; by default
+        all.
+      start_step: the first batch to deliver.
+      workers: processes that decode; 0 decodes in threads of this process, which is best on few
+        cores.
+      threads: decoding threads in each process. Pillow decodes without holding Python's lock.
+      read_ahead: batches kept ready. Bounds the memory: about ``read_ahead + 1`` batches.
+
+    Raises:
+      UserError: for numbers that do not fit together, and while iterating when 20 substitutes in a
+        row are damaged.
+      RuntimeError: while iterating, when a worker process was killed.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        view: TrainView,
+        *,
+        global_batch: int,
+        seed: int,
+        row_range: tuple[int, int] | None = None,
+        start_step: int = 0,
+        workers: int = 0,
+        threads: int = 16,
+        read_ahead: int = 2,
+    ):
+        lo, hi = (0, global_batch) if row_range is None else row_range
+        if len(source) < 1:
+            raise UserError("the data source holds no record")
+        if not (0 <= lo < hi <= global_batch) or global_batch % (hi - lo) or lo % (hi - lo):
+            raise UserError(
+                f"rows {lo}:{hi} are not an even share of a global batch of {global_batch}; "
+                "choose a batch size that the number of hosts divides"
+            )
+        if not 0 <= seed < 2**32:
+            raise UserError(f"seed {seed} is outside 0 <= seed < 2**32")
+        if start_step < 0 or workers < 0 or threads < 1 or read_ahead < 1:
+            raise UserError(
+                "loader: need start_step >= 0, workers >= 0, threads >= 1 and read_ahead >= 1, "
+                f"got {start_step}, {workers}, {threads} and {read_ahead}"
+            )
+        self.step = start_step
+        self.damage = Damage()
+        self.wait_seconds = 0.0
+        self._source = source
+        self._load = _Load(source, view, seed)
+        rows = (
+            grain.MapDataset.range(len(source))
+            .seed(seed)
+            .shuffle()
+            .repeat(None)
+            .random_map(self._load)
+        )
+        make_chunks = functools.partial(_Chunks, rows, global_batch=global_batch, lo=lo, hi=hi)
+        self._all_chunks = make_chunks(start_step=0)
+        self._per_batch = self._all_chunks.per_batch
+        self._iterator = _iterate(
+            make_chunks(start_step=start_step),
+            workers,
+            threads,
+            buffered=read_ahead * self._per_batch,
+        )
+        # Also when the loader is dropped without close(): a worker left behind would keep Python
+        # from exiting.
+        self._close = weakref.finalize(self, self._iterator.close)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        started = time.perf_counter()
+        batch = _concatenate([next(self._iterator) for _ in range(self._per_batch)])
+        self.wait_seconds += time.perf_counter() - started
+        self._note_damage(batch)
+        self.step += 1
+        return batch
+
+    def batch_at(self, step: int) -> Batch:
+        """Batch ``step``, made on the spot, for replay and tests. Neither counted nor timed."""
+        first = step * self._per_batch
+        return _concatenate([self._all_chunks[first + i] for i in range(self._per_batch)])
+
+    def close(self) -> None:
+        """Ends threads and worker processes. Idempotent."""
+        self._close()
+
+    def __enter__(self) -> TrainLoader:
+        return self
+
+    def __exit__(self, *unused) -> None:
+        self.close()
+
+    def _note_damage(self, batch: Batch) -> None:
+        substituted = batch["substituted"]
+        if not substituted.any():
+            return
+        self.damage.substituted += int(substituted.sum())
+        for index in batch["record"][substituted].tolist():
+            if index not in self.damage.records:
+                reason = self._load.explain(index)
+                self.damage.records[index] = reason
+                _logger.warning(
+                    "damaged record replaced: %s: %s", self._source.describe(index), reason
+                )
+
+
+class _Load:
+    """From a record index and a generator to one row. Runs in threads and worker processes."""
+
+    def __init__(self, source: Source, view: TrainView, seed: int):
+        self.source, self.view, self.seed = source, view, seed
+
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        for candidate in self._candidates(index):
+            try:
+                row = self.view(records.decode(self.source[candidate]).image, rng)
+            except _DAMAGE:
+                continue
+            return {**row, "record": np.int64(index), "substituted": np.bool_(candidate != index)}
+        raise UserError(
+            f"{self.source.describe(index)} and {_SUBSTITUTES} substitutes for it are all damaged; "
+            f"the last reason: {self.explain(candidate)}. The shard set looks broken: check it, or "
+            "copy it again"
+        )
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        yield index
+        substitutes = np.random.default_rng([self.seed, index]).integers(
+            len(self.source), size=_SUBSTITUTES
+        )
+        yield from (int(s) for s in substitutes)
+
+    def explain(self, index: int) -> str:
+        """Why a record is damaged, found by trying it again."""
+        try:
+            self.view(records.decode(self.source[index]).image, np.random.default_rng(0))
+        except _DAMAGE as error:
+            return " ".join(str(error).split())
+        return "failed once, readable now"
+
+
+class _Chunks(grain.MapDataset):
+    """This host's rows of every global batch from ``start_step`` on, in ``per_batch`` stacks each.
+    """
+
+    def __init__(
+        self, rows: grain.MapDataset, *, global_batch: int, lo: int, hi: int, start_step: int
+    ):
+        super().__init__(rows)
+        self._global_batch, self._start_step = global_batch, start_step
+        self._lo, self._size = lo, hi - lo
+        self.per_batch = -(-self._size // _CHUNK)
+
+    def __len__(self) -> int:
+        # The rows are endless (sys.maxsize of them); so are these.
+        return (sys.maxsize // self._global_batch - self._start_step) * self.per_batch
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        step, piece = divmod(index, self.per_batch)
+        first = (self._start_step + step) * self._global_batch + self._lo
+        rows = range(
+            piece * self._size // self.per_batch, (piece + 1) * self._size // self.per_batch
+        )
+        elements = [self._parent[first + row] for row in rows]
+        return {name: np.stack([element[name] for element in elements]) for name in elements[0]}
+
+
+def _iterate(
+    chunks: grain.MapDataset, workers: int, threads: int, buffered: int
+) -> grain.DatasetIterator:
+    """Iterates in order, with ``buffered`` chunks ready (or the least that the workers need)."""
+    if not workers:
+        options = grain.ReadOptions(
+            num_threads=min(threads, buffered), prefetch_buffer_size=buffered
+        )
+        return iter(chunks.to_iter_dataset(options))
+    if not flags.FLAGS.is_parsed():
+        # grain reads its own flags here, and outside absl.app nobody has parsed any.
+        flags.FLAGS.mark_as_parsed()
+    # A chunk waits in one of three places: in the worker, in its queue, and in the thread that
+    # empties the queue.
+    each = max(1, buffered // (3 * workers))
+    options = grain.ReadOptions(num_threads=min(threads, each), prefetch_buffer_size=each)
+    return iter(
+        chunks.to_iter_dataset(options).mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=each),
+            worker_init_fn=_start_worker,
+        )
+    )
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Runs first in every worker process."""
+    del index, count
+    # Signals to the whole process group (Ctrl-C, a scheduler) are the main process's to answer: it
+    # finishes its step, saves, and closes the loader.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A worker needs no accelerator, and must never take one away from the main process.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    # A main process that was killed cannot stop its workers, and grain's would wait for ever.
+    threading.Thread(target=_exit_with_parent, name="exit-with-parent", daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _concatenate(chunks: Sequence[Batch]) -> Batch:
+    if len(chunks) == 1:
+        return dict(chunks[0])
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def read_labelled(
+    source: Source,
+    view: EvalView,
+    limit: int | None = None,
+    threads: int = 16,
+    class_names: Sequence[str] | None = None,
+) -> Labelled:
+    """Reads the labelled images of a source for an evaluator, passing over unlabelled records.
+
+    Args:
+      source: see :class:`Source`.
+      view: from an encoded image to (H, W, 3) uint8.
+      limit: at most so many images, drawn evenly from the whole source by a fixed shuffle (shards
+        are often sorted by class); the order is that of the source in any case.
+      threads: decoding threads.
+      class_names: names in the order of their ids, e.g. those of the training split; by default all
+        that occur, sorted.
+
+    Damaged records are skipped, counted and named in the log.
+
+    Raises:
+      UserError: if no record has a label, or one has a label that ``class_names`` lacks.
+    """
+    order = grain.MapDataset.range(len(source))
+    if limit is not None:
+        order = order.shuffle(seed=0)
+    indices, images, labels, damaged = [], [], [], 0
+    with futures.ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(order), 16 * threads):
+            span = [int(order[i]) for i in range(start, min(start + 16 * threads, len(order)))]
+            for index, result in zip(
+                span, pool.map(functools.partial(_read_one, source, view), span), strict=True
+            ):
+                if len(images) == limit:
+                    break
+                if isinstance(result, str):
+                    damaged += 1
+                    _logger.warning(
+                        "damaged record skipped: %s: %s", source.describe(index), result
+                    )
+                elif result is not None:
+                    indices.append(index)
+                    images.append(result[0])
+                    labels.append(result[1])
+            if len(images) == limit:
+                break
+    if damaged:
+        _logger.warning("%d damaged records skipped, %d labelled images read", damaged, len(images))
+    if not images:
+        raise UserError(
+            f"no labelled image in {len(source):,} records ({source.describe(0)}, ...); give "
+            "records with labels, or leave this evaluation out"
+        )
+    names = sorted(set(labels)) if class_names is None else list(class_names)
+    ids = {name: i for i, name in enumerate(names)}
+    for index, label in zip(indices, labels, strict=True):
+        if label not in ids:
+            raise UserError(
+                f"{source.describe(index)}: label {label!r} is none of the {len(names)} known "
+                "classes"
+            )
+    in_order = np.argsort(indices).tolist()
+    return Labelled(
+        np.stack([images[i] for i in in_order]),
+        np.array([ids[labels[i]] for i in in_order], np.int32),
+        names,
+    )
+
+
+def _read_one(source: Source, view: EvalView, index: int) -> tuple[np.ndarray, str] | str | None:
+    """(image, label); None without a label; the reason if damaged."""
+    try:
+        record = records.decode(source[index])
+        return None if record.label is None else (view(record.image), record.label)
+    except _DAMAGE as error:
+        return " ".join(str(error).split())

@@ -1,0 +1,23 @@
+"""Between the uint8 images of the loader and the numbers a network sees. Runs on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """uint8 (..., 3) -> float32 (image / 255 - mean) / std per colour."""
+    return (images.astype(jnp.float32) / 255 - np.float32(mean)) / np.float32(std)
+
+
+def denormalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """Inverse of :func:`normalise`, rounded and clipped to uint8."""
+    pixels = (images * np.float32(std) + np.float32(mean)) * 255
+    return jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8)

@@ -1,0 +1,147 @@
+"""The small parts of a ViT: patches, linear layers with the originals' initial values, MLPs, LayerScale.
+
+Initial values (``ViTConfig.init``):
+  mae     xavier-uniform, the fused query-key-value matrix counted as one; biases 0; tokens normal 0.02.
+  dinov2  normal 0.02 (its truncation at +-2 never bites); biases 0; CLS and registers normal 1e-6; mask token 0.
+In both the patch bias is PyTorch's default for a convolution, and in ``dinov2`` the patch kernel too.
+
+Shape letters: B images, H x W pixels, h x w patches, p patch side, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from webssl_jax.models.sizes import ViTConfig
+
+Initializer = Callable[..., jax.Array]
+
+
+def patchify(images: jax.Array, patch_size: int) -> jax.Array:
+    """(B, H, W, C) -> (B, h * w, p * p * C): patches row-major, inside a patch pixels row-major, channels last."""
+    b, height, width, c = images.shape
+    p = patch_size
+    patches = images.reshape(b, height // p, p, width // p, p, c).transpose(0, 1, 3, 2, 4, 5)
+    return patches.reshape(b, (height // p) * (width // p), p * p * c)
+
+
+def unpatchify(patches: jax.Array, patch_size: int, grid: tuple[int, int]) -> jax.Array:
+    """Inverse of :func:`patchify`: (B, h * w, p * p * C) with ``grid`` = (h, w) -> (B, H, W, C)."""
+    (h, w), p = grid, patch_size
+    pixels = patches.reshape(patches.shape[0], h, w, p, p, -1).transpose(0, 1, 3, 2, 4, 5)
+    return pixels.reshape(patches.shape[0], h * p, w * p, -1)
+
+
+def gather_tokens(tokens: jax.Array, index: jax.Array) -> jax.Array:
+    """``tokens[b, index[b, k]]``: (B, N, D) and (B, K) -> (B, K, D)."""
+    return jnp.take_along_axis(tokens, index[:, :, None], axis=1)
+
+
+def uniform(limit: float) -> Initializer:
+    """Uniform in [-limit, limit)."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -limit, limit)
+
+
+def kernel_init(config: ViTConfig, fused: int = 1) -> Initializer:
+    """For a (in, out) kernel that the originals store as one of ``fused`` equal parts of a larger matrix."""
+    if config.init == "dinov2":
+        return nn.initializers.normal(0.02)
+
+    def xavier(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+        return uniform(math.sqrt(6 / (shape[0] + fused * shape[1])))(key, shape, dtype)
+
+    return xavier
+
+
+def token_init(config: ViTConfig) -> Initializer:
+    """For CLS and register tokens."""
+    return nn.initializers.normal(0.02 if config.init == "mae" else 1e-6)
+
+
+def dense(config: ViTConfig, features: int, name: str, *, fused: int = 1, use_bias: bool = True) -> nn.Dense:
+    """A linear layer: float32 parameters, computed in ``config.dtype``."""
+    return nn.Dense(features, use_bias=use_bias, dtype=config.dtype, kernel_init=kernel_init(config, fused), name=name)
+
+
+def layer_norm(config: ViTConfig, name: str, dtype: str | None = None) -> nn.LayerNorm:
+    """Statistics in float32, in two passes: E[x^2] - E[x]^2 cancels where activations have large means."""
+    return nn.LayerNorm(config.norm_eps, dtype=dtype or config.dtype, use_fast_variance=False, name=name)
+
+
+def save_as(name: str, x: jax.Array) -> jax.Array:
+    """``x``, labelled for the ``named`` remat policy of ``blocks.py``, which keeps labelled arrays."""
+    return checkpoint_name(x, name)
+
+
+class PatchEmbed(nn.Module):
+    """A convolution with stride = kernel = p, as one matrix product over patches that are already cut out.
+
+    Cutting first lets MAE embed only the patches it keeps.
+    """
+
+    config: ViTConfig
+
+    @nn.compact
+    def __call__(self, patches: jax.Array) -> jax.Array:
+        """(B, N, p * p * 3) from :func:`patchify` -> (B, N, D)."""
+        c = self.config
+        fan_in = c.patch_size**2 * 3
+        torch_default = 1 / math.sqrt(fan_in)
+        limit = math.sqrt(6 / (fan_in + c.width)) if c.init == "mae" else torch_default
+        kernel = self.param("kernel", uniform(limit), (c.patch_size, c.patch_size, 3, c.width))
+        bias = self.param("bias", uniform(torch_default), (c.width,))
+        patches, kernel, bias = nn.dtypes.promote_dtype(patches, kernel, bias, dtype=c.dtype)
+        return patches @ kernel.reshape(fan_in, c.width) + bias
+
+
+@jax.custom_jvp
+def gelu(x: jax.Array) -> jax.Array:
+    """x * Phi(x) with the exact normal distribution function Phi, evaluated in float32."""
+    return _gelu_and_slope(x)[0]
+
+
+@gelu.defjvp
+def _gelu_jvp(primals, tangents):
+    # Written by hand so that the backward pass keeps one array, the slope, where autodiff would keep three.
+    value, slope = _gelu_and_slope(*primals)
+    return value, slope * tangents[0]
+
+
+def _gelu_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x32 = x.astype(jnp.float32)
+    phi = 0.5 * (1 + jax.lax.erf(x32 * math.sqrt(0.5)))
+    density = jnp.exp(-0.5 * x32 * x32) * (1 / math.sqrt(2 * math.pi))
+    return (x32 * phi).astype(x.dtype), (phi + x32 * density).astype(x.dtype)
+
+
+class Mlp(nn.Module):
+    """fc2(gelu(fc1(x))), or with SwiGLU w3(silu(x w1) * (x w2)). The hidden activations bear the name ``mlp``."""
+
+    config: ViTConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = self.config
+        if c.mlp == "swiglu":
+            gate = dense(c, c.hidden, "w1", fused=2)(x)
+            hidden = nn.silu(gate) * dense(c, c.hidden, "w2", fused=2)(x)
+            return dense(c, c.width, "w3")(save_as("mlp", hidden))
+        hidden = save_as("mlp", dense(c, c.hidden, "fc1")(x))
+        return dense(c, c.width, "fc2")(gelu(hidden))
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel on a residual branch (CaiT, arXiv 2103.17239)."""
+
+    config: ViTConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gamma = self.param("gamma", nn.initializers.constant(self.config.layer_scale), (self.config.width,))
+        return x * gamma.astype(x.dtype)

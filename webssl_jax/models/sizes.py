@@ -1,0 +1,188 @@
+"""What a ViT is made of, and the sizes of the Web-SSL paper (arXiv 2504.01017, Table 1) by name.
+
+Web-DINO: patch 14, SwiGLU, LayerScale, learned positions, a mask token (DINOv2's own block).
+Web-MAE: GELU MLP of 4 x width, fixed sin-cos positions, patch 14 (300m: 16), no LayerScale.
+``tiny`` and ``micro`` are twins of both families for laptops and tests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+MLPS = ("gelu", "swiglu")
+POSITIONS = ("learned", "sincos")
+RESIZES = ("offset", "plain")
+INITS = ("mae", "dinov2")
+DTYPES = ("bfloat16", "float32")
+REMATS = ("none", "full", "dots", "named")
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """One vision transformer. Lengths are in pixels for images and patches, in channels for widths.
+
+    mlp_hidden: hidden width; ``None`` takes the originals' rule (``hidden`` below).
+    position: ``learned`` (a parameter, CLS included) or ``sincos`` (fixed, MAE's table, never a parameter).
+    position_resize: how the table follows another image size; see ``position.py``.
+    layer_scale: initial gamma, ``None`` for no LayerScale.
+    drop_path: rate of the batch-subset stochastic depth, the same in every block (``blocks.py``).
+    drop_path_group: images that draw their subset together, ``None`` for the whole batch. The originals draw per
+      device; naming the group keeps the result independent of the mesh.
+    mask_token: whether masked patches can be replaced by a learned token (iBOT).
+    init: ``mae`` (xavier) or ``dinov2`` (normal 0.02); see ``layers.py``.
+    dtype: of the computation. Parameters and outputs are float32 always.
+    remat: what the backward pass recomputes; see ``blocks.py``.
+
+    Raises:
+      ValueError: when a field is out of range or two do not fit; one line.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    patch_size: int
+    image_size: int = 224
+    mlp: str = "gelu"
+    mlp_hidden: int | None = None
+    position: str = "learned"
+    position_resize: str = "plain"
+    num_registers: int = 0
+    layer_scale: float | None = None
+    drop_path: float = 0.0
+    drop_path_group: int | None = None
+    mask_token: bool = False
+    qkv_bias: bool = True
+    norm_eps: float = 1e-6
+    init: str = "dinov2"
+    dtype: str = "float32"
+    remat: str = "none"
+
+    def __post_init__(self):
+        for field, known in (("mlp", MLPS), ("position", POSITIONS), ("position_resize", RESIZES),
+                             ("init", INITS), ("dtype", DTYPES), ("remat", REMATS)):
+            if getattr(self, field) not in known:
+                raise ValueError(f"{field} = {getattr(self, field)!r} is not one of {', '.join(known)}")
+        for field in ("width", "depth", "heads", "patch_size", "image_size"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} = {getattr(self, field)} must be at least 1")
+        if self.width % self.heads:
+            raise ValueError(f"width = {self.width} does not divide into heads = {self.heads}")
+        if self.position == "sincos" and self.width % 4:
+            raise ValueError(f"width = {self.width} must be a multiple of 4 for sincos positions")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size = {self.image_size} is not a multiple of patch_size = {self.patch_size}")
+        if not 0.0 <= self.drop_path < 1.0:
+            raise ValueError(f"drop_path = {self.drop_path} must lie in [0, 1)")
+
+    @property
+    def hidden(self) -> int:
+        """Hidden width of the MLP: 4 x width, or for SwiGLU 2/3 of that rounded up to a multiple of 8 (DINOv2)."""
+        if self.mlp_hidden is not None:
+            return self.mlp_hidden
+        if self.mlp == "swiglu":
+            return (int(4 * self.width * 2 / 3) + 7) // 8 * 8
+        return 4 * self.width
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches (rows, columns) at the config's own image size."""
+        return (self.image_size // self.patch_size,) * 2
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    def grid_of(self, height: int, width: int) -> tuple[int, int]:
+        """Patches (rows, columns) of an image of ``height`` x ``width`` pixels.
+
+        Raises:
+          ValueError: if a side is not a multiple of the patch size.
+        """
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"an image of {height}x{width} pixels does not divide into patches of {self.patch_size}")
+        return height // self.patch_size, width // self.patch_size
+
+    def block_flops(self, tokens: int) -> float:
+        """Floating-point operations of all blocks, forward, for one sequence of ``tokens``: the matrix products of
+        the four projections, the MLP and the two attention products, two operations a multiply-add."""
+        projections = 4 * self.width * self.width
+        mlp = (3 if self.mlp == "swiglu" else 2) * self.width * self.hidden
+        attention = 2 * tokens * self.width
+        return 2.0 * self.depth * tokens * (projections + mlp + attention)
+
+
+# name: (width, depth, heads). Twins follow the same rules at sizes that a CPU trains.
+_SHAPES = {
+    "300m": (1024, 24, 16),
+    "700m": (1280, 32, 16),
+    "1b": (1536, 40, 24),
+    "2b": (2688, 24, 21),
+    "3b": (3072, 26, 24),
+    "5b": (3584, 32, 28),
+    "7b": (4096, 32, 32),
+}
+_TWINS: dict[str, dict[str, Any]] = {
+    "micro": dict(width=32, depth=2, heads=2, patch_size=8, image_size=32),
+    "tiny": dict(width=128, depth=6, heads=4, patch_size=8, image_size=48),
+}
+WEB_DINO_SIZES = ("micro", "tiny", "300m", "1b", "2b", "3b", "5b", "7b")
+WEB_MAE_SIZES = ("micro", "tiny", "300m", "700m", "1b", "2b", "3b", "5b")
+
+
+def web_dino(size: str, **overrides: Any) -> ViTConfig:
+    """The Web-DINO encoder of that name; ``overrides`` replace any field of :class:`ViTConfig`.
+
+    Raises:
+      ValueError: for an unknown name or field, or fields that do not fit.
+    """
+    fields = _shape("Web-DINO", size, WEB_DINO_SIZES, patch_size=14)
+    fields |= dict(mlp="swiglu", position="learned", position_resize="offset", layer_scale=1e-5, mask_token=True,
+                   init="dinov2")
+    return build(fields | overrides)
+
+
+def web_mae(size: str, **overrides: Any) -> ViTConfig:
+    """The Web-MAE encoder of that name; ``overrides`` replace any field of :class:`ViTConfig`.
+
+    Raises:
+      ValueError: for an unknown name or field, or fields that do not fit.
+    """
+    fields = _shape("Web-MAE", size, WEB_MAE_SIZES, patch_size=16 if size == "300m" else 14)
+    fields |= dict(mlp="gelu", position="sincos", position_resize="plain", init="mae")
+    return build(fields | overrides)
+
+
+def build(fields: Mapping[str, Any]) -> ViTConfig:
+    """``ViTConfig(**fields)``, complaining about a wrong or missing field in one line for people.
+
+    Raises:
+      ValueError: for an unknown or missing field, or fields that do not fit.
+    """
+    return construct(ViTConfig, fields, "a ViT")
+
+
+def construct(cls: type, fields: Mapping[str, Any], what: str) -> Any:
+    """``cls(**fields)`` for a dataclass; a wrong or missing field is a one-line ValueError that says of ``what``."""
+    known = {field.name: field for field in dataclasses.fields(cls)}
+    for name in fields:
+        if name not in known:
+            raise ValueError(f"{what} has no field {name!r}; known: {', '.join(known)}")
+    for name, field in known.items():
+        if field.default is dataclasses.MISSING and name not in fields:
+            raise ValueError(f"{what} needs the field {name!r}" + (", or a size by name" if cls is ViTConfig else ""))
+    return cls(**fields)
+
+
+def _shape(family: str, size: str, known: tuple[str, ...], patch_size: int) -> dict[str, Any]:
+    if size not in known:
+        raise ValueError(f"no {family} size {size!r}; known: {', '.join(known)}")
+    if size in _TWINS:
+        return dict(_TWINS[size])
+    width, depth, heads = _SHAPES[size]
+    return dict(width=width, depth=depth, heads=heads, patch_size=patch_size, dtype="bfloat16", remat="full")

@@ -1,0 +1,32 @@
+"""PNG files that are never half written."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import tempfile
+
+import numpy as np
+from PIL import Image
+
+
+def save_png(path: str | os.PathLike, picture: np.ndarray) -> None:
+    """Writes (H, W, 3) uint8 as PNG, making folders. A reader sees the old file or the new one, never half of it.
+
+    Raises:
+      ValueError: if ``picture`` is not (H, W, 3) uint8.
+    """
+    picture = np.asarray(picture)
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise ValueError(f"a picture is (H, W, 3) uint8, not {picture.shape} {picture.dtype}")
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            Image.fromarray(picture).save(file, format="PNG")
+        os.chmod(partial, 0o644)  # mkstemp's 0600 would hide a shared workdir's pictures from colleagues
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise

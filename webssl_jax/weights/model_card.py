@@ -1,0 +1,183 @@
+"""The model card of an exported run: what it is, how to load it, and the run's figures with what
+each means."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from webssl_jax import config as config_lib
+from webssl_jax.evaluators.frozen import Measurement
+from webssl_jax.evaluators.report import report_table
+from webssl_jax.telemetry.writer import read_rows
+
+# The first row whose key is the figure's name, or its beginning, explains it.
+_MEANINGS = (
+    (
+        "train/loss",
+        "training loss of one batch; for MAE the mean squared error of the hidden patches, in "
+        "units of each patch's own variance when `norm_pix_loss` is on (1.0 = predicting the "
+        "patch's mean)",
+    ),
+    (
+        "eval/knn/top1",
+        "share of test images whose class the most similar training images vote for; "
+        "nothing is learned on top of the frozen features",
+    ),
+    (
+        "eval/linear/top1",
+        "share of test images put into the right class by one linear layer trained on the frozen "
+        "features",
+    ),
+    ("eval/", "evaluation of the frozen features, see webssl_jax/evaluators"),
+)
+_USAGE = {
+    "ViTModel": """\
+from transformers import AutoImageProcessor, ViTModel
+
+processor = AutoImageProcessor.from_pretrained("{folder}")
+model = ViTModel.from_pretrained("{folder}", add_pooling_layer=False)
+inputs = processor(images=image, return_tensors="pt")  # image: PIL, RGB
+tokens = model(**inputs).last_hidden_state  # (1, 1 + patches, {width}), CLS first, normalised
+# Another size, sides multiples of {patch_size}: model(pixels, interpolate_pos_encoding=True)
+""",
+    "ViTMAEForPreTraining": """\
+from transformers import AutoImageProcessor, ViTMAEForPreTraining
+
+processor = AutoImageProcessor.from_pretrained("{folder}")
+model = ViTMAEForPreTraining.from_pretrained("{folder}")
+inputs = processor(images=image, return_tensors="pt")  # image: PIL, RGB
+output = model(**inputs)  # output.loss; output.logits (1, patches, pixels of a patch), output.mask
+""",
+}
+
+
+def model_card(run: Any, model_class: str, family: str, dtype: str, folder: str) -> str:
+    """README.md for a folder that ``transformers`` loads.
+
+    Args:
+      run: a :class:`~webssl_jax.checkpoints.Run`.
+      model_class: the class in ``transformers`` that loads it.
+      folder: the path to print in the example.
+    """
+    method, encoder = run.method, run.method.encoder
+    usage = _USAGE[model_class].format(
+        folder=folder, width=encoder.width, patch_size=encoder.patch_size
+    )
+    workdir = pathlib.Path(run.workdir)
+    figures = figures_table(read_rows(workdir / "metrics.jsonl"), run.step)
+    view = method.eval_view()
+    resolved = json.dumps(config_lib.resolved(run.config), indent=2, sort_keys=True)
+    name = run.config.get("name") or "webssl_jax"
+    return f"""\
+---
+library_name: transformers
+pipeline_tag: image-feature-extraction
+tags: [self-supervised, vision, {"mae" if hasattr(method, "decoder") else "vit"}, webssl_jax]
+---
+
+# {name}, step {run.step:,}
+
+A vision transformer trained without labels by webssl_jax ({type(method).__name__}):
+{encoder.depth} blocks of width {encoder.width}, {encoder.heads} heads,
+patches of {encoder.patch_size} pixels, images of {encoder.image_size} pixels.
+Weights: `{family}` ({model_class}), {dtype}.
+
+## Use
+
+```python
+{usage}```
+
+Images: shorter side to {view.resize} pixels (bicubic), central {view.size} x {view.size} pixels,
+then minus {list(method.mean)} and over {list(method.std)} per colour.
+`preprocessor_config.json` does the same.
+
+## Figures of this run
+
+{figures}
+
+{evaluation(workdir, run.step)}
+
+## How it was made
+
+- step {run.step:,} of {config_lib.total_steps(run.config):,}
+- images a step: {run.config.global_batch:,}
+- training images: `{run.config.data.train}`
+- git revision of the training code: {_training_revision(workdir)}
+- git revision of the exporting code: {config_lib.git_revision()}
+
+<details><summary>Resolved config</summary>
+
+```json
+{resolved}
+```
+
+</details>
+"""
+
+
+def figures_table(rows: Sequence[Mapping[str, float]], step: int) -> str:
+    """A Markdown table of the last figure of each kind up to ``step``, beside the first one, with
+    its meaning.
+
+    Figures are the training loss, and what has a standard error of its own (``NAME_se``) among
+    ``eval/...``. The variants from which an evaluator chose are left out: the best of them is not
+    an estimate.
+    """
+    first: dict[str, tuple[float, str]] = {}
+    last: dict[str, tuple[float, str]] = {}
+    for row in rows:
+        if row["step"] > step:
+            continue
+        for name, value in row.items():
+            spread = row.get(f"{name}_se")
+            if name != "train/loss" and (spread is None or not name.startswith("eval/")):
+                continue
+            text = f"{value:.4f}" if spread is None else f"{value:.3f} ± {spread:.3f}"
+            last[name] = (row["step"], text)
+            first.setdefault(name, last[name])
+    if not last:
+        return "This run logged no figures up to this step."
+    lines = ["| figure | first (step) | last (step) | what it means |", "|---|---|---|---|"]
+    for name in sorted(last, key=lambda n: (not n.startswith("eval/"), n)):
+        meaning = next(text for start, text in (*_MEANINGS, ("", "")) if name.startswith(start))
+        cells = [f"{text} ({at:,})" for at, text in (first[name], last[name])]
+        lines.append(f"| `{name}` | {cells[0]} | {cells[1]} | {meaning} |")
+    lines += [
+        "",
+        "± is one standard error over the test images. The first figure at step 0 is the "
+        "untrained network: what training added is the difference to it. They come from the run's "
+        "`metrics.jsonl`.",
+    ]
+    return "\n".join(lines)
+
+
+def evaluation(workdir: pathlib.Path, step: int) -> str:
+    """The newest evaluation up to ``step`` beside trivial features and step 0, as a code block."""
+    folder = workdir / "eval"
+    done = sorted(p for p in folder.glob("[0-9]*.json") if int(p.stem) <= step)
+    if not done or not (folder / "baselines.json").exists():
+        return (
+            "This run was not evaluated up to this step (`python -m webssl_jax.evaluate` does it)."
+        )
+    result = _read_measurement(done[-1])
+    baselines = {
+        name: Measurement.from_json(row)
+        for name, row in json.loads((folder / "baselines.json").read_text()).items()
+    }
+    step0 = _read_measurement(done[0]) if int(done[0].stem) == 0 and result.step else None
+    heading = f"Evaluation at step {result.step:,}, beside what needs no training:"
+    return f"{heading}\n\n```\n{report_table(result, baselines, step0)}\n```"
+
+
+def _read_measurement(path: pathlib.Path) -> Measurement:
+    return Measurement.from_json(json.loads(path.read_text()))
+
+
+def _training_revision(workdir: pathlib.Path) -> str:
+    path = workdir / "environment.json"
+    if not path.exists():
+        return "not recorded"
+    return json.loads(path.read_text()).get("git_revision", "not recorded")
