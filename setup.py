@@ -1,4 +1,5 @@
-"""Packaging. Ranges are what the code is known to work with; tools/constraints.txt pins one tested set exactly."""
+"""Packaging. Ranges are what the code is known to work with; tools/constraints.txt pins one tested
+set exactly."""
 
 from setuptools import find_packages, setup
 

@@ -1,72 +1,90 @@
-"""What every experiment shares: the full tree of keys with their defaults. An experiment changes some of them.
+"""What every experiment shares: the full tree of keys with their defaults. An experiment changes
+some of them.
 
-Durations carry their unit in their name (``_steps``, ``_images``, ``_percent`` of the run); see webssl_jax/config.py.
+Durations carry their unit in their name (``_steps``, ``_images``, ``_percent`` of the run); see
+webssl_jax/config.py.
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
+
+from webssl_jax.models.sizes import ViTConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def base() -> ConfigDict:
-    """A config with every key; ``model``, ``method`` and ``data.train`` are for the experiment to fill."""
-    return ConfigDict({
-        "name": "",
-        "seed": 0,
-        "total_images": 2_000_000_000,
-        "global_batch": 4096,
-        "accumulation_steps": 1,  # microbatches a step; refused for methods whose loss couples the batch
-        "model": {},
-        "method": {},
-        "data": {
-            "train": "",  # ArrayRecord shards: a folder, a glob, or corpus:train
-            "workers": 0,  # decoding processes a host; 0 decodes in threads
-            "threads": 16,  # reading and decoding threads a process
-            "read_ahead": 2,  # batches kept ready; memory is read_ahead x batch
-        },
-        "optim": {
-            "lr": 1e-3,  # at the peak, already scaled to global_batch
-            "final_lr": 0.0,
-            "warmup_steps": 0,
-            "weight_decay": 0.05,
-            "final_weight_decay": 0.05,
-            "b1": 0.9,
-            "b2": 0.95,
-            "eps": 1e-8,
-            "moment_dtype": "float32",  # of the first moment
-            "clip": "none",  # none, global or per_module
-            "clip_norm": 1.0,
-            "lr_multipliers": (),  # (("regex", factor), ...) over parameter paths, before the method's own
-            "frozen": (),  # ("regex", ...): parameters that are not trained
-            "abort_after_skipped": 50,  # end the run when this many logged steps in a row were not finite
-        },
-        "sharding": {
-            "replica": 1,  # plain data parallel, across slices
-            "fsdp": -1,  # data parallel with sharded state; -1 = all devices that are left
-            "tensor": 1,  # matrix products split over devices
-            "max_unsharded_fraction": 0.02,  # of the parameter bytes, else the run does not start
-        },
-        "checkpoint": {
-            "every_steps": 5000,
-            "keep_last": 2,
-            "keep_every_steps": 0,  # also keep every multiple of this for good; 0 = off
-        },
-        "log": {
-            "every_steps": 50,
-            "tensorboard": True,
-        },
-        "eval": {
-            "train": "",  # labelled shards for k-NN and probes; empty = no evaluation
-            "test": "",
-            "every_steps": 0,  # besides the first and the last step
-            "batch": 256,
-            "max_images": 0,  # per split; 0 = all
-        },
-        "pictures": {
-            "every_steps": 0,  # besides the first and the last step
-            "images": 8,
-        },
-        "resume_from": "",  # another run's workdir: continue its whole state here
-        "init_from": "",  # another run's workdir: take its weights only
-    })
+    """A config with every key; ``model``, ``method`` and ``data.train`` are for the experiment to
+    fill."""
+    return ConfigDict(
+        {
+            "name": "",
+            "seed": 0,
+            "total_images": 2_000_000_000,
+            "global_batch": 4096,
+            # microbatches a step; refused for methods whose loss couples the batch
+            "accumulation_steps": 1,
+            "model": {},
+            "method": {},
+            "data": {
+                "train": "",  # ArrayRecord shards: a folder, a glob, or corpus:train
+                "workers": 0,  # decoding processes a host; 0 decodes in threads
+                "threads": 16,  # reading and decoding threads a process
+                "read_ahead": 2,  # batches kept ready; memory is read_ahead x batch
+            },
+            "optim": {
+                "lr": 1e-3,  # at the peak, already scaled to global_batch
+                "final_lr": 0.0,
+                "warmup_steps": 0,
+                "weight_decay": 0.05,
+                "final_weight_decay": 0.05,
+                "b1": 0.9,
+                "b2": 0.95,
+                "eps": 1e-8,
+                "moment_dtype": "float32",  # of the first moment
+                "clip": "none",  # none, global or per_module
+                "clip_norm": 1.0,
+                # (("regex", factor), ...) over parameter paths, before the method's own
+                "lr_multipliers": (),
+                "frozen": (),  # ("regex", ...): parameters that are not trained
+                # end the run when this many logged steps in a row were not finite
+                "abort_after_skipped": 50,
+            },
+            "sharding": {
+                "replica": 1,  # plain data parallel, across slices
+                "fsdp": -1,  # data parallel with sharded state; -1 = all devices that are left
+                "tensor": 1,  # matrix products split over devices
+                # of the parameter bytes, else the run does not start
+                "max_unsharded_fraction": 0.02,
+            },
+            "checkpoint": {
+                "every_steps": 5000,
+                "keep_last": 2,
+                "keep_every_steps": 0,  # also keep every multiple of this for good; 0 = off
+            },
+            "log": {"every_steps": 50, "tensorboard": True},
+            "eval": {
+                "train": "",  # labelled shards for k-NN and probes; empty = no evaluation
+                "test": "",
+                "every_steps": 0,  # besides the first and the last step
+                "batch": 256,
+                "max_images": 0,  # per split; 0 = all
+            },
+            "pictures": {
+                "every_steps": 0,  # besides the first and the last step
+                "images": 8,
+            },
+            "resume_from": "",  # another run's workdir: continue its whole state here
+            "init_from": "",  # another run's workdir: take its weights only
+        }
+    )
+
+
+def vit(size: str, **fields) -> dict:
+    """The ``model`` group: a named size, and every field of ``ViTConfig`` to override it with.
+
+    None stands for the size's own value.
+    """
+    return {"size": size} | {field.name: None for field in dataclasses.fields(ViTConfig)} | fields

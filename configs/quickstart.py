@@ -2,12 +2,13 @@
 
     bash tools/quickstart.sh
 
-Arguments: train, test = labelled ArrayRecord shards (the embedded corpus); minutes of training are set by
-total_images. The recipe is Web-MAE's with a network and images small enough for a laptop.
+Arguments: train, test = labelled ArrayRecord shards; by default the embedded corpus. The recipe is
+Web-MAE's with a network and images small enough for a laptop.
 """
 
-from common import base
+from common import base, vit
 from web_mae import mae
+
 from webssl_jax.config import parse_arg
 
 
@@ -18,7 +19,7 @@ def get_config(arg=None):
     config.name = "quickstart"
     config.global_batch = 256
     config.total_images = 120_000
-    config.model = {"size": "tiny", "dtype": "float32", "remat": "none"}
+    config.model = vit("tiny")
     config.method = mae(image_size=48, decoder=(96, 1, 4))
     config.data.train = arg.train
     config.optim.lr = 2e-3

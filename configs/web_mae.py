@@ -1,22 +1,26 @@
-"""Web-MAE: masked autoencoding of the paper (recipes of Web-SSL, ICCV 2025, appendix A and C) and of the MAE repository.
+"""Web-MAE: masked autoencoding of the paper (recipes of Web-SSL, ICCV 2025, appendix A and C) and
+of the MAE repository.
 
-    python -m webssl_jax.train --config configs/web_mae.py:size=1b --workdir gs://BUCKET/web_mae_1b \
-        --config.data.train=gs://BUCKET/mc2b/train-*.arrayrecord
+    python -m webssl_jax.train --config configs/web_mae.py:size=1b \
+        --workdir gs://BUCKET/web_mae_1b --config.data.train=gs://BUCKET/mc2b/train-*.arrayrecord
 
 Arguments: size = 300m 700m 1b 2b 3b 5b (the paper's) or tiny; recipe = paper or stock.
 
   paper   batch 4096, lr 1.6e-3, warm-up 80,000 steps, 2 billion images (488,281 steps), one pass
-  stock   the MAE repository's command: lr 1.5e-4 x 4096 / 256 = 2.4e-3, warm-up 40 of 800 epochs of ImageNet-1k
+  stock   the MAE repository's command: lr 1.5e-4 x 4096 / 256 = 2.4e-3, warm-up 40 of 800 epochs
+          of ImageNet-1k
 
-Sources: batch, rate, warm-up, length and sizes are the paper's table 4 and appendix C; AdamW (0.9, 0.95), decay 0.05,
-mask ratio 0.75, per-patch normalised targets, crop scale 0.2 to 1, no clipping, the decoder (512 x 8, 16 heads) are
-the MAE repository's. Assumptions, because the paper does not say: the decoder is the same for every size, the
-rate ends at 0. Expected figures (paper, table 11): see shared tables in README once a pod run exists; none was made here.
+Sources: batch, rate, warm-up, length and sizes are the paper's table 4 and appendix C; AdamW
+(0.9, 0.95), decay 0.05, mask ratio 0.75, per-patch normalised targets, crop scale 0.2 to 1, no
+clipping, the decoder (512 x 8, 16 heads) are the MAE repository's. Assumptions, because the paper
+does not say: the decoder is the same for every size, the rate ends at 0. Expected figures (paper,
+table 11): see shared tables in README once a pod run exists; none was made here.
 
 Slice: compile before paying; the 300m fits one v5e-8 host with the default fsdp = all devices.
 """
 
-from common import IMAGENET_MEAN, IMAGENET_STD, base
+from common import IMAGENET_MEAN, IMAGENET_STD, base, vit
+
 from webssl_jax.config import ConfigError, parse_arg, suggest
 
 IMAGENET_IMAGES = 1_281_167
@@ -31,7 +35,7 @@ def get_config(arg=None):
     config = base()
     config.name = f"web_mae_{arg.size}_{arg.recipe}"
     config.global_batch = 4096
-    config.model = {"size": arg.size, "dtype": "bfloat16", "remat": "full"}
+    config.model = vit(arg.size, dtype="bfloat16", remat="full")
     config.method = mae(image_size=224)
     if arg.recipe == "paper":
         config.total_images = 2_000_000_000

@@ -3,5 +3,25 @@
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+
+from tests.e2e import runner
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory, cache):
+    """The losses of a run that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("unbroken")
+    result = runner.train(workdir, cache=cache)
+    assert result.code == 0, result.output
+    return runner.losses(workdir)

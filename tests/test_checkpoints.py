@@ -8,10 +8,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from webssl_jax import checkpoints, train_state
-from webssl_jax.checkpoints import CheckpointError, Checkpointer
+from webssl_jax.checkpoints import Checkpointer, CheckpointError
+from webssl_jax.methods.base import Tables, Variables
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import mesh as meshes
-from webssl_jax.methods.base import Tables, Variables
 
 
 class Linear:
@@ -24,17 +24,35 @@ class Linear:
         return {}
 
     def init(self, rng, spec):
-        params = {"encoder": {"patch_embed": {"kernel": jax.random.normal(rng, (2, 2, 3, 16)),
-                                              "bias": jnp.zeros(16, jnp.bfloat16)}}}
+        params = {
+            "encoder": {
+                "patch_embed": {
+                    "kernel": jax.random.normal(rng, (2, 2, 3, 16)),
+                    "bias": jnp.zeros(16, jnp.bfloat16),
+                }
+            }
+        }
         return Variables(params, params, {"centre": jnp.ones(8)})
 
 
-OPTIM = ConfigDict({"b1": 0.9, "b2": 0.95, "eps": 1e-8, "clip": "none", "clip_norm": 1.0, "moment_dtype": "float32",
-                    "frozen": (), "lr_multipliers": ()})
+OPTIM = ConfigDict(
+    {
+        "b1": 0.9,
+        "b2": 0.95,
+        "eps": 1e-8,
+        "clip": "none",
+        "clip_norm": 1.0,
+        "moment_dtype": "float32",
+        "frozen": (),
+        "lr_multipliers": (),
+    }
+)
 
 
 def make(shape):
-    mesh = meshes.create(ConfigDict(dict(zip(meshes.AXES, shape))), jax.devices()[:int(np.prod(shape))])
+    mesh = meshes.create(
+        ConfigDict(dict(zip(meshes.AXES, shape))), jax.devices()[: int(np.prod(shape))]
+    )
     optimizer = Optimizer.from_config(OPTIM, Tables())
     arguments = (Linear(), optimizer, 0, 8, mesh)
     return train_state.create(*arguments), train_state.abstract(*arguments)._asdict()
@@ -84,14 +102,21 @@ def test_checksums_are_the_same_on_every_mesh_and_see_every_word():
         changed.view(np.uint32)[rng.integers(1000)] ^= np.uint32(1 << int(rng.integers(32)))
         assert checkpoints.checksums({"x": changed})["x"] != clean
     swapped = np.array([2, 1, 3], np.float32)
-    assert checkpoints.checksums({"x": swapped})["x"] != checkpoints.checksums({"x": np.sort(swapped)})["x"]
+    assert (
+        checkpoints.checksums({"x": swapped})["x"]
+        != checkpoints.checksums({"x": np.sort(swapped)})["x"]
+    )
 
 
 def test_a_checkpoint_of_another_shape_is_refused_by_name(tmp_path):
     checkpointer, _, template = saved(tmp_path, [5])
     leaf = template["aux"]["centre"]
-    wrong = template | {"aux": {"centre": jax.ShapeDtypeStruct((9,), leaf.dtype, sharding=leaf.sharding)}}
-    with pytest.raises(CheckpointError, match=r"aux/centre has shape \(8,\), this config makes \(9,\)"):
+    wrong = template | {
+        "aux": {"centre": jax.ShapeDtypeStruct((9,), leaf.dtype, sharding=leaf.sharding)}
+    }
+    with pytest.raises(
+        CheckpointError, match=r"aux/centre has shape \(8,\), this config makes \(9,\)"
+    ):
         checkpointer.restore_newest(wrong)
     with pytest.raises(CheckpointError, match="aux/other"):
         checkpointer.restore_newest(template | {"aux": {"centre": leaf, "other": leaf}})
@@ -101,7 +126,9 @@ def test_when_every_checkpoint_is_damaged_the_run_does_not_start_over(tmp_path):
     checkpointer, _, template = saved(tmp_path, [5, 6])
     for step in (5, 6):
         shutil.rmtree(tmp_path / "checkpoints" / str(step) / "state")
-    with pytest.raises(CheckpointError, match=r"none of 2 checkpoint\(s\) can be used; that of step 6"):
+    with pytest.raises(
+        CheckpointError, match=r"none of 2 checkpoint\(s\) can be used; that of step 6"
+    ):
         checkpointer.restore_newest(template)
     assert checkpointer.steps() == [5, 6]  # and nothing was moved
 
@@ -110,7 +137,9 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path, monkeypat
     checkpointer, state, _ = saved(tmp_path, [5])
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 100))
-    with pytest.raises(CheckpointError, match=r"no space left .* 0.0 MiB free\); the last good one is of step 5"):
+    with pytest.raises(
+        CheckpointError, match=r"no space left .* 0.0 MiB free\); the last good one is of step 5"
+    ):
         checkpointer.save(state._replace(step=jnp.asarray(6, jnp.int32)))
     assert checkpointer.steps() == [5]
 

@@ -31,8 +31,17 @@ def test_a_value_of_the_wrong_type_is_refused():
 
 
 def test_values_take_the_type_of_what_they_replace():
-    config = configs.load(MAE, ["total_images=2e6", "optim.lr=1", "log.tensorboard=false", "optim.frozen=('a','b')",
-                                "data.train=/a=b", "optim.warmup_steps=3"])
+    config = configs.load(
+        MAE,
+        [
+            "total_images=2e6",
+            "optim.lr=1",
+            "log.tensorboard=false",
+            "optim.frozen=('a','b')",
+            "data.train=/a=b",
+            "optim.warmup_steps=3",
+        ],
+    )
     assert config.total_images == 2_000_000 and isinstance(config.total_images, int)
     assert isinstance(config.optim.lr, float)
     assert config.log.tensorboard is False
@@ -49,12 +58,20 @@ def test_a_duration_may_be_given_in_another_unit():
     assert configs.steps(config.optim, "warmup", config) == 100
 
 
-@pytest.mark.parametrize("override, says", [
-    ("global_batch=0", "positive"), ("accumulation_steps=3", "a divisor of global_batch"), ("optim.lr=-1", "positive"),
-    ("total_images=10", "at least one step"), ("optim.clip=both", "none, global or per_module"),
-    ("optim.warmup_steps=999999999", "shorten it"), ("sharding.fsdp=0", "-1 for all"), ("data.threads=0", "positive"),
-    ("sharding.tensor=-1", "only axis"),
-])
+@pytest.mark.parametrize(
+    "override, says",
+    [
+        ("global_batch=0", "positive"),
+        ("accumulation_steps=3", "a divisor of global_batch"),
+        ("optim.lr=-1", "positive"),
+        ("total_images=10", "at least one step"),
+        ("optim.clip=both", "none, global or per_module"),
+        ("optim.warmup_steps=999999999", "shorten it"),
+        ("sharding.fsdp=0", "-1 for all"),
+        ("data.threads=0", "positive"),
+        ("sharding.tensor=-1", "only axis"),
+    ],
+)
 def test_values_out_of_range_are_refused(override, says):
     message = error(MAE, override)
     assert says in message and "config." in message
@@ -84,18 +101,22 @@ GOLDEN = pathlib.Path(__file__).parent / "configs"
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in GOLDEN.glob("*.json")))
 def test_the_resolved_config_is_the_committed_one(name):
-    """A change here is a change of a recipe: say why in the commit, then run tests/configs/update.py."""
+    """A change here is a change of a recipe: say why in the commit, then run
+    tests/configs/update.py."""
     golden = json.loads((GOLDEN / f"{name}.json").read_text())
     config = configs.load(str(ROOT / "configs" / golden["spec"]))
     assert configs.resolved(config) == golden["config"]
 
 
 def test_the_papers_web_mae_recipe():
-    """recipes.md sections 0 and 3: 2B images at 4096 are 488,281 steps, 80K of them warm-up, rate 1.6e-3."""
+    """recipes.md sections 0 and 3: 2B images at 4096 are 488,281 steps, 80K of them warm-up, rate
+    1.6e-3."""
     config = configs.load(MAE + ":size=1b")
     assert configs.total_steps(config) == 488_281
     assert configs.steps(config.optim, "warmup", config) == 80_000
     assert config.optim.lr == 1.6e-3 and (config.optim.b1, config.optim.b2) == (0.9, 0.95)
     stock = configs.load(MAE + ":size=1b,recipe=stock")
     assert stock.optim.lr == pytest.approx(2.4e-3)
-    assert configs.steps(stock.optim, "warmup", stock) / configs.total_steps(stock) == pytest.approx(0.05, rel=1e-3)
+    assert configs.steps(stock.optim, "warmup", stock) / configs.total_steps(
+        stock
+    ) == pytest.approx(0.05, rel=1e-3)

@@ -4,7 +4,12 @@ import pytest
 
 from webssl_jax import params
 
-TREE = {"encoder": {"blocks": {"q": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}, "cls_token": jnp.ones(4)}}
+TREE = {
+    "encoder": {
+        "blocks": {"q": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}},
+        "cls_token": jnp.ones(4),
+    }
+}
 
 
 def test_flatten_and_unflatten_are_inverse():
@@ -24,7 +29,11 @@ def test_a_path_cannot_be_leaf_and_folder():
 def test_the_first_matching_row_wins():
     table = ((r"q/bias$", 1), (r"bias$", 2), (r"blocks", 3))
     matched = params.flatten(params.match(table, TREE, default=0))
-    assert matched == {"encoder/blocks/q/kernel": 3, "encoder/blocks/q/bias": 1, "encoder/cls_token": 0}
+    assert matched == {
+        "encoder/blocks/q/kernel": 3,
+        "encoder/blocks/q/bias": 1,
+        "encoder/cls_token": 0,
+    }
 
 
 def test_a_row_that_matches_nothing_is_found():

@@ -16,21 +16,32 @@ VALUES = {"learning_rate": schedules.constant(1e-3), "weight_decay": schedules.c
 
 
 def make(shape=(1, 1, 1), accumulation=1, method=None, **optim):
-    config = configs.load("configs/web_mae.py:size=tiny", ["model.size=micro", "method.view.image_size=32",
-                                                           "method.decoder.width=32", "method.decoder.heads=2"])
+    config = configs.load(
+        "configs/web_mae.py:size=tiny",
+        [
+            "model.size=micro",
+            "method.view.image_size=32",
+            "method.decoder.width=32",
+            "method.decoder.heads=2",
+        ],
+    )
     config.optim.update(optim)
     method = method or methods.create(config)
     sizes = dict(zip(meshes.AXES, shape))
-    mesh = meshes.create(ConfigDict(sizes), jax.devices()[:int(np.prod(shape))])
+    mesh = meshes.create(ConfigDict(sizes), jax.devices()[: int(np.prod(shape))])
     optimizer = Optimizer.from_config(config.optim, method.tables())
     template = train_state.abstract(method, optimizer, 0, BATCH, mesh)
     state = train_state.create(method, optimizer, 0, BATCH, mesh)
-    step = jit_train_step(make_train_step(method, optimizer, VALUES, mesh, accumulation), template, mesh)
+    step = jit_train_step(
+        make_train_step(method, optimizer, VALUES, mesh, accumulation), template, mesh
+    )
     return state, step, mesh
 
 
 def images(k):
-    return {"image": np.random.default_rng(k).integers(0, 256, (BATCH, SIDE, SIDE, 3)).astype(np.uint8)}
+    return {
+        "image": np.random.default_rng(k).integers(0, 256, (BATCH, SIDE, SIDE, 3)).astype(np.uint8)
+    }
 
 
 def losses(*args, steps=3, **kwargs):
@@ -49,13 +60,18 @@ def alone():
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 2)])
 def test_losses_and_parameters_are_the_same_on_every_mesh(alone, shape):
-    """float32; only the order of sums differs. Measured below 3e-7 relative in the losses of three steps."""
+    """float32; only the order of sums differs. Measured below 3e-7 relative in the losses of three
+    steps."""
     ours, state = losses(shape)
     np.testing.assert_allclose(ours, alone[0], rtol=2e-6)
-    # Adam divides by a gradient's own size, so a rounding difference in a tiny gradient can move a weight by up to a
-    # learning rate; the bulk must agree far better.
-    gaps = np.concatenate([np.abs(np.asarray(a) - np.asarray(b)).ravel() for a, b in
-                           zip(jax.tree.leaves(state.params), jax.tree.leaves(alone[1].params))])
+    # Adam divides by a gradient's own size, so a rounding difference in a tiny gradient can move a
+    # weight by up to a learning rate; the bulk must agree far better.
+    gaps = np.concatenate(
+        [
+            np.abs(np.asarray(a) - np.asarray(b)).ravel()
+            for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone[1].params))
+        ]
+    )
     assert gaps.max() < 3e-3 and np.quantile(gaps, 0.999) < 2e-6
 
 
@@ -95,15 +111,26 @@ class _Poisoned:
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
-    config = configs.load("configs/web_mae.py:size=tiny", ["model.size=micro", "method.view.image_size=32",
-                                                           "method.decoder.width=32", "method.decoder.heads=2"])
+    config = configs.load(
+        "configs/web_mae.py:size=tiny",
+        [
+            "model.size=micro",
+            "method.view.image_size=32",
+            "method.decoder.width=32",
+            "method.decoder.heads=2",
+        ],
+    )
     state, step, mesh = make(method=_Poisoned(methods.create(config)))
     state, _ = step(state, meshes.to_global(images(0), mesh))
     before = jax.tree.map(np.asarray, state)
-    state, metrics = step(state, meshes.to_global({"image": np.zeros((BATCH, SIDE, SIDE, 3), np.uint8)}, mesh))
+    state, metrics = step(
+        state, meshes.to_global({"image": np.zeros((BATCH, SIDE, SIDE, 3), np.uint8)}, mesh)
+    )
     assert np.isnan(metrics["train/loss"]) and float(metrics["train/skipped_steps"]) == 1
     for name in ("params", "opt_state"):
-        for a, b in zip(jax.tree.leaves(getattr(before, name)), jax.tree.leaves(getattr(state, name))):
+        for a, b in zip(
+            jax.tree.leaves(getattr(before, name)), jax.tree.leaves(getattr(state, name))
+        ):
             assert np.array_equal(a, b)
     assert int(state.step) == 2 and int(state.skipped) == 1
     state, metrics = step(state, meshes.to_global(images(1), mesh))
@@ -122,8 +149,15 @@ class _WithTeacher(_Poisoned):
 
 
 def test_the_teacher_follows_the_updated_parameters():
-    config = configs.load("configs/web_mae.py:size=tiny", ["model.size=micro", "method.view.image_size=32",
-                                                           "method.decoder.width=32", "method.decoder.heads=2"])
+    config = configs.load(
+        "configs/web_mae.py:size=tiny",
+        [
+            "model.size=micro",
+            "method.view.image_size=32",
+            "method.decoder.width=32",
+            "method.decoder.heads=2",
+        ],
+    )
     state, step, mesh = make((1, 2, 1), method=_WithTeacher(methods.create(config)))
     before = jax.tree.map(np.asarray, state.params)
     state, _ = step(state, meshes.to_global(images(0), mesh))
@@ -136,6 +170,15 @@ def test_the_teacher_follows_the_updated_parameters():
 def test_metrics_have_their_final_names():
     state, step, mesh = make()
     _, metrics = step(state, meshes.to_global(images(0), mesh))
-    assert {"train/loss", "train/reconstruction", "optim/grad_norm", "optim/grad_norm_encoder", "optim/learning_rate",
-            "optim/weight_decay", "optim/param_norm", "optim/update_norm", "train/skipped_steps"} <= set(metrics)
+    assert {
+        "train/loss",
+        "train/reconstruction",
+        "optim/grad_norm",
+        "optim/grad_norm_encoder",
+        "optim/learning_rate",
+        "optim/weight_decay",
+        "optim/param_norm",
+        "optim/update_norm",
+        "train/skipped_steps",
+    } <= set(metrics)
     assert float(metrics["train/reconstruction"]) == float(metrics["train/loss"])

@@ -1,17 +1,21 @@
 #!/usr/bin/env python3
-"""Builds the embedded corpus: a few thousand public-domain drawings, captioned and labelled, as ArrayRecord shards.
+"""Builds the embedded corpus: a few thousand public-domain drawings, captioned and labelled, as
+ArrayRecord shards.
 
-    python tools/build_corpus.py                    # downloads two Debian packages (156 MB), writes webssl_jax/corpus
-    python tools/build_corpus.py --report           # trivial floors of the topic probe on what is written
+    # downloads two Debian packages (156 MB), writes webssl_jax/corpus
+    python tools/build_corpus.py
+    # trivial floors of the topic probe on what is written
+    python tools/build_corpus.py --report
 
-The pictures are those of the Debian package ``openclipart-png``; titles, descriptions, keywords and the licence of
-every single picture come from its sibling ``openclipart-svg``. Only pictures whose own metadata names the public
-domain are taken. Needs a Debian or Ubuntu machine (``apt-get``, ``dpkg-deb``) to build; reading needs nothing.
+The pictures are those of the Debian package ``openclipart-png``; titles, descriptions, keywords and
+the licence of every single picture come from its sibling ``openclipart-svg``. Only pictures whose
+own metadata names the public domain are taken. Needs a Debian or Ubuntu machine (``apt-get``,
+``dpkg-deb``) to build; reading needs nothing.
 
-What happens to a picture: composited on white, trimmed to its ink, shrunk (never enlarged) with an antialiasing filter
-so that the shorter side is at most 64 and the longer at most 128 pixels, stored as WebP. Then exact duplicates go,
-near-duplicates are joined into groups, and whole groups are dealt to train and test. The same packages give the
-same bytes.
+What happens to a picture: composited on white, trimmed to its ink, shrunk (never enlarged) with an
+antialiasing filter so that the shorter side is at most 64 and the longer at most 128 pixels, stored
+as WebP. Then exact duplicates go, near-duplicates are joined into groups, and whole groups are
+dealt to train and test. The same packages give the same bytes.
 """
 
 from __future__ import annotations
@@ -45,23 +49,24 @@ from webssl_jax.evaluators.base import Dataset
 from webssl_jax.evaluators.frozen import FrozenFeatureEvaluation
 
 PACKAGES = ("openclipart-png", "openclipart-svg")
-MAX_PIXELS = 40_000_000  # the package holds 16 larger pictures, up to 623 Mpixel: two thirds of all its pixels
+# the package holds 16 larger pictures, up to 623 Mpixel: two thirds of all its pixels
+MAX_PIXELS = 40_000_000
 SHORT_SIDE, LONG_SIDE, MIN_SIDE, MAX_ASPECT = 64, 128, 32, 3.0
-QUALITY = 85  # WebP: 1.3 kB and 34.1 dB at 0.13 ms a decode; JPEG 85 takes 1.9 kB for 31.9 dB at 0.07 ms
+QUALITY = (
+    85  # WebP: 1.3 kB and 34.1 dB at 0.13 ms a decode; JPEG 85 takes 1.9 kB for 31.9 dB at 0.07 ms
+)
 SHARDS = {"train": 4, "test": 2}
 REPORT_SIZE = 48  # pixels: what the quick start trains on
 TEST_SHARE = 0.37  # of the labelled pictures; a big test set makes the probe's standard error small
 MIN_CLASS = 40
 MAX_TEST_GROUP = 12
-GROUP_THRESHOLDS = (
-    0.86,
-    0.94,
-)  # correlation of edges, of colours, from which two pictures count as one drawing
+# correlation of edges, of colours, from which two pictures count as one drawing
+GROUP_THRESHOLDS = (0.86, 0.94)
 SET_THRESHOLDS = (0.76, 0.87)  # the same for two pictures of one author in one folder
 APART_THRESHOLDS = (0.70, 0.84)  # the least that a test picture may keep from every other group
 
-# The first prefix that fits the folder gives the class. None: kept for pretraining, without a label: junk drawers
-# and machine-made series whose class a colour histogram would guess.
+# The first prefix that fits the folder gives the class. None: kept for pretraining, without a
+# label: junk drawers and machine-made series whose class a colour histogram would guess.
 CLASSES: tuple[tuple[str, str | None], ...] = (
     ("animals", "animals"),
     ("buildings/furniture", None),
@@ -101,7 +106,9 @@ CLASSES: tuple[tuple[str, str | None], ...] = (
     ("transportation", "vehicles"),
 )
 SIGN_KEYWORDS = {"roadsign", "hotel"}  # make a sign of what lies among vehicles and icons
-ICON_LABELS = 600  # icons are 1,350 pictures; more labels of one class would only raise the majority floor
+ICON_LABELS = (
+    600  # icons are 1,350 pictures; more labels of one class would only raise the majority floor
+)
 SERIES_CAP = {"shapes/stars": 150}  # 1,378 star polygons drawn by one formula
 # Not for a corpus that ships inside a package, whatever its licence.
 REJECTED = re.compile(r"pantyhose|sexy_lady|stripper|sunwheel")
@@ -125,7 +132,8 @@ VARIANT = re.compile(
 
 @dataclasses.dataclass
 class Picture:
-    """One candidate on its way. ``canvas`` (64, 64, 3) uint8 is what near-duplicates are judged by."""
+    """One candidate on its way. ``canvas`` (64, 64, 3) uint8 is what near-duplicates are judged
+    by."""
 
     key: str
     path: Path
@@ -138,9 +146,10 @@ class Picture:
     canvas: np.ndarray | None = None
 
 
-# ------------------------------------------------------------------------------------------------------- the packages
+# ------------------------------------------------------------------------------------- the packages
 def fetch(scratch: Path) -> Path:
-    """Downloads and unpacks the packages below ``scratch`` unless they are there; returns ``.../openclipart``."""
+    """Downloads and unpacks the packages below ``scratch`` unless they are there; returns
+    ``.../openclipart``."""
     for name in PACKAGES:
         if not list(scratch.glob(f"{name}_*.deb")):
             print(f"downloading {name}", flush=True)
@@ -156,7 +165,8 @@ def fetch(scratch: Path) -> Path:
 
 
 def inventory(root: Path, dropped: collections.Counter) -> list[Picture]:
-    """Every picture of the package that is public domain by its own metadata, with captions and class, by key."""
+    """Every picture of the package that is public domain by its own metadata, with captions and
+    class, by key."""
     sheets = {}
     for path in sorted((root / "png").rglob("*.png")):
         if path.is_symlink():
@@ -188,16 +198,25 @@ def inventory(root: Path, dropped: collections.Counter) -> list[Picture]:
 
 
 def metadata(svg: str) -> dict:
-    """Title, description, keywords, author, licence of one SVG, by pattern: some are not well-formed XML."""
+    """Title, description, keywords, author, licence of one SVG, by pattern: some are not
+    well-formed XML."""
     block = re.search(r"<metadata.*?</metadata>", svg, re.DOTALL)
     block = block.group(0) if block else ""
 
     def text(pattern: str) -> str:
         found = re.search(pattern, block)
-        return re.sub(r"\s+", " ", html.unescape(html.unescape(found.group(1)))).strip() if found else ""
+        return (
+            re.sub(r"\s+", " ", html.unescape(html.unescape(found.group(1)))).strip()
+            if found
+            else ""
+        )
 
-    licences = {url.rstrip("/").lower() for url in re.findall(r'<cc:license rdf:resource="([^"]*)"', block)}
-    keywords = [html.unescape(k).strip().lower() for k in re.findall(r"<rdf:li>([^<]*)</rdf:li>", block)]
+    licences = {
+        url.rstrip("/").lower() for url in re.findall(r'<cc:license rdf:resource="([^"]*)"', block)
+    }
+    keywords = [
+        html.unescape(k).strip().lower() for k in re.findall(r"<rdf:li>([^<]*)</rdf:li>", block)
+    ]
     links = re.findall(r'<image\b[^>]*?xlink:href="([^"]{0,5})', svg, re.DOTALL)
     return {
         "title": text(r"<dc:title>([^<]*)</dc:title>"),
@@ -214,8 +233,13 @@ def words(stem: str, author: str = "") -> str:
     text = re.sub(r"([a-z])([A-Z])", r"\1 \2", stem).lower()
     names = re.findall(r"\w+", author.lower())
     # File names cut the author's name short: ``franc`` for Francesco.
-    kept = [w for w in re.findall(r"[^\W\d_]+|\d+", text) if not any(len(w) > 1 and n.startswith(w) for n in names)]
-    while kept and kept[-1].isdigit() and kept[-1].startswith("0"):  # a counter; "queen of hearts 10" stays
+    kept = [
+        w
+        for w in re.findall(r"[^\W\d_]+|\d+", text)
+        if not any(len(w) > 1 and n.startswith(w) for n in names)
+    ]
+    # a counter; "queen of hearts 10" stays
+    while kept and kept[-1].isdigit() and kept[-1].startswith("0"):
         kept.pop()
     return " ".join(kept)
 
@@ -224,7 +248,11 @@ def captions(key: str, sheet: dict, collection: bool) -> tuple[str, ...]:
     """Up to two texts: title (or file name) with description, and the keywords."""
     folder, _, stem = key.rpartition("/")
     name = words(stem, sheet["author"])
-    title = re.sub(r"^clipart by nicu buculei - ", "", sheet["title"], flags=re.IGNORECASE).replace("_", " ").strip()
+    title = (
+        re.sub(r"^clipart by nicu buculei - ", "", sheet["title"], flags=re.IGNORECASE)
+        .replace("_", " ")
+        .strip()
+    )
     if collection or len(title) < 3:
         drawer = folder.rpartition("/")[2].replace("_", " ")
         title = name if drawer == "unsorted" else f"{name}, {drawer}"
@@ -244,13 +272,14 @@ def class_of(key: str, keywords: list[str]) -> str | None:
 
 
 def series_of(key: str, author: str) -> str:
-    """Pictures of one folder and author whose names differ by number, colour or outline only share a series."""
+    """Pictures of one folder and author whose names differ by number, colour or outline only share
+    a series."""
     folder, _, stem = key.rpartition("/")
     name = words(VARIANT.sub(" ", re.sub(r"[_\d-]+", " ", stem.lower())), author)
     return f"{folder}/{author}/{name}" if len(name) > 2 else key
 
 
-# ------------------------------------------------------------------------------------------------------- the pictures
+# ------------------------------------------------------------------------------------- the pictures
 def normalise(path: Path) -> tuple[bytes, tuple[int, int], np.ndarray] | str:
     """One picture on white, trimmed, shrunk and encoded, with its canvas; or the reason why not."""
     Image.MAX_IMAGE_PIXELS = None  # the header's size is judged here, in the next line but one
@@ -276,7 +305,9 @@ def normalise(path: Path) -> tuple[bytes, tuple[int, int], np.ndarray] | str:
     if np.asarray(image.convert("L")).std() < 4:
         return "blank"
     scale = min(1.0, SHORT_SIDE / short, LONG_SIDE / long)
-    small = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
+    small = image.resize(
+        [max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS
+    )
     encoded = io.BytesIO()
     small.save(encoded, "WEBP", quality=QUALITY, method=6)
     # Judged by what is stored, so that a test can repeat the judgement.
@@ -296,7 +327,9 @@ def load(pictures: list[Picture], dropped: collections.Counter, workers: int) ->
                 continue
             picture.image, picture.size, picture.canvas = result
             with Image.open(io.BytesIO(picture.image)) as decoded:
-                pixels = hashlib.sha256(repr(decoded.size).encode() + decoded.convert("RGB").tobytes()).digest()
+                pixels = hashlib.sha256(
+                    repr(decoded.size).encode() + decoded.convert("RGB").tobytes()
+                ).digest()
             if pixels in seen:
                 dropped["exact duplicate"] += 1
                 continue
@@ -305,13 +338,14 @@ def load(pictures: list[Picture], dropped: collections.Counter, workers: int) ->
     return kept
 
 
-# ------------------------------------------------------------------------------------------------------- the splits
+# --------------------------------------------------------------------------------------- the splits
 def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def choose(pictures: list[Picture]) -> list[Picture]:
-    """Thins the machine-made series and the labels of the icon themes; a digest of the key decides, not luck."""
+    """Thins the machine-made series and the labels of the icon themes; a digest of the key decides,
+    not luck."""
     ranked = sorted(pictures, key=lambda p: digest(p.key))
     seen: collections.Counter = collections.Counter()
     icons, kept = 0, []
@@ -334,12 +368,14 @@ def choose(pictures: list[Picture]) -> list[Picture]:
 def split(pictures: list[Picture]) -> tuple[dict[str, list[Picture]], np.ndarray]:
     """Deals whole groups to train and test.
 
-    A group is a test candidate if it is labelled throughout, not large (a class is then many independent drawings, not
-    one big series) and resembles nothing outside itself. Resemblance is judged more loosely than membership of a group:
-    joining at that threshold would chain half the corpus together.
+    A group is a test candidate if it is labelled throughout, not large (a class is then many
+    independent drawings, not one big series) and resembles nothing outside itself. Resemblance is
+    judged more loosely than membership of a group: joining at that threshold would chain half the
+    corpus together.
 
     Returns:
-      The splits, and the likeness of every test picture to every train picture (the larger of the two kinds).
+      The splits, and the likeness of every test picture to every train picture (the larger of the
+      two kinds).
     """
     scores = near_duplicates.likeness(np.stack([p.canvas for p in pictures]))
     authors = np.unique([p.author for p in pictures], return_inverse=True)[1]
@@ -366,9 +402,10 @@ def split(pictures: list[Picture]) -> tuple[dict[str, list[Picture]], np.ndarray
     return splits, cross[np.ix_(rows, columns)]
 
 
-# ------------------------------------------------------------------------------------------------------------ output
+# ------------------------------------------------------------------------------------------- output
 def write(splits: dict[str, list[Picture]], folder: Path) -> None:
-    """Writes the shards, each a mixture: the order is that of the keys' digests, so any prefix is a fair sample."""
+    """Writes the shards, each a mixture: the order is that of the keys' digests, so any prefix is a
+    fair sample."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.arrayrecord"):
         old.unlink()
@@ -386,7 +423,9 @@ def write(splits: dict[str, list[Picture]], folder: Path) -> None:
 
 def counts_table(splits: dict[str, list[Picture]]) -> str:
     """Markdown: pictures per class and split."""
-    counts = {name: collections.Counter(p.label for p in pictures) for name, pictures in splits.items()}
+    counts = {
+        name: collections.Counter(p.label for p in pictures) for name, pictures in splits.items()
+    }
     labels = sorted(k for k in set(counts["train"]) | set(counts["test"]) if k)
     rows = [("class", "train", "test"), ("---", "--:", "--:")]
     rows += [(label, counts["train"][label], counts["test"][label]) for label in labels]
@@ -401,7 +440,9 @@ def counts_table(splits: dict[str, list[Picture]]) -> str:
 def write_readme(folder: Path, table: str, dropped: collections.Counter) -> None:
     """Replaces what stands between the two marks of the README that lies beside the shards."""
     path = folder / "README.md"
-    reasons = "; ".join(f"{reason} {n}" for reason, n in sorted(dropped.items(), key=lambda x: (-x[1], x[0])))
+    reasons = "; ".join(
+        f"{reason} {n}" for reason, n in sorted(dropped.items(), key=lambda x: (-x[1], x[0]))
+    )
     begin, end = "<!-- counts: begin -->", "<!-- counts: end -->"
     text = path.read_text("utf-8") if path.exists() else f"{begin}\n{end}\n"
     head, tail = text.split(begin)[0], text.split(end)[1]
@@ -409,32 +450,42 @@ def write_readme(folder: Path, table: str, dropped: collections.Counter) -> None
 
 
 def draw_sheets(splits: dict[str, list[Picture]], cross: np.ndarray, folder: Path) -> None:
-    """``closest.png``: the pairs most alike across the split; ``classes.png``: a row of pictures for each class."""
+    """``closest.png``: the pairs most alike across the split; ``classes.png``: a row of pictures
+    for each class."""
     folder.mkdir(parents=True, exist_ok=True)
     nearest = cross.argmax(axis=1)
     order = np.argsort(-cross.max(axis=1), kind="stable")[:240]
-    tiles = [np.hstack([splits["test"][i].canvas, splits["train"][nearest[i]].canvas]) for i in order]
+    tiles = [
+        np.hstack([splits["test"][i].canvas, splits["train"][nearest[i]].canvas]) for i in order
+    ]
     tiles = [np.pad(tile, ((2, 2), (2, 10), (0, 0)), constant_values=255) for tile in tiles]
-    Image.fromarray(np.vstack([np.hstack(tiles[k : k + 12]) for k in range(0, len(tiles) // 12 * 12, 12)])).save(
-        folder / "closest.png"
-    )
+    Image.fromarray(
+        np.vstack([np.hstack(tiles[k : k + 12]) for k in range(0, len(tiles) // 12 * 12, 12)])
+    ).save(folder / "closest.png")
     rows = []
     for label in sorted({p.label for p in splits["test"]}):
-        row = [p.canvas for p in sorted(splits["test"], key=lambda p: digest(p.key)) if p.label == label][:20]
+        row = [
+            p.canvas
+            for p in sorted(splits["test"], key=lambda p: digest(p.key))
+            if p.label == label
+        ][:20]
         rows.append(np.hstack(row + [np.full_like(row[0], 255)] * (20 - len(row))))
     Image.fromarray(np.vstack(rows)).save(folder / "classes.png")
 
 
 def report(folder: Path) -> None:
-    """Prints what trivial features reach on the class probe: the floor under every figure of a model."""
+    """Prints what trivial features reach on the class probe: the floor under every figure of a
+    model."""
     view = EvalView(REPORT_SIZE, REPORT_SIZE)
-    images, labels, names = read_labelled(ArrayRecordSource(str(folder / "train-*.arrayrecord")), view)
+    images, labels, names = read_labelled(
+        ArrayRecordSource(str(folder / "train-*.arrayrecord")), view
+    )
     train = Dataset(images, labels, tuple(names))
     source = ArrayRecordSource(str(folder / "test-*.arrayrecord"))
     test = Dataset(*read_labelled(source, view, class_names=names)[:2], train.class_names)
     print(
-        f"{len(train.labels)} labelled train and {len(test.labels)} test pictures, {len(names)} classes, "
-        f"{REPORT_SIZE} x {REPORT_SIZE}"
+        f"{len(train.labels)} labelled train and {len(test.labels)} test pictures, {len(names)} "
+        f"classes, {REPORT_SIZE} x {REPORT_SIZE}"
     )
     for name, row in FrozenFeatureEvaluation(train, test).baselines().items():
         print(
@@ -445,18 +496,28 @@ def report(folder: Path) -> None:
 
 def main() -> None:
     parser = cli.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path(corpus.__file__).parent, help="folder of the shards")
-    parser.add_argument("--scratch", type=Path, help="keep downloads here (default: a folder that is removed)")
-    parser.add_argument("--sheets", type=Path, help="also draw contact sheets for the eye into this folder")
+    parser.add_argument(
+        "--output", type=Path, default=Path(corpus.__file__).parent, help="folder of the shards"
+    )
+    parser.add_argument(
+        "--scratch", type=Path, help="keep downloads here (default: a folder that is removed)"
+    )
+    parser.add_argument(
+        "--sheets", type=Path, help="also draw contact sheets for the eye into this folder"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
-    parser.add_argument("--report", action="store_true", help="only measure the trivial floors of --output")
+    parser.add_argument(
+        "--report", action="store_true", help="only measure the trivial floors of --output"
+    )
     args = parser.parse_args()
     if args.report:
         report(args.output)
         return
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
-            raise UserError(f"{tool} not found: the corpus is built from Debian packages, on Debian or Ubuntu")
+            raise UserError(
+                f"{tool} not found: the corpus is built from Debian packages, on Debian or Ubuntu"
+            )
     with tempfile.TemporaryDirectory(prefix="build_corpus_") as temporary:
         scratch = args.scratch or Path(temporary)
         scratch.mkdir(parents=True, exist_ok=True)

@@ -54,8 +54,12 @@ def main() -> int:
 def _add_common(parser: cli.ArgumentParser) -> None:
     """What every kind of input shares."""
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--split", default="train", type=_name, help="first part of the shards' names")
-    parser.add_argument("--source", help="what records name as their source (default: input's name)")
+    parser.add_argument(
+        "--split", default="train", type=_name, help="first part of the shards' names"
+    )
+    parser.add_argument(
+        "--source", help="what records name as their source (default: input's name)"
+    )
     parser.add_argument("--images-per-shard", type=_positive, default=5000, metavar="N")
     parser.add_argument(
         "--shards",
@@ -69,7 +73,8 @@ def _add_common(parser: cli.ArgumentParser) -> None:
         type=_natural,
         default=0,
         metavar="PX",
-        help="shrink larger images to this longer side, as JPEG (0: keep every file's bytes as they are)",
+        help="shrink larger images to this longer side, as JPEG "
+        "(0: keep every file's bytes as they are)",
     )
     parser.add_argument(
         "--min-side",
@@ -157,7 +162,9 @@ def _deal(units: Sequence[converter.Unit], args: Any) -> dict[str, list[list[con
         test = [unit for unit in units if _draw(unit["path"]) < args.test_fraction]
         rest = [unit for unit in units if _draw(unit["path"]) >= args.test_fraction]
         if not test or not rest:
-            raise UserError(f"--test-fraction {args.test_fraction:g}: {len(units)} images are too few to split")
+            raise UserError(
+                f"--test-fraction {args.test_fraction:g}: {len(units)} images are too few to split"
+            )
         parts = {args.split: rest, "test": test}
     per_shard = args.images_per_shard
     if args.shards:
@@ -183,7 +190,9 @@ def _table(summary: Mapping[str, Any]) -> str:
         + (f", {summary['captioned']:,} with captions" if summary["captioned"] else "")
     ]
     for reason, row in summary["dropped"].items():
-        examples = ", ".join(row["examples"]) + (", ..." if row["count"] > len(row["examples"]) else "")
+        examples = ", ".join(row["examples"]) + (
+            ", ..." if row["count"] > len(row["examples"]) else ""
+        )
         lines.append(f"  dropped {row['count']:>8,}  {reason}: {examples}")
     for title, name in (("shorter side", "shorter_side"), ("aspect", "aspect")):
         if summary[name]:

@@ -1,8 +1,8 @@
 """Checkpoints: orbax behind a thin wrapper that knows what a run needs.
 
-Layout: ``workdir/checkpoints/STEP/{state,meta}``. ``meta`` holds a checksum of every array, computed on the device
-before the save and again after a restore, so a damaged checkpoint is noticed whatever the storage says, and the one
-before it is used. What a run starts from, in this order:
+Layout: ``workdir/checkpoints/STEP/{state,meta}``. ``meta`` holds a checksum of every array,
+computed on the device before the save and again after a restore, so a damaged checkpoint is noticed
+whatever the storage says, and the one before it is used. What a run starts from, in this order:
 
 1. the newest good checkpoint in its own workdir;
 2. ``config.resume_from``: another run's whole state;
@@ -46,10 +46,11 @@ class CheckpointError(UserError):
 
 @jax.jit
 def checksums(tree: Any) -> dict[str, jax.Array]:
-    """{path: uint32}: the bits of each array, weighted by odd numbers that depend on their place, modulo 2^32.
+    """{path: uint32}: the bits of each array, weighted by odd numbers that depend on their place,
+    modulo 2^32.
 
-    Integer sums do not depend on the order, so the value is the same on every mesh, and any single changed word
-    changes it.
+    Integer sums do not depend on the order, so the value is the same on every mesh, and any single
+    changed word changes it.
     """
 
     def checksum(x):
@@ -72,11 +73,18 @@ class Checkpointer:
       workdir: a path that every process sees.
       keep_last: checkpoints kept besides those of ``keep_every_steps``.
       keep_every_steps: multiples of this are kept for good; 0 = none.
-      read_only: for looking into a run that may still be training: nothing is written, cleaned or set aside.
+      read_only: for looking into a run that may still be training: nothing is written, cleaned or
+        set aside.
     """
 
-    def __init__(self, workdir: str | os.PathLike, *, keep_last: int = 2, keep_every_steps: int = 0,
-                 read_only: bool = False):
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        *,
+        keep_last: int = 2,
+        keep_every_steps: int = 0,
+        read_only: bool = False,
+    ):
         self.directory = epath.Path(workdir) / "checkpoints"
         self._read_only = read_only
         policies = [preservation_policy.LatestN(keep_last)]
@@ -84,11 +92,18 @@ class Checkpointer:
             policies.append(preservation_policy.EveryNSteps(keep_every_steps))
         self._manager = ocp.CheckpointManager(
             self.directory,
-            item_handlers={"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
+            item_handlers={
+                "state": ocp.PyTreeCheckpointHandler(),
+                "meta": ocp.JsonCheckpointHandler(),
+            },
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-                create=not read_only, read_only=read_only, cleanup_tmp_directories=not read_only,
-                enable_async_checkpointing=True))
+                create=not read_only,
+                read_only=read_only,
+                cleanup_tmp_directories=not read_only,
+                enable_async_checkpointing=True,
+            ),
+        )
 
     def steps(self) -> list[int]:
         """Complete checkpoints, oldest first."""
@@ -105,8 +120,10 @@ class Checkpointer:
             return
         self._check_space(paths.num_bytes(state))
         sums = {path: int(value) for path, value in jax.device_get(checksums(state)).items()}
-        arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(state._asdict()),
-                                       meta=ocp.args.JsonSave({"step": step, "checksums": sums}))
+        arguments = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(state._asdict()),
+            meta=ocp.args.JsonSave({"step": step, "checksums": sums}),
+        )
         self._guard_full_disk(lambda: self._manager.save(step, args=arguments))
 
     def wait(self) -> None:
@@ -122,8 +139,8 @@ class Checkpointer:
         self._guard_full_disk(self._manager.check_for_errors)
 
     def _check_space(self, wanted: int) -> None:
-        # Before the first byte is written: a save that fails halfway leaves rubbish on the full disk, and tensorstore
-        # prints a traceback for each of its writes.
+        # Before the first byte is written: a save that fails halfway leaves rubbish on the full
+        # disk, and tensorstore prints a traceback for each of its writes.
         free = shutil.disk_usage(self.directory).free
         if free < wanted:
             raise self._full_disk(f"{wanted / 2**20:,.1f} MiB wanted, {free / 2**20:,.1f} MiB free")
@@ -139,19 +156,24 @@ class Checkpointer:
     def _full_disk(self, detail: str) -> CheckpointError:
         steps = [int(p.name) for p in self.directory.iterdir() if p.name.isdigit()]
         good = f"the last good one is of step {max(steps)}" if steps else "there is no earlier one"
-        return CheckpointError(f"{self.directory}: no space left for a checkpoint ({detail}); {good}; free some space "
-                               "and start the same command again")
+        return CheckpointError(
+            f"{self.directory}: no space left for a checkpoint ({detail}); {good}; free some space "
+            "and start the same command again"
+        )
 
     def restore_newest(self, abstract: dict[str, Any]) -> dict[str, Any] | None:
         """The newest good checkpoint; None when there is none.
 
-        A checkpoint that cannot be read or fails its checksums is passed over with one line in the log.
+        A checkpoint that cannot be read or fails its checksums is passed over with one line in the
+        log.
 
         Args:
-          abstract: {field of TrainState: tree of ShapeDtypeStruct with shardings}. Fields left out are not read.
+          abstract: {field of TrainState: tree of ShapeDtypeStruct with shardings}. Fields left out
+            are not read.
 
         Raises:
-          CheckpointError: if there are checkpoints but none is good, or one does not fit ``abstract``.
+          CheckpointError: if there are checkpoints but none is good, or one does not fit
+            ``abstract``.
         """
         damaged: dict[int, DamagedCheckpoint] = {}
         for step in reversed(self.steps()):
@@ -166,8 +188,10 @@ class Checkpointer:
             return state
         if damaged:  # nothing is set aside: if all of them fail, the fault may lie elsewhere
             step, damage = next(iter(damaged.items()))
-            raise CheckpointError(f"{self.directory}: none of {len(damaged)} checkpoint(s) can be used; that of step "
-                                  f"{step}: {damage}; start in a new workdir, or restore one from a backup")
+            raise CheckpointError(
+                f"{self.directory}: none of {len(damaged)} checkpoint(s) can be used; that of step "
+                f"{step}: {damage}; start in a new workdir, or restore one from a backup"
+            )
         return None
 
     def _set_aside(self, step: int) -> None:
@@ -189,15 +213,36 @@ class Checkpointer:
           DamagedCheckpoint: if its bytes are not what was saved.
           CheckpointError: if it was made by a config of other shapes.
         """
-        meta = self._read(step, "meta", lambda: self._manager.restore(
-            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
-        saved = self._read(step, "description", lambda: paths.flatten(self._manager.item_metadata(step)["state"].tree))
+        meta = self._read(
+            step,
+            "meta",
+            lambda: self._manager.restore(
+                step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+            )["meta"],
+        )
+        saved = self._read(
+            step,
+            "description",
+            lambda: paths.flatten(self._manager.item_metadata(step)["state"].tree),
+        )
         wanted = paths.flatten(abstract)
-        self._check_fit(step, {path: x for path, x in saved.items() if path.split("/")[0] in abstract}, wanted)
-        state = self._read(step, "arrays", lambda: self._manager.restore(step, args=ocp.args.Composite(
-            state=ocp.args.PyTreeRestore(
-                item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-                partial_restore=True)))["state"])
+        self._check_fit(
+            step, {path: x for path, x in saved.items() if path.split("/")[0] in abstract}, wanted
+        )
+        state = self._read(
+            step,
+            "arrays",
+            lambda: self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeRestore(
+                        item=abstract,
+                        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+                        partial_restore=True,
+                    )
+                ),
+            )["state"],
+        )
         found = {path: int(value) for path, value in jax.device_get(checksums(state)).items()}
         for path, value in found.items():
             if value != meta["checksums"].get(path):
@@ -207,19 +252,25 @@ class Checkpointer:
     def _read(self, step: int, what: str, action):
         try:
             return action()
-        except Exception as error:  # whatever type the storage layer has for damaged bytes, it names the cause
+        except (
+            Exception
+        ) as error:  # whatever type the storage layer has for damaged bytes, it names the cause
             raise DamagedCheckpoint(f"its {what} cannot be read ({_first_line(error)})") from error
 
     def _check_fit(self, step: int, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
         where, advice = self.directory / str(step), "use the run's own config or another --workdir"
         odd = sorted(set(saved) ^ set(wanted))
         if odd:
-            raise CheckpointError(f"{where}: does not fit this config: {len(odd)} arrays are in one and not in the "
-                                  f"other, such as {odd[0]}; {advice}")
+            raise CheckpointError(
+                f"{where}: does not fit this config: {len(odd)} arrays are in one and not in the "
+                f"other, such as {odd[0]}; {advice}"
+            )
         for path, leaf in wanted.items():
             if tuple(saved[path].shape) != tuple(leaf.shape):
-                raise CheckpointError(f"{where}: {path} has shape {tuple(saved[path].shape)}, this config makes "
-                                      f"{tuple(leaf.shape)}; {advice}")
+                raise CheckpointError(
+                    f"{where}: {path} has shape {tuple(saved[path].shape)}, this config makes "
+                    f"{tuple(leaf.shape)}; {advice}"
+                )
 
     def close(self) -> None:
         """Waits for the last save and lets go of the folder."""
@@ -229,9 +280,13 @@ class Checkpointer:
 
 def _means_full_disk(error: BaseException) -> bool:
     text = str(error)
-    return (isinstance(error, OSError) and error.errno in _FULL
-            or any(os.strerror(code) in text for code in _FULL)
-            or error.__cause__ is not None and _means_full_disk(error.__cause__))
+    return (
+        isinstance(error, OSError)
+        and error.errno in _FULL
+        or any(os.strerror(code) in text for code in _FULL)
+        or error.__cause__ is not None
+        and _means_full_disk(error.__cause__)
+    )
 
 
 def _first_line(error: BaseException) -> str:
@@ -240,7 +295,8 @@ def _first_line(error: BaseException) -> str:
 
 
 class WorkdirLock:
-    """Refuses a second run in the same workdir. The kernel drops the lock when the process dies, however it dies."""
+    """Refuses a second run in the same workdir. The kernel drops the lock when the process dies,
+    however it dies."""
 
     def __init__(self, workdir: str | os.PathLike):
         self._file = None
@@ -255,8 +311,10 @@ class WorkdirLock:
         except BlockingIOError:
             self._file.seek(0)
             holder = self._file.read().strip() or "unknown"
-            raise UserError(f"{workdir}: another run (process {holder}) is using this workdir; stop it or choose "
-                            "another --workdir") from None
+            raise UserError(
+                f"{workdir}: another run (process {holder}) is using this workdir; stop it or "
+                "choose another --workdir"
+            ) from None
         self._file.truncate(0)
         self._file.write(f"{os.getpid()}\n")
         self._file.flush()
@@ -290,8 +348,11 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
     return from_resolved(json.loads(path.read_text()))
 
 
-def load_run(workdir: str | os.PathLike, step: int | None = None, mesh: jax.sharding.Mesh | None = None) -> Run:
-    """Loads the variables of a run's checkpoint (the newest good one unless ``step`` says otherwise).
+def load_run(
+    workdir: str | os.PathLike, step: int | None = None, mesh: jax.sharding.Mesh | None = None
+) -> Run:
+    """Loads the variables of a run's checkpoint (the newest good one unless ``step`` says
+    otherwise).
 
     Args:
       mesh: where to lay them; one device when None.
@@ -307,7 +368,9 @@ def load_run(workdir: str | os.PathLike, step: int | None = None, mesh: jax.shar
     config = read_config(workdir)
     method = methods.create(config)
     if mesh is None:
-        mesh = meshes.create(ConfigDict({"replica": 1, "fsdp": 1, "tensor": 1}), jax.local_devices()[:1])
+        mesh = meshes.create(
+            ConfigDict({"replica": 1, "fsdp": 1, "tensor": 1}), jax.local_devices()[:1]
+        )
     optimizer = Optimizer.from_config(config.optim, method.tables())
     template = abstract(method, optimizer, config.seed, config.global_batch, mesh)._asdict()
     template = {name: template[name] for name in ("step", "params", "teacher", "aux")}
@@ -319,8 +382,10 @@ def load_run(workdir: str | os.PathLike, step: int | None = None, mesh: jax.shar
     elif step in checkpointer.steps():
         state = checkpointer.restore(step, template)
     else:
-        raise CheckpointError(f"{workdir}: has no checkpoint of step {step}; there are "
-                              f"{', '.join(map(str, checkpointer.steps()))}")
+        raise CheckpointError(
+            f"{workdir}: has no checkpoint of step {step}; there are "
+            f"{', '.join(map(str, checkpointer.steps()))}"
+        )
     checkpointer.close()
     variables = Variables(state["params"], state["teacher"], state["aux"])
     return Run(os.fspath(workdir), config, int(state["step"]), method, variables)

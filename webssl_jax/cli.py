@@ -1,8 +1,9 @@
-"""Command-line manners shared by every entry point: one clear line for bad input, exit codes, overrides.
+"""Command-line manners shared by every entry point: one clear line for bad input, exit codes,
+overrides.
 
-Exit codes: 0 done (also when the run had already finished) · 1 a failure of ours, with traceback · 2 bad input or a
-full disk, one line · 75 stopped by SIGTERM or a preemption notice after saving: start the same command again ·
-130 stopped by Ctrl-C after saving.
+Exit codes: 0 done (also when the run had already finished) · 1 a failure of ours, with traceback ·
+2 bad input or a full disk, one line · 75 stopped by SIGTERM or a preemption notice after saving:
+start the same command again · 130 stopped by Ctrl-C after saving.
 """
 
 from __future__ import annotations
@@ -25,18 +26,28 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse whose errors are one line with the nearest real flag."""
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
-        self.add_argument("--traceback", action="store_true", help="show the traceback of an error in the input")
+        super().__init__(
+            *args,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **kwargs,
+        )
+        self.add_argument(
+            "--traceback", action="store_true", help="show the traceback of an error in the input"
+        )
 
     def error(self, message: str):
         prefix = "unrecognized arguments: "
         if message.startswith(prefix):
             flag = message.removeprefix(prefix).split()[0].split("=")[0]
-            message = f"{flag}: no such flag; {suggest(flag, [f for f in self._option_string_actions if f[:2] == '--'])}"
+            flags = [f for f in self._option_string_actions if f[:2] == "--"]
+            message = f"{flag}: no such flag; {suggest(flag, flags)}"
         print(f"error: {message}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
 
-    def parse_with_overrides(self, argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    def parse_with_overrides(
+        self, argv: list[str] | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
         """Parses flags and splits off ``--config.a.b=c`` as the override ``a.b=c``."""
         args, rest = self.parse_known_args(argv)
         overrides, others = [], []
@@ -54,23 +65,30 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
-    """Plain lines for people. Libraries speak up only about errors, and orbax (which logs through absl) not even
-    then: it raises in the main thread what its threads log."""
-    logging.basicConfig(level=level, format="%(message)s", force=True)  # absl has installed a handler of its own
+    """Plain lines for people. Libraries speak up only about errors, and orbax (which logs through
+    absl) not even then: it raises in the main thread what its threads log."""
+    # absl has installed a handler of its own
+    logging.basicConfig(level=level, format="%(message)s", force=True)
     logging.getLogger("jax").setLevel(logging.ERROR)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def run(main: Callable[[], int | None]) -> None:
     """Runs ``main`` and turns what a user can mend into one line and exit code 2."""
+    log_to_stderr()
     try:
         code = main()
     except UserError as error:
         _fail(str(error))
+    except KeyboardInterrupt:  # before the loop could save, or a second Ctrl-C
+        print("interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        _fail(f"no space left: {error.filename or error}; free some and start the same command again")
+        _fail(
+            f"no space left: {error.filename or error}; free some and start the same command again"
+        )
     sys.stdout.flush()
     sys.exit(code or 0)
 

@@ -1,11 +1,14 @@
-"""Configs: loading, arguments, overrides, units, validation, and the resolved dump that every run writes.
+"""Configs: loading, arguments, overrides, units, validation, and the resolved dump that every run
+writes.
 
-An experiment is a Python file with ``get_config(arg) -> ml_collections.ConfigDict``. It is named on the command
-line as ``configs/web_mae.py:size=1b,res=224`` (typed arguments after the colon) and changed by dotted overrides
-such as ``--config.optim.lr=1e-3``. A key that does not exist is refused with the nearest real one.
+An experiment is a Python file with ``get_config(arg) -> ml_collections.ConfigDict``. It is named on
+the command line as ``configs/web_mae.py:size=1b,res=224`` (typed arguments after the colon) and
+changed by dotted overrides such as ``--config.optim.lr=1e-3``. A key that does not exist is refused
+with the nearest real one.
 
-Durations carry their unit in their name: ``warmup_steps``, ``warmup_images`` or ``warmup_percent`` (of the whole
-run). An override may use another unit than the config file: it replaces the one that was there.
+Durations carry their unit in their name: ``warmup_steps``, ``warmup_images`` or ``warmup_percent``
+(of the whole run). An override may use another unit than the config file: it replaces the one that
+was there.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line: what is wrong, where, and what to do."""
+    """Something the user can mend. The message is one line: what is wrong, where, and what to
+    do."""
 
 
 class ConfigError(UserError):
@@ -47,13 +51,21 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     """Reads ``FILE.py[:ARG]``, applies ``key.path=value`` overrides and checks the result.
 
     Raises:
-      ConfigError: for a missing file, an argument or override that the config does not know, or a bad value.
+      ConfigError: for a missing file, an argument or override that the config does not know, or a
+        bad value.
     """
     path, _, arg = spec.partition(":")
     file = pathlib.Path(path)
     if not file.is_file():
-        near = [str(p) for p in sorted(file.parent.glob("*.py")) if p.name not in ("common.py", "__init__.py")]
-        raise ConfigError(f"--config {path}: no such file; {suggest(path, near) if near else 'give a config file'}")
+        near = [
+            str(p)
+            for p in sorted(file.parent.glob("*.py"))
+            if p.name not in ("common.py", "__init__.py")
+        ]
+        raise ConfigError(
+            f"--config {path}: no such file; "
+            f"{suggest(path, near) if near else 'give a config file'}"
+        )
     module_spec = importlib.util.spec_from_file_location(f"webssl_config_{file.stem}", file)
     module = importlib.util.module_from_spec(module_spec)
     sys.path.insert(0, str(file.parent.resolve()))  # configs share common.py
@@ -109,10 +121,15 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str])
                 _unknown_key(config, path, path)
             with node.unlocked():  # the same duration in another unit
                 del node[sibling]
-                node[name] = _parse(f"--config.{path}", text, 0.0 if name.endswith("_percent") else 0)
+                node[name] = _parse(
+                    f"--config.{path}", text, 0.0 if name.endswith("_percent") else 0
+                )
             continue
         if isinstance(node[name], ml_collections.ConfigDict):
-            raise ConfigError(f"--config.{path}: is a group of keys ({', '.join(sorted(node[name]))}), not a value")
+            raise ConfigError(
+                f"--config.{path}: is a group of keys ({', '.join(sorted(node[name]))}), not a "
+                "value"
+            )
         node[name] = _parse(f"--config.{path}", text, node[name])
 
 
@@ -121,7 +138,11 @@ def _unknown_key(config, bad: str, path: str):
     near = difflib.get_close_matches(path, keys, n=1, cutoff=0.5)
     if not near:  # the right name in the wrong group
         near = [key for key in keys if key.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]][:1]
-    hint = f"did you mean --config.{near[0]}?" if near else f"the groups are {', '.join(sorted(config))}"
+    hint = (
+        f"did you mean --config.{near[0]}?"
+        if near
+        else f"the groups are {', '.join(sorted(config))}"
+    )
     raise ConfigError(f"--config.{bad}: no such key; {hint}")
 
 
@@ -199,31 +220,53 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
     check(config.global_batch > 0, "global_batch", "a positive number of images")
     check(config.accumulation_steps > 0, "accumulation_steps", "at least 1")
-    check(config.global_batch % config.accumulation_steps == 0, "accumulation_steps",
-          f"a divisor of global_batch = {config.global_batch}")
+    check(
+        config.global_batch % config.accumulation_steps == 0,
+        "accumulation_steps",
+        f"a divisor of global_batch = {config.global_batch}",
+    )
     if total_steps(config) < 1:
         length = "total_steps" if "total_steps" in config else "total_images"
         check(False, length, f"at least one step of global_batch = {config.global_batch} images")
     warmup = steps(config.optim, "warmup", config)
     if not 0 <= warmup <= total_steps(config):
-        raise ConfigError(f"config.optim.warmup is {warmup} steps: must lie within the run's {total_steps(config)} "
-                          "steps; shorten it or lengthen the run")
+        raise ConfigError(
+            f"config.optim.warmup is {warmup} steps: must lie within the run's "
+            f"{total_steps(config)} steps; shorten it or lengthen the run"
+        )
     check(config.optim.lr > 0, "optim.lr", "positive")
     check(config.optim.weight_decay >= 0, "optim.weight_decay", "zero or positive")
     check(0 <= config.optim.b1 < 1, "optim.b1", "in [0, 1)")
     check(0 <= config.optim.b2 < 1, "optim.b2", "in [0, 1)")
-    check(config.optim.clip in ("none", "global", "per_module"), "optim.clip", "none, global or per_module")
+    check(
+        config.optim.clip in ("none", "global", "per_module"),
+        "optim.clip",
+        "none, global or per_module",
+    )
     check(config.optim.clip == "none" or config.optim.clip_norm > 0, "optim.clip_norm", "positive")
     for axis in ("replica", "fsdp", "tensor"):
         size = config.sharding[axis]
-        check(size == -1 or size > 0, f"sharding.{axis}", "positive, or -1 for all remaining devices")
-    check(sum(config.sharding[a] == -1 for a in ("replica", "fsdp", "tensor")) <= 1, "sharding.fsdp",
-          "the only axis with -1")
+        check(
+            size == -1 or size > 0, f"sharding.{axis}", "positive, or -1 for all remaining devices"
+        )
+    check(
+        sum(config.sharding[a] == -1 for a in ("replica", "fsdp", "tensor")) <= 1,
+        "sharding.fsdp",
+        "the only axis with -1",
+    )
     check(config.checkpoint.every_steps > 0, "checkpoint.every_steps", "positive")
     check(config.checkpoint.keep_last > 0, "checkpoint.keep_last", "at least 1")
-    check(config.checkpoint.keep_every_steps >= 0, "checkpoint.keep_every_steps", "zero (off) or positive")
+    check(
+        config.checkpoint.keep_every_steps >= 0,
+        "checkpoint.keep_every_steps",
+        "zero (off) or positive",
+    )
     check(config.log.every_steps > 0, "log.every_steps", "positive")
-    check(config.eval.every_steps >= 0, "eval.every_steps", "zero (only at the start and the end) or positive")
+    check(
+        config.eval.every_steps >= 0,
+        "eval.every_steps",
+        "zero (only at the start and the end) or positive",
+    )
     check(config.data.workers >= 0, "data.workers", "zero (threads only) or positive")
     check(config.data.threads > 0, "data.threads", "positive")
     check(config.data.read_ahead > 0, "data.read_ahead", "at least one batch")
@@ -232,7 +275,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
 def resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The config as plain JSON types, with the derived number of steps beside it."""
     return json.loads(config.to_json_best_effort()) | {
-        "derived": {"total_steps": total_steps(config), "warmup_steps": steps(config.optim, "warmup", config)}}
+        "derived": {
+            "total_steps": total_steps(config),
+            "warmup_steps": steps(config.optim, "warmup", config),
+        }
+    }
 
 
 def from_resolved(values: dict[str, Any]) -> ml_collections.ConfigDict:
@@ -244,19 +291,35 @@ def environment() -> dict[str, Any]:
     """Versions, machine and git revision: what one needs to repeat the run."""
     import importlib.metadata as metadata
 
-    packages = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+    packages = (
+        "jax",
+        "jaxlib",
+        "libtpu",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "grain",
+        "numpy",
+        "pillow",
+    )
     versions = {}
     for name in packages:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
-    return {"python": platform.python_version(), "platform": platform.platform(), "packages": versions,
-            "git_revision": git_revision(), "command": sys.argv}
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+        "git_revision": git_revision(),
+        "command": sys.argv,
+    }
 
 
 def git_revision() -> str:
-    """The checkout's commit, with ``+changes`` when the work tree differs; ``unknown`` outside a checkout."""
+    """The checkout's commit, with ``+changes`` when the work tree differs; ``unknown`` outside a
+    checkout."""
     root = pathlib.Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return "unknown"

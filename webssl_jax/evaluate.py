@@ -2,9 +2,9 @@
 
     python -m webssl_jax.evaluate --workdir DIR [--step N | --watch] [--train SHARDS --test SHARDS]
 
-Prints k-NN and linear-probe accuracy of the frozen features beside those of chance, raw pixels, a colour histogram
-and the run's own step 0, and keeps them in DIR/eval. ``--watch`` follows a run that is still training until its
-last step is evaluated.
+Prints k-NN and linear-probe accuracy of the frozen features beside those of chance, raw pixels, a
+colour histogram and the run's own step 0, and keeps them in DIR/eval. ``--watch`` follows a run
+that is still training until its last step is evaluated.
 """
 
 from __future__ import annotations
@@ -26,20 +26,26 @@ def main() -> int:
     parser.add_argument("--workdir", required=True, help="folder of the run")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="a checkpoint's step; by default the newest")
-    which.add_argument("--watch", action="store_true", help="evaluate every new checkpoint until the run's last step")
+    which.add_argument(
+        "--watch",
+        action="store_true",
+        help="evaluate every new checkpoint until the run's last step",
+    )
     parser.add_argument("--train", help="labelled shards, instead of the config's eval.train")
     parser.add_argument("--test", help="labelled shards, instead of the config's eval.test")
     args = parser.parse_args()
-    cli.log_to_stderr()
 
     config = checkpoints.read_config(args.workdir)
     with config.unlocked():
         config.eval.train = args.train or config.eval.train
         config.eval.test = args.test or config.eval.test
-        # Evaluation is its own, plain data-parallel program: it need not have the training run's devices.
+        # Evaluation is its own, plain data-parallel program: it need not have the training run's
+        # devices.
         config.sharding.update({"replica": 1, "fsdp": -1, "tensor": 1})
     if not (config.eval.train and config.eval.test):
-        raise UserError(f"{args.workdir}: its config names no labelled shards; give --train and --test")
+        raise UserError(
+            f"{args.workdir}: its config names no labelled shards; give --train and --test"
+        )
     mesh = meshes.create(config.sharding)
     last = configs.total_steps(config)
     evaluation, done = None, -1
@@ -47,7 +53,9 @@ def main() -> int:
         run = _next_run(args, mesh, done)
         if run is not None:
             if evaluation is None:
-                evaluation = RunEvaluation(config.eval, run.method, mesh, args.workdir, config.data.threads)
+                evaluation = RunEvaluation(
+                    config.eval, run.method, mesh, args.workdir, config.data.threads
+                )
             result = evaluation.run(run.variables, run.step)
             print(f"\n{evaluation.report(result)}\n", flush=True)
             done = run.step

@@ -1,10 +1,12 @@
 """The path language: every parameter has one name, and six tables are written in it.
 
-A parameter tree is a plain nested dict of arrays. The path of a leaf is its keys joined with "/", for instance
-``encoder/blocks/attn/q/kernel``. Sharding, weight decay, learning-rate multipliers, freezing, import and export
-all address parameters by regular expressions over these paths, so modules carry no metadata of their own.
+A parameter tree is a plain nested dict of arrays. The path of a leaf is its keys joined with "/",
+for instance ``encoder/blocks/attn/q/kernel``. Sharding, weight decay, learning-rate multipliers,
+freezing, import and export all address parameters by regular expressions over these paths, so
+modules carry no metadata of their own.
 
-A *table* is an ordered sequence of ``(regex, value)``. The first regex that ``re.search`` finds in the path wins.
+A *table* is an ordered sequence of ``(regex, value)``. The first regex that ``re.search`` finds in
+the path wins.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ Table = Sequence[tuple[str, Any]]
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
-    """Returns ``{path: leaf}`` in the tree's own (sorted) order. Works on any pytree, so also on optimiser state."""
+    """Returns ``{path: leaf}`` in the tree's own (sorted) order. Works on any pytree, so also on
+    optimiser state."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {path_name(path): leaf for path, leaf in leaves}
 
@@ -58,7 +61,8 @@ def map_with_path(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
 
 
 def lookup(table: Table, path: str, default: Any = None) -> Any:
-    """The value of the first row of ``table`` whose regex is found in ``path``; ``default`` when none is."""
+    """The value of the first row of ``table`` whose regex is found in ``path``; ``default`` when
+    none is."""
     for pattern, value in table:
         if re.search(pattern, path):
             return value
@@ -87,5 +91,6 @@ def num_bytes(tree: Tree) -> int:
 
 
 def describe(tree: Tree, stats: str | None = None) -> str:
-    """A table of name, shape and size (``stats="sharding"`` adds the partition specs), one row a parameter."""
+    """A table of name, shape and size (``stats="sharding"`` adds the partition specs), one row a
+    parameter."""
     return parameter_overview.get_parameter_overview(tree, include_stats=stats or False)

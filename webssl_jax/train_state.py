@@ -1,4 +1,5 @@
-"""The whole state of a run between two steps, and how it comes into being without ever lying on one device."""
+"""The whole state of a run between two steps, and how it comes into being without ever lying on one
+device."""
 
 from __future__ import annotations
 
@@ -40,19 +41,29 @@ class TrainState(NamedTuple):
 def _init(method: Method, optimizer: Optimizer, seed: int, batch: int) -> TrainState:
     init_key, step_key = jax.random.split(jax.random.key(seed))
     variables = method.init(init_key, method.batch_spec(batch))
-    return TrainState(step=jnp.zeros((), jnp.int32), params=variables.params, teacher=variables.teacher,
-                      opt_state=optimizer.init(variables.params), aux=variables.aux,
-                      rng=jax.random.key_data(step_key), skipped=jnp.zeros((), jnp.int32))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables.params,
+        teacher=variables.teacher,
+        opt_state=optimizer.init(variables.params),
+        aux=variables.aux,
+        rng=jax.random.key_data(step_key),
+        skipped=jnp.zeros((), jnp.int32),
+    )
 
 
 def abstract(method: Method, optimizer: Optimizer, seed: int, batch: int, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state; nothing is allocated. ``batch`` is in images."""
     shapes = jax.eval_shape(lambda: _init(method, optimizer, seed, batch))
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes,
-                        rules.shardings(shapes, mesh))
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        shapes,
+        rules.shardings(shapes, mesh),
+    )
 
 
 def create(method: Method, optimizer: Optimizer, seed: int, batch: int, mesh: Mesh) -> TrainState:
-    """A fresh state, each shard created on the device that keeps it. The same values on every mesh."""
+    """A fresh state, each shard created on the device that keeps it. The same values on every
+    mesh."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract(method, optimizer, seed, batch, mesh))
     return jax.jit(lambda: _init(method, optimizer, seed, batch), out_shardings=shardings)()

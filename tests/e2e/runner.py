@@ -12,9 +12,17 @@ import time
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 MICRO = {
-    "model.size": "micro", "method.view.image_size": 32, "method.decoder.width": 32, "method.decoder.heads": 2,
-    "global_batch": 16, "total_steps": 12, "optim.warmup_steps": 2, "log.every_steps": 1, "log.tensorboard": False,
-    "checkpoint.every_steps": 3, "data.threads": 2,
+    "model.size": "micro",
+    "method.view.image_size": 32,
+    "method.decoder.width": 32,
+    "method.decoder.heads": 2,
+    "global_batch": 16,
+    "total_steps": 12,
+    "optim.warmup_steps": 2,
+    "log.every_steps": 1,
+    "log.tensorboard": False,
+    "checkpoint.every_steps": 3,
+    "data.threads": 2,
 }
 
 
@@ -26,21 +34,44 @@ class Result:
 
 def command(workdir, overrides=(), flags=(), spec="configs/web_mae.py:size=tiny"):
     settings = MICRO | dict(overrides)
-    return [sys.executable, "-m", "webssl_jax.train", "--config", str(ROOT / spec), "--workdir", str(workdir), *flags,
-            *(f"--config.{key}={value}" for key, value in settings.items())]
+    return [
+        sys.executable,
+        "-m",
+        "webssl_jax.train",
+        "--config",
+        str(ROOT / spec),
+        "--workdir",
+        str(workdir),
+        *flags,
+        *(f"--config.{key}={value}" for key, value in settings.items()),
+    ]
 
 
 def environment(devices=1, cache=None):
-    env = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT),
-               XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
+    env = dict(
+        os.environ,
+        JAX_PLATFORMS="cpu",
+        PYTHONPATH=str(ROOT),
+        XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
+    )
     if cache:  # the step is compiled once for all runs of a test
-        env |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        env |= {
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
     return env
 
 
 def start(workdir, overrides=(), devices=1, cache=None, flags=(), **kwargs):
-    return subprocess.Popen(command(workdir, overrides, flags), env=environment(devices, cache), cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)
+    return subprocess.Popen(
+        command(workdir, overrides, flags),
+        env=environment(devices, cache),
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        **kwargs,
+    )
 
 
 def train(workdir, overrides=(), devices=1, cache=None, flags=(), **kwargs):
@@ -50,19 +81,35 @@ def train(workdir, overrides=(), devices=1, cache=None, flags=(), **kwargs):
 
 
 def train_together(workdir, processes, devices=1, overrides=(), cache=None, kill_after_step=None):
-    """One run of several processes with ``devices`` devices each, all killed once ``kill_after_step`` is written.
-    Returns their results."""
+    """One run of several processes with ``devices`` devices each, all killed once
+    ``kill_after_step`` is written. Returns their results."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    running = [start(workdir, overrides, devices, cache,
-                     flags=["--coordinator", f"localhost:{port}", "--num-processes", str(processes), "--process-id",
-                            str(i)]) for i in range(processes)]
+    running = [
+        start(
+            workdir,
+            overrides,
+            devices,
+            cache,
+            flags=[
+                "--coordinator",
+                f"localhost:{port}",
+                "--num-processes",
+                str(processes),
+                "--process-id",
+                str(i),
+            ],
+        )
+        for i in range(processes)
+    ]
     try:
         if kill_after_step is not None:
             path = pathlib.Path(workdir) / "metrics.jsonl"
             while not (path.exists() and last_step(path) >= kill_after_step):
-                assert all(process.poll() is None for process in running), running[0].communicate()[0]
+                assert all(process.poll() is None for process in running), running[0].communicate()[
+                    0
+                ]
                 time.sleep(0.005)
             for process in running:
                 process.kill()
@@ -93,7 +140,10 @@ def last_step(path):
 
 def losses(workdir):
     """{step: loss as written, digit for digit}."""
-    rows = [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    ]
     steps = [row["step"] for row in rows]
     assert steps == sorted(set(steps)), f"a step is missing its place or written twice: {steps}"
     return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}

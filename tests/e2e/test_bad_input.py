@@ -5,18 +5,21 @@ import pytest
 from tests.e2e import runner
 
 
-@pytest.mark.parametrize("overrides, says", [
-    ({"optim.lrr": 1}, "--config.optim.lrr: no such key; did you mean --config.optim.lr?"),
-    ({"global_batch": "x"}, "'x' is not of type int"),
-    ({"model.size": "enormous"}, "no Web-MAE size 'enormous'"),
-    ({"method.name": "mea"}, "no method 'mea'"),
-    ({"method.view.image_size": 33}, "33"),
-    ({"method.mask_ratio": 1.5}, "mask_ratio"),
-    ({"global_batch": 12, "sharding.fsdp": 8}, "is not the 1 devices"),
-    ({"data.train": "/nowhere/*.arrayrecord"}, "/nowhere"),
-    ({"optim.frozen": "('encodr',)"}, "'encodr' matches no parameter"),
-    ({"init_from": "/nowhere"}, "/nowhere"),
-])
+@pytest.mark.parametrize(
+    "overrides, says",
+    [
+        ({"optim.lrr": 1}, "--config.optim.lrr: no such key; did you mean --config.optim.lr?"),
+        ({"global_batch": "x"}, "'x' is not of type int"),
+        ({"model.size": "enormous"}, "no Web-MAE size 'enormous'"),
+        ({"method.name": "mea"}, "no method 'mea'"),
+        ({"method.view.image_size": 33}, "33"),
+        ({"method.mask_ratio": 1.5}, "mask_ratio"),
+        ({"global_batch": 12, "sharding.fsdp": 8}, "is not the 1 devices"),
+        ({"data.train": "/nowhere/*.arrayrecord"}, "/nowhere"),
+        ({"optim.frozen": "('encodr',)"}, "'encodr' matches no parameter"),
+        ({"init_from": "/nowhere"}, "/nowhere"),
+    ],
+)
 def test_a_bad_config_is_one_line_and_exit_code_2(tmp_path, cache, overrides, says):
     result = runner.train(tmp_path, overrides, cache=cache)
     assert result.code == 2, result.output
@@ -34,7 +37,8 @@ def test_a_workdir_belongs_to_one_experiment(tmp_path, cache):
     assert runner.train(tmp_path, {"total_steps": 3}, cache=cache).code == 0
     result = runner.train(tmp_path, {"global_batch": 32}, cache=cache)
     assert result.code == 2 and "config.global_batch differs" in result.output
-    assert runner.train(tmp_path, {"total_steps": 4}, cache=cache).code == 0  # longer is allowed, and told
+    # longer is allowed, and told
+    assert runner.train(tmp_path, {"total_steps": 4}, cache=cache).code == 0
 
 
 def test_weights_of_another_run_are_a_start(tmp_path, cache):

@@ -12,7 +12,9 @@ import pytest
 from tests.e2e import runner
 
 
-def test_an_undisturbed_run_writes_every_step_and_says_when_it_is_finished(tmp_path, cache, unbroken):
+def test_an_undisturbed_run_writes_every_step_and_says_when_it_is_finished(
+    tmp_path, cache, unbroken
+):
     assert sorted(unbroken) == list(range(1, 13))
     first = runner.train(tmp_path, cache=cache)
     assert first.code == 0 and "finished 12 steps" in first.output
@@ -20,7 +22,12 @@ def test_an_undisturbed_run_writes_every_step_and_says_when_it_is_finished(tmp_p
     again = runner.train(tmp_path, cache=cache)
     assert again.code == 0 and "finished: step 12 of 12 is saved" in again.output
     assert runner.losses(tmp_path) == unbroken
-    for picture in ("crops_00000000", "reconstruction_00000000", "reconstruction_00000012", "curves"):
+    for picture in (
+        "crops_00000000",
+        "reconstruction_00000000",
+        "reconstruction_00000012",
+        "curves",
+    ):
         assert (tmp_path / "pictures" / f"{picture}.png").stat().st_size > 1000
 
 
@@ -46,7 +53,8 @@ def test_kill_9_between_and_within_steps_continues_with_the_same_digits(tmp_path
 
 @pytest.mark.slow
 def test_kill_9_at_20_random_moments_continues_with_the_same_digits(tmp_path, cache, unbroken):
-    """From start-up to the last save: most of these fall into imports, compilation and checkpoint writing."""
+    """From start-up to the last save: most of these fall into imports, compilation and checkpoint
+    writing."""
     began = time.monotonic()
     runner.train(tmp_path / "timed", cache=cache)
     whole = time.monotonic() - began
@@ -78,11 +86,16 @@ def test_a_stop_signal_saves_and_exits_with_its_code(tmp_path, cache, unbroken, 
     assert runner.losses(tmp_path) == unbroken
 
 
-def test_a_damaged_and_a_half_written_checkpoint_are_passed_over_with_one_line(tmp_path, cache, unbroken):
+def test_a_damaged_and_a_half_written_checkpoint_are_passed_over_with_one_line(
+    tmp_path, cache, unbroken
+):
     runner.kill_at(runner.start(tmp_path, cache=cache), tmp_path / "metrics.jsonl", 10)
     checkpoints = tmp_path / "checkpoints"
     newest = max(int(p.name) for p in checkpoints.iterdir() if p.name.isdigit())
-    largest = max((p for p in (checkpoints / str(newest)).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest = max(
+        (p for p in (checkpoints / str(newest)).rglob("*") if p.is_file()),
+        key=lambda p: p.stat().st_size,
+    )
     damaged = bytearray(largest.read_bytes())
     damaged[len(damaged) // 2] ^= 1  # one bit, in the middle of the arrays
     largest.write_bytes(damaged)
@@ -97,12 +110,16 @@ def test_a_damaged_and_a_half_written_checkpoint_are_passed_over_with_one_line(t
 
 
 def test_a_full_disk_ends_the_run_with_the_last_good_checkpoint_intact(tmp_path, cache):
-    """A limit on the size of one file stands in for the disk: the kernel refuses the write in the same place.
+    """A limit on the size of one file stands in for the disk: the kernel refuses the write in the
+    same place.
 
-    The check of free space cannot see this limit, so this is the worse case, where the save fails halfway.
+    The check of free space cannot see this limit, so this is the worse case, where the save fails
+    halfway.
     """
     runner.train(tmp_path, {"total_steps": 3, "optim.warmup_steps": 2}, cache=cache)
-    result = runner.train(tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)))
+    result = runner.train(
+        tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    )
     assert result.code == 2, result.output
     last = result.output.strip().splitlines()[-1]
     assert last.startswith("error: ") and "no space left for a checkpoint" in last
@@ -126,9 +143,13 @@ def test_a_second_run_in_the_same_workdir_is_refused_and_a_crash_leaves_no_lock(
 
 
 def test_another_device_count_gives_the_same_losses(tmp_path, cache, unbroken):
-    """Stopped on 1 device, continued on 8: fsdp 8, then replica 2 x fsdp 2 x tensor 2. float32: 2e-6 relative."""
-    for step, devices, mesh in ((4, 1, {}), (8, 8, {}),
-                                (None, 8, {"sharding.replica": 2, "sharding.fsdp": 2, "sharding.tensor": 2})):
+    """Stopped on 1 device, continued on 8: fsdp 8, then replica 2 x fsdp 2 x tensor 2. float32:
+    2e-6 relative."""
+    for step, devices, mesh in (
+        (4, 1, {}),
+        (8, 8, {}),
+        (None, 8, {"sharding.replica": 2, "sharding.fsdp": 2, "sharding.tensor": 2}),
+    ):
         process = runner.start(tmp_path, mesh, devices, cache=cache)
         if step:
             runner.kill_at(process, tmp_path / "metrics.jsonl", step)

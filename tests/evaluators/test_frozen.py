@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from webssl_jax.config import UserError
-from webssl_jax.evaluators import Dataset, FrozenFeatureEvaluation, Measurement, create, report_table
+from webssl_jax.evaluators import (
+    Dataset,
+    FrozenFeatureEvaluation,
+    Measurement,
+    create,
+    report_table,
+)
 from webssl_jax.evaluators import baselines as trivial
 from webssl_jax.evaluators.base import Score, paired_difference, standard_error
 from webssl_jax.evaluators.features import extract
@@ -38,7 +44,9 @@ def make_features(calls=None, gain=1.0):
         if calls is not None:
             calls.append(images.shape)
         cls, patches = forward(images)
-        return Features(cls, patches, np.zeros((len(images), 0, 3)), {i: (cls * i, patches * i) for i in layers})
+        return Features(
+            cls, patches, np.zeros((len(images), 0, 3)), {i: (cls * i, patches * i) for i in layers}
+        )
 
     return features
 
@@ -59,7 +67,8 @@ def test_every_batch_has_the_same_shape_and_padding_is_cut_off():
     assert set(calls) == {(32, 16, 16, 3)} and len(calls) == 3
     means = data.images.astype(np.float32).mean(axis=(1, 2)) / 255
     assert {name: x.shape for name, x in out.items()} == dict.fromkeys(
-        ("cls", "patches", "cls@3", "patches@3"), (70, 3))
+        ("cls", "patches", "cls@3", "patches@3"), (70, 3)
+    )
     assert all(x.dtype == np.float32 for x in out.values())
     np.testing.assert_allclose(out["patches"], means, atol=1e-5)
     np.testing.assert_allclose(out["cls@3"], means * 3, atol=1e-5)
@@ -67,7 +76,9 @@ def test_every_batch_has_the_same_shape_and_padding_is_cut_off():
 
 def test_blocks_that_the_feature_function_withholds_are_named():
     with pytest.raises(ValueError, match=r"not \[5\]"):
-        extract(lambda images, layers: make_features()(images, (1,)), coloured(4, 0).images, 4, (1, 5))
+        extract(
+            lambda images, layers: make_features()(images, (1,)), coloured(4, 0).images, 4, (1, 5)
+        )
 
 
 def test_trivial_features_describe_pixels_and_colours():
@@ -76,14 +87,23 @@ def test_trivial_features_describe_pixels_and_colours():
     out = trivial.trivial_features(images)
     assert out["raw pixels"].shape == (2, 768) and out["colour histogram"].shape == (2, 216)
     assert out["raw pixels"][0].max() == -1 and out["raw pixels"][1, 0] == 1
-    assert out["colour histogram"][0].argmax() == 0 and out["colour histogram"][1].argmax() == 5 * 36
+    assert (
+        out["colour histogram"][0].argmax() == 0 and out["colour histogram"][1].argmax() == 5 * 36
+    )
     np.testing.assert_allclose((out["colour histogram"] ** 2).sum(axis=1), 1, rtol=1e-6)
 
 
 def test_the_metrics_are_numbers_under_their_documented_names(evaluation, measured):
     metrics = measured.metrics()
-    assert {"eval/knn/top1", "eval/knn/top1_se", "eval/linear/top1", "eval/linear/top1_se", "eval/knn/cls/top1@20",
-            "eval/knn/patches/top1@10", "eval/linear/cls_x2+patches"} <= set(metrics)
+    assert {
+        "eval/knn/top1",
+        "eval/knn/top1_se",
+        "eval/linear/top1",
+        "eval/linear/top1_se",
+        "eval/knn/cls/top1@20",
+        "eval/knn/patches/top1@10",
+        "eval/linear/cls_x2+patches",
+    } <= set(metrics)
     assert all(type(value) is float and math.isfinite(value) for value in metrics.values())
     assert dict(evaluation.run(make_features(), 300)) == metrics
     assert metrics["eval/linear/top1"] > 0.6
@@ -98,7 +118,9 @@ def test_baselines_go_through_the_same_evaluation_and_survive_storage(evaluation
     again = FrozenFeatureEvaluation(evaluation.train, evaluation.test)
     loaded = again.baselines(stored)
     assert {n: r.metrics() for n, r in loaded.items()} == {n: r.metrics() for n, r in rows.items()}
-    np.testing.assert_array_equal(loaded["raw pixels"].linear.correct, rows["raw pixels"].linear.correct)
+    np.testing.assert_array_equal(
+        loaded["raw pixels"].linear.correct, rows["raw pixels"].linear.correct
+    )
 
 
 def test_stored_baselines_of_other_images_are_not_believed(evaluation):
@@ -121,7 +143,10 @@ def test_standard_errors_follow_their_formulas():
 def test_pairing_is_sharper_than_independence_and_refuses_other_items():
     hard = np.random.default_rng(0).random(400)
     a, b = hard < 0.5, hard < 0.46
-    assert paired_difference(a, b).se < math.hypot(standard_error(a.mean(), 400), standard_error(b.mean(), 400)) / 2
+    assert (
+        paired_difference(a, b).se
+        < math.hypot(standard_error(a.mean(), 400), standard_error(b.mean(), 400)) / 2
+    )
     with pytest.raises(ValueError, match="not the same test items"):
         paired_difference(a, b[:-1])
 
@@ -135,8 +160,11 @@ def row(right, step=None, data="d"):
 
 
 def test_the_report_says_what_beats_what():
-    text = report_table(row(240, 817), {"majority class": row(130), "raw pixels": row(180), "colour histogram":
-                                        row(238)}, row(300, 0))
+    text = report_table(
+        row(240, 817),
+        {"majority class": row(130), "raw pixels": row(180), "colour histogram": row(238)},
+        row(300, 0),
+    )
     lines = text.splitlines()
     assert lines[0].split() == ["features", "k-NN", "top-1", "linear", "top-1"]
     assert "step 817 (this model)  0.600 ± 0.024  0.600 ± 0.024" in lines

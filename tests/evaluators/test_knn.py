@@ -1,4 +1,5 @@
-"""k-NN against a slow reference, and its rules for ties, clipping and choosing without test labels."""
+"""k-NN against a slow reference, and its rules for ties, clipping and choosing without test
+labels."""
 
 import os
 import subprocess
@@ -39,14 +40,18 @@ def test_predictions_equal_a_slow_reference_for_every_k(clusters):
     train, labels, queries, _ = clusters
     fast = predict(train, labels, queries, 5, KS, chunk=32)
     for k in KS:
-        np.testing.assert_array_equal(fast[k], slow_knn(train, labels, queries, 5, k, max(KS)), err_msg=f"k={k}")
+        np.testing.assert_array_equal(
+            fast[k], slow_knn(train, labels, queries, 5, k, max(KS)), err_msg=f"k={k}"
+        )
 
 
 def test_chunk_size_does_not_change_the_answer(clusters):
     train, labels, queries, _ = clusters
     for chunk in (1, 7, 90, 1000):
-        np.testing.assert_array_equal(predict(train, labels, queries, 5, (10,), chunk=chunk)[10],
-                                      predict(train, labels, queries, 5, (10,))[10])
+        np.testing.assert_array_equal(
+            predict(train, labels, queries, 5, (10,), chunk=chunk)[10],
+            predict(train, labels, queries, 5, (10,))[10],
+        )
 
 
 def test_equal_votes_go_to_the_lower_class_and_equal_similarities_to_the_earlier_row():
@@ -59,8 +64,10 @@ def test_equal_votes_go_to_the_lower_class_and_equal_similarities_to_the_earlier
 def test_length_of_a_feature_does_not_matter(clusters):
     train, labels, queries, _ = clusters
     scale = np.random.default_rng(1).uniform(0.1, 10, (len(train), 1)).astype(np.float32)
-    np.testing.assert_array_equal(predict(train * scale, labels, queries * 7, 5, (20,))[20],
-                                  predict(train, labels, queries, 5, (20,))[20])
+    np.testing.assert_array_equal(
+        predict(train * scale, labels, queries * 7, 5, (20,))[20],
+        predict(train, labels, queries, 5, (20,))[20],
+    )
 
 
 def test_k_is_clipped_to_the_number_of_training_images():
@@ -82,7 +89,10 @@ def test_leave_one_out_does_not_let_an_image_vote_for_itself():
 
 def test_leave_one_out_does_not_let_twins_vote_for_each_other():
     rng = np.random.default_rng(0)
-    noise, labels = np.repeat(rng.normal(size=(200, 16)), 3, axis=0), np.repeat(rng.integers(0, 4, 200), 3)
+    noise, labels = (
+        np.repeat(rng.normal(size=(200, 16)), 3, axis=0),
+        np.repeat(rng.integers(0, 4, 200), 3),
+    )
     assert leave_one_out(noise, labels, 4, k=2) > 0.95
     assert leave_one_out(noise, labels, 4, groups=np.arange(600) // 3, k=2) < 0.4
 
@@ -90,7 +100,9 @@ def test_leave_one_out_does_not_let_twins_vote_for_each_other():
 def test_the_headline_feature_is_chosen_without_test_labels(clusters):
     train, labels, queries, truth = clusters
     rng = np.random.default_rng(3)
-    sets = [{"cls": rng.normal(size=x.shape).astype(np.float32), "patches": x} for x in (train, queries)]
+    sets = [
+        {"cls": rng.normal(size=x.shape).astype(np.float32), "patches": x} for x in (train, queries)
+    ]
     score = knn(sets[0], labels, sets[1], truth, 5)
     wrong = knn(sets[0], labels, sets[1], rng.permutation(truth), 5)
     assert score.chosen == wrong.chosen == "patches, k = 20"
@@ -112,7 +124,12 @@ with jax.set_mesh(mesh):
 
 
 def test_a_training_mesh_around_it_does_not_spread_it_over_devices():
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu",
-                        "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", _UNDER_A_MESH], env=env, capture_output=True, text=True, timeout=120)
+    env = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", _UNDER_A_MESH], env=env, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr

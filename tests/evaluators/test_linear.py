@@ -1,4 +1,5 @@
-"""The probe: finds what is there, finds nothing where nothing is, and never looks at test labels to choose."""
+"""The probe: finds what is there, finds nothing where nothing is, and never looks at test labels to
+choose."""
 
 import time
 
@@ -40,7 +41,8 @@ def test_the_solver_reaches_the_optimum_of_the_penalised_problem():
         w, b = w - 2.0 * (z.T @ p + penalty * w), b - 1.0 * p.sum(0)
     expected = z @ w + b
     ours = linear.fit_and_apply(x, y, x, 4, (penalty,), iterations=300)[0]
-    centred = [a - a.mean(1, keepdims=True) for a in (ours, expected)]  # softmax is blind to a common shift
+    # softmax is blind to a common shift
+    centred = [a - a.mean(1, keepdims=True) for a in (ours, expected)]
     np.testing.assert_allclose(centred[0], centred[1], atol=2e-3)
 
 
@@ -48,7 +50,9 @@ def test_a_grid_of_penalties_gives_what_each_gives_alone():
     x, y = blobs(200, 3, 12, spread=1.0)
     grid = linear.fit_and_apply(x, y, x, 3, (1e-4, 1e-2))
     for i, penalty in enumerate((1e-4, 1e-2)):
-        np.testing.assert_allclose(grid[i], linear.fit_and_apply(x, y, x, 3, (penalty,))[0], atol=1e-3)
+        np.testing.assert_allclose(
+            grid[i], linear.fit_and_apply(x, y, x, 3, (penalty,))[0], atol=1e-3
+        )
 
 
 def test_more_features_than_images_and_constant_features_are_no_problem():
@@ -62,8 +66,11 @@ def test_more_features_than_images_and_constant_features_are_no_problem():
 def test_scale_and_offset_of_a_feature_do_not_matter():
     x, y = blobs(200, 3, 12, spread=1.0)
     moved = x * np.linspace(0.01, 100, 12, dtype=np.float32) + 5
-    np.testing.assert_allclose(linear.fit_and_apply(moved, y, moved, 3, (1e-3,)),
-                               linear.fit_and_apply(x, y, x, 3, (1e-3,)), atol=2e-2)
+    np.testing.assert_allclose(
+        linear.fit_and_apply(moved, y, moved, 3, (1e-3,)),
+        linear.fit_and_apply(x, y, x, 3, (1e-3,)),
+        atol=2e-2,
+    )
 
 
 def test_the_head_is_chosen_without_test_labels():
@@ -79,18 +86,32 @@ def test_the_head_is_chosen_without_test_labels():
 
 def test_the_same_seed_gives_the_same_figures():
     x, y = blobs(300, 4, 16, spread=2.0)
-    one, two = (linear.probe({"cls": x[:200]}, y[:200], {"cls": x[200:]}, y[200:], 4, seed=3) for _ in range(2))
+    one, two = (
+        linear.probe({"cls": x[:200]}, y[:200], {"cls": x[200:]}, y[200:], 4, seed=3)
+        for _ in range(2)
+    )
     np.testing.assert_array_equal(one.correct, two.correct)
     assert one.chosen == two.chosen
 
 
 def test_variants_join_the_blocks_that_dinov2_joins():
     n, d, layers = 3, 4, (2, 3, 4, 5)
-    features = {name: np.full((n, d), i, np.float32) for i, name in enumerate(
-        ["cls", "patches"] + [f"{kind}@{layer}" for kind in ("cls", "patches") for layer in layers])}
+    features = {
+        name: np.full((n, d), i, np.float32)
+        for i, name in enumerate(
+            ["cls", "patches"]
+            + [f"{kind}@{layer}" for kind in ("cls", "patches") for layer in layers]
+        )
+    }
     out = linear.variants(features, layers)
     assert {name: x.shape[1] // d for name, x in out.items()} == {
-        "cls": 1, "cls+patches": 2, "patches": 1, "cls_x4": 4, "cls_x4+patches": 5, "patches_x4": 4}
+        "cls": 1,
+        "cls+patches": 2,
+        "patches": 1,
+        "cls_x4": 4,
+        "cls_x4+patches": 5,
+        "patches_x4": 4,
+    }
     assert out["cls_x4+patches"][0, ::d].tolist() == [2, 3, 4, 5, 1]
     assert set(linear.variants(features, (5,))) == {"cls", "cls+patches", "patches"}
 
@@ -99,6 +120,12 @@ def test_the_quick_start_s_grid_takes_seconds():
     x, y = blobs(3500, 20, 128, spread=4.0)
     sets = {"cls": x, "cls+patches": np.tile(x, 2), "patches": x}
     start = time.process_time()
-    linear.probe({k: v[:2500] for k, v in sets.items()}, y[:2500],
-                 {k: v[2500:] for k, v in sets.items()}, y[2500:], 20)
-    assert time.process_time() - start < 30  # seconds of processor time over all cores; about 6 when idle
+    linear.probe(
+        {k: v[:2500] for k, v in sets.items()},
+        y[:2500],
+        {k: v[2500:] for k, v in sets.items()},
+        y[2500:],
+        20,
+    )
+    # seconds of processor time over all cores; about 6 when idle
+    assert time.process_time() - start < 30

@@ -28,8 +28,12 @@ def test_groups_are_never_cut():
 
 def test_the_seed_alone_decides():
     labels, groups = np.arange(60) % 3, np.arange(60)
-    np.testing.assert_array_equal(hold_out(labels, groups, 0.2, 7)[1], hold_out(labels, groups, 0.2, 7)[1])
-    assert hold_out(labels, groups, 0.2, 7)[1].tolist() != hold_out(labels, groups, 0.2, 8)[1].tolist()
+    np.testing.assert_array_equal(
+        hold_out(labels, groups, 0.2, 7)[1], hold_out(labels, groups, 0.2, 7)[1]
+    )
+    assert (
+        hold_out(labels, groups, 0.2, 7)[1].tolist() != hold_out(labels, groups, 0.2, 8)[1].tolist()
+    )
 
 
 def test_too_few_images_are_judged_on_themselves():

@@ -1,4 +1,5 @@
-"""These tests check arithmetic, not speed: XLA's optimisations off halves the time, which is nearly all compiling."""
+"""These tests check arithmetic, not speed: XLA's optimisations off halves the time, which is nearly
+all compiling."""
 
 import jax
 import pytest

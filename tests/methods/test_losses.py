@@ -47,5 +47,9 @@ def test_visible_patches_do_not_count():
 def test_normalising_is_undone_exactly():
     image = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
     normal = pixels.normalise(image, pixels.IMAGENET_MEAN, pixels.IMAGENET_STD)
-    np.testing.assert_allclose(normal[0, 0], -np.array(pixels.IMAGENET_MEAN) / np.array(pixels.IMAGENET_STD), rtol=1e-6)
-    np.testing.assert_array_equal(pixels.denormalise(normal, pixels.IMAGENET_MEAN, pixels.IMAGENET_STD), image)
+    np.testing.assert_allclose(
+        normal[0, 0], -np.array(pixels.IMAGENET_MEAN) / np.array(pixels.IMAGENET_STD), rtol=1e-6
+    )
+    np.testing.assert_array_equal(
+        pixels.denormalise(normal, pixels.IMAGENET_MEAN, pixels.IMAGENET_STD), image
+    )

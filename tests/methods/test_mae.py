@@ -1,4 +1,5 @@
-"""MAE as a method: config, traceability, independence of batch cuts and devices, features, tables, pictures."""
+"""MAE as a method: config, traceability, independence of batch cuts and devices, features, tables,
+pictures."""
 
 import dataclasses
 import io
@@ -19,7 +20,11 @@ from webssl_jax.models import sizes
 
 
 def config(**method):
-    method = {"name": "mae", "decoder": {"width": 24, "depth": 1, "heads": 3}, "view": {"image_size": 32}} | method
+    method = {
+        "name": "mae",
+        "decoder": {"width": 24, "depth": 1, "heads": 3},
+        "view": {"image_size": 32},
+    } | method
     return ConfigDict({"model": {"size": "micro"}, "method": method})
 
 
@@ -35,45 +40,83 @@ def variables(mae):
 
 def batch(n=8, seed=0):
     rng = np.random.default_rng(seed)
-    return {"image": rng.integers(0, 256, (n, 32, 32, 3), np.uint8), "position": np.arange(n, dtype=np.int32)}
+    return {
+        "image": rng.integers(0, 256, (n, 32, 32, 3), np.uint8),
+        "position": np.arange(n, dtype=np.int32),
+    }
 
 
 def grads(mae, variables):
     def loss(tree, data, rng):
         return mae.loss(tree, variables.teacher, variables.aux, data, rng, {}).loss
+
     return jax.jit(jax.value_and_grad(loss))
 
 
 def test_config_reaches_both_networks():
-    made = methods.create(ConfigDict({
-        "model": {"size": "300m", "depth": 3, "dtype": "float32"},
-        "method": {"name": "mae", "mask_ratio": 0.6, "norm_pix_loss": False, "mean": [0.5, 0.5, 0.5],
-                   "std": [0.2, 0.2, 0.2], "view": {"image_size": 224, "scale_min": 0.3}},
-    }))
+    made = methods.create(
+        ConfigDict(
+            {
+                "model": {"size": "300m", "depth": 3, "dtype": "float32"},
+                "method": {
+                    "name": "mae",
+                    "mask_ratio": 0.6,
+                    "norm_pix_loss": False,
+                    "mean": [0.5, 0.5, 0.5],
+                    "std": [0.2, 0.2, 0.2],
+                    "view": {"image_size": 224, "scale_min": 0.3},
+                },
+            }
+        )
+    )
     assert made.encoder == dataclasses.replace(sizes.web_mae("300m"), depth=3, dtype="float32")
     assert (made.decoder.width, made.decoder.depth, made.decoder.heads) == (512, 8, 16)
-    assert (made.decoder.patch_size, made.decoder.dtype, made.decoder.hidden) == (16, "float32", 2048)
-    assert (made.mask_ratio, made.norm_pix_loss, made.mean, made.view.scale_min) == (0.6, False, (0.5, 0.5, 0.5), 0.3)
+    assert (made.decoder.patch_size, made.decoder.dtype, made.decoder.hidden) == (
+        16,
+        "float32",
+        2048,
+    )
+    assert (made.mask_ratio, made.norm_pix_loss, made.mean, made.view.scale_min) == (
+        0.6,
+        False,
+        (0.5, 0.5, 0.5),
+        0.3,
+    )
     assert hash(made) == hash(dataclasses.replace(made))
 
 
 def test_a_model_without_a_named_size_is_described_by_its_fields():
-    made = methods.create(ConfigDict({
-        "model": {"width": 48, "depth": 2, "heads": 3, "patch_size": 4},
-        "method": {"name": "mae", "view": {"image_size": 24}}}))
-    assert (made.encoder.grid, made.encoder.position, made.encoder.init) == ((6, 6), "sincos", "mae")
+    made = methods.create(
+        ConfigDict(
+            {
+                "model": {"width": 48, "depth": 2, "heads": 3, "patch_size": 4},
+                "method": {"name": "mae", "view": {"image_size": 24}},
+            }
+        )
+    )
+    assert (made.encoder.grid, made.encoder.position, made.encoder.init) == (
+        (6, 6),
+        "sincos",
+        "mae",
+    )
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    ({"method.name": "beit"}, "no method 'beit'; "),
-    ({"model.size": "8b"}, "no Web-MAE size '8b'"),
-    ({"method.mask_ratio": 1.0}, "mask_ratio = 1.0 keeps 0 of 16"),
-    ({"method.view": {"image_size": 36}}, "image_size = 36 is not a multiple of patch_size = 8"),
-    ({"method.view": {"size": 32}}, "method.view has no field 'size'"),
-    ({"method.decoder": {"heads": 7}}, "width = 512 does not divide into heads = 7"),
-    ({"method.decoder": {"patch_size": 4}}, "decoder's patch_size = 4 must be the encoder's"),
-    ({"method.ratio": 0.5}, "method has no field 'ratio'"),
-])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"method.name": "beit"}, "no method 'beit'; "),
+        ({"model.size": "8b"}, "no Web-MAE size '8b'"),
+        ({"method.mask_ratio": 1.0}, "mask_ratio = 1.0 keeps 0 of 16"),
+        (
+            {"method.view": {"image_size": 36}},
+            "image_size = 36 is not a multiple of patch_size = 8",
+        ),
+        ({"method.view": {"size": 32}}, "method.view has no field 'size'"),
+        ({"method.decoder": {"heads": 7}}, "width = 512 does not divide into heads = 7"),
+        ({"method.decoder": {"patch_size": 4}}, "decoder's patch_size = 4 must be the encoder's"),
+        ({"method.ratio": 0.5}, "method has no field 'ratio'"),
+    ],
+)
 def test_a_wrong_config_is_refused_in_one_line(change, says):
     wrong = config()
     for path, value in change.items():
@@ -104,7 +147,10 @@ def test_terms_add_up_and_an_untrained_network_scores_about_one(mae, variables):
 def test_the_loss_and_gradients_do_not_depend_on_how_the_batch_is_cut(mae, variables):
     whole, rng, step = batch(8), jax.random.key(5), grads(mae, variables)
     loss, gradient = step(variables.params, whole, rng)
-    parts = [step(variables.params, {k: v[i:i + 2] for k, v in whole.items()}, rng) for i in range(0, 8, 2)]
+    parts = [
+        step(variables.params, {k: v[i : i + 2] for k, v in whole.items()}, rng)
+        for i in range(0, 8, 2)
+    ]
     np.testing.assert_allclose(np.mean([part[0] for part in parts]), loss, rtol=1e-6)
     mean = jax.tree.map(lambda *x: sum(x) / len(x), *[part[1] for part in parts])
     for (path, a), b in zip(params.flatten(gradient).items(), jax.tree.leaves(mean), strict=True):
@@ -127,7 +173,11 @@ def test_features_are_of_the_whole_image_on_its_grid_and_do_not_need_the_decoder
     encoder_only = Variables({"encoder": variables.params["encoder"]}, {}, {})
     images = np.random.default_rng(0).integers(0, 256, (2, 40, 48, 3), np.uint8)
     out = jax.jit(lambda v, x: mae.features(v, x, layers=(0, -1)))(encoder_only, images)
-    assert out.cls.shape == (2, 32) and out.patches.shape == (2, 5, 6, 32) and out.registers.shape == (2, 0, 32)
+    assert (
+        out.cls.shape == (2, 32)
+        and out.patches.shape == (2, 5, 6, 32)
+        and out.registers.shape == (2, 0, 32)
+    )
     assert set(out.layers) == {0, -1} and out.layers[0][1].shape == (2, 5, 6, 32)
     np.testing.assert_array_equal(out.layers[-1][0], out.cls)
     assert out.cls.dtype == jnp.float32
@@ -139,13 +189,19 @@ def test_decay_spares_biases_and_norms_and_nothing_else(mae, variables):
     spared = {path for path, factor in decay.items() if factor == 0.0}
     assert all(path.endswith(("/bias", "/scale")) for path in spared)
     decayed = set(decay) - spared
-    assert {"encoder/cls_token", "decoder/mask_token", "encoder/patch_embed/kernel", "decoder/pred/kernel"} <= decayed
+    assert {
+        "encoder/cls_token",
+        "decoder/mask_token",
+        "encoder/patch_embed/kernel",
+        "decoder/pred/kernel",
+    } <= decayed
     assert all(path.endswith(("kernel", "token")) for path in decayed)
 
 
 def test_pasted_pictures_keep_the_visible_pixels_and_borrow_true_patch_statistics(mae, variables):
-    images, masked, predicted, pasted = map(np.asarray, mae.reconstruction_images(
-        variables.params, batch(4), jax.random.key(0)))
+    images, masked, predicted, pasted = map(
+        np.asarray, mae.reconstruction_images(variables.params, batch(4), jax.random.key(0))
+    )
     hidden = (masked == 128).all(axis=-1)
     assert images.dtype == masked.dtype == predicted.dtype == pasted.dtype == np.uint8
     assert hidden.mean() == pytest.approx(0.75, abs=0.01)
@@ -156,13 +212,19 @@ def test_pasted_pictures_keep_the_visible_pixels_and_borrow_true_patch_statistic
 def test_a_perfect_prediction_is_drawn_as_the_image_itself(mae, variables, monkeypatch):
     from webssl_jax.methods import losses, pixels
     from webssl_jax.models.layers import patchify
+
     images = batch(4)["image"]
     patches = patchify(pixels.normalise(images, mae.mean, mae.std), 8)
     mean, std = losses.patch_statistics(patches)
     made = reconstruct(mae, variables, batch(4), 0)
-    monkeypatch.setattr(type(mae), "reconstruct",
-                        lambda *args, **kwargs: made._replace(prediction=(patches - mean) / std))
-    drawn = type(mae).reconstruction_images.__wrapped__(mae, variables.params, batch(4), jax.random.key(0))
+    monkeypatch.setattr(
+        type(mae),
+        "reconstruct",
+        lambda *args, **kwargs: made._replace(prediction=(patches - mean) / std),
+    )
+    drawn = type(mae).reconstruction_images.__wrapped__(
+        mae, variables.params, batch(4), jax.random.key(0)
+    )
     np.testing.assert_array_equal(drawn[2], images)
 
 
@@ -173,7 +235,9 @@ def test_the_reconstruction_panel_is_a_picture(mae, variables):
 
 def test_views_give_what_the_batch_spec_promises(mae):
     stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)).save(stream, "PNG")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)).save(
+        stream, "PNG"
+    )
     spec = mae.batch_spec(3)["image"]
     view = mae.train_view()(stream.getvalue(), np.random.default_rng(0))
     assert view["image"].shape == spec.shape[1:] and view["image"].dtype == spec.dtype
@@ -182,7 +246,8 @@ def test_views_give_what_the_batch_spec_promises(mae):
 
 def test_flops_of_the_300m_are_known():
     made = methods.create(ConfigDict({"model": {"size": "300m"}, "method": {"name": "mae"}}))
-    # Forward, by hand: encoder 50 tokens x 302e6 block weights, decoder 197 x 25.2e6, two operations a weight.
+    # Forward, by hand: encoder 50 tokens x 302e6 block weights, decoder 197 x 25.2e6, two
+    # operations a weight.
     by_weights = 2 * (50 * 24 * 12 * 1024**2 + 197 * 8 * 12 * 512**2)
     assert made.train_flops() / 3 == pytest.approx(by_weights, rel=0.06)
     assert made.train_flops() / 3 > by_weights
@@ -196,7 +261,9 @@ def test_eight_devices_with_sharded_parameters_compute_what_one_does():
     mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
 
     def place(x):
-        return NamedSharding(mesh, P(*(None,) * (x.ndim - 1), "fsdp") if x.shape[-1] % 4 == 0 else P())
+        return NamedSharding(
+            mesh, P(*(None,) * (x.ndim - 1), "fsdp") if x.shape[-1] % 4 == 0 else P()
+        )
 
     def init(key):
         return mae.init(key, mae.batch_spec(16))

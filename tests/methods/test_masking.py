@@ -18,12 +18,16 @@ def test_restore_undoes_the_shuffle():
     noise = np.random.default_rng(0).random((5, 36))
     made = masking.random_mask(noise, 9)
     shuffled = np.argsort(noise, axis=1)
-    np.testing.assert_array_equal(np.take_along_axis(shuffled, np.asarray(made.restore), 1),
-                                  np.broadcast_to(np.arange(36), (5, 36)))
+    np.testing.assert_array_equal(
+        np.take_along_axis(shuffled, np.asarray(made.restore), 1),
+        np.broadcast_to(np.arange(36), (5, 36)),
+    )
     assert made.mask.sum(axis=1).tolist() == [27] * 5
 
 
-@pytest.mark.parametrize(("patches", "ratio", "kept"), [(196, 0.75, 49), (256, 0.75, 64), (36, 0.75, 9), (25, 0.6, 10)])
+@pytest.mark.parametrize(
+    ("patches", "ratio", "kept"), [(196, 0.75, 49), (256, 0.75, 64), (36, 0.75, 9), (25, 0.6, 10)]
+)
 def test_the_number_of_visible_patches_is_the_original_s(patches, ratio, kept):
     assert masking.visible_count(patches, ratio) == int(patches * (1 - ratio)) == kept
 

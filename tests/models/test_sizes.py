@@ -1,4 +1,5 @@
-"""Sizes by name: parameter counts against the table of the paper, abstractly, and complaints in one line."""
+"""Sizes by name: parameter counts against the table of the paper, abstractly, and complaints in one
+line."""
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,24 @@ from webssl_jax.models.decoder import MAEDecoder
 from webssl_jax.models.vit import ViT
 
 # 224 px, mask token included (recipes.md 1.1, counted from the released definitions).
-WEB_DINO = {"300m": 303_655_168, "1b": 1_134_771_200, "2b": 2_084_237_568, "3b": 2_948_317_184,
-            "5b": 4_938_338_816, "7b": 6_450_170_880}
-# (encoder, stock decoder); both counts hold the fixed position tables, which are no parameters here.
-WEB_MAE = {"300m": (303_301_632, 26_240_256), "700m": (630_764_800, 26_309_708), "1b": (1_134_564_864, 26_440_780),
-           "2b": (2_084_019_840, 27_030_604), "3b": (2_948_047_872, 27_227_212), "5b": (4_937_035_264, 27_489_356)}
+WEB_DINO = {
+    "300m": 303_655_168,
+    "1b": 1_134_771_200,
+    "2b": 2_084_237_568,
+    "3b": 2_948_317_184,
+    "5b": 4_938_338_816,
+    "7b": 6_450_170_880,
+}
+# (encoder, stock decoder); both counts hold the fixed position tables, which are no parameters
+# here.
+WEB_MAE = {
+    "300m": (303_301_632, 26_240_256),
+    "700m": (630_764_800, 26_309_708),
+    "1b": (1_134_564_864, 26_440_780),
+    "2b": (2_084_019_840, 27_030_604),
+    "3b": (2_948_047_872, 27_227_212),
+    "5b": (4_937_035_264, 27_489_356),
+}
 
 
 def count_vit(config: sizes.ViTConfig) -> int:
@@ -38,11 +52,19 @@ def test_web_mae_has_the_published_parameter_counts(size):
     table = (encoder.num_patches + 1) * encoder.width
     assert count_vit(encoder) + table == WEB_MAE[size][0]
 
-    decoder = sizes.build(dict(width=512, depth=8, heads=16, patch_size=encoder.patch_size, position="sincos"))
+    decoder = sizes.build(
+        dict(width=512, depth=8, heads=16, patch_size=encoder.patch_size, position="sincos")
+    )
     shape = jax.eval_shape(
-        lambda key: MAEDecoder(decoder).init(key, jnp.zeros((1, encoder.width)), jnp.zeros((1, 1, encoder.width)),
-                                             jnp.zeros((1, encoder.num_patches), int), encoder.grid)["params"],
-        jax.random.key(0))
+        lambda key: MAEDecoder(decoder).init(
+            key,
+            jnp.zeros((1, encoder.width)),
+            jnp.zeros((1, 1, encoder.width)),
+            jnp.zeros((1, encoder.num_patches), int),
+            encoder.grid,
+        )["params"],
+        jax.random.key(0),
+    )
     assert params.count(shape) + (encoder.num_patches + 1) * 512 == WEB_MAE[size][1]
 
 
@@ -56,15 +78,24 @@ def test_swiglu_hidden_follows_the_rounding_of_dinov2():
     assert hidden == [2736, 4096, 7168, 8192, 9560, 10928]
 
 
-@pytest.mark.parametrize(("make", "says"), [
-    (lambda: sizes.web_dino("700m"), "no Web-DINO size '700m'; known: micro, tiny, 300m"),
-    (lambda: sizes.web_mae("tiny", widht=3), "a ViT has no field 'widht'"),
-    (lambda: sizes.web_mae("tiny", heads=5), "width = 128 does not divide into heads = 5"),
-    (lambda: sizes.web_mae("tiny", image_size=50), "image_size = 50 is not a multiple of patch_size = 8"),
-    (lambda: sizes.web_mae("tiny", remat="some"), "remat = 'some' is not one of none, full"),
-    (lambda: sizes.web_mae("tiny", drop_path=1.0), "drop_path = 1.0 must lie in"),
-    (lambda: sizes.build(dict(width=32, depth=1, heads=1)), "a ViT needs the field 'patch_size'"),
-])
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: sizes.web_dino("700m"), "no Web-DINO size '700m'; known: micro, tiny, 300m"),
+        (lambda: sizes.web_mae("tiny", widht=3), "a ViT has no field 'widht'"),
+        (lambda: sizes.web_mae("tiny", heads=5), "width = 128 does not divide into heads = 5"),
+        (
+            lambda: sizes.web_mae("tiny", image_size=50),
+            "image_size = 50 is not a multiple of patch_size = 8",
+        ),
+        (lambda: sizes.web_mae("tiny", remat="some"), "remat = 'some' is not one of none, full"),
+        (lambda: sizes.web_mae("tiny", drop_path=1.0), "drop_path = 1.0 must lie in"),
+        (
+            lambda: sizes.build(dict(width=32, depth=1, heads=1)),
+            "a ViT needs the field 'patch_size'",
+        ),
+    ],
+)
 def test_a_wrong_field_is_refused_in_one_line(make, says):
     with pytest.raises(ValueError) as error:
         make()
@@ -76,7 +107,9 @@ def test_a_wrong_field_is_refused_in_one_line(make, says):
 def test_block_flops_are_twice_the_weights_a_token_meets_plus_attention(mlp):
     config = sizes.web_dino("micro", mlp=mlp)
     shape = jax.eval_shape(ViT(config).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
-    kernels = sum(x.size for path, x in params.flatten(shape["blocks"]).items() if path.endswith("kernel"))
+    kernels = sum(
+        x.size for path, x in params.flatten(shape["blocks"]).items() if path.endswith("kernel")
+    )
     tokens = 17
     attention = 4 * tokens * tokens * config.width * config.depth
     assert config.block_flops(tokens) == 2 * kernels * tokens + attention

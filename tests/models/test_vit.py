@@ -51,31 +51,57 @@ def test_the_parameter_tree_has_the_names_and_shapes_of_the_contract():
     tree = init(sizes.web_dino("micro", num_registers=4))
     shapes = {path: x.shape for path, x in paths.flatten(tree).items()}
     d, layers, hidden = 32, 2, 88
-    expected = {"patch_embed/kernel": (8, 8, 3, d), "patch_embed/bias": (d,), "cls_token": (1, 1, d),
-                "register_tokens": (1, 4, d), "mask_token": (1, d), "pos_embed": (1, 17, d),
-                "norm/scale": (d,), "norm/bias": (d,)}
+    expected = {
+        "patch_embed/kernel": (8, 8, 3, d),
+        "patch_embed/bias": (d,),
+        "cls_token": (1, 1, d),
+        "register_tokens": (1, 4, d),
+        "mask_token": (1, d),
+        "pos_embed": (1, 17, d),
+        "norm/scale": (d,),
+        "norm/bias": (d,),
+    }
     for i in "12":
-        expected |= {f"blocks/norm{i}/scale": (layers, d), f"blocks/norm{i}/bias": (layers, d),
-                     f"blocks/layer_scale{i}/gamma": (layers, d)}
+        expected |= {
+            f"blocks/norm{i}/scale": (layers, d),
+            f"blocks/norm{i}/bias": (layers, d),
+            f"blocks/layer_scale{i}/gamma": (layers, d),
+        }
     for name in "qkv", "out":
         for part in name if name == "qkv" else [name]:
-            expected |= {f"blocks/attn/{part}/kernel": (layers, d, d), f"blocks/attn/{part}/bias": (layers, d)}
+            expected |= {
+                f"blocks/attn/{part}/kernel": (layers, d, d),
+                f"blocks/attn/{part}/bias": (layers, d),
+            }
     for name, (n_in, n_out) in {"w1": (d, hidden), "w2": (d, hidden), "w3": (hidden, d)}.items():
-        expected |= {f"blocks/mlp/{name}/kernel": (layers, n_in, n_out), f"blocks/mlp/{name}/bias": (layers, n_out)}
+        expected |= {
+            f"blocks/mlp/{name}/kernel": (layers, n_in, n_out),
+            f"blocks/mlp/{name}/bias": (layers, n_out),
+        }
     assert shapes == expected
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(tree))
 
 
 def test_sincos_positions_and_absent_extras_are_no_parameters():
     flat = paths.flatten(init(MAE))
-    assert not [p for p in flat if "pos_embed" in p or "mask" in p or "register" in p or "gamma" in p]
+    assert not [
+        p for p in flat if "pos_embed" in p or "mask" in p or "register" in p or "gamma" in p
+    ]
     assert flat["blocks/mlp/fc1/kernel"].shape == (2, 32, 128)
 
 
 def test_patch_embedding_is_a_strided_convolution():
     tree = init(MAE)
-    conv = jax.lax.conv_general_dilated(images(), tree["patch_embed"]["kernel"], (8, 8), "VALID",
-                                        dimension_numbers=("NHWC", "HWIO", "NHWC")) + tree["patch_embed"]["bias"]
+    conv = (
+        jax.lax.conv_general_dilated(
+            images(),
+            tree["patch_embed"]["kernel"],
+            (8, 8),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        + tree["patch_embed"]["bias"]
+    )
     ours = PatchEmbed(MAE).apply({"params": tree["patch_embed"]}, patchify(images(), 8))
     np.testing.assert_allclose(ours, conv.reshape(ours.shape), atol=1e-5)
 
@@ -92,8 +118,11 @@ def test_keeping_all_patches_in_any_order_only_reorders_the_output():
     order = np.stack([np.random.default_rng(i).permutation(16) for i in range(2)])
     whole, shuffled = apply(DINO, tree, images()), apply(DINO, tree, images(), keep=order)
     np.testing.assert_allclose(shuffled.cls, whole.cls, atol=2e-5)
-    np.testing.assert_allclose(shuffled.patches, np.take_along_axis(np.asarray(whole.patches), order[..., None], 1),
-                               atol=2e-5)
+    np.testing.assert_allclose(
+        shuffled.patches,
+        np.take_along_axis(np.asarray(whole.patches), order[..., None], 1),
+        atol=2e-5,
+    )
 
 
 def test_hidden_patches_do_not_reach_the_kept_ones():
@@ -164,20 +193,25 @@ def test_remat_changes_no_gradient():
         def loss(t):
             out = apply(c, t, images(4), train=True, rngs={"drop_path": jax.random.key(1)})
             return jnp.square(out.patches).mean() + (out.cls * out.registers[:, 0]).mean()
+
         return jax.jit(jax.grad(loss))(tree)
 
     expected = paths.flatten(grads(config))
     for remat in set(sizes.REMATS) - {"none"}:
         for path, b in paths.flatten(grads(dataclasses.replace(config, remat=remat))).items():
             a = np.asarray(expected[path])
-            np.testing.assert_allclose(b, a, atol=1e-6 + 1e-5 * np.abs(a).max(), err_msg=f"{remat} {path}")
+            np.testing.assert_allclose(
+                b, a, atol=1e-6 + 1e-5 * np.abs(a).max(), err_msg=f"{remat} {path}"
+            )
 
 
 def test_each_remat_policy_stores_what_it_says():
     def stored(remat):
         config = dataclasses.replace(DINO, remat=remat)
         tree = init(config)
-        residuals = jax.eval_shape(lambda: jax.vjp(lambda t: ViT(config).apply({"params": t}, images(4)), tree)[1])
+        residuals = jax.eval_shape(
+            lambda: jax.vjp(lambda t: ViT(config).apply({"params": t}, images(4)), tree)[1]
+        )
         return sum(x.size for x in jax.tree.leaves(residuals))
 
     floats = {remat: stored(remat) for remat in sizes.REMATS}
@@ -200,8 +234,14 @@ def test_bfloat16_computation_stays_near_float32_and_returns_float32(config):
 
 # Stochastic depth.
 
+
 def test_the_subset_size_is_the_truncated_share_and_never_zero():
-    assert [subset_size(12, 0.4), subset_size(24, 0.4), subset_size(7, 0.3), subset_size(1, 0.9)] == [7, 14, 4, 1]
+    assert [
+        subset_size(12, 0.4),
+        subset_size(24, 0.4),
+        subset_size(7, 0.3),
+        subset_size(1, 0.9),
+    ] == [7, 14, 4, 1]
 
 
 @pytest.mark.parametrize(("group", "per_group"), [(12, 7), (6, 3)])
@@ -232,22 +272,29 @@ def test_the_two_branches_and_the_blocks_draw_independently():
     config = dataclasses.replace(MAE, depth=2, drop_path=0.5)
     tree = jax.tree.map(jnp.zeros_like, init(config))
     tree["norm"]["scale"] += 1
-    # Each branch writes only its bias, 1, 10, 100 or 1000 doubled by the scale n/s, so a digit tells who took part.
+    # Each branch writes only its bias, 1, 10, 100 or 1000 doubled by the scale n/s, so a digit
+    # tells who took part.
     tree["blocks"]["attn"]["out"]["bias"] += jnp.array([[1.0], [100.0]])
     tree["blocks"]["mlp"]["fc2"]["bias"] += jnp.array([[10.0], [1000.0]])
-    run = lambda key: apply(config, tree, jnp.zeros((64, 32, 32, 3)), train=True, rngs={"drop_path": key})  # noqa: E731
+
+    def run(key):
+        return apply(config, tree, jnp.zeros((64, 32, 32, 3)), train=True, rngs={"drop_path": key})
+
     total = np.asarray(run(jax.random.key(0)).prenorm[:, 0, 0]).round().astype(int) // 2
     digits = np.stack([total // 10**i % 10 for i in range(4)])
     assert digits.sum(axis=1).tolist() == [32] * 4
     for i in range(4):
         for j in range(i):
-            assert 4 <= (digits[i] * digits[j]).sum() <= 28  # 16 expected; 32 or 0 would be the same draw
+            # 16 expected; 32 or 0 would be the same draw
+            assert 4 <= (digits[i] * digits[j]).sum() <= 28
 
 
 def test_without_training_or_rate_no_randomness_is_asked_for():
     config = dataclasses.replace(MAE, drop_path=0.5)
     tree = init(config)
-    np.testing.assert_array_equal(apply(config, tree, images()).cls, apply(MAE, tree, images(), train=True).cls)
+    np.testing.assert_array_equal(
+        apply(config, tree, images()).cls, apply(MAE, tree, images(), train=True).cls
+    )
 
 
 def test_a_batch_that_the_group_does_not_divide_is_refused():
@@ -256,6 +303,7 @@ def test_a_batch_that_the_group_does_not_divide_is_refused():
 
 
 # Initial values.
+
 
 def test_mae_initial_values_are_the_originals():
     config = sizes.web_mae("micro", width=256, heads=4)
@@ -278,7 +326,12 @@ def test_mae_initial_values_are_the_originals():
 def test_dinov2_initial_values_are_the_originals():
     config = sizes.web_dino("micro", width=256, heads=4, num_registers=2)
     flat = init_values(config)
-    for path in ("blocks/attn/k/kernel", "blocks/mlp/w1/kernel", "blocks/mlp/w3/kernel", "pos_embed"):
+    for path in (
+        "blocks/attn/k/kernel",
+        "blocks/mlp/w1/kernel",
+        "blocks/mlp/w3/kernel",
+        "pos_embed",
+    ):
         assert np.std(flat[path]) == pytest.approx(0.02, rel=0.03), path
     for path in ("cls_token", "register_tokens"):
         assert 0 < np.abs(flat[path]).max() < 1e-5

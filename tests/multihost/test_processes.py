@@ -1,17 +1,22 @@
-"""Two and four real processes under jax.distributed give the single-process losses, and take over from each other."""
+"""Two and four real processes under jax.distributed give the single-process losses, and take over
+from each other."""
 
 import pytest
 
 from tests.e2e import runner
-from tests.e2e.conftest import cache, unbroken  # noqa: F401  (fixtures)
 
 
-@pytest.mark.parametrize("processes, devices, mesh", [
-    (2, 1, {}),
-    (2, 2, {"sharding.replica": 2, "sharding.fsdp": 2}),
-    (2, 2, {"sharding.fsdp": 2, "sharding.tensor": 2}),
-])
-def test_several_processes_give_the_single_process_losses(tmp_path, cache, unbroken, processes, devices, mesh):  # noqa: F811
+@pytest.mark.parametrize(
+    "processes, devices, mesh",
+    [
+        (2, 1, {}),
+        (2, 2, {"sharding.replica": 2, "sharding.fsdp": 2}),
+        (2, 2, {"sharding.fsdp": 2, "sharding.tensor": 2}),
+    ],
+)
+def test_several_processes_give_the_single_process_losses(
+    tmp_path, cache, unbroken, processes, devices, mesh
+):
     """float32, only the order of sums differs: 2e-6 relative."""
     results = runner.train_together(tmp_path, processes, devices, mesh, cache)
     assert all(result.code == 0 for result in results), [r.output for r in results]
@@ -21,7 +26,7 @@ def test_several_processes_give_the_single_process_losses(tmp_path, cache, unbro
         assert ours[step] == pytest.approx(loss, rel=2e-6)
 
 
-def test_one_process_continues_what_two_began_and_the_other_way_round(tmp_path, cache, unbroken):  # noqa: F811
+def test_one_process_continues_what_two_began_and_the_other_way_round(tmp_path, cache, unbroken):
     for kill_after_step, processes in ((4, 2), (8, 1), (None, 2)):
         runner.train_together(tmp_path, processes, 1, {}, cache, kill_after_step)
     ours = runner.losses(tmp_path)

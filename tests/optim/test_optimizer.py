@@ -13,26 +13,46 @@ SHAPES = {"encoder": {"kernel": (4, 5), "bias": (5,)}, "decoder": {"kernel": (5,
 
 
 def make(clip="none", tables=None, **changes):
-    optim = {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "clip": clip, "clip_norm": 0.5, "moment_dtype": "float32",
-             "frozen": (), "lr_multipliers": ()} | changes
+    optim = {
+        "b1": 0.9,
+        "b2": 0.95,
+        "eps": 1e-8,
+        "clip": clip,
+        "clip_norm": 0.5,
+        "moment_dtype": "float32",
+        "frozen": (),
+        "lr_multipliers": (),
+    } | changes
     return Optimizer.from_config(ConfigDict(optim), tables or Tables(decay=((r"bias$", 0.0),)))
 
 
 def tree(seed, scale=1.0):
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda shape: jnp.asarray(scale * rng.normal(size=shape), jnp.float32), SHAPES,
-                        is_leaf=lambda x: isinstance(x, tuple))
+    return jax.tree.map(
+        lambda shape: jnp.asarray(scale * rng.normal(size=shape), jnp.float32),
+        SHAPES,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
 
 
 def test_ten_steps_equal_torchs_adamw():
-    """With decay excluded for biases and the rate of the decoder halved. float32 on both sides: 1e-6."""
+    """With decay excluded for biases and the rate of the decoder halved. float32 on both sides:
+    1e-6."""
     optimizer = make(lr_multipliers=(("^decoder/", 0.5),))
     params = tree(0)
-    theirs = {path: torch.nn.Parameter(torch.tensor(np.asarray(x)))
-              for path, x in (("kernel", params["encoder"]["kernel"]), ("bias", params["encoder"]["bias"]),
-                              ("decoder", params["decoder"]["kernel"]))}
-    groups = [dict(params=[theirs["kernel"]], weight_decay=0.1), dict(params=[theirs["bias"]], weight_decay=0.0),
-              dict(params=[theirs["decoder"]], weight_decay=0.1)]
+    theirs = {
+        path: torch.nn.Parameter(torch.tensor(np.asarray(x)))
+        for path, x in (
+            ("kernel", params["encoder"]["kernel"]),
+            ("bias", params["encoder"]["bias"]),
+            ("decoder", params["decoder"]["kernel"]),
+        )
+    }
+    groups = [
+        dict(params=[theirs["kernel"]], weight_decay=0.1),
+        dict(params=[theirs["bias"]], weight_decay=0.0),
+        dict(params=[theirs["decoder"]], weight_decay=0.1),
+    ]
     torch_optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
     state = optimizer.init(params)
     for step in range(10):
@@ -41,12 +61,18 @@ def test_ten_steps_equal_torchs_adamw():
         params, state = optimizer.update(grads, state, params, lr, 0.1)
         for group, rate in zip(torch_optimizer.param_groups, (lr, lr, lr / 2)):
             group["lr"] = rate
-        for name, grad in (("kernel", grads["encoder"]["kernel"]), ("bias", grads["encoder"]["bias"]),
-                           ("decoder", grads["decoder"]["kernel"])):
+        for name, grad in (
+            ("kernel", grads["encoder"]["kernel"]),
+            ("bias", grads["encoder"]["bias"]),
+            ("decoder", grads["decoder"]["kernel"]),
+        ):
             theirs[name].grad = torch.tensor(np.asarray(grad))
         torch_optimizer.step()
-    ours = {"kernel": params["encoder"]["kernel"], "bias": params["encoder"]["bias"],
-            "decoder": params["decoder"]["kernel"]}
+    ours = {
+        "kernel": params["encoder"]["kernel"],
+        "bias": params["encoder"]["bias"],
+        "decoder": params["decoder"]["kernel"],
+    }
     for name, value in ours.items():
         np.testing.assert_allclose(value, theirs[name].detach().numpy(), rtol=1e-5, atol=1e-6)
 
@@ -67,7 +93,9 @@ def test_clipping_equals_torchs_globally_and_per_module(scale):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     clipped, norms = make("per_module").clip_gradients(grads)
     for name in grads:
-        for ours, theirs in zip(jax.tree.leaves(clipped[name]), torch_clip(jax.tree.leaves(grads[name]))):
+        for ours, theirs in zip(
+            jax.tree.leaves(clipped[name]), torch_clip(jax.tree.leaves(grads[name]))
+        ):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     total = np.sqrt(sum(float(norms[name]) ** 2 for name in grads))
     assert float(norms["all"]) == pytest.approx(total, rel=1e-5)

@@ -10,13 +10,16 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 STEPS = np.arange(105)
 
 
-@pytest.mark.parametrize("name, arguments", [
-    ("lr", dict(base=1e-3, final=1e-6, total_steps=100, warmup_steps=10)),
-    ("wd", dict(base=0.04, final=0.4, total_steps=100)),
-    ("momentum", dict(base=0.992, final=1.0, total_steps=100)),
-    ("teacher_temp", dict(base=0.07, final=0.07, total_steps=30, warmup_steps=30, start=0.04)),
-    ("warmup1", dict(base=1e-3, final=0.0, total_steps=20, warmup_steps=1, start=5e-4)),
-])
+@pytest.mark.parametrize(
+    "name, arguments",
+    [
+        ("lr", dict(base=1e-3, final=1e-6, total_steps=100, warmup_steps=10)),
+        ("wd", dict(base=0.04, final=0.4, total_steps=100)),
+        ("momentum", dict(base=0.992, final=1.0, total_steps=100)),
+        ("teacher_temp", dict(base=0.07, final=0.07, total_steps=30, warmup_steps=30, start=0.04)),
+        ("warmup1", dict(base=1e-3, final=0.0, total_steps=20, warmup_steps=1, start=5e-4)),
+    ],
+)
 def test_warmup_cosine_equals_dinov2s_scheduler(name, arguments):
     """Golden arrays are float64, ours float32: 1e-6 relative to the peak."""
     golden = np.load(GOLDEN / "g_schedules.npz")[name]

@@ -205,9 +205,8 @@ def test_import_of_an_export_is_bit_identical(tmp_path, family, model):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_transformers_saves_itself_is_imported_bit_for_bit(run, folders, tmp_path, family):
     if family == "hf-vit":
-        model = transformers.ViTModel.from_pretrained(
-            folders[family]
-        )  # with a pooler of random numbers
+        # with a pooler of random numbers
+        model = transformers.ViTModel.from_pretrained(folders[family])
     else:
         model = transformers.ViTMAEForPreTraining.from_pretrained(folders[family])
     model.save_pretrained(tmp_path)
@@ -337,9 +336,8 @@ def test_the_model_card_holds_the_figures_of_the_exported_step_and_what_they_mea
         "| `eval/knn/top1` | 0.250 ± 0.020 (0) | 0.512 ± 0.031 (20) | share of test images" in card
     )
     assert "| `train/loss` | 0.9877 (10) | 0.5432 (20) | training loss" in card
-    assert (
-        "0.1111" not in card and "cls_k10" not in card
-    )  # later than the exported step; not an estimate
+    # later than the exported step; not an estimate
+    assert "0.1111" not in card and "cls_k10" not in card
     assert re.search(r"raw pixels +0.300 ± 0.145", card) and re.search(
         r"untrained\) +0.200 ± 0.126", card
     )
@@ -377,9 +375,8 @@ def test_bfloat16_halves_the_file_and_rounds_weights_to_nearest(run, folders, tm
         np.testing.assert_array_equal(half(key), full(key).astype(half(key).dtype))
     model = transformers.AutoModel.from_pretrained(small, add_pooling_layer=False)
     assert model.dtype == torch.bfloat16
-    model.save_pretrained(
-        tmp_path / "theirs"
-    )  # a sin-cos table rounded to bfloat16 still counts as the table
+    # a sin-cos table rounded to bfloat16 still counts as the table
+    model.save_pretrained(tmp_path / "theirs")
     hf_folder.import_folder(tmp_path / "theirs", "hf-vit", run.method)
 
 

@@ -4,8 +4,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from webssl_jax import methods, params
 from webssl_jax import config as configs
+from webssl_jax import methods, params
 from webssl_jax.config import UserError
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import mesh as meshes
@@ -24,7 +24,9 @@ def mae_state(mesh, *overrides):
 def test_parameters_and_both_moments_are_cut_alike():
     state = mae_state(meshes.create(MESH))
     flat = params.flatten(state)
-    specs = {path: leaf.sharding.spec for path, leaf in flat.items() if path.endswith("attn/q/kernel")}
+    specs = {
+        path: leaf.sharding.spec for path, leaf in flat.items() if path.endswith("attn/q/kernel")
+    }
     encoder = [path for path in specs if "encoder" in path]
     assert len(encoder) == 3  # parameter, first and second moment
     assert all(specs[path] == P(None, "fsdp", "tensor") for path in encoder)

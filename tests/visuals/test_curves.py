@@ -9,17 +9,34 @@ BLUE = (31, 95, 168)
 
 
 def rows_of(n):
-    return [{"step": s, "train/loss": 1 / (s + 1), "optim/learning_rate": 1e-3, "optim/grad_norm": 2.0 + s} for s in
-            range(n)]
+    return [
+        {
+            "step": s,
+            "train/loss": 1 / (s + 1),
+            "optim/learning_rate": 1e-3,
+            "optim/grad_norm": 2.0 + s,
+        }
+        for s in range(n)
+    ]
 
 
 def near(picture, colour):
     return int((np.abs(picture.astype(int) - np.array(colour)).max(-1) < 12).sum())
 
 
-@pytest.mark.parametrize("rows", [[], rows_of(1), rows_of(2), rows_of(500), [{"step": 0, "train/loss": float("nan")}],
-                                  [{"step": 7, "eval/knn/top1": 0.3}], [{"step": 3, "optim/grad_norm": 0.0}]],
-                         ids=["none", "one", "two", "many", "nan", "evaluation only", "zero"])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        rows_of(1),
+        rows_of(2),
+        rows_of(500),
+        [{"step": 0, "train/loss": float("nan")}],
+        [{"step": 7, "eval/knn/top1": 0.3}],
+        [{"step": 3, "optim/grad_norm": 0.0}],
+    ],
+    ids=["none", "one", "two", "many", "nan", "evaluation only", "zero"],
+)
 def test_any_history_makes_a_picture(rows):
     picture = loss_curves(rows)
     assert picture.dtype == np.uint8 and picture.shape == (760, 1300, 3)
@@ -55,7 +72,9 @@ def test_evaluations_and_their_baselines_are_drawn(tmp_path):
     for step in (0, 10, 19):
         rows[step] |= {"eval/linear/top1": 0.3 + step / 100, "eval/linear/top1_se": 0.02}
     plain = loss_curves(rows)
-    picture = loss_curves(rows, tmp_path / "curves.png", {"raw pixels": {"eval/linear/top1": 0.35}}, "a run")
+    picture = loss_curves(
+        rows, tmp_path / "curves.png", {"raw pixels": {"eval/linear/top1": 0.35}}, "a run"
+    )
     grey = (140, 140, 148)
     assert near(picture, grey) > near(plain, grey) + 100
     assert near(picture[390:], BLUE) > 200

@@ -1,4 +1,5 @@
-"""Sheets and panels: right pixels in the right place, whatever the sizes, and files that are never half written."""
+"""Sheets and panels: right pixels in the right place, whatever the sizes, and files that are never
+half written."""
 
 import os
 
@@ -25,10 +26,20 @@ def test_tiny_images_grow_by_a_whole_factor_without_new_colours():
 
 
 def test_images_of_any_size_and_shape_fit_their_cells():
-    images = [flat((255, 0, 0), 900, 300), flat((0, 255, 0), 20, 200), flat((0, 0, 255), 1, 1), flat((9, 9, 9), 64, 65)]
-    picture = image_grid(images, 2, captions=["tall", "wide", "dot " * 50, "ä ß 猫"], title="t" * 500)
+    images = [
+        flat((255, 0, 0), 900, 300),
+        flat((0, 255, 0), 20, 200),
+        flat((0, 0, 255), 1, 1),
+        flat((9, 9, 9), 64, 65),
+    ]
+    picture = image_grid(
+        images, 2, captions=["tall", "wide", "dot " * 50, "ä ß 猫"], title="t" * 500
+    )
     assert picture.shape[1] == 2 * 256 + drawing.GAP + 2 * drawing.MARGIN
-    assert all(count(picture, colour) > 1000 for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9)))
+    assert all(
+        count(picture, colour) > 1000
+        for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9))
+    )
 
 
 def test_the_grid_is_filled_row_by_row():
@@ -40,8 +51,10 @@ def test_the_grid_is_filled_row_by_row():
 
 
 def test_small_local_crops_stay_small_beside_large_ones():
-    picture = crop_sheet([flat((90, 90, 90), 300, 400)], {"global": flat((200, 0, 0), 224, 224)[None],
-                                                         "local": flat((0, 0, 200), 96, 96)[None]})
+    picture = crop_sheet(
+        [flat((90, 90, 90), 300, 400)],
+        {"global": flat((200, 0, 0), 224, 224)[None], "local": flat((0, 0, 200), 96, 96)[None]},
+    )
     assert count(picture, (200, 0, 0)) == 224 * 224
     assert count(picture, (0, 0, 200)) == 96 * 96
 

@@ -1,4 +1,5 @@
-"""The embedded corpus: a few thousand public-domain drawings with captions and class names. See README.md here."""
+"""The embedded corpus: a few thousand public-domain drawings with captions and class names. See
+README.md here."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""Which pictures are versions of one drawing: small descriptors, correlations, connected components.
+"""Which pictures are versions of one drawing: small descriptors, correlations, connected
+components.
 
-Both descriptors are computed on trimmed pictures padded to a 64 x 64 square and averaged to 16 x 16, so that size,
-margin, compression and small shifts do not matter; each picture is also compared with the other's mirror image. All
-pairs are compared at once: made for some ten thousand pictures, not for a crawl.
+Both descriptors are computed on trimmed pictures padded to a 64 x 64 square and averaged to
+16 x 16, so that size, margin, compression and small shifts do not matter; each picture is also
+compared with the other's mirror image. All pairs are compared at once: made for some ten thousand
+pictures, not for a crawl.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ _CELLS = 16
 
 
 def canvas(pixels: np.ndarray) -> np.ndarray:
-    """(64, 64, 3) uint8: a picture (H, W, 3) uint8, as large as fits, in the middle of a white square."""
+    """(64, 64, 3) uint8: a picture (H, W, 3) uint8, as large as fits, in the middle of a white
+    square."""
     image = Image.fromarray(pixels)
     scale = CANVAS / max(image.size)
     size = [max(1, round(side * scale)) for side in image.size]
@@ -29,10 +32,11 @@ def canvas(pixels: np.ndarray) -> np.ndarray:
 
 
 def likeness(canvases: np.ndarray, others: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Correlations (N, M) of canvases (N, 64, 64, 3) and ``others`` (M, 64, 64, 3), by "edges" and by "colour".
+    """Correlations (N, M) of canvases (N, 64, 64, 3) and ``others`` (M, 64, 64, 3), by "edges" and
+    by "colour".
 
-    Edges join a drawing with its line-art or recoloured version; colour joins photographs and soft shapes. Without
-    ``others`` the canvases are compared among themselves.
+    Edges join a drawing with its line-art or recoloured version; colour joins photographs and soft
+    shapes. Without ``others`` the canvases are compared among themselves.
     """
     others = canvases if others is None else others
     plain, mirrored, bank = _describe(canvases), _describe(canvases[:, :, ::-1]), _describe(others)
@@ -40,15 +44,18 @@ def likeness(canvases: np.ndarray, others: np.ndarray | None = None) -> dict[str
 
 
 def alike(scores: dict[str, np.ndarray], edges: float, colour: float) -> np.ndarray:
-    """(N, N) bool: pairs whose edges correlate above ``edges``, or whose colours do above ``colour``.
+    """(N, N) bool: pairs whose edges correlate above ``edges``, or whose colours do above
+    ``colour``.
 
-    The floor under the edges of the latter drops pairs that share a silhouette and a colour, an orange and a smiley.
+    The floor under the edges of the latter drops pairs that share a silhouette and a colour, an
+    orange and a smiley.
     """
     return (scores["edges"] > edges) | ((scores["colour"] > colour) & (scores["edges"] > 0.5))
 
 
 def components(near: np.ndarray, series: Sequence[str]) -> list[int]:
-    """Group of each of N pictures, named by its first member: connected by ``near`` (N, N) or by equal ``series``."""
+    """Group of each of N pictures, named by its first member: connected by ``near`` (N, N) or by
+    equal ``series``."""
     parent = list(range(len(series)))
 
     def root(i: int) -> int:
@@ -71,9 +78,8 @@ def _describe(canvases: np.ndarray) -> dict[str, np.ndarray]:
     across, down = np.zeros_like(ink[..., :1]), np.zeros_like(ink[..., :1])
     across[:, :, 1:] = np.abs(np.diff(ink, axis=2)).max(axis=-1, keepdims=True)
     down[:, 1:] = np.abs(np.diff(ink, axis=1)).max(axis=-1, keepdims=True)
-    edges = np.sqrt(
-        np.minimum(np.maximum(across, down), 0.3)
-    )  # so that a faint line counts as much as a bold one
+    # so that a faint line counts as much as a bold one
+    edges = np.sqrt(np.minimum(np.maximum(across, down), 0.3))
     return {"edges": _unit(_pooled(edges)), "colour": _unit(_pooled(ink))}
 
 

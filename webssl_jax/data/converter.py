@@ -7,7 +7,8 @@ Three stages, so that any runner can do the middle one:
    then on it is the truth: the same command again continues it, another command is refused.
 2. *Work.* ``convert_shard`` is a function of one shard's plan alone. A process pool runs it here.
 3. *Finalise.* A shard is written under a temporary name, synced, and renamed. The name without
-   ``.tmp`` therefore means "complete"; it is never written again. What is half-written never counts.
+   ``.tmp`` therefore means "complete"; it is never written again. What is half-written never
+   counts.
 
 A new kind of input is a ``Reader`` (what one line of the plan holds) and a function that lists its
 lines; everything else stays.
@@ -61,7 +62,8 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Dropped:
-    """An image that will not be in the shards. ``reason`` is a short fixed phrase: it is counted."""
+    """An image that will not be in the shards. ``reason`` is a short fixed phrase: it is
+    counted."""
 
     key: str
     reason: str

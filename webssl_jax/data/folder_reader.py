@@ -78,7 +78,8 @@ def key_of(path: str) -> str:
 
 
 def list_folder(root: Path, progress: Callable[[int], None] = lambda n: None) -> list[Unit]:
-    """Every file with an image's suffix below ``root``, by path, with those marked that are doubles.
+    """Every file with an image's suffix below ``root``, by path, with those marked that are
+    doubles.
 
     Links are followed, loops are not: a folder is entered once. Of files with equal bytes the first
     by path is the one kept. What cannot be opened is listed too, so that it is counted.

@@ -230,8 +230,8 @@ class _Load:
 
 
 class _Chunks(grain.MapDataset):
-    """This host's rows of every global batch from ``start_step`` on, in ``per_batch`` stacks each.
-    """
+    """This host's rows of every global batch from ``start_step`` on, in ``per_batch`` stacks
+    each."""
 
     def __init__(
         self, rows: grain.MapDataset, *, global_batch: int, lo: int, hi: int, start_step: int

@@ -1,4 +1,5 @@
-"""Evaluators: figures and pictures from a feature function. One file a protocol; ``base.py`` says what each is."""
+"""Evaluators: figures and pictures from a feature function. One file a protocol; ``base.py`` says
+what each is."""
 
 from __future__ import annotations
 
@@ -12,12 +13,21 @@ from webssl_jax.evaluators.report import report_table
 
 EVALUATORS = {FrozenFeatureEvaluation.name: FrozenFeatureEvaluation}
 
-__all__ = ["EVALUATORS", "Dataset", "Evaluator", "FrozenFeatureEvaluation", "Measurement", "create",
-           "paired_difference", "report_table"]
+__all__ = [
+    "EVALUATORS",
+    "Dataset",
+    "Evaluator",
+    "FrozenFeatureEvaluation",
+    "Measurement",
+    "create",
+    "paired_difference",
+    "report_table",
+]
 
 
 def create(name: str, options: Mapping[str, Any], train: Dataset, test: Dataset) -> Evaluator:
-    """The evaluator that a config entry names, e.g. ``create("frozen", {"batch": 256}, train, test)``.
+    """The evaluator that a config entry names, e.g.
+    ``create("frozen", {"batch": 256}, train, test)``.
 
     Raises:
       UserError: for an unknown name, with the nearest real one.

@@ -1,7 +1,8 @@
 """What an evaluator is: the protocol between the loop, ``evaluate.py`` and each figure or picture.
 
-An evaluator is made once from labelled images and a config entry, and then run on feature functions: the training
-run's, a checkpoint's, or any other. It never sees a method, a parameter tree or a device mesh.
+An evaluator is made once from labelled images and a config entry, and then run on feature
+functions: the training run's, a checkpoint's, or any other. It never sees a method, a parameter
+tree or a device mesh.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import numpy as np
 
 from webssl_jax.config import UserError
 
-# features(images uint8 (B, H, W, 3), layers=()) -> methods.base.Features, closed over parameters and jitted.
+# features(images uint8 (B, H, W, 3), layers=()) -> methods.base.Features, closed over parameters
+# and jitted.
 FeatureFunction = Callable[..., "object"]
 
 
 class Dataset(NamedTuple):
-    """Labelled images, decoded and cropped. images: (n, H, W, 3) uint8. labels: (n,) int32, indices into
-    ``class_names``."""
+    """Labelled images, decoded and cropped. images: (n, H, W, 3) uint8. labels: (n,) int32, indices
+    into ``class_names``."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -36,15 +38,16 @@ class Evaluator(Protocol):
     name: str
 
     def run(self, features: FeatureFunction, step: int) -> Iterator[tuple[str, float | np.ndarray]]:
-        """Yields (metric name, number) and (picture name, (H, W, 3) uint8) pairs for this feature function."""
+        """Yields (metric name, number) and (picture name, (H, W, 3) uint8) pairs for this feature
+        function."""
 
 
 class Score(NamedTuple):
     """Top-1 accuracy on a test set, with what an honest comparison needs.
 
-    correct: (n,) bool, one an item, so that two models are compared item by item. chosen: which of the candidates
-    was chosen on training images, in words. by_variant: accuracy of every candidate, for the log only: the best of
-    them on the test set is not an estimate of anything.
+    correct: (n,) bool, one an item, so that two models are compared item by item. chosen: which of
+    the candidates was chosen on training images, in words. by_variant: accuracy of every candidate,
+    for the log only: the best of them on the test set is not an estimate of anything.
     """
 
     correct: np.ndarray
@@ -61,8 +64,13 @@ class Score(NamedTuple):
 
     def to_json(self) -> dict:
         """Plain JSON types; ``correct`` as a text of 0 and 1."""
-        return {"top1": self.top1, "se": self.se, "chosen": self.chosen, "by_variant": self.by_variant,
-                "correct": "".join("01"[int(hit)] for hit in self.correct)}
+        return {
+            "top1": self.top1,
+            "se": self.se,
+            "chosen": self.chosen,
+            "by_variant": self.by_variant,
+            "correct": "".join("01"[int(hit)] for hit in self.correct),
+        }
 
     @classmethod
     def from_json(cls, row: dict) -> Score:
@@ -90,9 +98,10 @@ def standard_error(accuracy: float, n: int) -> float:
 def paired_difference(a: np.ndarray, b: np.ndarray) -> Difference:
     """Compares two models on the same test items.
 
-    With n10 items that only ``a`` gets right and n01 that only ``b`` does, the difference is (n10 - n01) / n and its
-    standard error sqrt(n10 + n01 - (n10 - n01)^2 / n) / n. Items on which both agree say nothing, as in McNemar's
-    test (1947), so this is sharper than treating the two accuracies as independent.
+    With n10 items that only ``a`` gets right and n01 that only ``b`` does, the difference is
+    (n10 - n01) / n and its standard error sqrt(n10 + n01 - (n10 - n01)^2 / n) / n. Items on which
+    both agree say nothing, as in McNemar's test (1947), so this is sharper than treating the two
+    accuracies as independent.
 
     Raises:
       ValueError: if the two vectors are not (n,) of the same items.
@@ -109,23 +118,31 @@ def check(train: Dataset, test: Dataset) -> None:
     """Refuses labelled images from which no figure can come.
 
     Raises:
-      UserError: if a split is empty, the class names differ, or fewer than two classes have training images.
+      UserError: if a split is empty, the class names differ, or fewer than two classes have
+        training images.
     """
     for split, data in (("train", train), ("test", test)):
         if not len(data.images):
-            raise UserError(f"evaluation needs labelled images; the {split} split has none. Label the records "
-                            "(folder names become labels) or switch evaluation off")
+            raise UserError(
+                f"evaluation needs labelled images; the {split} split has none. Label the records "
+                "(folder names become labels) or switch evaluation off"
+            )
         if len(data.images) != len(data.labels):
-            raise UserError(f"evaluation: {len(data.images)} {split} images but {len(data.labels)} labels")
+            raise UserError(
+                f"evaluation: {len(data.images)} {split} images but {len(data.labels)} labels"
+            )
     if tuple(train.class_names) != tuple(test.class_names):
         extra = sorted(set(train.class_names) ^ set(test.class_names))
-        raise UserError(f"evaluation: train and test do not name the same classes (only in one: {extra})")
+        raise UserError(
+            f"evaluation: train and test do not name the same classes (only in one: {extra})"
+        )
     if len(np.unique(train.labels)) < 2:
         raise UserError("evaluation needs training images of at least two classes")
 
 
 def fingerprint(*datasets: Dataset) -> str:
-    """A short hash of pixels and labels: two measurements are comparable item by item only if it is the same."""
+    """A short hash of pixels and labels: two measurements are comparable item by item only if it is
+    the same."""
     crc = 0
     for data in datasets:
         for array in (data.images, data.labels):
@@ -137,9 +154,9 @@ def fingerprint(*datasets: Dataset) -> str:
 def on_one_device() -> Iterator[None]:
     """Runs small classifiers on this process's first device, in full float32.
 
-    Two traps are avoided: under ``jax.set_mesh`` a jitted function of plain numpy arrays is spread over the whole
-    mesh (and, on many hosts, waits for all of them), and a TPU multiplies float32 matrices in bfloat16 by default,
-    which reorders near neighbours.
+    Two traps are avoided: under ``jax.set_mesh`` a jitted function of plain numpy arrays is spread
+    over the whole mesh (and, on many hosts, waits for all of them), and a TPU multiplies float32
+    matrices in bfloat16 by default, which reorders near neighbours.
     """
     device = np.array([jax.local_devices()[0]])
     mesh = jax.sharding.Mesh(device, ("device",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -1,7 +1,8 @@
 """Trivial features: what a picture gives away before anything is learned.
 
-A model's figure says nothing alone. Always guessing the commonest class, comparing thumbnails pixel by pixel and
-comparing colours go through the same k-NN and the same probe, so that their figures stand beside the model's.
+A model's figure says nothing alone. Always guessing the commonest class, comparing thumbnails pixel
+by pixel and comparing colours go through the same k-NN and the same probe, so that their figures
+stand beside the model's.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ COLOUR_BINS = 6
 
 
 def trivial_features(images: np.ndarray) -> dict[str, np.ndarray]:
-    """{"raw pixels": (n, 768), "colour histogram": (n, 216)} float32 of images (n, H, W, 3) uint8."""
+    """{"raw pixels": (n, 768), "colour histogram": (n, 216)} float32 of images (n, H, W, 3)
+    uint8."""
     return {"raw pixels": raw_pixels(images), "colour histogram": colour_histogram(images)}
 
 
 def raw_pixels(images: np.ndarray, size: int = THUMBNAIL) -> np.ndarray:
     """Thumbnails (n, size * size * 3) in [-1, 1], averaged down with a box filter."""
-    small = [np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BOX)) for image in images]
+    small = [
+        np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BOX))
+        for image in images
+    ]
     return np.stack(small).reshape(len(images), -1).astype(np.float32) / 127.5 - 1
 
 
@@ -36,5 +41,6 @@ def colour_histogram(images: np.ndarray, bins: int = COLOUR_BINS) -> np.ndarray:
 
 
 def majority(train_labels: np.ndarray, test_labels: np.ndarray) -> np.ndarray:
-    """(n_test,) bool: which test items are right when the commonest training class is always guessed."""
+    """(n_test,) bool: which test items are right when the commonest training class is always
+    guessed."""
     return np.asarray(test_labels) == np.bincount(train_labels).argmax()

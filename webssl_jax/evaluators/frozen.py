@@ -18,7 +18,8 @@ from webssl_jax.evaluators.splits import look_alikes
 class Measurement(NamedTuple):
     """One row of the report: both scores of one kind of feature on one pair of image sets.
 
-    step: training steps behind it, None for trivial features. data: fingerprint of the images and labels.
+    step: training steps behind it, None for trivial features. data: fingerprint of the images and
+    labels.
     """
 
     step: int | None
@@ -29,13 +30,15 @@ class Measurement(NamedTuple):
     linear: Score
 
     def metrics(self) -> dict[str, float]:
-        """``eval/knn/top1``, ``eval/linear/top1``, each with ``_se``, and every variant's own figure."""
+        """``eval/knn/top1``, ``eval/linear/top1``, each with ``_se``, and every variant's own
+        figure."""
         out = {}
         for name, score in (("knn", self.knn), ("linear", self.linear)):
             out[f"eval/{name}/top1"] = score.top1
             out[f"eval/{name}/top1_se"] = score.se
             for variant, value in score.by_variant.items():
-                out[f"eval/{name}/{variant}"] = value
+                # TensorBoard takes neither @ nor + in a name.
+                out[f"eval/{name}/{variant.replace('@', '_k').replace('+', '_and_')}"] = value
         return out
 
     def to_json(self) -> dict:
@@ -45,7 +48,9 @@ class Measurement(NamedTuple):
     @classmethod
     def from_json(cls, row: dict) -> Measurement:
         """Inverse of :meth:`to_json`."""
-        return cls(**row | {"knn": Score.from_json(row["knn"]), "linear": Score.from_json(row["linear"])})
+        return cls(
+            **row | {"knn": Score.from_json(row["knn"]), "linear": Score.from_json(row["linear"])}
+        )
 
 
 class FrozenFeatureEvaluation:
@@ -54,8 +59,8 @@ class FrozenFeatureEvaluation:
     Args:
       train, test: labelled images, resized as for evaluation, without augmentation.
       batch: images a call of the feature function.
-      layers: 0-based numbers of the last blocks (four, in DINOv2's probe), in order of depth; empty for the last
-        block's output alone.
+      layers: 0-based numbers of the last blocks (four, in DINOv2's probe), in order of depth; empty
+        for the last block's output alone.
       seed: of the split that chooses the probe's head.
 
     Raises:
@@ -64,7 +69,14 @@ class FrozenFeatureEvaluation:
 
     name = "frozen"
 
-    def __init__(self, train: Dataset, test: Dataset, batch: int = 256, layers: Sequence[int] = (), seed: int = 0):
+    def __init__(
+        self,
+        train: Dataset,
+        test: Dataset,
+        batch: int = 256,
+        layers: Sequence[int] = (),
+        seed: int = 0,
+    ):
         check(train, test)
         self.train, self.test = train, test
         self.batch, self.layers, self.seed = batch, tuple(layers), seed
@@ -78,7 +90,10 @@ class FrozenFeatureEvaluation:
 
     def measure(self, features: FeatureFunction, step: int) -> Measurement:
         """Extracts features of both sets and scores them."""
-        train, test = (extract(features, data.images, self.batch, self.layers) for data in (self.train, self.test))
+        train, test = (
+            extract(features, data.images, self.batch, self.layers)
+            for data in (self.train, self.test)
+        )
         neighbours = tuple({name: x[name] for name in ("cls", "patches")} for x in (train, test))
         return self._score(step, neighbours, tuple(variants(x, self.layers) for x in (train, test)))
 
@@ -86,7 +101,8 @@ class FrozenFeatureEvaluation:
         """{"majority class", "raw pixels", "colour histogram": Measurement}, computed once.
 
         Args:
-          stored: ``{name: measurement.to_json()}`` of an earlier run; used when it is of the same images.
+          stored: ``{name: measurement.to_json()}`` of an earlier run; used when it is of the same
+            images.
         """
         if self._baselines:
             return self._baselines
@@ -106,8 +122,13 @@ class FrozenFeatureEvaluation:
 
     def _score(self, step, neighbours: tuple[dict, dict], heads: tuple[dict, dict]) -> Measurement:
         y, y_test, classes = self.train.labels, self.test.labels, len(self.train.class_names)
-        return self._row(step, knn(neighbours[0], y, neighbours[1], y_test, classes, self._groups),
-                         probe(heads[0], y, heads[1], y_test, classes, self._groups, self.seed))
+        return self._row(
+            step,
+            knn(neighbours[0], y, neighbours[1], y_test, classes, self._groups),
+            probe(heads[0], y, heads[1], y_test, classes, self._groups, self.seed),
+        )
 
     def _row(self, step, nearest: Score, linear: Score) -> Measurement:
-        return Measurement(step, self.data, len(self.train.labels), len(self.train.class_names), nearest, linear)
+        return Measurement(
+            step, self.data, len(self.train.labels), len(self.train.class_names), nearest, linear
+        )

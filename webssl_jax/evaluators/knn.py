@@ -1,12 +1,13 @@
 """Weighted k-nearest neighbours on frozen features, as DINOv2 evaluates them (dinov2/eval/knn.py).
 
-Features are L2-normalised. A test image is compared by cosine similarity with every training image; the max-k most
-similar ones vote for their class with weight softmax(similarity / T), T = 0.07, and for each k only the first k votes
-count. (The softmax runs over all max-k neighbours, but a common factor does not change which class wins.)
+Features are L2-normalised. A test image is compared by cosine similarity with every training image;
+the max-k most similar ones vote for their class with weight softmax(similarity / T), T = 0.07, and
+for each k only the first k votes count. (The softmax runs over all max-k neighbours, but a common
+factor does not change which class wins.)
 
-DINOv2 reports several k and calls 20 the usual best. Here k = 20 makes the headline, and where there are several
-features (CLS, mean of patches: MAE never trains its CLS token) the one for the headline is chosen by leave-one-out
-on training images, so that no test label takes part.
+DINOv2 reports several k and calls 20 the usual best. Here k = 20 makes the headline, and where
+there are several features (CLS, mean of patches: MAE never trains its CLS token) the one for the
+headline is chosen by leave-one-out on training images, so that no test label takes part.
 """
 
 from __future__ import annotations
@@ -23,17 +24,28 @@ from webssl_jax.evaluators.base import Score, on_one_device
 TEMPERATURE = 0.07
 KS = (10, 20, 100, 200)
 HEADLINE_K = 20
-_SELECTION_QUERIES = 5000  # leave-one-out over all of a large training set would cost more than the test
+_SELECTION_QUERIES = (
+    5000  # leave-one-out over all of a large training set would cost more than the test
+)
 
 
-def knn(train: Mapping[str, np.ndarray], train_labels: np.ndarray, test: Mapping[str, np.ndarray],
-        test_labels: np.ndarray, num_classes: int, groups: np.ndarray | None = None, ks: Sequence[int] = KS) -> Score:
-    """k-NN accuracy of each named feature and k; the headline is k = 20 with the feature chosen on train.
+def knn(
+    train: Mapping[str, np.ndarray],
+    train_labels: np.ndarray,
+    test: Mapping[str, np.ndarray],
+    test_labels: np.ndarray,
+    num_classes: int,
+    groups: np.ndarray | None = None,
+    ks: Sequence[int] = KS,
+) -> Score:
+    """k-NN accuracy of each named feature and k; the headline is k = 20 with the feature chosen on
+    train.
 
     Args:
       train, test: {name: (n, d) float32} with the same names.
       train_labels, test_labels: (n,) int.
-      groups: (n,) int, near-duplicates of the training images by ``splits.look_alikes``; None if there are none.
+      groups: (n,) int, near-duplicates of the training images by ``splits.look_alikes``; None if
+        there are none.
       ks: numbers of neighbours; those beyond the number of training images are clipped to it.
 
     Returns:
@@ -49,20 +61,31 @@ def knn(train: Mapping[str, np.ndarray], train_labels: np.ndarray, test: Mapping
         hits[name] = predicted[headline] == test_labels
     best = next(iter(train))
     if len(train) > 1:
-        best = max(train, key=lambda name: leave_one_out(train[name], train_labels, num_classes, groups))
+        best = max(
+            train, key=lambda name: leave_one_out(train[name], train_labels, num_classes, groups)
+        )
     return Score(hits[best], f"{best}, k = {headline}", by_variant)
 
 
-def predict(train: np.ndarray, train_labels: np.ndarray, queries: np.ndarray, num_classes: int, ks: Sequence[int],
-            temperature: float = TEMPERATURE, chunk: int = 256,
-            groups: tuple[np.ndarray, np.ndarray] | None = None) -> dict[int, np.ndarray]:
+def predict(
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    queries: np.ndarray,
+    num_classes: int,
+    ks: Sequence[int],
+    temperature: float = TEMPERATURE,
+    chunk: int = 256,
+    groups: tuple[np.ndarray, np.ndarray] | None = None,
+) -> dict[int, np.ndarray]:
     """Predicted class of each query for each k.
 
-    Equal similarities are ordered by position in ``train``, equal votes by class number, so the answer is unique.
+    Equal similarities are ordered by position in ``train``, equal votes by class number, so the
+    answer is unique.
 
     Args:
       train: (n, d) float. queries: (m, d) float. Neither needs to be normalised.
-      groups: ((n,), (m,)) int; training rows of a query's own group do not vote for it. None: all vote.
+      groups: ((n,), (m,)) int; training rows of a query's own group do not vote for it. None: all
+        vote.
 
     Returns:
       {k: (m,) int32} for each of ``ks`` (clipped to the number of training rows).
@@ -78,19 +101,32 @@ def predict(train: np.ndarray, train_labels: np.ndarray, queries: np.ndarray, nu
         labels = jnp.asarray(train_labels, jnp.int32)
         normalised = _normalise(queries)
         for start in range(0, m, size):
-            at = np.minimum(np.arange(start, start + size), m - 1)  # static shape: the last image fills up
-            best = _vote(bank, labels, of_train, normalised[at], of_queries[at], ks, num_classes, temperature)
+            # static shape: the last image fills up
+            at = np.minimum(np.arange(start, start + size), m - 1)
+            best = _vote(
+                bank, labels, of_train, normalised[at], of_queries[at], ks, num_classes, temperature
+            )
             votes.append(np.asarray(best))
     votes = np.concatenate(votes, axis=1)[:, :m]
     return dict(zip(ks, votes, strict=True))
 
 
-def leave_one_out(features: np.ndarray, labels: np.ndarray, num_classes: int, groups: np.ndarray | None = None,
-                  k: int = HEADLINE_K) -> float:
-    """k-NN accuracy of training images among those of other groups: at most 5,000 evenly spaced queries."""
+def leave_one_out(
+    features: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    groups: np.ndarray | None = None,
+    k: int = HEADLINE_K,
+) -> float:
+    """k-NN accuracy of training images among those of other groups: at most 5,000 evenly spaced
+    queries."""
     groups = np.arange(len(labels)) if groups is None else groups
-    rows = np.unique(np.linspace(0, len(labels) - 1, min(len(labels), _SELECTION_QUERIES)).astype(np.int32))
-    predicted = predict(features, labels, features[rows], num_classes, (k,), groups=(groups, groups[rows]))
+    rows = np.unique(
+        np.linspace(0, len(labels) - 1, min(len(labels), _SELECTION_QUERIES)).astype(np.int32)
+    )
+    predicted = predict(
+        features, labels, features[rows], num_classes, (k,), groups=(groups, groups[rows])
+    )
     return float((next(iter(predicted.values())) == labels[rows]).mean())
 
 
@@ -100,7 +136,8 @@ def _vote(bank, labels, groups, queries, query_groups, ks, num_classes, temperat
     similarity = queries @ bank.T
     similarity = jnp.where(groups[None, :] == query_groups[:, None], -jnp.inf, similarity)
     nearest, index = jax.lax.top_k(similarity, max(ks))
-    weights = jax.nn.softmax(nearest / temperature, axis=-1)  # a row that must not vote weighs exp(-inf) = 0
+    # a row that must not vote weighs exp(-inf) = 0
+    weights = jax.nn.softmax(nearest / temperature, axis=-1)
     ballots = weights[:, :, None] * jax.nn.one_hot(labels[index], num_classes)
     return jnp.stack([jnp.argmax(ballots[:, :k].sum(axis=1), axis=-1) for k in ks])
 

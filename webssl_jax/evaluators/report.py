@@ -12,8 +12,11 @@ from webssl_jax.evaluators.frozen import Measurement
 WIDTH = 100
 
 
-def report_table(result: Measurement, baselines: Mapping[str, Measurement], step0: Measurement | None = None) -> str:
-    """Aligned rows (trivial features, step 0, this model) by columns (k-NN, linear probe), then plain sentences.
+def report_table(
+    result: Measurement, baselines: Mapping[str, Measurement], step0: Measurement | None = None
+) -> str:
+    """Aligned rows (trivial features, step 0, this model) by columns (k-NN, linear probe), then
+    plain sentences.
 
     Args:
       result: the model at hand.
@@ -27,30 +30,37 @@ def report_table(result: Measurement, baselines: Mapping[str, Measurement], step
     cells = [("features", "k-NN top-1", "linear top-1")]
     cells += [(name, _cell(row.knn), _cell(row.linear)) for name, row in rows.items()]
     widths = [max(len(row[i]) for row in cells) for i in range(3)]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    lines = [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
     lines.insert(1, "-" * (sum(widths) + 4))
     guess = baselines["majority class"].knn.chosen if "majority class" in baselines else None
     paired = all(row.data == result.data for row in rivals.values())
     notes = [
-        f"Share of {len(result.linear.correct):,} test images put into the right one of {result.classes} classes, "
-        f"± one standard error; {result.train_images:,} labelled training images"
-        + (f". Majority class: {guess}." if guess else "."),
-        f"k-NN: the class that the most similar training images vote for ({result.knn.chosen}; weighted, as in "
-        "DINOv2). Nothing is learned on top of the features.",
-        f"Linear: one linear layer trained on the frozen features ({result.linear.chosen}; chosen on held-out "
-        "training images, never on the test images).",
+        f"Share of {len(result.linear.correct):,} test images put into the right one of "
+        f"{result.classes} classes, ± one standard error; {result.train_images:,} labelled "
+        "training images" + (f". Majority class: {guess}." if guess else "."),
+        f"k-NN: the class that the most similar training images vote for ({result.knn.chosen}; "
+        "weighted, as in DINOv2). Nothing is learned on top of the features.",
+        f"Linear: one linear layer trained on the frozen features ({result.linear.chosen}; chosen "
+        "on held-out training images, never on the test images).",
         "Below, clearly = by more than two standard errors of the difference"
         + (", paired image by image:" if paired else "; the images differ, so nothing is paired:"),
     ]
     for column in ("linear", "knn"):
-        notes += [_verdict(column, name, result, rival) for name, rival in rivals.items()
-                  if name != "majority class"]
+        notes += [
+            _verdict(column, name, result, rival)
+            for name, rival in rivals.items()
+            if name != "majority class"
+        ]
     wrapped = [textwrap.fill(note, WIDTH, subsequent_indent="  ") for note in notes]
     return "\n".join(lines + [""] + wrapped)
 
 
 def compare(a: Measurement, b: Measurement, column: str) -> tuple[Difference, bool]:
-    """Accuracy of ``a`` minus that of ``b`` in ``column`` ("knn" or "linear"), and whether it is paired.
+    """Accuracy of ``a`` minus that of ``b`` in ``column`` ("knn" or "linear"), and whether it is
+    paired.
 
     Measurements of other images cannot be paired; their standard errors then add in quadrature.
     """

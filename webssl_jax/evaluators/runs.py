@@ -1,7 +1,8 @@
-"""Evaluation tied to a run's workdir: what ``train.py`` does by cadence and ``evaluate.py`` afterwards.
+"""Evaluation tied to a run's workdir: what ``train.py`` does by cadence and ``evaluate.py``
+afterwards.
 
-Writes ``eval/baselines.json`` (trivial features, once) and ``eval/STEP.json`` (each with every test image's hit or
-miss, so that any two steps can be compared image by image).
+Writes ``eval/baselines.json`` (trivial features, once) and ``eval/STEP.json`` (each with every test
+image's hit or miss, so that any two steps can be compared image by image).
 """
 
 from __future__ import annotations
@@ -29,16 +30,20 @@ log = logging.getLogger(__name__)
 
 
 def feature_function(method: Method, mesh: Mesh) -> Callable[[Variables], Callable[..., Features]]:
-    """``bind(variables) -> features(images (B, H, W, 3) uint8, layers=())``, compiled once for all steps.
+    """``bind(variables) -> features(images (B, H, W, 3) uint8, layers=())``, compiled once for all
+    steps.
 
-    Every process passes the same images; B must divide over the mesh. The results are whole on every process.
+    Every process passes the same images; B must divide over the mesh. The results are whole on
+    every process.
     """
     compute = jax.jit(method.features, static_argnums=2, out_shardings=meshes.replicated(mesh))
     sharding = meshes.batch_sharding(mesh)
 
     def bind(variables: Variables):
         def features(images: np.ndarray, layers=()) -> Features:
-            array = jax.make_array_from_callback(images.shape, sharding, lambda index: images[index])
+            array = jax.make_array_from_callback(
+                images.shape, sharding, lambda index: images[index]
+            )
             return compute(variables, array, tuple(layers))
 
         return features
@@ -54,32 +59,45 @@ class RunEvaluation:
       workdir: gets the ``eval`` folder; written by process 0 only.
 
     Raises:
-      ConfigError, UserError: if no figure can come from these shards, or the batch does not divide over the mesh.
+      ConfigError, UserError: if no figure can come from these shards, or the batch does not divide
+        over the mesh.
     """
 
-    def __init__(self, entry: ConfigDict, method: Method, mesh: Mesh, workdir: str, threads: int = 16):
+    def __init__(
+        self, entry: ConfigDict, method: Method, mesh: Mesh, workdir: str, threads: int = 16
+    ):
         ways = int(np.prod([mesh.shape[axis] for axis in meshes.BATCH_AXES]))
         if entry.batch % ways:
-            raise ConfigError(f"config.eval.batch = {entry.batch}: does not divide over {ways} batch shards")
+            raise ConfigError(
+                f"config.eval.batch = {entry.batch}: does not divide over {ways} batch shards"
+            )
         view, limit = method.eval_view(), entry.max_images or None
-        images, labels, names = pipeline.read_labelled(ArrayRecordSource(entry.train), view, limit, threads=threads)
+        images, labels, names = pipeline.read_labelled(
+            ArrayRecordSource(entry.train), view, limit, threads=threads
+        )
         train = Dataset(images, labels, tuple(names))
-        images, labels, names = pipeline.read_labelled(ArrayRecordSource(entry.test), view, limit, threads=threads,
-                                                       class_names=names)
-        self._evaluation = FrozenFeatureEvaluation(train, Dataset(images, labels, tuple(names)), entry.batch)
+        images, labels, names = pipeline.read_labelled(
+            ArrayRecordSource(entry.test), view, limit, threads=threads, class_names=names
+        )
+        self._evaluation = FrozenFeatureEvaluation(
+            train, Dataset(images, labels, tuple(names)), entry.batch
+        )
         self._bind = feature_function(method, mesh)
         self._folder = pathlib.Path(workdir) / "eval"
         self._writes = jax.process_index() == 0
 
     @property
     def test_images(self) -> np.ndarray:
-        """(n, H, W, 3) uint8: the same every time, so pictures of different steps can be compared."""
+        """(n, H, W, 3) uint8: the same every time, so pictures of different steps can be
+        compared."""
         return self._evaluation.test.images
 
     def run(self, variables: Variables, step: int) -> Measurement:
         """Measures, and keeps the result in the workdir."""
         baselines = self._folder / "baselines.json"
-        rows = self._evaluation.baselines(json.loads(baselines.read_text()) if baselines.exists() else None)
+        rows = self._evaluation.baselines(
+            json.loads(baselines.read_text()) if baselines.exists() else None
+        )
         result = self._evaluation.measure(self._bind(variables), step)
         if self._writes:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -87,10 +105,18 @@ class RunEvaluation:
             _write_json(self._folder / f"{step:08d}.json", result.to_json())
         return result
 
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """{name: metrics} of the trivial features, for the curves."""
+        return {name: row.metrics() for name, row in self._evaluation.baselines().items()}
+
     def report(self, result: Measurement) -> str:
         """The table of trivial features, step 0 and ``result``, with what each figure means."""
         first = self._folder / f"{0:08d}.json"
-        step0 = Measurement.from_json(json.loads(first.read_text())) if first.exists() and result.step else None
+        step0 = (
+            Measurement.from_json(json.loads(first.read_text()))
+            if first.exists() and result.step
+            else None
+        )
         return report_table(result, self._evaluation.baselines(), step0)
 
 

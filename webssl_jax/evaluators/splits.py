@@ -1,8 +1,9 @@
 """Held-out parts of the training images, with near-duplicates on one side.
 
-What is chosen on images whose twins were trained on is chosen for memory: on the embedded corpus, accuracy on a plain
-random fifth was 0.03 to 0.06 above that on the test set (whose near-duplicates were removed) and favoured too weak
-penalties. With look-alikes kept together the two mostly agree to 0.02.
+What is chosen on images whose twins were trained on is chosen for memory: on the embedded corpus,
+accuracy on a plain random fifth was 0.03 to 0.06 above that on the test set (whose near-duplicates
+were removed) and favoured too weak penalties. With look-alikes kept together the two mostly agree
+to 0.02.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ ALIKE = 0.85
 def look_alikes(images: np.ndarray, labels: np.ndarray, threshold: float = ALIKE) -> np.ndarray:
     """Group numbers (n,) of images (n, H, W, 3) uint8.
 
-    Two images of one class are linked when their 16 x 16 thumbnails, or one and the other's mirror image, correlate
-    above ``threshold``; groups are what links connect. Look-alikes of different classes give nothing away.
+    Two images of one class are linked when their 16 x 16 thumbnails, or one and the other's mirror
+    image, correlate above ``threshold``; groups are what links connect. Look-alikes of different
+    classes give nothing away.
     """
     plain, mirrored = _unit(raw_pixels(images)), _unit(raw_pixels(images[:, :, ::-1]))
     groups, count = np.zeros(len(labels), np.int64), 0
@@ -32,11 +34,14 @@ def look_alikes(images: np.ndarray, labels: np.ndarray, threshold: float = ALIKE
     return groups
 
 
-def hold_out(labels: np.ndarray, groups: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers (kept, held out): of each class about ``share``, in whole groups, from ``seed`` alone.
+def hold_out(
+    labels: np.ndarray, groups: np.ndarray, share: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers (kept, held out): of each class about ``share``, in whole groups, from ``seed``
+    alone.
 
-    A class whose groups are all larger than its share stays whole. If that is so for every class (a few images, or
-    all of them alike), nothing can be held out and both parts are all the images.
+    A class whose groups are all larger than its share stays whole. If that is so for every class (a
+    few images, or all of them alike), nothing can be held out and both parts are all the images.
     """
     rng = np.random.default_rng(seed)
     held = np.zeros(len(labels), bool)

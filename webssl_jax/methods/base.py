@@ -1,8 +1,10 @@
-"""What a training method is: the protocol between the loop and MAE, DINO, CLIP and whatever comes next.
+"""What a training method is: the protocol between the loop and MAE, DINO, CLIP and whatever comes
+next.
 
-A method turns views into a loss and a feature function. It owns modules, never parameters: every tree is an
-argument. It sees no device, no optimiser, no logger; losses are written on global arrays and jit brings the
-collectives. To add a method, write one file here, name it in ``methods/__init__.py`` and give it a config.
+A method turns views into a loss and a feature function. It owns modules, never parameters: every
+tree is an argument. It sees no device, no optimiser, no logger; losses are written on global arrays
+and jit brings the collectives. To add a method, write one file here, name it in
+``methods/__init__.py`` and give it a config.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ Schedule = Callable[[jax.Array], jax.Array]
 
 
 class Variables(NamedTuple):
-    """Everything a method's functions need besides the batch. ``teacher`` and ``aux`` are ``{}`` where unused."""
+    """Everything a method's functions need besides the batch. ``teacher`` and ``aux`` are ``{}``
+    where unused."""
 
     params: Params
     teacher: Params
@@ -27,7 +30,8 @@ class Variables(NamedTuple):
 
 
 class LossOutput(NamedTuple):
-    """``terms`` (already weighted) add up to ``loss``; ``report`` holds scalars that are not losses."""
+    """``terms`` (already weighted) add up to ``loss``; ``report`` holds scalars that are not
+    losses."""
 
     loss: jax.Array
     terms: dict[str, jax.Array]
@@ -38,8 +42,8 @@ class LossOutput(NamedTuple):
 class Features(NamedTuple):
     """Frozen features of B images, after the final norm, in float32.
 
-    cls: (B, D). patches: (B, h, w, D). registers: (B, R, D). layers: {block: (cls (B, D), patches (B, h, w, D))} for
-    the blocks that were asked for, each through the final norm.
+    cls: (B, D). patches: (B, h, w, D). registers: (B, R, D). layers: {block: (cls (B, D), patches
+    (B, h, w, D))} for the blocks that were asked for, each through the final norm.
     """
 
     cls: jax.Array
@@ -50,7 +54,8 @@ class Features(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Tables:
-    """What the optimiser and the exporter need to know, as (regex over parameter paths, value) rows.
+    """What the optimiser and the exporter need to know, as (regex over parameter paths, value)
+    rows.
 
     Each is an ordered table in the language of ``params.py``; the first match wins.
 
@@ -67,46 +72,62 @@ class Tables:
 class Method(Protocol):
     """The contract. Implementations are frozen dataclasses made from a config."""
 
-    # True when the loss of one image depends on the others in its batch (Sinkhorn, KoLeo, softmax contrast).
-    # Gradient accumulation would then silently change the loss, so the loop refuses it.
+    # True when the loss of one image depends on the others in its batch (Sinkhorn, KoLeo, softmax
+    # contrast). Gradient accumulation would then silently change the loss, so the loop refuses it.
     couples_batch: bool
 
     def init(self, rng: jax.Array, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> Variables:
         """Fresh float32 variables. Traceable, so that the state can be created sharded."""
 
-    def loss(self, params: Params, teacher: Params, aux: Params, batch: Mapping[str, jax.Array], rng: jax.Array,
-             schedule_values: Mapping[str, jax.Array]) -> LossOutput:
+    def loss(
+        self,
+        params: Params,
+        teacher: Params,
+        aux: Params,
+        batch: Mapping[str, jax.Array],
+        rng: jax.Array,
+        schedule_values: Mapping[str, jax.Array],
+    ) -> LossOutput:
         """The training loss of one (micro)batch.
 
-        ``batch["position"]`` (B,) int32 is each example's place in the *global* batch: fold it into ``rng`` for
-        per-example randomness, which then does not depend on devices, hosts or accumulation.
+        ``batch["position"]`` (B,) int32 is each example's place in the *global* batch: fold it into
+        ``rng`` for per-example randomness, which then does not depend on devices, hosts or
+        accumulation.
         """
 
-    def update_teacher(self, teacher: Params, params: Params, schedule_values: Mapping[str, jax.Array]) -> Params:
+    def update_teacher(
+        self, teacher: Params, params: Params, schedule_values: Mapping[str, jax.Array]
+    ) -> Params:
         """The teacher after this step; ``teacher`` itself where there is none."""
 
-    def features(self, variables: Variables, images: jax.Array, layers: Sequence[int] = ()) -> Features:
-        """Frozen features of uint8 images (B, H, W, 3). ``layers`` are 0-based block numbers; negative counts back."""
+    def features(
+        self, variables: Variables, images: jax.Array, layers: Sequence[int] = ()
+    ) -> Features:
+        """Frozen features of uint8 images (B, H, W, 3). ``layers`` are 0-based block numbers;
+        negative counts back."""
 
     def train_view(self) -> Callable[[bytes, np.random.Generator], dict[str, np.ndarray]]:
         """A picklable function from an encoded image to uint8 views: {"image": (H, W, 3)}."""
 
     def eval_view(self) -> Callable[[bytes], np.ndarray]:
-        """A picklable function from an encoded image to one (H, W, 3) uint8 image for evaluation."""
+        """A picklable function from an encoded image to one (H, W, 3) uint8 image for
+        evaluation."""
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the views of ``batch`` images, as the loader delivers them."""
 
     def schedules(self, total_steps: int, global_batch: int) -> dict[str, Schedule]:
-        """{name: step -> value} of what the method itself schedules (teacher momentum, temperatures, ...)."""
+        """{name: step -> value} of what the method itself schedules (teacher momentum,
+        temperatures, ...)."""
 
     def tables(self) -> Tables:
         """Defaults for the optimiser, overridable by config."""
 
-    def pictures(self, variables: Variables, batch: Mapping[str, jax.Array],
-                 rng: jax.Array) -> dict[str, np.ndarray]:
+    def pictures(
+        self, variables: Variables, batch: Mapping[str, jax.Array], rng: jax.Array
+    ) -> dict[str, np.ndarray]:
         """{name: (H, W, 3) uint8} worth looking at during training."""
 
     def train_flops(self) -> float:
-        """Floating-point operations of one image's share of a training step, without recomputation (3 x forward,
-        plus the teacher's forward where there is one). The numerator of MFU."""
+        """Floating-point operations of one image's share of a training step, without recomputation
+        (3 x forward, plus the teacher's forward where there is one). The numerator of MFU."""

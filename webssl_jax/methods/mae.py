@@ -1,9 +1,12 @@
-"""Masked autoencoding (He et al., arXiv 2111.06377), as Web-MAE trains it (Fan et al., arXiv 2504.01017).
+"""Masked autoencoding (He et al., arXiv 2111.06377), as Web-MAE trains it (Fan et al., arXiv
+2504.01017).
 
-Hide three quarters of the patches, encode the rest, decode pixels everywhere, and ask for the hidden ones. The
-loss of an image does not depend on the others in its batch, so batches can be cut for gradient accumulation.
+Hide three quarters of the patches, encode the rest, decode pixels everywhere, and ask for the
+hidden ones. The loss of an image does not depend on the others in its batch, so batches can be cut
+for gradient accumulation.
 
-Shape letters: B images, H x W pixels, h x w = N patches, K visible patches, p patch side, P = p * p * 3.
+Shape letters: B images, H x W pixels, h x w = N patches, K visible patches, p patch side,
+P = p * p * 3.
 """
 
 from __future__ import annotations
@@ -31,8 +34,9 @@ _HIDDEN_GREY = 128  # what a hidden patch looks like in it
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """The augmentation: a random resized crop of ``image_size`` pixels over an area share between ``scale_min``
-    and ``scale_max``, then a horizontal flip with probability ``hflip``. Nothing else (MAE's own recipe)."""
+    """The augmentation: a random resized crop of ``image_size`` pixels over an area share between
+    ``scale_min`` and ``scale_max``, then a horizontal flip with probability ``hflip``. Nothing else
+    (MAE's own recipe)."""
 
     image_size: int = 224
     scale_min: float = 0.2
@@ -41,7 +45,8 @@ class View:
 
 
 class Reconstruction(NamedTuple):
-    """prediction (B, N, P) of the decoder, the true ``patches`` (B, N, P), and ``mask`` (B, N), 1 where hidden."""
+    """prediction (B, N, P) of the decoder, the true ``patches`` (B, N, P), and ``mask`` (B, N), 1
+    where hidden."""
 
     prediction: jax.Array
     patches: jax.Array
@@ -50,7 +55,8 @@ class Reconstruction(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MAE:
-    """The method. ``encoder`` and ``decoder`` describe the two networks; hashable, so it can be static under jit."""
+    """The method. ``encoder`` and ``decoder`` describe the two networks; hashable, so it can be
+    static under jit."""
 
     encoder: ViTConfig
     decoder: ViTConfig
@@ -64,13 +70,18 @@ class MAE:
 
     @classmethod
     def from_config(cls, config: Any) -> MAE:
-        """Reads ``config.model`` (``size`` and/or fields of :class:`ViTConfig`) and ``config.method`` (``mask_ratio``,
-        ``norm_pix_loss``, ``decoder``, ``view``, ``mean``, ``std``; all optional).
+        """Reads ``config.model`` (``size`` and/or fields of :class:`ViTConfig`) and
+        ``config.method`` (``mask_ratio``, ``norm_pix_loss``, ``decoder``, ``view``, ``mean``,
+        ``std``; all optional).
 
         Raises:
           ValueError: for an unknown or ill-fitting field; one line.
         """
-        method = {key: value for key, value in config.method.items() if key not in ("name", "decoder", "view")}
+        method = {
+            key: value
+            for key, value in config.method.items()
+            if key not in ("name", "decoder", "view")
+        }
         view = sizes.construct(View, dict(config.method.get("view") or {}), "method.view")
         # None stands for the size's own value, so that every field is a key that can be overridden.
         model = {"image_size": view.image_size}
@@ -80,22 +91,37 @@ class MAE:
             encoder = sizes.build({"position": "sincos", "init": "mae", **model})
         else:
             encoder = sizes.web_mae(size, **model)
-        # The decoder speaks the encoder's dialect (patches, norm, dtype, remat) at its own width, without its extras.
-        stock = dict(width=512, depth=8, heads=16, mlp="gelu", mlp_hidden=None, position="sincos", layer_scale=None,
-                     drop_path=0.0, num_registers=0, mask_token=False)
+        # The decoder speaks the encoder's dialect (patches, norm, dtype, remat) at its own width,
+        # without its extras.
+        stock = dict(
+            width=512,
+            depth=8,
+            heads=16,
+            mlp="gelu",
+            mlp_hidden=None,
+            position="sincos",
+            layer_scale=None,
+            drop_path=0.0,
+            num_registers=0,
+            mask_token=False,
+        )
         shape = dict(config.method.get("decoder") or {})
         decoder = sizes.build(dataclasses.asdict(encoder) | stock | shape)
         for colour in ("mean", "std"):
             if colour in method:
                 method[colour] = tuple(method[colour])
-        return sizes.construct(cls, dict(method, encoder=encoder, decoder=decoder, view=view), "method")
+        return sizes.construct(
+            cls, dict(method, encoder=encoder, decoder=decoder, view=view), "method"
+        )
 
     def __post_init__(self):
         grid = self.encoder.grid_of(self.view.image_size, self.view.image_size)
         masking.visible_count(grid[0] * grid[1], self.mask_ratio)
         if self.decoder.patch_size != self.encoder.patch_size:
-            raise ValueError(f"the decoder's patch_size = {self.decoder.patch_size} must be the encoder's, "
-                             f"{self.encoder.patch_size}")
+            raise ValueError(
+                f"the decoder's patch_size = {self.decoder.patch_size} must be the encoder's, "
+                f"{self.encoder.patch_size}"
+            )
 
     # Variables and loss.
 
@@ -110,20 +136,31 @@ class MAE:
         decoder = MAEDecoder(self.decoder).init(decoder_rng, token, token[:, None], restore, (h, w))
         return Variables({"encoder": encoder["params"], "decoder": decoder["params"]}, {}, {})
 
-    def loss(self, params: Params, teacher: Params, aux: Params, batch: Mapping[str, jax.Array], rng: jax.Array,
-             schedule_values: Mapping[str, jax.Array]) -> LossOutput:
+    def loss(
+        self,
+        params: Params,
+        teacher: Params,
+        aux: Params,
+        batch: Mapping[str, jax.Array],
+        rng: jax.Array,
+        schedule_values: Mapping[str, jax.Array],
+    ) -> LossOutput:
         """The masked reconstruction loss.
 
-        batch: ``image`` (B, H, W, 3) uint8 and ``position`` (B,) int32, or instead of it ``noise`` (B, N) float32 in
-        [0, 1), whose smallest entries mark the visible patches (for comparison with other implementations).
+        batch: ``image`` (B, H, W, 3) uint8 and ``position`` (B,) int32, or instead of it ``noise``
+        (B, N) float32 in [0, 1), whose smallest entries mark the visible patches (for comparison
+        with other implementations).
         """
         made = self.reconstruct(params, batch, rng, train=True)
-        loss = losses.masked_pixel_loss(made.prediction, made.patches, made.mask, self.norm_pix_loss)
+        loss = losses.masked_pixel_loss(
+            made.prediction, made.patches, made.mask, self.norm_pix_loss
+        )
         report = {"mask_ratio": made.mask.mean(), "prediction_std": made.prediction.std()}
         return LossOutput(loss, {"reconstruction": loss}, report, aux)
 
-    def reconstruct(self, params: Params, batch: Mapping[str, jax.Array], rng: jax.Array,
-                    train: bool = False) -> Reconstruction:
+    def reconstruct(
+        self, params: Params, batch: Mapping[str, jax.Array], rng: jax.Array, train: bool = False
+    ) -> Reconstruction:
         """Masks, encodes and decodes; ``batch`` as in :meth:`loss`."""
         images = pixels.normalise(batch["image"], self.mean, self.std)
         h, w = self.encoder.grid_of(*images.shape[1:3])
@@ -133,20 +170,34 @@ class MAE:
             noise = masking.per_example_noise(mask_rng, batch["position"], h * w)
         chosen = masking.random_mask(noise, masking.visible_count(h * w, self.mask_ratio))
 
-        seen = ViT(self.encoder).apply({"params": params["encoder"]}, images, keep=chosen.keep, train=train,
-                                       rngs={"drop_path": drop_rng})
-        prediction = MAEDecoder(self.decoder).apply({"params": params["decoder"]}, seen.cls, seen.patches,
-                                                    chosen.restore, (h, w))
+        seen = ViT(self.encoder).apply(
+            {"params": params["encoder"]},
+            images,
+            keep=chosen.keep,
+            train=train,
+            rngs={"drop_path": drop_rng},
+        )
+        prediction = MAEDecoder(self.decoder).apply(
+            {"params": params["decoder"]}, seen.cls, seen.patches, chosen.restore, (h, w)
+        )
         return Reconstruction(prediction, patchify(images, self.encoder.patch_size), chosen.mask)
 
-    def update_teacher(self, teacher: Params, params: Params, schedule_values: Mapping[str, jax.Array]) -> Params:
+    def update_teacher(
+        self, teacher: Params, params: Params, schedule_values: Mapping[str, jax.Array]
+    ) -> Params:
         return teacher
 
-    def features(self, variables: Variables, images: jax.Array, layers: Sequence[int] = ()) -> Features:
-        """Features of whole images, nothing hidden: uint8 (B, H, W, 3) of any size the patches divide."""
+    def features(
+        self, variables: Variables, images: jax.Array, layers: Sequence[int] = ()
+    ) -> Features:
+        """Features of whole images, nothing hidden: uint8 (B, H, W, 3) of any size the patches
+        divide."""
         grid = self.encoder.grid_of(*images.shape[1:3])
-        seen = ViT(self.encoder).apply({"params": variables.params["encoder"]},
-                                       pixels.normalise(images, self.mean, self.std), layers=layers)
+        seen = ViT(self.encoder).apply(
+            {"params": variables.params["encoder"]},
+            pixels.normalise(images, self.mean, self.std),
+            layers=layers,
+        )
 
         def on_grid(patches: jax.Array) -> jax.Array:
             return patches.reshape(patches.shape[0], *grid, patches.shape[-1])
@@ -157,14 +208,21 @@ class MAE:
     # What the loader, the optimiser and the reports need to know.
 
     def train_view(self) -> Callable[[bytes, np.random.Generator], dict[str, np.ndarray]]:
-        from webssl_jax.data import views  # the loader's side of the house: not needed to compute a loss
-        return views.RandomResizedCropView(self.view.image_size, scale=(self.view.scale_min, self.view.scale_max),
-                                           flip=self.view.hflip)
+        # the loader's side of the house: not needed to compute a loss
+        from webssl_jax.data import views
+
+        return views.RandomResizedCropView(
+            self.view.image_size,
+            scale=(self.view.scale_min, self.view.scale_max),
+            flip=self.view.hflip,
+        )
 
     def eval_view(self) -> Callable[[bytes], np.ndarray]:
         from webssl_jax.data import views
+
         side = self.view.image_size
-        # 224 is cut from 256; other sizes keep that ratio with an even margin, so that the crop is central.
+        # 224 is cut from 256; other sizes keep that ratio with an even margin, so that the crop is
+        # central.
         return views.EvalView(side, resize=side + 2 * round(side * (256 / 224 - 1) / 2))
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -175,23 +233,32 @@ class MAE:
         return {}
 
     def tables(self) -> Tables:
-        """Everything is trained at one rate; biases and the factors of norms and LayerScale are not decayed (timm's
-        rule, which MAE uses: whatever is one-dimensional in one block). CLS, mask and register tokens are decayed."""
+        """Everything is trained at one rate; biases and the factors of norms and LayerScale are not
+        decayed (timm's rule, which MAE uses: whatever is one-dimensional in one block). CLS, mask
+        and register tokens are decayed."""
         return Tables(decay=((r"/(bias|scale|gamma)$", 0.0),))
 
-    def pictures(self, variables: Variables, batch: Mapping[str, jax.Array],
-                 rng: jax.Array) -> dict[str, np.ndarray]:
-        """{"reconstruction": a panel of the first images}: seen, hidden, predicted, predicted with the visible patches
-        put back. With ``norm_pix_loss`` the network predicts every patch only up to its mean and contrast, so the
-        pictures borrow those two numbers of each patch from the true image."""
+    def pictures(
+        self, variables: Variables, batch: Mapping[str, jax.Array], rng: jax.Array
+    ) -> dict[str, np.ndarray]:
+        """{"reconstruction": a panel of the first images}: seen, hidden, predicted, predicted with
+        the visible patches put back. With ``norm_pix_loss`` the network predicts every patch only
+        up to its mean and contrast, so the pictures borrow those two numbers of each patch from the
+        true image."""
         from webssl_jax.visuals import reconstruction
-        few = {name: batch[name][:_PICTURED] for name in ("image", "position", "noise") if name in batch}
+
+        few = {
+            name: batch[name][:_PICTURED]
+            for name in ("image", "position", "noise")
+            if name in batch
+        }
         images = jax.device_get(self.reconstruction_images(variables.params, few, rng))
         return {"reconstruction": reconstruction.panel(*images)}
 
     @functools.partial(jax.jit, static_argnums=0)
-    def reconstruction_images(self, params: Params, batch: Mapping[str, jax.Array],
-                        rng: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    def reconstruction_images(
+        self, params: Params, batch: Mapping[str, jax.Array], rng: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """(images, masked, predicted, pasted), each (B, H, W, 3) uint8; see :meth:`pictures`."""
         made = self.reconstruct(params, batch, rng)
         predicted = made.prediction
@@ -207,7 +274,8 @@ class MAE:
         return images, masked, predicted, jnp.where(hidden, predicted, images)
 
     def train_flops(self) -> float:
-        """Three times the forward matrix products: what is visible through the encoder, all through the decoder."""
+        """Three times the forward matrix products: what is visible through the encoder, all through
+        the decoder."""
         e, d = self.encoder, self.decoder
         h, w = e.grid_of(self.view.image_size, self.view.image_size)
         patches, values = h * w, e.patch_size**2 * 3

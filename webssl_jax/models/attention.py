@@ -1,7 +1,7 @@
 """Multi-head self-attention (Vaswani et al. 2017), softmax in float32.
 
-Written out rather than taken from a kernel: at a few hundred tokens XLA's fusion is as fast as the Pallas kernels
-that have to transpose and pad around themselves.
+Written out rather than taken from a kernel: at a few hundred tokens XLA's fusion is as fast as the
+Pallas kernels that have to transpose and pad around themselves.
 
 Shape letters: B images, T tokens, D width, h heads, d channels a head.
 """
@@ -35,7 +35,10 @@ class Attention(nn.Module):
 
 
 def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(d)) v over (B, T, h, d). Scores and softmax are float32 whatever the inputs are."""
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    """softmax(q k^T / sqrt(d)) v over (B, T, h, d). Scores and softmax are float32 whatever the
+    inputs are."""
+    scores = jnp.einsum(
+        "bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32
+    )
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v)

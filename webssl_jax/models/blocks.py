@@ -1,12 +1,14 @@
 """The pre-norm transformer block, batch-subset stochastic depth, and a stack of blocks as one scan.
 
-The stack compiles one block whatever the depth: parameters of all blocks lie stacked along a leading axis L.
+The stack compiles one block whatever the depth: parameters of all blocks lie stacked along a
+leading axis L.
 
 What the backward pass keeps of each block (``ViTConfig.remat``):
   none   everything; fastest where memory allows.
   full   only the block's input; the block runs a second time. Least memory.
   dots   the outputs of linear layers; attention and element-wise work run again.
-  named  what is labelled: queries, keys, values, the attention's output and the hidden activations of the MLP.
+  named  what is labelled: queries, keys, values, the attention's output and the hidden
+         activations of the MLP.
 """
 
 from __future__ import annotations
@@ -29,10 +31,11 @@ _POLICIES = {
 
 
 class Block(nn.Module):
-    """x += gamma1 * attention(norm(x)); x += gamma2 * mlp(norm(x)); each branch under stochastic depth in training.
+    """x += gamma1 * attention(norm(x)); x += gamma2 * mlp(norm(x)); each branch under stochastic
+    depth in training.
 
-    A step of the scan: the carry is (tokens (B, T, D), store (S, B, T, D) or None) and ``slot`` says where in the
-    store this block's output goes, S meaning nowhere.
+    A step of the scan: the carry is (tokens (B, T, D), store (S, B, T, D) or None) and ``slot``
+    says where in the store this block's output goes, S meaning nowhere.
     """
 
     config: ViTConfig
@@ -62,28 +65,39 @@ class Block(nn.Module):
 
 
 def block_stack(config: ViTConfig, train: bool, name: str = "blocks") -> nn.Module:
-    """``config.depth`` blocks as one module of type ((tokens, store), slots (L,)) -> ((tokens, store), None)."""
+    """``config.depth`` blocks as one module of type ((tokens, store), slots (L,)) ->
+    ((tokens, store), None)."""
     block = Block
     if config.remat != "none":
-        # The scan already keeps XLA from merging the second run with the first, so no barrier is needed.
+        # The scan already keeps XLA from merging the second run with the first, so no barrier is
+        # needed.
         block = nn.remat(Block, policy=_POLICIES[config.remat], prevent_cse=False)
-    stack = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True, "drop_path": True},
-                    in_axes=0, length=config.depth)
+    stack = nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "drop_path": True},
+        in_axes=0,
+        length=config.depth,
+    )
     return stack(config, train, name=name)
 
 
 def subset_size(group: int, rate: float) -> int:
-    """How many of ``group`` images go through a residual branch: max(int(group * (1 - rate)), 1)."""
+    """How many of ``group`` images go through a residual branch:
+    max(int(group * (1 - rate)), 1)."""
     return max(int(group * (1 - rate)), 1)
 
 
-def add_on_subset(x: jax.Array, branch: Callable[[jax.Array], jax.Array], rate: float, rng: jax.Array,
-                  group: int) -> jax.Array:
-    """x + branch(x) for a random part of the images, scaled so that the expectation is the full branch.
+def add_on_subset(
+    x: jax.Array, branch: Callable[[jax.Array], jax.Array], rate: float, rng: jax.Array, group: int
+) -> jax.Array:
+    """x + branch(x) for a random part of the images, scaled so that the expectation is the full
+    branch.
 
-    DINOv2's stochastic depth (arXiv 2304.07193, section 5): of each ``group`` of n consecutive images exactly
-    s = ``subset_size(n, rate)`` are computed, and n / s * branch is added to those; the others pass unchanged. The
-    count is exact, so shapes are static and the work of the others is really saved.
+    DINOv2's stochastic depth (arXiv 2304.07193, section 5): of each ``group`` of n consecutive
+    images exactly s = ``subset_size(n, rate)`` are computed, and n / s * branch is added to those;
+    the others pass unchanged. The count is exact, so shapes are static and the work of the others
+    is really saved.
 
     x: (B, T, D).
 
@@ -92,7 +106,9 @@ def add_on_subset(x: jax.Array, branch: Callable[[jax.Array], jax.Array], rate: 
     """
     b, t, d = x.shape
     if b % group:
-        raise ValueError(f"a batch of {b} images does not divide into stochastic-depth groups of {group}")
+        raise ValueError(
+            f"a batch of {b} images does not divide into stochastic-depth groups of {group}"
+        )
     groups, kept = b // group, subset_size(group, rate)
     keys = jax.vmap(lambda g: jax.random.fold_in(rng, g))(jnp.arange(groups))
     chosen = jax.vmap(lambda key: jax.random.permutation(key, group)[:kept])(keys)  # (groups, kept)

@@ -1,9 +1,13 @@
-"""The small parts of a ViT: patches, linear layers with the originals' initial values, MLPs, LayerScale.
+"""The small parts of a ViT: patches, linear layers with the originals' initial values, MLPs,
+LayerScale.
 
 Initial values (``ViTConfig.init``):
-  mae     xavier-uniform, the fused query-key-value matrix counted as one; biases 0; tokens normal 0.02.
-  dinov2  normal 0.02 (its truncation at +-2 never bites); biases 0; CLS and registers normal 1e-6; mask token 0.
-In both the patch bias is PyTorch's default for a convolution, and in ``dinov2`` the patch kernel too.
+  mae     xavier-uniform, the fused query-key-value matrix counted as one; biases 0; tokens
+          normal 0.02.
+  dinov2  normal 0.02 (its truncation at +-2 never bites); biases 0; CLS and registers
+          normal 1e-6; mask token 0.
+In both the patch bias is PyTorch's default for a convolution, and in ``dinov2`` the patch kernel
+too.
 
 Shape letters: B images, H x W pixels, h x w patches, p patch side, T tokens, D width.
 """
@@ -24,7 +28,8 @@ Initializer = Callable[..., jax.Array]
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
-    """(B, H, W, C) -> (B, h * w, p * p * C): patches row-major, inside a patch pixels row-major, channels last."""
+    """(B, H, W, C) -> (B, h * w, p * p * C): patches row-major, inside a patch pixels row-major,
+    channels last."""
     b, height, width, c = images.shape
     p = patch_size
     patches = images.reshape(b, height // p, p, width // p, p, c).transpose(0, 1, 3, 2, 4, 5)
@@ -45,11 +50,14 @@ def gather_tokens(tokens: jax.Array, index: jax.Array) -> jax.Array:
 
 def uniform(limit: float) -> Initializer:
     """Uniform in [-limit, limit)."""
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -limit, limit)
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
+        key, shape, dtype, -limit, limit
+    )
 
 
 def kernel_init(config: ViTConfig, fused: int = 1) -> Initializer:
-    """For a (in, out) kernel that the originals store as one of ``fused`` equal parts of a larger matrix."""
+    """For a (in, out) kernel that the originals store as one of ``fused`` equal parts of a larger
+    matrix."""
     if config.init == "dinov2":
         return nn.initializers.normal(0.02)
 
@@ -64,23 +72,36 @@ def token_init(config: ViTConfig) -> Initializer:
     return nn.initializers.normal(0.02 if config.init == "mae" else 1e-6)
 
 
-def dense(config: ViTConfig, features: int, name: str, *, fused: int = 1, use_bias: bool = True) -> nn.Dense:
+def dense(
+    config: ViTConfig, features: int, name: str, *, fused: int = 1, use_bias: bool = True
+) -> nn.Dense:
     """A linear layer: float32 parameters, computed in ``config.dtype``."""
-    return nn.Dense(features, use_bias=use_bias, dtype=config.dtype, kernel_init=kernel_init(config, fused), name=name)
+    return nn.Dense(
+        features,
+        use_bias=use_bias,
+        dtype=config.dtype,
+        kernel_init=kernel_init(config, fused),
+        name=name,
+    )
 
 
 def layer_norm(config: ViTConfig, name: str, dtype: str | None = None) -> nn.LayerNorm:
-    """Statistics in float32, in two passes: E[x^2] - E[x]^2 cancels where activations have large means."""
-    return nn.LayerNorm(config.norm_eps, dtype=dtype or config.dtype, use_fast_variance=False, name=name)
+    """Statistics in float32, in two passes: E[x^2] - E[x]^2 cancels where activations have large
+    means."""
+    return nn.LayerNorm(
+        config.norm_eps, dtype=dtype or config.dtype, use_fast_variance=False, name=name
+    )
 
 
 def save_as(name: str, x: jax.Array) -> jax.Array:
-    """``x``, labelled for the ``named`` remat policy of ``blocks.py``, which keeps labelled arrays."""
+    """``x``, labelled for the ``named`` remat policy of ``blocks.py``, which keeps labelled
+    arrays."""
     return checkpoint_name(x, name)
 
 
 class PatchEmbed(nn.Module):
-    """A convolution with stride = kernel = p, as one matrix product over patches that are already cut out.
+    """A convolution with stride = kernel = p, as one matrix product over patches that are already
+    cut out.
 
     Cutting first lets MAE embed only the patches it keeps.
     """
@@ -108,7 +129,8 @@ def gelu(x: jax.Array) -> jax.Array:
 
 @gelu.defjvp
 def _gelu_jvp(primals, tangents):
-    # Written by hand so that the backward pass keeps one array, the slope, where autodiff would keep three.
+    # Written by hand so that the backward pass keeps one array, the slope, where autodiff would
+    # keep three.
     value, slope = _gelu_and_slope(*primals)
     return value, slope * tangents[0]
 
@@ -121,7 +143,8 @@ def _gelu_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 class Mlp(nn.Module):
-    """fc2(gelu(fc1(x))), or with SwiGLU w3(silu(x w1) * (x w2)). The hidden activations bear the name ``mlp``."""
+    """fc2(gelu(fc1(x))), or with SwiGLU w3(silu(x w1) * (x w2)). The hidden activations bear the
+    name ``mlp``."""
 
     config: ViTConfig
 
@@ -143,5 +166,7 @@ class LayerScale(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        gamma = self.param("gamma", nn.initializers.constant(self.config.layer_scale), (self.config.width,))
+        gamma = self.param(
+            "gamma", nn.initializers.constant(self.config.layer_scale), (self.config.width,)
+        )
         return x * gamma.astype(x.dtype)

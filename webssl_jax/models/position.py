@@ -1,8 +1,10 @@
-"""Where a patch is: MAE's fixed 2-D sin-cos table, and resizing a table to another grid as PyTorch does.
+"""Where a patch is: MAE's fixed 2-D sin-cos table, and resizing a table to another grid as PyTorch
+does.
 
-``jax.image.resize`` cannot stand in for the originals' ``torch.nn.functional.interpolate``: its cubic kernel has
-a = -0.5 where PyTorch has -0.75, it antialiases by default, and it does not know the 0.1 offset of DINOv2.
-A resize is linear and separable, so it is two small matrices, built in numpy while tracing.
+``jax.image.resize`` cannot stand in for the originals' ``torch.nn.functional.interpolate``: its
+cubic kernel has a = -0.5 where PyTorch has -0.75, it antialiases by default, and it does not know
+the 0.1 offset of DINOv2. A resize is linear and separable, so it is two small matrices, built in
+numpy while tracing.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ _OFFSET = 0.1  # DINOv2 adds it to the target size before dividing, against roun
 def sincos_2d(width: int, grid: Grid) -> np.ndarray:
     """The fixed position table of MAE, (rows * columns, width) float32, row-major.
 
-    The first half of the channels encodes the column, the second half the row (the original's "w goes first");
-    each half is [sin(pos * omega), cos(pos * omega)] with omega_i = 10000^(-i / (width / 4)).
-    The CLS token has no row here: its position is all zeros.
+    The first half of the channels encodes the column, the second half the row (the original's "w
+    goes first"); each half is [sin(pos * omega), cos(pos * omega)] with
+    omega_i = 10000^(-i / (width / 4)). The CLS token has no row here: its position is all zeros.
     """
     omega = 10000.0 ** (-np.arange(width // 4) / (width // 4))
     rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
@@ -34,29 +36,36 @@ def sincos_2d(width: int, grid: Grid) -> np.ndarray:
 
 
 def resize(table: jax.Array, old: Grid, new: Grid, mode: str) -> jax.Array:
-    """Resizes patch positions (old rows * old columns, D) to (new rows * new columns, D), bicubic, in float32.
+    """Resizes patch positions (old rows * old columns, D) to (new rows * new columns, D), bicubic,
+    in float32.
 
-    mode: ``plain`` divides by new / old, as ``interpolate(size=...)`` and ``transformers`` do; ``offset`` by
-    (new + 0.1) / old, as ``interpolate(scale_factor=...)`` in DINOv2 does. The table itself when the grids match.
+    mode: ``plain`` divides by new / old, as ``interpolate(size=...)`` and ``transformers`` do;
+    ``offset`` by (new + 0.1) / old, as ``interpolate(scale_factor=...)`` in DINOv2 does. The table
+    itself when the grids match.
     """
     if old == new:
         return table
     rows = interpolation_matrix(old[0], new[0], mode)
     columns = interpolation_matrix(old[1], new[1], mode)
     square = jnp.asarray(table, jnp.float32).reshape(*old, -1)
-    resized = jnp.einsum("Ii,Jj,ijd->IJd", rows, columns, square, precision=jax.lax.Precision.HIGHEST)
+    resized = jnp.einsum(
+        "Ii,Jj,ijd->IJd", rows, columns, square, precision=jax.lax.Precision.HIGHEST
+    )
     return resized.reshape(new[0] * new[1], -1)
 
 
 def interpolation_matrix(old: int, new: int, mode: str) -> np.ndarray:
-    """(new, old) float32: cubic convolution along one axis, half-pixel centres, clamped edges, no antialias."""
+    """(new, old) float32: cubic convolution along one axis, half-pixel centres, clamped edges, no
+    antialias."""
     scale = (new + (_OFFSET if mode == "offset" else 0.0)) / old
     source = (np.arange(new) + 0.5) / scale - 0.5
     left = np.floor(source).astype(int)
     matrix = np.zeros((new, old))
     for tap in (-1, 0, 1, 2):
         neighbour = left + tap
-        np.add.at(matrix, (np.arange(new), np.clip(neighbour, 0, old - 1)), _cubic(source - neighbour))
+        np.add.at(
+            matrix, (np.arange(new), np.clip(neighbour, 0, old - 1)), _cubic(source - neighbour)
+        )
     return matrix.astype(np.float32)
 
 

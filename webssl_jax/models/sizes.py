@@ -24,12 +24,13 @@ class ViTConfig:
     """One vision transformer. Lengths are in pixels for images and patches, in channels for widths.
 
     mlp_hidden: hidden width; ``None`` takes the originals' rule (``hidden`` below).
-    position: ``learned`` (a parameter, CLS included) or ``sincos`` (fixed, MAE's table, never a parameter).
+    position: ``learned`` (a parameter, CLS included) or ``sincos`` (fixed, MAE's table, never a
+      parameter).
     position_resize: how the table follows another image size; see ``position.py``.
     layer_scale: initial gamma, ``None`` for no LayerScale.
     drop_path: rate of the batch-subset stochastic depth, the same in every block (``blocks.py``).
-    drop_path_group: images that draw their subset together, ``None`` for the whole batch. The originals draw per
-      device; naming the group keeps the result independent of the mesh.
+    drop_path_group: images that draw their subset together, ``None`` for the whole batch. The
+      originals draw per device; naming the group keeps the result independent of the mesh.
     mask_token: whether masked patches can be replaced by a learned token (iBOT).
     init: ``mae`` (xavier) or ``dinov2`` (normal 0.02); see ``layers.py``.
     dtype: of the computation. Parameters and outputs are float32 always.
@@ -60,10 +61,18 @@ class ViTConfig:
     remat: str = "none"
 
     def __post_init__(self):
-        for field, known in (("mlp", MLPS), ("position", POSITIONS), ("position_resize", RESIZES),
-                             ("init", INITS), ("dtype", DTYPES), ("remat", REMATS)):
+        for field, known in (
+            ("mlp", MLPS),
+            ("position", POSITIONS),
+            ("position_resize", RESIZES),
+            ("init", INITS),
+            ("dtype", DTYPES),
+            ("remat", REMATS),
+        ):
             if getattr(self, field) not in known:
-                raise ValueError(f"{field} = {getattr(self, field)!r} is not one of {', '.join(known)}")
+                raise ValueError(
+                    f"{field} = {getattr(self, field)!r} is not one of {', '.join(known)}"
+                )
         for field in ("width", "depth", "heads", "patch_size", "image_size"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} = {getattr(self, field)} must be at least 1")
@@ -72,13 +81,17 @@ class ViTConfig:
         if self.position == "sincos" and self.width % 4:
             raise ValueError(f"width = {self.width} must be a multiple of 4 for sincos positions")
         if self.image_size % self.patch_size:
-            raise ValueError(f"image_size = {self.image_size} is not a multiple of patch_size = {self.patch_size}")
+            raise ValueError(
+                f"image_size = {self.image_size} is not a multiple of patch_size = "
+                f"{self.patch_size}"
+            )
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"drop_path = {self.drop_path} must lie in [0, 1)")
 
     @property
     def hidden(self) -> int:
-        """Hidden width of the MLP: 4 x width, or for SwiGLU 2/3 of that rounded up to a multiple of 8 (DINOv2)."""
+        """Hidden width of the MLP: 4 x width, or for SwiGLU 2/3 of that rounded up to a multiple of
+        8 (DINOv2)."""
         if self.mlp_hidden is not None:
             return self.mlp_hidden
         if self.mlp == "swiglu":
@@ -105,12 +118,16 @@ class ViTConfig:
           ValueError: if a side is not a multiple of the patch size.
         """
         if height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"an image of {height}x{width} pixels does not divide into patches of {self.patch_size}")
+            raise ValueError(
+                f"an image of {height}x{width} pixels does not divide into patches of "
+                f"{self.patch_size}"
+            )
         return height // self.patch_size, width // self.patch_size
 
     def block_flops(self, tokens: int) -> float:
-        """Floating-point operations of all blocks, forward, for one sequence of ``tokens``: the matrix products of
-        the four projections, the MLP and the two attention products, two operations a multiply-add."""
+        """Floating-point operations of all blocks, forward, for one sequence of ``tokens``: the
+        matrix products of the four projections, the MLP and the two attention products, two
+        operations a multiply-add."""
         projections = 4 * self.width * self.width
         mlp = (3 if self.mlp == "swiglu" else 2) * self.width * self.hidden
         attention = 2 * tokens * self.width
@@ -142,8 +159,14 @@ def web_dino(size: str, **overrides: Any) -> ViTConfig:
       ValueError: for an unknown name or field, or fields that do not fit.
     """
     fields = _shape("Web-DINO", size, WEB_DINO_SIZES, patch_size=14)
-    fields |= dict(mlp="swiglu", position="learned", position_resize="offset", layer_scale=1e-5, mask_token=True,
-                   init="dinov2")
+    fields |= dict(
+        mlp="swiglu",
+        position="learned",
+        position_resize="offset",
+        layer_scale=1e-5,
+        mask_token=True,
+        init="dinov2",
+    )
     return build(fields | overrides)
 
 
@@ -168,14 +191,18 @@ def build(fields: Mapping[str, Any]) -> ViTConfig:
 
 
 def construct(cls: type, fields: Mapping[str, Any], what: str) -> Any:
-    """``cls(**fields)`` for a dataclass; a wrong or missing field is a one-line ValueError that says of ``what``."""
+    """``cls(**fields)`` for a dataclass; a wrong or missing field is a one-line ValueError that
+    says of ``what``."""
     known = {field.name: field for field in dataclasses.fields(cls)}
     for name in fields:
         if name not in known:
             raise ValueError(f"{what} has no field {name!r}; known: {', '.join(known)}")
     for name, field in known.items():
         if field.default is dataclasses.MISSING and name not in fields:
-            raise ValueError(f"{what} needs the field {name!r}" + (", or a size by name" if cls is ViTConfig else ""))
+            raise ValueError(
+                f"{what} needs the field {name!r}"
+                + (", or a size by name" if cls is ViTConfig else "")
+            )
     return cls(**fields)
 
 
@@ -185,4 +212,6 @@ def _shape(family: str, size: str, known: tuple[str, ...], patch_size: int) -> d
     if size in _TWINS:
         return dict(_TWINS[size])
     width, depth, heads = _SHAPES[size]
-    return dict(width=width, depth=depth, heads=heads, patch_size=patch_size, dtype="bfloat16", remat="full")
+    return dict(
+        width=width, depth=depth, heads=heads, patch_size=patch_size, dtype="bfloat16", remat="full"
+    )

@@ -1,9 +1,11 @@
 """The vision transformer encoder of Web-DINO and Web-MAE (Dosovitskiy et al., arXiv 2010.11929).
 
-Tokens stand in the order [CLS, registers, patches row-major]. Positions are added to CLS and patches before the
-registers come in, which have none; a masked patch is replaced before its position is added.
+Tokens stand in the order [CLS, registers, patches row-major]. Positions are added to CLS and
+patches before the registers come in, which have none; a masked patch is replaced before its
+position is added.
 
-Shape letters: B images, H x W pixels, h x w = N patches, K kept patches, R registers, T = 1 + R + N tokens, D width.
+Shape letters: B images, H x W pixels, h x w = N patches, K kept patches, R registers,
+T = 1 + R + N tokens, D width.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ from webssl_jax.models.sizes import ViTConfig
 
 
 class ViTOutput(NamedTuple):
-    """All float32 and after the final norm, but for ``prenorm``, which is before it and of the compute dtype.
+    """All float32 and after the final norm, but for ``prenorm``, which is before it and of the
+    compute dtype.
 
-    cls (B, D); patches (B, N or K, D); registers (B, R, D); layers {block: (cls (B, D), patches (B, N or K, D))};
-    prenorm (B, T, D).
+    cls (B, D); patches (B, N or K, D); registers (B, R, D); layers {block: (cls (B, D),
+    patches (B, N or K, D))}; prenorm (B, T, D).
     """
 
     cls: jax.Array
@@ -37,35 +40,49 @@ class ViTOutput(NamedTuple):
 
 
 class ViT(nn.Module):
-    """A ViT of any size; its parameters do not depend on the size of the images it is called with."""
+    """A ViT of any size; its parameters do not depend on the size of the images it is called
+    with."""
 
     config: ViTConfig
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, mask: jax.Array | None = None, keep: jax.Array | None = None,
-                 train: bool = False, layers: Sequence[int] = ()) -> ViTOutput:
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        keep: jax.Array | None = None,
+        train: bool = False,
+        layers: Sequence[int] = (),
+    ) -> ViTOutput:
         """Encodes normalised images.
 
         images: (B, H, W, 3) float, H and W multiples of the patch size.
         mask: (B, N) bool, patches to replace by the mask token.
         keep: (B, K) int, the patches to process, in this order (MAE); the others cost nothing.
-        train: draw stochastic depth, from the rng collection ``drop_path`` when its rate is above 0.
-        layers: 0-based blocks whose outputs are wanted as well; negative numbers count from the end.
+        train: draw stochastic depth, from the rng collection ``drop_path`` when its rate is above
+          0.
+        layers: 0-based blocks whose outputs are wanted as well; negative numbers count from the
+          end.
 
         Raises:
-          ValueError: for images that do not divide into patches, a mask without a mask token, or a layer that is
-            not there.
+          ValueError: for images that do not divide into patches, a mask without a mask token, or a
+            layer that is not there.
         """
         c = self.config
         grid = c.grid_of(*images.shape[1:3])
 
         patches = patchify(images, c.patch_size)
-        if keep is not None:  # positions and embedding work patch by patch, so choosing first gives the same
+        # positions and embedding work patch by patch, so choosing first gives the same
+        if keep is not None:
             patches = gather_tokens(patches, keep)
         x = PatchEmbed(c, name="patch_embed")(patches)
         if c.mask_token:
-            token = self.param("mask_token", nn.initializers.normal(0.02) if c.init == "mae" else
-                               nn.initializers.zeros, (1, c.width))
+            token = self.param(
+                "mask_token",
+                nn.initializers.normal(0.02) if c.init == "mae" else nn.initializers.zeros,
+                (1, c.width),
+            )
         if mask is not None:
             if not c.mask_token:
                 raise ValueError("patches can only be masked in a ViT with mask_token = True")
@@ -79,7 +96,9 @@ class ViT(nn.Module):
         first = [jnp.broadcast_to((cls + cls_position).astype(x.dtype), (x.shape[0], 1, c.width))]
         if c.num_registers:
             registers = self.param("register_tokens", token_init(c), (1, c.num_registers, c.width))
-            first.append(jnp.broadcast_to(registers.astype(x.dtype), (x.shape[0], c.num_registers, c.width)))
+            first.append(
+                jnp.broadcast_to(registers.astype(x.dtype), (x.shape[0], c.num_registers, c.width))
+            )
         x = jnp.concatenate([*first, x], axis=1)
 
         wanted = {layer: self._block_number(layer) for layer in layers}
@@ -102,13 +121,15 @@ class ViT(nn.Module):
         if c.position == "sincos":
             cls, patches = jnp.zeros((1, c.width)), position.sincos_2d(c.width, c.grid)
         else:
-            table = self.param("pos_embed", nn.initializers.normal(0.02), (1, c.num_patches + 1, c.width))
+            table = self.param(
+                "pos_embed", nn.initializers.normal(0.02), (1, c.num_patches + 1, c.width)
+            )
             cls, patches = table[0, :1], table[0, 1:]
         return cls, jnp.asarray(position.resize(patches, c.grid, grid, c.position_resize))
 
     def _split(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         r = self.config.num_registers
-        return tokens[:, 0], tokens[:, 1:1 + r], tokens[:, 1 + r:]
+        return tokens[:, 0], tokens[:, 1 : 1 + r], tokens[:, 1 + r :]
 
     def _block_number(self, layer: int) -> int:
         depth = self.config.depth

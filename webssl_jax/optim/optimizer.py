@@ -1,8 +1,9 @@
-"""AdamW over paths: which parameters decay, at which rate they learn and which are frozen is said by tables.
+"""AdamW over paths: which parameters decay, at which rate they learn and which are frozen is said
+by tables.
 
-The learning rate and the weight decay come in as values of the step's schedules, so the optimiser state holds only
-moments, and changing a schedule never invalidates a checkpoint. Decoupled decay as in torch's AdamW:
-``p <- p - lr * m_lr * (adam(g) + wd * m_wd * p)``.
+The learning rate and the weight decay come in as values of the step's schedules, so the optimiser
+state holds only moments, and changing a schedule never invalidates a checkpoint. Decoupled decay as
+in torch's AdamW: ``p <- p - lr * m_lr * (adam(g) + wd * m_wd * p)``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """AdamW with the multipliers of ``tables``. ``clip``: "none", "global" or "per_module" (top-level groups)."""
+    """AdamW with the multipliers of ``tables``. ``clip``: "none", "global" or "per_module"
+    (top-level groups)."""
 
     b1: float
     b2: float
@@ -38,10 +40,19 @@ class Optimizer:
     def from_config(cls, optim: ConfigDict, tables: Tables) -> Optimizer:
         """Rows of ``optim.frozen`` and ``optim.lr_multipliers`` come before the method's own."""
         tables = dataclasses.replace(
-            tables, frozen=tuple((pattern, True) for pattern in optim.frozen) + tuple(tables.frozen),
-            learning_rate=tuple(map(tuple, optim.lr_multipliers)) + tuple(tables.learning_rate))
-        return cls(b1=optim.b1, b2=optim.b2, eps=optim.eps, clip=optim.clip, clip_norm=optim.clip_norm,
-                   moment_dtype=optim.moment_dtype, tables=tables)
+            tables,
+            frozen=tuple((pattern, True) for pattern in optim.frozen) + tuple(tables.frozen),
+            learning_rate=tuple(map(tuple, optim.lr_multipliers)) + tuple(tables.learning_rate),
+        )
+        return cls(
+            b1=optim.b1,
+            b2=optim.b2,
+            eps=optim.eps,
+            clip=optim.clip,
+            clip_norm=optim.clip_norm,
+            moment_dtype=optim.moment_dtype,
+            tables=tables,
+        )
 
     def check(self, params: Params) -> None:
         """Refuses table rows that match no parameter.
@@ -49,10 +60,15 @@ class Optimizer:
         Raises:
           ConfigError: naming the regex.
         """
-        for key, table in (("frozen", self.tables.frozen), ("lr_multipliers", self.tables.learning_rate)):
+        for key, table in (
+            ("frozen", self.tables.frozen),
+            ("lr_multipliers", self.tables.learning_rate),
+        ):
             for pattern in paths.unmatched_rows(table, params):
-                raise ConfigError(f"config.optim.{key}: {pattern!r} matches no parameter; "
-                                  f"paths look like {', '.join(list(paths.flatten(params))[:3])}")
+                raise ConfigError(
+                    f"config.optim.{key}: {pattern!r} matches no parameter; "
+                    f"paths look like {', '.join(list(paths.flatten(params))[:3])}"
+                )
 
     def _frozen(self, params: Params) -> Params:
         return paths.match(self.tables.frozen, params, False)
@@ -66,11 +82,15 @@ class Optimizer:
         return self._adam(params).init(params)
 
     def mask_frozen(self, grads: Params) -> Params:
-        """Zeroes the gradients of frozen parameters, so that they enter no norm and XLA drops their computation."""
-        return jax.tree.map(lambda g, frozen: jnp.zeros_like(g) if frozen else g, grads, self._frozen(grads))
+        """Zeroes the gradients of frozen parameters, so that they enter no norm and XLA drops their
+        computation."""
+        return jax.tree.map(
+            lambda g, frozen: jnp.zeros_like(g) if frozen else g, grads, self._frozen(grads)
+        )
 
     def clip_gradients(self, grads: Params) -> tuple[Params, dict[str, jax.Array]]:
-        """Clips by L2 norm. Returns the gradients and the norms from before: "all" and one per top-level module."""
+        """Clips by L2 norm. Returns the gradients and the norms from before: "all" and one per
+        top-level module."""
         norms = {name: optax.tree.norm(group) for name, group in grads.items()}
         norms["all"] = optax.tree.norm(grads)
         if self.clip == "none":
@@ -85,8 +105,14 @@ class Optimizer:
             return scaled(grads, norms["all"]), norms
         return {name: scaled(group, norms[name]) for name, group in grads.items()}, norms
 
-    def update(self, grads: Params, opt_state: optax.OptState, params: Params, learning_rate: jax.Array,
-               weight_decay: jax.Array) -> tuple[Params, optax.OptState]:
+    def update(
+        self,
+        grads: Params,
+        opt_state: optax.OptState,
+        params: Params,
+        learning_rate: jax.Array,
+        weight_decay: jax.Array,
+    ) -> tuple[Params, optax.OptState]:
         """One AdamW step; ``grads`` are already clipped. Returns new parameters and state."""
         directions, opt_state = self._adam(params).update(grads, opt_state, params)
 

@@ -1,4 +1,5 @@
-"""Joining the processes of one run. On TPU pods jax finds its peers by itself; elsewhere three flags name them."""
+"""Joining the processes of one run. On TPU pods jax finds its peers by itself; elsewhere three
+flags name them."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from webssl_jax.config import UserError
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """``--coordinator HOST:PORT --num-processes N --process-id I``: only for machines that are not a TPU pod."""
+    """``--coordinator HOST:PORT --num-processes N --process-id I``: only for machines that are not
+    a TPU pod."""
     group = parser.add_argument_group("several processes (found automatically on TPU pods)")
     group.add_argument("--coordinator", help="HOST:PORT of process 0")
     group.add_argument("--num-processes", type=int)
@@ -27,9 +29,13 @@ def initialize(args: argparse.Namespace) -> None:
     flags = (args.coordinator, args.num_processes, args.process_id)
     if any(flag is not None for flag in flags):
         if any(flag is None for flag in flags):
-            raise UserError("--coordinator, --num-processes and --process-id belong together: give all three")
+            raise UserError(
+                "--coordinator, --num-processes and --process-id belong together: give all three"
+            )
         if not 0 <= args.process_id < args.num_processes:
-            raise UserError(f"--process-id {args.process_id}: must lie in 0..{args.num_processes - 1}")
+            raise UserError(
+                f"--process-id {args.process_id}: must lie in 0..{args.num_processes - 1}"
+            )
         jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
     elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
         jax.distributed.initialize()

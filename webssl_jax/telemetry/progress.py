@@ -1,6 +1,7 @@
 """One progress line for everything that takes long: how far, how fast, how long still.
 
-On a terminal the line is rewritten in place; elsewhere (a log file, a pod) a plain line appears every few seconds.
+On a terminal the line is rewritten in place; elsewhere (a log file, a pod) a plain line appears
+every few seconds.
 """
 
 from __future__ import annotations
@@ -25,14 +26,24 @@ def format_seconds(seconds: float) -> str:
 
 
 class Progress:
-    """Counts ``unit``s of work up to ``total`` (None when it is not known) and prints a line about them.
+    """Counts ``unit``s of work up to ``total`` (None when it is not known) and prints a line about
+    them.
 
-    The rate is that of the last ``window`` updates, so that it follows a machine that slows down; pauses that the
-    caller announces with :meth:`resume` (an evaluation, a checkpoint) do not count.
+    The rate is that of the last ``window`` updates, so that it follows a machine that slows down;
+    pauses that the caller announces with :meth:`resume` (an evaluation, a checkpoint) do not count.
     """
 
-    def __init__(self, total: int | None, label: str, unit: str, stream: TextIO | None = None, *, done: int = 0,
-                 window: int = 50, plain_every_seconds: float = 10.0):
+    def __init__(
+        self,
+        total: int | None,
+        label: str,
+        unit: str,
+        stream: TextIO | None = None,
+        *,
+        done: int = 0,
+        window: int = 50,
+        plain_every_seconds: float = 10.0,
+    ):
         self.total, self.label, self.unit = total, label, unit
         self.done = done
         self._stream = stream or sys.stderr

@@ -1,4 +1,5 @@
-"""How fast a run is: images per second, the share of time spent waiting for data, and MFU where the chip is known."""
+"""How fast a run is: images per second, the share of time spent waiting for data, and MFU where the
+chip is known."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ class Throughput:
     Args:
       global_batch: images a step.
       train_flops: model FLOPs of one image's share of a step (no recomputation counted).
-      device_kind: ``jax.devices()[0].device_kind``; MFU is reported only for kinds in :data:`PEAK_FLOPS`.
+      device_kind: ``jax.devices()[0].device_kind``; MFU is reported only for kinds in
+        :data:`PEAK_FLOPS`.
       num_devices: of the whole mesh.
     """
 
@@ -37,11 +39,15 @@ class Throughput:
         self._wait = wait_seconds
 
     def report(self, steps: int, wait_seconds: float) -> dict[str, float]:
-        """Figures of the ``steps`` since the last call; ``wait_seconds`` is the loader's running total."""
+        """Figures of the ``steps`` since the last call; ``wait_seconds`` is the loader's running
+        total."""
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         images_per_s = steps * self._global_batch / elapsed
-        figures = {"perf/images_per_s": images_per_s, "perf/step_s": elapsed / max(steps, 1),
-                   "data/wait_fraction": min((wait_seconds - self._wait) / elapsed, 1.0)}
+        figures = {
+            "perf/images_per_s": images_per_s,
+            "perf/step_s": elapsed / max(steps, 1),
+            "data/wait_fraction": min((wait_seconds - self._wait) / elapsed, 1.0),
+        }
         if self._peak:
             figures["perf/mfu"] = images_per_s * self._train_flops / self._peak
         self.restart(wait_seconds)

@@ -1,7 +1,8 @@
-"""Where figures and pictures go: ``metrics.jsonl`` (one object a logged step), TensorBoard, and PNG files.
+"""Where figures and pictures go: ``metrics.jsonl`` (one object a logged step), TensorBoard, and PNG
+files.
 
-Only process 0 writes. After a crash the rows beyond the restored step are cut off, so the file reads as if the run
-had never stopped.
+Only process 0 writes. After a crash the rows beyond the restored step are cut off, so the file
+reads as if the run had never stopped.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from webssl_jax.visuals import save_png
 
 
 def read_rows(path: str | os.PathLike) -> list[dict]:
-    """Rows of a ``metrics.jsonl``; a half-written last line (the process was killed) is left out."""
+    """Rows of a ``metrics.jsonl``; a half-written last line (the process was killed) is left
+    out."""
     path = pathlib.Path(path)
     if not path.exists():
         return []
     lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]  # a whole line ends in a newline, so the last item is a rest
+    # a whole line ends in a newline, so the last item is a rest
+    return [json.loads(line) for line in lines[:-1]]
 
 
 class MetricWriter:
@@ -36,7 +39,14 @@ class MetricWriter:
       tensorboard: also write TensorBoard event files.
     """
 
-    def __init__(self, workdir: str | os.PathLike, *, step: int = 0, enabled: bool = True, tensorboard: bool = True):
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        *,
+        step: int = 0,
+        enabled: bool = True,
+        tensorboard: bool = True,
+    ):
         self._enabled = enabled
         self._board = None
         if not enabled:
@@ -60,7 +70,8 @@ class MetricWriter:
             os.replace(partial, self._path)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one row. Values must be finite or NaN/inf floats; NaN is kept as ``NaN`` (Python's JSON)."""
+        """Writes one row. Values must be finite or NaN/inf floats; NaN is kept as ``NaN`` (Python's
+        JSON)."""
         if not self._enabled:
             return
         values = {name: float(value) for name, value in values.items()}

@@ -1,4 +1,5 @@
-"""Pictures worth looking at: arrays in, (H, W, 3) uint8 out. They know no model, no method and no file layout."""
+"""Pictures worth looking at: arrays in, (H, W, 3) uint8 out. They know no model, no method and no
+file layout."""
 
 from webssl_jax.visuals.curves import loss_curves
 from webssl_jax.visuals.png import save_png

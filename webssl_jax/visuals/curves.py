@@ -17,18 +17,23 @@ _LINE_STYLES = (":", "--", "-.", (0, (6, 1, 1, 1, 1, 1)))
 _GREY = "#8c8c94"
 
 
-def loss_curves(rows: Iterable[Mapping[str, float]], path: str | os.PathLike | None = None,
-                baselines: Mapping[str, Mapping[str, float]] | None = None, title: str | None = None) -> np.ndarray:
+def loss_curves(
+    rows: Iterable[Mapping[str, float]],
+    path: str | os.PathLike | None = None,
+    baselines: Mapping[str, Mapping[str, float]] | None = None,
+    title: str | None = None,
+) -> np.ndarray:
     """Loss, learning rate, gradient norm and evaluations over steps.
 
-    Steps that a resumed run repeated count once, with their last value. Values that are not finite are left out of
-    the line and marked at the bottom of their panel. A panel without data says so.
+    Steps that a resumed run repeated count once, with their last value. Values that are not finite
+    are left out of the line and marked at the bottom of their panel. A panel without data says so.
 
     Args:
       rows: one mapping a logged step, with "step"; keys as the loop writes them (``train/loss``,
         ``optim/learning_rate``, ``optim/grad_norm``, ``eval/linear/top1``, ``eval/knn/top1``).
       path: also save the picture there, as PNG.
-      baselines: {"raw pixels": {"eval/linear/top1": 0.35, ...}, ...}: level lines in the evaluation panels.
+      baselines: {"raw pixels": {"eval/linear/top1": 0.35, ...}, ...}: level lines in the evaluation
+        panels.
 
     Returns:
       The picture, (H, W, 3) uint8.
@@ -36,16 +41,38 @@ def loss_curves(rows: Iterable[Mapping[str, float]], path: str | os.PathLike | N
     series = collect(rows)
     figure = Figure(figsize=(13, 7.6), dpi=100, facecolor="white")
     canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 3, gridspec_kw={"left": 0.05, "right": 0.985, "bottom": 0.15, "wspace": 0.2,
-                                              "top": 0.9 if title else 0.95, "hspace": 0.3})
+    axes = figure.subplots(
+        2,
+        3,
+        gridspec_kw={
+            "left": 0.05,
+            "right": 0.985,
+            "bottom": 0.15,
+            "wspace": 0.2,
+            "top": 0.9 if title else 0.95,
+            "hspace": 0.3,
+        },
+    )
     if title:
         figure.suptitle(title, fontsize=13, x=0.05, ha="left")
     _plot_loss(axes[0, 0], series.get("train/loss"))
     _plot_line(axes[0, 1], series.get("optim/learning_rate"), "learning rate", _COLOURS[2])
-    _plot_line(axes[0, 2], series.get("optim/grad_norm"), "gradient norm, before clipping", _COLOURS[3], log=True)
+    _plot_line(
+        axes[0, 2],
+        series.get("optim/grad_norm"),
+        "gradient norm, before clipping",
+        _COLOURS[3],
+        log=True,
+    )
     _plot_evaluation(axes[1, 0], series, "eval/linear/top1", "linear probe, top-1", baselines or {})
     _plot_evaluation(axes[1, 1], series, "eval/knn/top1", "k-NN, top-1", baselines or {})
-    _plot_line(axes[1, 2], series.get("perf/images_per_s"), "images per second", _COLOURS[4], from_zero=True)
+    _plot_line(
+        axes[1, 2],
+        series.get("perf/images_per_s"),
+        "images per second",
+        _COLOURS[4],
+        from_zero=True,
+    )
     last = max((steps[-1] for steps, _ in series.values()), default=1)
     for axis in axes.flat:
         _dress(axis, last)
@@ -57,25 +84,30 @@ def loss_curves(rows: Iterable[Mapping[str, float]], path: str | os.PathLike | N
 
 
 def collect(rows: Iterable[Mapping[str, float]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """{metric: (steps, values)}, by increasing step, the last row of a step winning for each metric."""
+    """{metric: (steps, values)}, by increasing step, the last row of a step winning for each
+    metric."""
     table: dict[str, dict[int, float]] = {}
     for row in rows:
         for name, value in row.items():
             if name != "step" and isinstance(value, (int, float)):
                 table.setdefault(name, {})[int(row["step"])] = float(value)
-    return {name: (np.array(sorted(points)), np.array([points[step] for step in sorted(points)]))
-            for name, points in table.items()}
+    return {
+        name: (np.array(sorted(points)), np.array([points[step] for step in sorted(points)]))
+        for name, points in table.items()
+    }
 
 
 def smooth(values: np.ndarray, window: int, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
-    """Centred running median over ``window`` values (fewer at the ends), blind to those that are not finite.
+    """Centred running median over ``window`` values (fewer at the ends), blind to those that are
+    not finite.
 
-    Returns (indices, medians) at ``points`` evenly spaced indices at most, so that a long run costs no more.
+    Returns (indices, medians) at ``points`` evenly spaced indices at most, so that a long run costs
+    no more.
     """
     at = np.unique(np.linspace(0, len(values) - 1, min(points, len(values))).round().astype(int))
     out = np.full(len(at), np.nan)
     for i, centre in enumerate(at):
-        near = values[max(centre - window // 2, 0):centre + window // 2 + 1]
+        near = values[max(centre - window // 2, 0) : centre + window // 2 + 1]
         near = near[np.isfinite(near)]
         if len(near):
             out[i] = np.median(near)
@@ -96,8 +128,15 @@ def _plot_loss(axis, series) -> None:
         _line(axis, steps[at], smoothed, _COLOURS[0], mark_gaps=False)
     finite = values[np.isfinite(values)]
     if len(finite):
-        axis.annotate(f"last {finite[-1]:.4g}", (0.98, 0.95), xycoords="axes fraction", ha="right", va="top",
-                      fontsize=10, color=_COLOURS[0])
+        axis.annotate(
+            f"last {finite[-1]:.4g}",
+            (0.98, 0.95),
+            xycoords="axes fraction",
+            ha="right",
+            va="top",
+            fontsize=10,
+            color=_COLOURS[0],
+        )
 
 
 def _plot_line(axis, series, title, colour, log=False, from_zero=False) -> None:
@@ -118,23 +157,61 @@ def _plot_evaluation(axis, series, key, title, baselines) -> None:
         return
     steps, values = series[key]
     errors = dict(zip(*series.get(f"{key}_se", ((), ())), strict=True))
-    axis.errorbar(steps, values, [errors.get(step, 0.0) for step in steps], color=_COLOURS[0], marker="o",
-                  markersize=4, linewidth=1.5, elinewidth=1, capsize=2, label="this run ± 1 standard error")
+    axis.errorbar(
+        steps,
+        values,
+        [errors.get(step, 0.0) for step in steps],
+        color=_COLOURS[0],
+        marker="o",
+        markersize=4,
+        linewidth=1.5,
+        elinewidth=1,
+        capsize=2,
+        label="this run ± 1 standard error",
+    )
     for i, (name, metrics) in enumerate(baselines.items()):
         if key in metrics:
-            axis.axhline(metrics[key], color=_GREY, linewidth=1.2, linestyle=_LINE_STYLES[i % len(_LINE_STYLES)],
-                         label=f"{name} {metrics[key]:.3f}")
-    axis.legend(fontsize=9, frameon=False, loc="upper left", bbox_to_anchor=(-0.03, -0.15), ncols=2, borderaxespad=0,
-                handlelength=2.4, columnspacing=1.2)
+            axis.axhline(
+                metrics[key],
+                color=_GREY,
+                linewidth=1.2,
+                linestyle=_LINE_STYLES[i % len(_LINE_STYLES)],
+                label=f"{name} {metrics[key]:.3f}",
+            )
+    axis.legend(
+        fontsize=9,
+        frameon=False,
+        loc="upper left",
+        bbox_to_anchor=(-0.03, -0.15),
+        ncols=2,
+        borderaxespad=0,
+        handlelength=2.4,
+        columnspacing=1.2,
+    )
 
 
 def _line(axis, steps, values, colour, mark_gaps=True, alpha=1.0, linewidth=1.5) -> None:
     finite = np.isfinite(values)
-    axis.plot(steps, np.where(finite, values, np.nan), color=colour, alpha=alpha, linewidth=linewidth,
-              marker="o" if finite.sum() < 3 else None, markersize=4)
+    axis.plot(
+        steps,
+        np.where(finite, values, np.nan),
+        color=colour,
+        alpha=alpha,
+        linewidth=linewidth,
+        marker="o" if finite.sum() < 3 else None,
+        markersize=4,
+    )
     if mark_gaps and not finite.all():
-        axis.plot(steps[~finite], np.full((~finite).sum(), 0.02), "x", color="#d01c1c", markersize=5,
-                  transform=axis.get_xaxis_transform(), label="not finite", clip_on=False)
+        axis.plot(
+            steps[~finite],
+            np.full((~finite).sum(), 0.02),
+            "x",
+            color="#d01c1c",
+            markersize=5,
+            transform=axis.get_xaxis_transform(),
+            label="not finite",
+            clip_on=False,
+        )
         axis.legend(fontsize=8, frameon=False, loc="upper left")
 
 
@@ -150,6 +227,14 @@ def _dress(axis, last: int) -> None:
     for side in ("left", "bottom"):
         axis.spines[side].set_color("#b5b5bc")
     if not axis.lines:
-        axis.text(0.5, 0.5, "nothing logged yet", transform=axis.transAxes, ha="center", va="center", color=_GREY,
-                  fontsize=10)
+        axis.text(
+            0.5,
+            0.5,
+            "nothing logged yet",
+            transform=axis.transAxes,
+            ha="center",
+            va="center",
+            color=_GREY,
+            fontsize=10,
+        )
         axis.set_yticks([])

@@ -1,4 +1,5 @@
-"""The drawing board under the sheets: a table of image cells with labels, in Pillow, without global state."""
+"""The drawing board under the sheets: a table of image cells with labels, in Pillow, without global
+state."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def shorten(text: str, width: int, size: int) -> str:
 
 
 def cell_size(images: Sequence[np.ndarray]) -> int:
-    """Side of a cell in pixels: the largest image, enlarged by a whole factor when tiny, at most 256."""
+    """Side of a cell in pixels: the largest image, enlarged by a whole factor when tiny, at most
+    256."""
     side = max(max(image.shape[:2]) for image in images)
     if side < MIN_CELL:
         side *= -(-MIN_CELL // side)
@@ -51,8 +53,8 @@ def cell_size(images: Sequence[np.ndarray]) -> int:
 
 
 def fit(image: np.ndarray, cell: int) -> Image.Image:
-    """One image centred in a square cell. Small ones grow by a whole factor, pixel by pixel (nearest), so that what
-    the network sees is what is shown; large ones shrink with antialiasing.
+    """One image centred in a square cell. Small ones grow by a whole factor, pixel by pixel
+    (nearest), so that what the network sees is what is shown; large ones shrink with antialiasing.
 
     Raises:
       ValueError: if ``image`` is not (H, W, 3) uint8.
@@ -74,18 +76,28 @@ def fit(image: np.ndarray, cell: int) -> Image.Image:
     return board
 
 
-def side_by_side(rows: Sequence[Sequence[np.ndarray]], groups: int) -> tuple[list[list[np.ndarray | None]], list[int]]:
-    """Folds a tall table into ``groups`` side by side, each read downwards: (rows for :func:`table`, its
-    ``gap_after``)."""
+def side_by_side(
+    rows: Sequence[Sequence[np.ndarray]], groups: int
+) -> tuple[list[list[np.ndarray | None]], list[int]]:
+    """Folds a tall table into ``groups`` side by side, each read downwards: (rows for
+    :func:`table`, its ``gap_after``)."""
     columns, height = len(rows[0]), -(-len(rows) // groups)
     filled = [*map(list, rows), *[[None] * columns] * (height * groups - len(rows))]
-    folded = [[image for group in range(groups) for image in filled[group * height + r]] for r in range(height)]
+    folded = [
+        [image for group in range(groups) for image in filled[group * height + r]]
+        for r in range(height)
+    ]
     return folded, [group * columns - 1 for group in range(1, groups)]
 
 
-def table(cells: Sequence[Sequence[np.ndarray | None]], cell: int, heads: Sequence[str] = (),
-          captions: Sequence[Sequence[str]] = (), title: str | None = None,
-          gap_after: Sequence[int] = ()) -> np.ndarray:
+def table(
+    cells: Sequence[Sequence[np.ndarray | None]],
+    cell: int,
+    heads: Sequence[str] = (),
+    captions: Sequence[Sequence[str]] = (),
+    title: str | None = None,
+    gap_after: Sequence[int] = (),
+) -> np.ndarray:
     """Draws rows of image cells.
 
     Args:
@@ -111,7 +123,12 @@ def table(cells: Sequence[Sequence[np.ndarray | None]], cell: int, heads: Sequen
     board = Image.new("RGB", (width, top + len(cells) * row_height - GAP + MARGIN), PAPER)
     draw = ImageDraw.Draw(board)
     if title:
-        draw.text((MARGIN, MARGIN - 2), shorten(title, width - 2 * MARGIN, TITLE_SIZE), INK, font(TITLE_SIZE))
+        draw.text(
+            (MARGIN, MARGIN - 2),
+            shorten(title, width - 2 * MARGIN, TITLE_SIZE),
+            INK,
+            font(TITLE_SIZE),
+        )
     for left, head in zip(lefts, heads, strict=False):
         text = shorten(head, cell, LABEL_SIZE)
         draw.text((left + cell / 2, top - 6), text, INK, font(LABEL_SIZE), anchor="ms")

@@ -11,7 +11,8 @@ from PIL import Image
 
 
 def save_png(path: str | os.PathLike, picture: np.ndarray) -> None:
-    """Writes (H, W, 3) uint8 as PNG, making folders. A reader sees the old file or the new one, never half of it.
+    """Writes (H, W, 3) uint8 as PNG, making folders. A reader sees the old file or the new one,
+    never half of it.
 
     Raises:
       ValueError: if ``picture`` is not (H, W, 3) uint8.
@@ -25,7 +26,8 @@ def save_png(path: str | os.PathLike, picture: np.ndarray) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             Image.fromarray(picture).save(file, format="PNG")
-        os.chmod(partial, 0o644)  # mkstemp's 0600 would hide a shared workdir's pictures from colleagues
+        # mkstemp's 0600 would hide a shared workdir's pictures from colleagues
+        os.chmod(partial, 0o644)
         os.replace(partial, path)
     except BaseException:
         os.unlink(partial)

@@ -1,4 +1,5 @@
-"""What a masked autoencoder saw, what it made of it, and what was there (MAE paper, figures 2 and 3)."""
+"""What a masked autoencoder saw, what it made of it, and what was there (MAE paper, figures 2 and
+3)."""
 
 from __future__ import annotations
 
@@ -11,12 +12,18 @@ from webssl_jax.visuals import drawing
 COLUMNS = ("image", "masked", "predicted", "pasted")
 
 
-def panel(images: Sequence[np.ndarray], masked: Sequence[np.ndarray], predicted: Sequence[np.ndarray],
-          pasted: Sequence[np.ndarray], title: str | None = None) -> np.ndarray:
+def panel(
+    images: Sequence[np.ndarray],
+    masked: Sequence[np.ndarray],
+    predicted: Sequence[np.ndarray],
+    pasted: Sequence[np.ndarray],
+    title: str | None = None,
+) -> np.ndarray:
     """Rows of image | masked | predicted | pasted; more than four go into two groups side by side.
 
     Args:
-      images: (n, H, W, 3) uint8. masked: hidden patches greyed out. predicted: the decoder's output everywhere.
+      images: (n, H, W, 3) uint8. masked: hidden patches greyed out. predicted: the decoder's output
+        everywhere.
       pasted: prediction in the hidden places, the true image elsewhere.
 
     Raises:
@@ -27,4 +34,6 @@ def panel(images: Sequence[np.ndarray], masked: Sequence[np.ndarray], predicted:
         raise ValueError("no images to draw")
     groups = 2 if len(rows) > 4 else 1
     cells, gaps = drawing.side_by_side(rows, groups)
-    return drawing.table(cells, drawing.cell_size(list(images)), heads=COLUMNS * groups, title=title, gap_after=gaps)
+    return drawing.table(
+        cells, drawing.cell_size(list(images)), heads=COLUMNS * groups, title=title, gap_after=gaps
+    )

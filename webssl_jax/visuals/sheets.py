@@ -1,4 +1,5 @@
-"""Contact sheets: many images on one page, with captions; and what augmentation makes of them at step 0."""
+"""Contact sheets: many images on one page, with captions; and what augmentation makes of them at
+step 0."""
 
 from __future__ import annotations
 
@@ -12,8 +13,12 @@ _MAX_COLUMNS = 8  # of a crop sheet; few views leave room for several images sid
 _MIN_ROWS = 4
 
 
-def image_grid(images: Sequence[np.ndarray], columns: int, captions: Sequence[str] | None = None,
-               title: str | None = None) -> np.ndarray:
+def image_grid(
+    images: Sequence[np.ndarray],
+    columns: int,
+    captions: Sequence[str] | None = None,
+    title: str | None = None,
+) -> np.ndarray:
     """A grid, filled row by row.
 
     Args:
@@ -30,19 +35,27 @@ def image_grid(images: Sequence[np.ndarray], columns: int, captions: Sequence[st
     if captions is not None and len(captions) != len(images):
         raise ValueError(f"{len(captions)} captions for {len(images)} images")
     columns = min(columns, len(images))
-    rows = [images[i:i + columns] for i in range(0, len(images), columns)]
-    texts = [list(captions[i:i + columns]) for i in range(0, len(images), columns)] if captions is not None else ()
+    rows = [images[i : i + columns] for i in range(0, len(images), columns)]
+    texts = (
+        [list(captions[i : i + columns]) for i in range(0, len(images), columns)]
+        if captions is not None
+        else ()
+    )
     return drawing.table(rows, drawing.cell_size(images), captions=texts, title=title)
 
 
-def crop_sheet(originals: Sequence[np.ndarray], views: Mapping[str, Sequence[np.ndarray]] | Sequence[np.ndarray],
-               title: str | None = "What the network is shown: images and their random crops") -> np.ndarray:
-    """Each image beside what augmentation makes of it. A wrong crop, colour or size is seen here first.
+def crop_sheet(
+    originals: Sequence[np.ndarray],
+    views: Mapping[str, Sequence[np.ndarray]] | Sequence[np.ndarray],
+    title: str | None = "What the network is shown: images and their random crops",
+) -> np.ndarray:
+    """Each image beside what augmentation makes of it. A wrong crop, colour or size is seen here
+    first.
 
     Args:
       originals: n images (H, W, 3) uint8, of any sizes.
-      views: {column name: n images}, for instance {"crop 1": (n, h, w, 3), ...}, or the n images of one column.
-        All are drawn to one scale, so a small local crop looks small.
+      views: {column name: n images}, for instance {"crop 1": (n, h, w, 3), ...}, or the n images of
+        one column. All are drawn to one scale, so a small local crop looks small.
 
     Raises:
       ValueError: if a view does not have n images.
@@ -55,10 +68,15 @@ def crop_sheet(originals: Sequence[np.ndarray], views: Mapping[str, Sequence[np.
     side = max((max(image.shape[:2]) for images in views.values() for image in images), default=0)
     padded = {name: [_pad(image, side) for image in images] for name, images in views.items()}
     cell = drawing.cell_size([image for images in padded.values() for image in images] or originals)
-    rows = [[original, *(images[i] for images in padded.values())] for i, original in enumerate(originals)]
+    rows = [
+        [original, *(images[i] for images in padded.values())]
+        for i, original in enumerate(originals)
+    ]
     groups = max(min(_MAX_COLUMNS // len(rows[0]), -(-len(rows) // _MIN_ROWS)), 1)
     cells, gaps = drawing.side_by_side(rows, groups)
-    return drawing.table(cells, cell, heads=["original", *views] * groups, title=title, gap_after=gaps)
+    return drawing.table(
+        cells, cell, heads=["original", *views] * groups, title=title, gap_after=gaps
+    )
 
 
 def _pad(image: np.ndarray, side: int) -> np.ndarray:
@@ -66,5 +84,5 @@ def _pad(image: np.ndarray, side: int) -> np.ndarray:
     board = np.full((side, side, 3), drawing.MAT, np.uint8)
     height, width = image.shape[:2]
     top, left = (side - height) // 2, (side - width) // 2
-    board[top:top + height, left:left + width] = image
+    board[top : top + height, left : left + width] = image
     return board

@@ -1,0 +1,101 @@
+import io
+import json
+import time
+
+import numpy as np
+import pytest
+
+from webssl_jax.telemetry.progress import Progress, format_seconds
+from webssl_jax.telemetry.throughput import Throughput
+from webssl_jax.telemetry.writer import MetricWriter, read_rows
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_seconds_are_readable():
+    assert [format_seconds(s) for s in (59, 725, 11525, 184325)] == [
+        "59s",
+        "12:05",
+        "3:12:05",
+        "2d 03:12",
+    ]
+
+
+def test_a_terminal_gets_one_line_that_is_rewritten():
+    stream = Terminal()
+    progress = Progress(4, "train", "steps", stream)
+    for _ in range(4):
+        progress.update(1, "loss 0.5", force=True)
+    progress.close("loss 0.5")
+    text = stream.getvalue()
+    assert text.count("\n") == 1 and text.endswith("\n") and text.count("\r") == 5
+    assert "train 4/4 steps (100%)" in text.split("\r")[-1] and "loss 0.5" in text
+
+
+def test_a_log_file_gets_plain_lines_now_and_then():
+    stream = io.StringIO()
+    progress = Progress(100, "train", "steps", stream, plain_every_seconds=0.05)
+    for _ in range(100):
+        progress.update()
+        time.sleep(0.002)
+    lines = stream.getvalue().splitlines()
+    assert 2 <= len(lines) <= 8 and "\r" not in stream.getvalue()
+    assert all("steps" in line for line in lines)
+
+
+def test_the_rate_follows_the_work_and_not_the_pauses():
+    progress = Progress(1000, "train", "steps", io.StringIO(), window=10)
+    time.sleep(0.3)  # an evaluation, say
+    progress.resume()
+    for _ in range(10):
+        time.sleep(0.01)
+        progress.update()
+    assert 40 < progress.rate <= 100
+    assert progress.seconds_left == pytest.approx(990 / progress.rate, rel=0.01)
+
+
+def test_throughput_counts_images_waiting_and_mfu():
+    meter = Throughput(100, train_flops=1e9, device_kind="TPU v4", num_devices=2)
+    meter.restart(wait_seconds=5.0)
+    time.sleep(0.1)
+    figures = meter.report(steps=2, wait_seconds=5.05)
+    seconds = 200 / figures["perf/images_per_s"]
+    assert seconds == pytest.approx(0.1, rel=0.5)
+    assert figures["data/wait_fraction"] == pytest.approx(0.05 / seconds, rel=0.01)
+    assert figures["perf/mfu"] == pytest.approx(200 * 1e9 / seconds / (2 * 275e12), rel=0.01)
+    assert "perf/mfu" not in Throughput(100, 1e9, "cpu", 1).report(1, 0.0)
+
+
+def test_rows_after_the_restored_step_and_half_rows_are_dropped(tmp_path):
+    with open(tmp_path / "metrics.jsonl", "w") as file:
+        for step in range(5):
+            file.write(json.dumps({"step": step, "train/loss": step / 10}) + "\n")
+        file.write('{"step": 5, "train/lo')  # the process was killed here
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3, 4]
+    writer = MetricWriter(tmp_path, step=3, tensorboard=False)
+    writer.scalars(4, {"train/loss": 9.0})
+    writer.close()
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4] and rows[-1]["train/loss"] == 9.0
+
+
+def test_scalars_and_pictures_reach_tensorboard_and_files(tmp_path):
+    writer = MetricWriter(tmp_path)
+    writer.scalars(1, {"train/loss": 0.5, "train/odd": float("nan")})
+    writer.pictures(1, {"crops": np.zeros((8, 8, 3), np.uint8)})
+    writer.close()
+    assert (tmp_path / "pictures" / "crops_00000001.png").exists()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    content = events.read_bytes()
+    assert b"train/loss" in content and b"crops" in content
+    assert np.isnan(read_rows(tmp_path / "metrics.jsonl")[0]["train/odd"])
+
+
+def test_a_process_that_is_not_the_first_writes_nothing(tmp_path):
+    writer = MetricWriter(tmp_path / "none", enabled=False)
+    writer.scalars(1, {"a": 1.0})
+    writer.close()
+    assert not (tmp_path / "none").exists()
