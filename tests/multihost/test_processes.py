@@ -1,15 +1,24 @@
-"""Two and four real processes under jax.distributed give the single-process losses, and take over
-from each other."""
+"""Real processes under jax.distributed give the single-process losses, and take over from each
+other."""
+
+import json
 
 import pytest
 
 from tests.e2e import runner
 
+EVALUATION = {
+    "eval.train": "corpus:train",
+    "eval.test": "corpus:test",
+    "eval.max_images": 96,
+    "eval.batch": 32,
+}
+
 
 @pytest.mark.parametrize(
     "processes, devices, mesh",
     [
-        (2, 1, {}),
+        (2, 1, EVALUATION),
         (2, 2, {"sharding.replica": 2, "sharding.fsdp": 2}),
         (2, 2, {"sharding.fsdp": 2, "sharding.tensor": 2}),
     ],
@@ -24,6 +33,9 @@ def test_several_processes_give_the_single_process_losses(
     assert sorted(ours) == sorted(unbroken)
     for step, loss in unbroken.items():
         assert ours[step] == pytest.approx(loss, rel=2e-6)
+    rows = [json.loads(line) for line in open(tmp_path / "metrics.jsonl")]
+    evaluated = [row["step"] for row in rows if "eval/knn/top1" in row]
+    assert evaluated == ([0, 12] if mesh is EVALUATION else [])
 
 
 def test_one_process_continues_what_two_began_and_the_other_way_round(tmp_path, cache, unbroken):
