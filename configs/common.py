@@ -35,11 +35,15 @@ def base() -> ConfigDict:
                 "read_ahead": 2,  # batches kept ready; memory is read_ahead x batch
             },
             "optim": {
-                "lr": 1e-3,  # at the peak, already scaled to global_batch
-                "final_lr": 0.0,
-                "warmup_steps": 0,
+                # at the peak, for batches of lr_batch images; the run's own rate follows from
+                # global_batch by lr_scaling: linear, sqrt or none (config.learning_rate)
+                "lr": 1.5e-4,
+                "lr_batch": 256,
+                "lr_scaling": "linear",
+                "final_lr": 0.0,  # at the end, as it is: not scaled
+                "warmup_images": 0,
                 "weight_decay": 0.05,
-                "final_weight_decay": 0.05,
+                "final_weight_decay": None,  # None: as weight_decay
                 "b1": 0.9,
                 "b2": 0.95,
                 "eps": 1e-8,
@@ -74,7 +78,7 @@ def base() -> ConfigDict:
             },
             "pictures": {
                 "every_steps": 0,  # besides the first and the last step
-                "images": 8,
+                "images": 8,  # 1 to 64
             },
             "resume_from": "",  # another run's workdir: continue its whole state here
             "init_from": "",  # another run's workdir: take its weights only
@@ -82,9 +86,10 @@ def base() -> ConfigDict:
     )
 
 
-def vit(size: str, **fields) -> dict:
+def vit(size: str, remat: str, **fields) -> dict:
     """The ``model`` group: a named size, and every field of ``ViTConfig`` to override it with.
 
-    None stands for the size's own value.
+    None stands for the size's own value. ``remat`` is spelled out, because its "none" is a value.
     """
-    return {"size": size} | {field.name: None for field in dataclasses.fields(ViTConfig)} | fields
+    unset = {field.name: None for field in dataclasses.fields(ViTConfig)}
+    return {"size": size} | unset | {"remat": remat} | fields

@@ -17,16 +17,17 @@ def get_config(arg=None):
     arg = parse_arg(arg, train="corpus:train", test="corpus:test")
     config = base()
     config.name = "quickstart"
-    config.global_batch = 128
-    config.total_images = 150_000
-    config.model = vit("tiny", patch_size=6)
+    config.global_batch = 256
+    config.total_images = 240_000
+    config.model = vit("tiny", remat="none")
     config.method = mae(image_size=48, decoder=(96, 1, 4))
     config.data.train = arg.train
     config.optim.lr = 2e-3
-    del config.optim.warmup_steps
+    config.optim.lr_batch = 256
+    del config.optim.warmup_images
     config.optim.warmup_percent = 10.0
-    config.checkpoint.every_steps = 200
-    config.log.every_steps = 10
+    config.checkpoint.every_steps = 100
+    config.log.every_steps = 5
     config.eval.train = arg.train
     config.eval.test = arg.test
     return config

@@ -147,3 +147,35 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path, monkeypat
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
     with pytest.raises(Exception, match="is not a run"):
         checkpoints.load_run(tmp_path)
+
+
+def test_a_storage_that_fails_now_sets_nothing_aside(tmp_path, monkeypatch):
+    checkpointer, _, template = saved(tmp_path, [5, 6])
+
+    def fail(*args, **kwargs):
+        raise ValueError("UNAVAILABLE: Error reading [os_error_code='5']")
+
+    monkeypatch.setattr("orbax.checkpoint.PyTreeCheckpointHandler.restore", fail)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(CheckpointError, match="cannot be read now .* nothing was changed"):
+        checkpointer.restore_newest(template)
+    monkeypatch.undo()
+    assert checkpointer.steps() == [5, 6]
+    assert int(checkpointer.restore_newest(template)["step"]) == 6
+
+
+def test_another_dtype_is_refused_and_not_called_damage(tmp_path):
+    checkpointer, _, template = saved(tmp_path, [5])
+    leaf = template["aux"]["centre"]
+    wrong = jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=leaf.sharding)
+    with pytest.raises(CheckpointError, match="aux/centre is float32, this config makes bfloat16"):
+        checkpointer.restore_newest(template | {"aux": {"centre": wrong}})
+
+
+def test_a_cut_off_array_file_is_damage(tmp_path):
+    checkpointer, _, template = saved(tmp_path, [5, 6])
+    files = [p for p in (tmp_path / "checkpoints" / "6").rglob("d/*") if p.is_file()]
+    largest = max(files, key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
+    assert int(checkpointer.restore_newest(template)["step"]) == 5
+    assert (tmp_path / "checkpoints" / "damaged-6").exists()

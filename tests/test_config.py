@@ -4,6 +4,8 @@ import pathlib
 import ml_collections
 import pytest
 
+from tests.configs import update
+from webssl_jax import cli, methods
 from webssl_jax import config as configs
 from webssl_jax.config import ConfigError
 
@@ -53,9 +55,116 @@ def test_a_duration_may_be_given_in_another_unit():
     config = configs.load(MAE, ["total_steps=1000", "optim.warmup_percent=10"])
     assert configs.total_steps(config) == 1000
     assert configs.steps(config.optim, "warmup", config) == 100
-    assert "warmup_steps" not in config.optim and "total_images" not in config
+    assert "warmup_images" not in config.optim and "total_images" not in config
     config = configs.load(MAE, ["optim.warmup_images=409600"])
     assert configs.steps(config.optim, "warmup", config) == 100
+
+
+@pytest.mark.parametrize(
+    "override, nearest",
+    [
+        ("checkpoint.every_images=5", "checkpoint.every_steps"),
+        ("log.every_percent=5", "log.every_steps"),
+        ("eval.max_steps=5", "eval.max_images"),
+        ("total_percent=5", "total_images"),
+    ],
+)
+def test_only_durations_have_other_units(override, nearest):
+    message = error(MAE, override)
+    assert "no such key" in message and f"did you mean --config.{nearest}?" in message
+
+
+def test_a_duration_in_two_units_at_once_is_refused(tmp_path):
+    both = tmp_path / "both.py"
+    both.write_text(
+        "from web_mae import get_config as base\n"
+        "def get_config(arg):\n"
+        "    config = base(arg)\n"
+        "    config.optim.warmup_steps = 3\n"
+        "    return config\n"
+    )
+    for name in ("common.py", "web_mae.py"):
+        (tmp_path / name).write_text((ROOT / "configs" / name).read_text())
+    assert "must be given once" in error(str(both))
+    assert "warmup_steps, optim.warmup_images" in error(str(both))
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [("false", False), ("True", True), ("none", None), ("3", 3), ("0.5", 0.5), ("gelu", "gelu")],
+)
+def test_a_key_without_a_value_takes_any_literal_and_words_for_true_false_none(text, value):
+    config = configs.load(MAE, [f"model.qkv_bias={text}"])
+    assert config.model.qkv_bias == value and type(config.model.qkv_bias) is type(value)
+
+
+def test_a_switch_of_the_model_can_be_turned_off_and_reaches_the_network():
+    assert not methods.create(configs.load(MAE, ["model.qkv_bias=false"])).encoder.qkv_bias
+    assert methods.create(configs.load(MAE)).encoder.qkv_bias
+
+
+@pytest.mark.parametrize(
+    "override, says",
+    [
+        ("model.qkv_bias=off", "qkv_bias = 'off' must be true or false"),
+        ("model.mask_token=0", "mask_token = 0 must be true or false"),
+        ("model.depth=2.5", "depth = 2.5 must be a whole number"),
+        ("model.width=foo", "width = 'foo' must be a whole number"),
+        ("model.mlp_hidden=2.5", "mlp_hidden = 2.5 must be a whole number or none"),
+        ("model.layer_scale=true", "layer_scale = True must be a number or none"),
+        ("model.num_registers=-1", "num_registers = -1 must be zero or positive"),
+        ("method.mean=0.5", "mean = (0.5,) must be three numbers"),
+        ("method.mean=(0.5,0.5,'x')", "mean = (0.5, 0.5, 'x') must be a tuple, each a number"),
+        ("method.std=(0.1,0,0.1)", "must be positive"),
+        ("method.view.scale_min=0", "method.view: scale_min = 0.0"),
+        ("method.view.scale_max=1.5", "scale_max = 1.5"),
+        ("method.view.hflip=2", "hflip = 2.0 must lie in [0, 1]"),
+        ("method.decoder.heads=7", "method.decoder: width = 512 does not divide into heads = 7"),
+    ],
+)
+def test_a_field_of_model_or_method_that_cannot_be_is_refused(override, says):
+    config = configs.load(MAE, [override])
+    with pytest.raises(ConfigError) as caught:
+        methods.create(config)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_learning_rate_follows_the_batch_by_the_configs_rule():
+    def rate(*overrides):
+        return configs.learning_rate(configs.load(MAE, overrides))
+
+    assert rate() == 1.6e-3
+    assert rate("global_batch=1024") == pytest.approx(4e-4)
+    assert rate("global_batch=1024", "optim.lr_scaling=sqrt") == pytest.approx(8e-4)
+    assert rate("global_batch=1024", "optim.lr_scaling=none") == 1.6e-3
+    assert rate("optim.lr=1.5e-4", "optim.lr_batch=256") == pytest.approx(2.4e-3)  # MAE's blr
+    config = configs.load(MAE, ["global_batch=1024"])
+    derived = configs.resolved(config)["derived"]
+    assert derived["learning_rate"] == configs.learning_rate(config)
+    # the warm-up stays the same number of images
+    assert (derived["warmup_steps"], derived["total_steps"]) == (320_000, 1_953_125)
+
+
+def test_the_quick_starts_rate_is_that_of_its_own_batch():
+    config = configs.load(str(ROOT / "configs" / "quickstart.py"))
+    assert config.optim.lr_batch == config.global_batch
+    assert configs.learning_rate(config) == config.optim.lr == 2e-3
+
+
+def test_one_weight_decay_is_constant_and_two_are_the_ends():
+    assert configs.weight_decays(configs.load(MAE)) == (0.05, 0.05)
+    assert configs.weight_decays(configs.load(MAE, ["optim.weight_decay=0.1"])) == (0.1, 0.1)
+    two = ["optim.weight_decay=0.04", "optim.final_weight_decay=0.4"]
+    assert configs.weight_decays(configs.load(MAE, two)) == (0.04, 0.4)
+    assert configs.weight_decays(configs.load(MAE, [*two, "optim.final_weight_decay=0"]))[1] == 0
+
+
+def test_lists_of_the_optimiser_are_read_as_written():
+    config = configs.load(
+        MAE, ["optim.lr_multipliers=(('encoder/', 0.1), ('norm', 0))", "optim.frozen=('cls',)"]
+    )
+    assert config.optim.lr_multipliers == (("encoder/", 0.1), ("norm", 0))
+    assert config.optim.frozen == ("cls",)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +179,29 @@ def test_a_duration_may_be_given_in_another_unit():
         ("sharding.fsdp=0", "-1 for all"),
         ("data.threads=0", "positive"),
         ("sharding.tensor=-1", "only axis"),
+        ("seed=-1", "2**32"),
+        ("seed=4294967296", "2**32"),
+        ("optim.lr=1e999", "finite"),
+        ("optim.lr_scaling=cubic", "linear, sqrt or none"),
+        ("optim.lr_batch=0", "positive number of images"),
+        ("optim.final_lr=-1e-6", "zero or positive"),
+        ("optim.final_weight_decay=-1", "none for that of weight_decay"),
+        ("optim.final_weight_decay=much", "none for that of weight_decay"),
+        ("optim.eps=0", "positive"),
+        ("optim.moment_dtype=float16", "float32 or bfloat16"),
+        ("optim.lr_multipliers=('encoder',0.1)", "rows of (regex, factor"),
+        ("optim.lr_multipliers=(('encoder','x'),)", "rows of (regex, factor"),
+        ("optim.lr_multipliers=(('(',0.1),)", "rows of (regex, factor"),
+        ("optim.lr_multipliers=(('encoder',-1),)", "rows of (regex, factor"),
+        ("optim.frozen=('(',)", "regular expressions"),
+        ("optim.frozen=(3,)", "regular expressions"),
+        ("optim.abort_after_skipped=0", "at least 1"),
+        ("eval.batch=0", "at least 1"),
+        ("eval.max_images=-1", "zero (all)"),
+        ("eval.train=corpus:train", "labelled shards"),
+        ("pictures.images=0", "between 1 and 64"),
+        ("pictures.images=65", "between 1 and 64"),
+        ("pictures.every_steps=-1", "zero (only"),
     ],
 )
 def test_values_out_of_range_are_refused(override, says):
@@ -96,16 +228,39 @@ def test_a_resolved_config_reads_back_as_the_same_config():
     assert isinstance(again, ml_collections.ConfigDict)
 
 
-GOLDEN = pathlib.Path(__file__).parent / "configs"
+def test_a_run_from_before_lr_scaling_keeps_its_rate():
+    config = configs.load(MAE, ["global_batch=1024"])
+    with config.unlocked():
+        del config.optim.lr_scaling, config.optim.lr_batch
+    assert configs.learning_rate(config) == 1.6e-3
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in GOLDEN.glob("*.json")))
-def test_the_resolved_config_is_the_committed_one(name):
+def test_the_goldens_are_exactly_those_of_the_specs():
+    assert set(update.HERE.glob("*.json")) == set(map(update.golden_file, update.SPECS))
+    files = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"common"}
+    assert files == {spec.split(".")[0] for spec in update.SPECS}  # every experiment has one
+
+
+@pytest.mark.parametrize("spec", update.SPECS)
+def test_the_resolved_config_is_the_committed_one(spec):
     """A change here is a change of a recipe: say why in the commit, then run
-    tests/configs/update.py."""
-    golden = json.loads((GOLDEN / f"{name}.json").read_text())
-    config = configs.load(str(ROOT / "configs" / golden["spec"]))
-    assert configs.resolved(config) == golden["config"]
+    python -m tests.configs.update."""
+    assert update.dump(spec) == update.golden_file(spec).read_text()
+    methods.create(configs.load(str(ROOT / "configs" / spec)))  # and it describes a method
+
+
+@pytest.mark.parametrize("rest", [["--config.seed", "--config.name=a"], ["--config.seed"]])
+def test_an_override_does_not_take_the_next_flag_for_its_value(rest, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.ArgumentParser().parse_with_overrides(rest)
+    assert exit.value.code == cli.EXIT_BAD_INPUT
+    assert capsys.readouterr().err == "error: --config.seed: give a value\n"
+
+
+def test_an_override_may_stand_apart_from_its_value():
+    argv = ["--config.sharding.fsdp", "-1", "--config.name=", "--config.data.train", "/a=b"]
+    _, overrides = cli.ArgumentParser().parse_with_overrides(argv)
+    assert overrides == ["sharding.fsdp=-1", "name=", "data.train=/a=b"]
 
 
 def test_the_papers_web_mae_recipe():
@@ -114,9 +269,10 @@ def test_the_papers_web_mae_recipe():
     config = configs.load(MAE + ":size=1b")
     assert configs.total_steps(config) == 488_281
     assert configs.steps(config.optim, "warmup", config) == 80_000
-    assert config.optim.lr == 1.6e-3 and (config.optim.b1, config.optim.b2) == (0.9, 0.95)
+    assert configs.learning_rate(config) == 1.6e-3
+    assert (config.optim.b1, config.optim.b2) == (0.9, 0.95)
     stock = configs.load(MAE + ":size=1b,recipe=stock")
-    assert stock.optim.lr == pytest.approx(2.4e-3)
+    assert configs.learning_rate(stock) == pytest.approx(2.4e-3)
     assert configs.steps(stock.optim, "warmup", stock) / configs.total_steps(
         stock
     ) == pytest.approx(0.05, rel=1e-3)

@@ -16,15 +16,19 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import fcntl
 import json
 import logging
 import os
+import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
@@ -207,58 +211,48 @@ class Checkpointer:
         self._manager.reload()
 
     def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
-        """One checkpoint; see :meth:`restore_newest`.
+        """One checkpoint; see :meth:`restore_newest`. Every process decides the same.
 
         Raises:
           DamagedCheckpoint: if its bytes are not what was saved.
-          CheckpointError: if it was made by a config of other shapes.
+          CheckpointError: if it was made by a config of other shapes, or the storage failed.
         """
-        meta = self._read(
-            step,
-            "meta",
-            lambda: self._manager.restore(
-                step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-            )["meta"],
-        )
-        saved = self._read(
-            step,
-            "description",
-            lambda: paths.flatten(self._manager.item_metadata(step)["state"].tree),
-        )
-        wanted = paths.flatten(abstract)
-        self._check_fit(
-            step, {path: x for path, x in saved.items() if path.split("/")[0] in abstract}, wanted
-        )
-        state = self._read(
-            step,
-            "arrays",
-            lambda: self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeRestore(
-                        item=abstract,
-                        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-                        partial_restore=True,
-                    )
-                ),
-            )["state"],
-        )
-        found = {path: int(value) for path, value in jax.device_get(checksums(state)).items()}
-        for path, value in found.items():
-            if value != meta["checksums"].get(path):
+        state, sums, damage = None, {}, ""
+        try:
+            state, sums = self._read(step, abstract)
+        except DamagedCheckpoint as error:
+            damage = str(error)
+        # A process that cannot read its part must not leave the others waiting for it below.
+        if not np.all(multihost_utils.process_allgather(np.asarray(not damage))):
+            raise DamagedCheckpoint(damage or "another process cannot read its part")
+        for path, value in jax.device_get(checksums(state)).items():
+            if int(value) != sums.get(path):
                 raise DamagedCheckpoint(f"{path} does not have the checksum it was saved with")
         return state
 
-    def _read(self, step: int, what: str, action):
-        try:
-            return action()
-        except (
-            Exception
-        ) as error:  # whatever type the storage layer has for damaged bytes, it names the cause
-            raise DamagedCheckpoint(f"its {what} cannot be read ({_first_line(error)})") from error
+    def _read(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
+        """This process's part of a checkpoint, and the checksums of the whole. No barriers."""
+        folder, handler = self.directory / str(step), ocp.PyTreeCheckpointHandler()
+        meta = _reading(
+            "meta",
+            lambda: ocp.JsonCheckpointHandler().restore(folder / "meta", ocp.args.JsonRestore()),
+        )
+        saved = _reading(
+            "description", lambda: paths.flatten(handler.metadata(folder / "state").tree)
+        )
+        saved = {path: x for path, x in saved.items() if path.split("/")[0] in abstract}
+        self._check_fit(step, saved, paths.flatten(abstract))
+        arguments = ocp.args.PyTreeRestore(
+            item=abstract,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+            partial_restore=True,
+        )
+        state = _reading("arrays", lambda: handler.restore(folder / "state", args=arguments))
+        return state, meta["checksums"]
 
     def _check_fit(self, step: int, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
-        where, advice = self.directory / str(step), "use the run's own config or another --workdir"
+        where = self.directory / str(step)
+        advice = "use the run's own config or another --workdir"
         odd = sorted(set(saved) ^ set(wanted))
         if odd:
             raise CheckpointError(
@@ -266,10 +260,15 @@ class Checkpointer:
                 f"other, such as {odd[0]}; {advice}"
             )
         for path, leaf in wanted.items():
-            if tuple(saved[path].shape) != tuple(leaf.shape):
+            before, now = tuple(saved[path].shape), tuple(leaf.shape)
+            if before != now:
                 raise CheckpointError(
-                    f"{where}: {path} has shape {tuple(saved[path].shape)}, this config makes "
-                    f"{tuple(leaf.shape)}; {advice}"
+                    f"{where}: {path} has shape {before}, this config makes {now}; {advice}"
+                )
+            if jnp.dtype(saved[path].dtype) != leaf.dtype:
+                raise CheckpointError(
+                    f"{where}: {path} is {saved[path].dtype}, this config makes {leaf.dtype}; "
+                    f"{advice}"
                 )
 
     def close(self) -> None:
@@ -289,6 +288,27 @@ def _means_full_disk(error: BaseException) -> bool:
     )
 
 
+def _reading(what: str, action):
+    """Runs ``action``, once more after a pause if the storage fails, and tells damage (another
+    checkpoint may serve) from trouble (none will, so nothing must be set aside)."""
+    for patience in (1.0, 0.0):
+        try:
+            return action()
+        except (ValueError, KeyError, OSError) as error:
+            # tensorstore reports everything as ValueError, with the kernel's code in the text.
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            code = int(code[1]) if code else getattr(error, "errno", None)
+            if code not in (None, errno.ENOENT) or "RESOURCE_EXHAUSTED" in str(error):
+                if patience:
+                    time.sleep(patience)
+                    continue
+                raise CheckpointError(
+                    f"the {what} of a checkpoint cannot be read now ({_first_line(error)}); mend "
+                    "that and start the same command again: nothing was changed"
+                ) from error
+            raise DamagedCheckpoint(f"its {what} cannot be read ({_first_line(error)})") from error
+
+
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]
@@ -299,11 +319,6 @@ class WorkdirLock:
     however it dies."""
 
     def __init__(self, workdir: str | os.PathLike):
-        self._file = None
-        if "://" in os.fspath(workdir):
-            return  # object stores have no locks; the launcher is the guard there
-        import fcntl
-
         path = Path(workdir) / ".lock"
         self._file = open(path, "a+")
         try:
@@ -321,8 +336,7 @@ class WorkdirLock:
 
     def release(self) -> None:
         """Lets another run in."""
-        if self._file:
-            self._file.close()
+        self._file.close()
 
 
 @dataclasses.dataclass(frozen=True)

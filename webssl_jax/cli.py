@@ -58,7 +58,10 @@ class ArgumentParser(argparse.ArgumentParser):
             elif "=" in item:
                 overrides.append(item.removeprefix("--config."))
             else:  # --config.a.b c
-                overrides.append(f"{item.removeprefix('--config.')}={next(rest, '')}")
+                value = next(rest, None)
+                if value is None or value.startswith("--"):
+                    self.error(f"{item}: give a value")
+                overrides.append(f"{item.removeprefix('--config.')}={value}")
         if others:
             self.error(f"unrecognized arguments: {' '.join(others)}")
         return args, overrides

@@ -9,6 +9,9 @@ with the nearest real one.
 Durations carry their unit in their name: ``warmup_steps``, ``warmup_images`` or ``warmup_percent``
 (of the whole run). An override may use another unit than the config file: it replaces the one that
 was there.
+
+What depends on several keys is a rule, evaluated after the overrides: ``total_steps``, ``steps``,
+``learning_rate``, ``weight_decays``.
 """
 
 from __future__ import annotations
@@ -17,17 +20,25 @@ import ast
 import difflib
 import importlib.util
 import json
+import math
 import pathlib
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ml_collections
 
-UNITS = ("steps", "images", "percent")
+# The durations that may be given in another unit. All other lengths have one unit, their key's.
+DURATIONS = {"total": ("steps", "images"), "optim.warmup": ("steps", "images", "percent")}
+# name -> factor of the peak learning rate, from global_batch / optim.lr_batch
+LR_SCALINGS = {"linear": lambda ratio: ratio, "sqrt": math.sqrt, "none": lambda ratio: 1.0}
+MOMENT_DTYPES = ("float32", "bfloat16")
+MOST_PICTURES = 64
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+_WORDS = {"true": True, "false": False, "none": None}
 
 
 class UserError(Exception):
@@ -116,7 +127,7 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str])
                 _unknown_key(config, ".".join(folders[: depth + 1]), path)
             node = node[folder]
         if name not in node:
-            sibling = _same_duration(node, name)
+            sibling = _same_duration(node, path)
             if sibling is None:
                 _unknown_key(config, path, path)
             with node.unlocked():  # the same duration in another unit
@@ -146,11 +157,13 @@ def _unknown_key(config, bad: str, path: str):
     raise ConfigError(f"--config.{bad}: no such key; {hint}")
 
 
-def _same_duration(node: ml_collections.ConfigDict, name: str) -> str | None:
-    stem, _, unit = name.rpartition("_")
-    if unit not in UNITS:
+def _same_duration(node: ml_collections.ConfigDict, path: str) -> str | None:
+    """The key of ``node`` that holds the duration ``path`` in another unit."""
+    stem, _, unit = path.rpartition("_")
+    if unit not in DURATIONS.get(stem, ()):
         return None
-    return next((f"{stem}_{other}" for other in UNITS if f"{stem}_{other}" in node), None)
+    name = stem.rpartition(".")[2]
+    return next(f"{name}_{other}" for other in DURATIONS[stem] if f"{name}_{other}" in node)
 
 
 def _leaves(config: ml_collections.ConfigDict, prefix: str = "") -> list[tuple[str, Any]]:
@@ -165,15 +178,18 @@ def _leaves(config: ml_collections.ConfigDict, prefix: str = "") -> list[tuple[s
 
 
 def _parse(where: str, text: str, like: Any) -> Any:
-    """``text`` as the type of ``like``. ``like=None`` takes any literal."""
+    """``text`` as the type of ``like``. ``like=None`` takes any literal, and what is none is text;
+    whoever reads the key checks its type."""
     kind = type(like).__name__
     try:
         if isinstance(like, bool):
             return _BOOLEANS[text.lower()]
         if isinstance(like, str):
             return text
+        if like is None and text.lower() in _WORDS:
+            return _WORDS[text.lower()]
         value = ast.literal_eval(text)
-    except (KeyError, ValueError, SyntaxError):
+    except (KeyError, ValueError, SyntaxError, TypeError):
         if like is None:
             return text
         raise ConfigError(f"{where}: {text!r} is not of type {kind}") from None
@@ -204,6 +220,25 @@ def steps(node: ml_collections.ConfigDict, name: str, config: ml_collections.Con
     return int(round(node[f"{name}_percent"] / 100 * total_steps(config)))
 
 
+def learning_rate(config: ml_collections.ConfigDict) -> float:
+    """The peak learning rate of this run: ``optim.lr``, which is meant for batches of
+    ``optim.lr_batch`` images, scaled to ``global_batch`` by ``optim.lr_scaling``.
+
+    linear: lr * batch / lr_batch (Goyal et al., arXiv 1706.02677; MAE's ``blr`` has lr_batch 256).
+    sqrt: lr * sqrt(batch / lr_batch) (DINOv2, lr_batch 1024). none: lr (CLIP).
+    """
+    optim = config.optim
+    if "lr_scaling" not in optim:  # a run from before this key: its lr was the rate itself
+        return float(optim.lr)
+    return float(optim.lr * LR_SCALINGS[optim.lr_scaling](config.global_batch / optim.lr_batch))
+
+
+def weight_decays(config: ml_collections.ConfigDict) -> tuple[float, float]:
+    """(first, last) weight decay. A ``final_weight_decay`` of None stands for ``weight_decay``."""
+    first, last = config.optim.weight_decay, config.optim.final_weight_decay
+    return float(first), float(first if last is None else last)
+
+
 def validate(config: ml_collections.ConfigDict) -> None:
     """Checks what can be checked without devices, data or a model.
 
@@ -218,6 +253,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
                 node = node[part]
             raise ConfigError(f"config.{key} = {node!r}: must be {must}")
 
+    for key, value in _leaves(config):
+        check(not isinstance(value, float) or math.isfinite(value), key, "a finite number")
+    check(0 <= config.seed < 2**32, "seed", "in [0, 2**32)")
     check(config.global_batch > 0, "global_batch", "a positive number of images")
     check(config.accumulation_steps > 0, "accumulation_steps", "at least 1")
     check(
@@ -225,6 +263,14 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "accumulation_steps",
         f"a divisor of global_batch = {config.global_batch}",
     )
+    for stem, units in DURATIONS.items():
+        keys = [f"{stem}_{unit}" for unit in units]
+        given = [key for key, _ in _leaves(config) if key in keys]
+        if len(given) != 1:
+            raise ConfigError(
+                f"config.{stem}: must be given once, as one of {', '.join(keys)}; "
+                f"given: {', '.join(given) or 'none'}"
+            )
     if total_steps(config) < 1:
         length = "total_steps" if "total_steps" in config else "total_images"
         check(False, length, f"at least one step of global_batch = {config.global_batch} images")
@@ -234,16 +280,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
             f"config.optim.warmup is {warmup} steps: must lie within the run's "
             f"{total_steps(config)} steps; shorten it or lengthen the run"
         )
-    check(config.optim.lr > 0, "optim.lr", "positive")
-    check(config.optim.weight_decay >= 0, "optim.weight_decay", "zero or positive")
-    check(0 <= config.optim.b1 < 1, "optim.b1", "in [0, 1)")
-    check(0 <= config.optim.b2 < 1, "optim.b2", "in [0, 1)")
-    check(
-        config.optim.clip in ("none", "global", "per_module"),
-        "optim.clip",
-        "none, global or per_module",
-    )
-    check(config.optim.clip == "none" or config.optim.clip_norm > 0, "optim.clip_norm", "positive")
+    _validate_optim(config.optim, check)
     for axis in ("replica", "fsdp", "tensor"):
         size = config.sharding[axis]
         check(
@@ -267,17 +304,88 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "eval.every_steps",
         "zero (only at the start and the end) or positive",
     )
+    check(config.eval.batch >= 1, "eval.batch", "at least 1")
+    check(config.eval.max_images >= 0, "eval.max_images", "zero (all) or positive")
+    check(
+        bool(config.eval.train) == bool(config.eval.test),
+        "eval.test",
+        "labelled shards if eval.train is, and empty if that is empty",
+    )
+    check(
+        config.pictures.every_steps >= 0,
+        "pictures.every_steps",
+        "zero (only at the start and the end) or positive",
+    )
+    check(
+        1 <= config.pictures.images <= MOST_PICTURES,
+        "pictures.images",
+        f"between 1 and {MOST_PICTURES}",
+    )
     check(config.data.workers >= 0, "data.workers", "zero (threads only) or positive")
     check(config.data.threads > 0, "data.threads", "positive")
     check(config.data.read_ahead > 0, "data.read_ahead", "at least one batch")
 
 
+def _validate_optim(optim: ml_collections.ConfigDict, check: Callable[..., None]) -> None:
+    check(optim.lr > 0, "optim.lr", "positive")
+    check(optim.lr_batch > 0, "optim.lr_batch", "a positive number of images")
+    check(optim.lr_scaling in LR_SCALINGS, "optim.lr_scaling", "linear, sqrt or none")
+    check(optim.final_lr >= 0, "optim.final_lr", "zero or positive")
+    check(optim.weight_decay >= 0, "optim.weight_decay", "zero or positive")
+    check(
+        optim.final_weight_decay is None
+        or _is_number(optim.final_weight_decay)
+        and optim.final_weight_decay >= 0,
+        "optim.final_weight_decay",
+        "zero, positive, or none for that of weight_decay",
+    )
+    check(0 <= optim.b1 < 1, "optim.b1", "in [0, 1)")
+    check(0 <= optim.b2 < 1, "optim.b2", "in [0, 1)")
+    check(optim.eps > 0, "optim.eps", "positive")
+    check(
+        optim.moment_dtype in MOMENT_DTYPES, "optim.moment_dtype", f"{' or '.join(MOMENT_DTYPES)}"
+    )
+    clips = ("none", "global", "per_module")
+    check(optim.clip in clips, "optim.clip", "none, global or per_module")
+    check(optim.clip == "none" or optim.clip_norm > 0, "optim.clip_norm", "positive")
+    check(
+        all(
+            isinstance(row, (tuple, list))
+            and len(row) == 2
+            and _is_regex(row[0])
+            and _is_number(row[1])
+            and row[1] >= 0
+            for row in optim.lr_multipliers
+        ),
+        "optim.lr_multipliers",
+        "rows of (regex, factor from 0 on), as in (('decoder/', 0.1),)",
+    )
+    check(
+        all(map(_is_regex, optim.frozen)),
+        "optim.frozen",
+        "regular expressions, as in ('encoder/',)",
+    )
+    check(optim.abort_after_skipped >= 1, "optim.abort_after_skipped", "at least 1")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_regex(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and re.compile(value) is not None
+    except re.error:
+        return False
+
+
 def resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The config as plain JSON types, with the derived number of steps beside it."""
+    """The config as plain JSON types, with what follows from it by rules beside it."""
     return json.loads(config.to_json_best_effort()) | {
         "derived": {
             "total_steps": total_steps(config),
             "warmup_steps": steps(config.optim, "warmup", config),
+            "learning_rate": learning_rate(config),
         }
     }
 

@@ -9,6 +9,7 @@ that is still training until its last step is evaluated.
 
 from __future__ import annotations
 
+import logging
 import time
 
 from webssl_jax import checkpoints, cli
@@ -18,6 +19,7 @@ from webssl_jax.evaluators.runs import RunEvaluation
 from webssl_jax.sharding import mesh as meshes
 
 POLL_SECONDS = 20.0
+log = logging.getLogger(__name__)
 
 
 def main() -> int:
@@ -50,29 +52,34 @@ def main() -> int:
     last = configs.total_steps(config)
     evaluation, done = None, -1
     while True:
-        run = _next_run(args, mesh, done)
-        if run is not None:
+        for step in _new_steps(args, done):
+            done = step if step is not None else last
+            try:
+                run = checkpoints.load_run(args.workdir, step, mesh)
+            except checkpoints.DamagedCheckpoint as damage:
+                if not args.watch:
+                    raise
+                log.warning("step %d is passed over: %s", step, damage)
+                continue
             if evaluation is None:
-                evaluation = RunEvaluation(
-                    config.eval, run.method, mesh, args.workdir, config.data.threads
-                )
+                threads = config.data.threads
+                evaluation = RunEvaluation(config.eval, run.method, mesh, args.workdir, threads)
             result = evaluation.run(run.variables, run.step)
             print(f"\n{evaluation.report(result)}\n", flush=True)
-            done = run.step
         if not args.watch or done >= last:
             return 0
         time.sleep(POLL_SECONDS)
 
 
-def _next_run(args, mesh, done: int) -> checkpoints.Run | None:
-    """The checkpoint to evaluate now; None when the newest is already done."""
-    if args.watch:
-        checkpointer = checkpoints.Checkpointer(args.workdir, read_only=True)
-        steps = checkpointer.steps()
-        checkpointer.close()
-        if not steps or steps[-1] <= done:
-            return None
-    return checkpoints.load_run(args.workdir, args.step, mesh)
+def _new_steps(args, done: int) -> list[int | None]:
+    """What to evaluate now: with --watch every checkpoint after ``done``, else the one asked for
+    (None: the newest)."""
+    if not args.watch:
+        return [args.step]
+    checkpointer = checkpoints.Checkpointer(args.workdir, read_only=True)
+    steps = [step for step in checkpointer.steps() if step > done]
+    checkpointer.close()
+    return steps
 
 
 if __name__ == "__main__":

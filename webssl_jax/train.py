@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import pathlib
 import signal
+import sys
 import time
 
 import jax
@@ -25,7 +27,7 @@ from webssl_jax import checkpoints, cli, methods, params, train_state
 from webssl_jax import config as configs
 from webssl_jax.config import ConfigError, UserError
 from webssl_jax.data import records
-from webssl_jax.data.pipeline import TrainLoader
+from webssl_jax.data.pipeline import DAMAGE, TrainLoader
 from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.evaluators.runs import RunEvaluation
 from webssl_jax.optim import schedules
@@ -61,15 +63,27 @@ def main() -> int:
         )
     total_steps = configs.total_steps(config)
 
-    # ------------------------------------------------------------------------ processes and devices
+    # ------------------------------------------------------------------- processes and devices
     distributed.initialize(args)
     is_first = jax.process_index() == 0
-    cli.log_to_stderr(logging.INFO if is_first else logging.ERROR)
+    # Every host names its own damaged records; the rest is told by the first.
+    cli.log_to_stderr(logging.INFO if is_first else logging.WARNING)
     mesh = meshes.create(config.sharding)
     meshes.check_batch(config, mesh)
     workdir = pathlib.Path(args.workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    lock = checkpoints.WorkdirLock(workdir) if is_first else None
+    lock, source, trouble = None, None, None
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if is_first:
+            lock = checkpoints.WorkdirLock(workdir)
+        source = ArrayRecordSource(config.data.train)
+    except UserError as error:
+        trouble = error
+    except OSError as error:
+        trouble = UserError(f"--workdir {workdir}: cannot be made ({error.strerror})")
+    distributed.raise_together(trouble)  # what one host meets must end them all
+    distributed.check_shared(workdir)
+    stop = _StopRequest()
     log.info(
         "%s: %d step(s) of %d images on %d %s device(s) in %d process(es), mesh %s",
         config.name,
@@ -80,16 +94,14 @@ def main() -> int:
         jax.process_count(),
         dict(mesh.shape),
     )
-
-    source = ArrayRecordSource(config.data.train)
     log.info("training on %s", source)
 
-    # ---------------------------------------------------------------------------- state, or restore
+    # ------------------------------------------------------------------------ state, or restore
     optimizer = Optimizer.from_config(config.optim, method.tables())
     template = train_state.abstract(method, optimizer, config.seed, config.global_batch, mesh)
     optimizer.check(template.params)
     rules.check(template.params, mesh, config.sharding.max_unsharded_fraction)
-    _refuse_another_run(workdir, config)
+    _refuse_another_run(workdir, config, "--workdir")
     checkpointer = checkpoints.Checkpointer(
         workdir,
         keep_last=config.checkpoint.keep_last,
@@ -109,13 +121,13 @@ def main() -> int:
         _write_json(workdir / "config.json", configs.resolved(config))
         _write_json(workdir / "environment.json", configs.environment())
 
-    # -------------------------------------------------------------------------- data and evaluation
+    # ---------------------------------------------------------------------- data and evaluation
     loader = TrainLoader(
         source,
         method.train_view(),
         global_batch=config.global_batch,
         seed=config.seed,
-        row_range=meshes.local_rows(mesh, config.global_batch),
+        rows=meshes.local_rows(mesh, config.global_batch),
         start_step=start,
         workers=config.data.workers,
         threads=config.data.threads,
@@ -123,50 +135,41 @@ def main() -> int:
     )
     evaluation = None
     if config.eval.train:
-        evaluation = RunEvaluation(config.eval, method, mesh, workdir, threads=config.data.threads)
+        threads = config.data.threads
+        evaluation = RunEvaluation(config.eval, method, mesh, workdir, threads=threads)
     # A fresh run starts before step 0, so that the rows of an earlier one that left no checkpoint
     # go too.
     writer = MetricWriter(
-        workdir, step=start if start else -1, enabled=is_first, tensorboard=config.log.tensorboard
+        workdir, step=start or -1, enabled=is_first, tensorboard=config.log.tensorboard
     )
 
-    # ------------------------------------------------------------- the step, compiled before step 0
-    method_schedules = method.schedules(total_steps, config.global_batch)
+    # --------------------------------------------------------- the step, compiled before step 0
     warmup = configs.steps(config.optim, "warmup", config)
-    step_fn = make_train_step(
-        method,
-        optimizer,
-        {
-            "learning_rate": schedules.warmup_cosine(
-                config.optim.lr, config.optim.final_lr, total_steps, warmup
-            ),
-            "weight_decay": schedules.warmup_cosine(
-                config.optim.weight_decay, config.optim.final_weight_decay, total_steps
-            ),
-            **method_schedules,
-        },
-        mesh,
-        config.accumulation_steps,
-    )
+    peak, last = configs.learning_rate(config), config.optim.final_lr
+    decay, last_decay = configs.weight_decays(config)
+    step_schedules = method.schedules(total_steps, config.global_batch) | {
+        "learning_rate": schedules.warmup_cosine(peak, last, total_steps, warmup),
+        "weight_decay": schedules.warmup_cosine(decay, last_decay, total_steps),
+    }
     began = time.perf_counter()
+    sharding = meshes.batch_sharding(mesh)
     spec = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=meshes.batch_sharding(mesh))
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         for name, x in method.batch_spec(config.global_batch).items()
     }
+    step_fn = make_train_step(method, optimizer, step_schedules, mesh, config.accumulation_steps)
     step_fn = jit_train_step(step_fn, template, mesh).lower(template, spec).compile()
     log.info("%s", _memory_report(template, mesh, step_fn, time.perf_counter() - began))
 
-    # ------------------------------------------------------------------------------------- the loop
-    stop = _StopRequest()
+    # ----------------------------------------------------------------- what happens beside steps
     meter = Throughput(
         config.global_batch, method.train_flops(), jax.devices()[0].device_kind, jax.device_count()
     )
     picture_rng = jax.random.key(config.seed)
+    pictured = _picture_batch(source, evaluation, method, config.pictures.images)
 
-    def look(
-        state: train_state.TrainState, step: int, figures: bool, pictures: bool
-    ) -> dict[str, float]:
-        """Evaluates and draws at this step; returns the figures for its row in metrics.jsonl."""
+    def look(step: int, state: train_state.TrainState, figures: bool, pictures: bool) -> dict:
+        """Evaluates and draws; returns the figures for the step's row in metrics.jsonl."""
         out = {}
         if evaluation and figures:
             result = evaluation.run(state.variables, step)
@@ -179,52 +182,36 @@ def main() -> int:
                 result.linear.se,
             )
         if pictures:
-            images = evaluation.test_images if evaluation else loader.batch_at(0)["image"]
-            images = images[: config.pictures.images]
-            batch = {"image": images, "position": np.arange(len(images), dtype=np.int32)}
-            writer.pictures(step, method.pictures(state.variables, batch, picture_rng))
+            writer.pictures(step, method.pictures(state.variables, pictured, picture_rng))
         return out
 
-    def due(every: int, step: int) -> bool:
-        return step == total_steps or bool(every) and step % every == 0
-
-    if start == 0:
+    def draw_curves() -> None:
         if is_first:
-            writer.pictures(0, {"crops": _crop_sheet(source, loader.batch_at(0), method)})
-        figures = look(state, 0, figures=True, pictures=True)
-        if figures:
-            writer.scalars(0, figures)
-    else:
-        log.info("resuming at step %d of %d", start, total_steps)
+            rows = read_rows(workdir / "metrics.jsonl")
+            baselines = evaluation.baselines() if evaluation else None
+            loss_curves(rows, workdir / "pictures" / "curves.png", baselines)
 
-    progress = Progress(total_steps, "train", "steps", done=start)
-    pending: tuple[int, dict[str, jax.Array]] | None = (
-        None  # the last step's metrics, still on the device
-    )
-    logged_at, skipped_before, skipped_rows, exit_code = start, int(state.skipped), 0, 0
-    meter.restart(loader.wait_seconds)
-    note = ""
+    logged_at, not_finite = start, 0
 
     def fetch(step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
         """A step's figures, from the device and from the clock."""
         nonlocal logged_at
         row = {name: float(value) for name, value in jax.device_get(metrics).items()}
         row |= meter.report(step - logged_at, loader.wait_seconds)
-        row["data/substituted_images"] = float(loader.damage.substituted)
+        row["data/substituted_images"] = float(loader.damage.substituted)  # of this host
         logged_at = step
         return row
 
     def write(step: int, row: dict[str, float]) -> str:
-        """Writes a row and returns the note for the progress line; ends a run that has diverged."""
-        nonlocal skipped_before, skipped_rows
+        """Writes a row and returns the note for the progress line; ends a run that diverged."""
+        nonlocal not_finite
         writer.scalars(step, row)
-        skipped_rows = skipped_rows + 1 if row["train/skipped_steps"] > skipped_before else 0
-        skipped_before = row["train/skipped_steps"]
-        if skipped_rows >= config.optim.abort_after_skipped:
+        finite = math.isfinite(row["train/loss"]) and math.isfinite(row["optim/grad_norm"])
+        not_finite = 0 if finite else not_finite + 1
+        if not_finite >= config.optim.abort_after_skipped:
             raise UserError(
-                f"step {step}: the loss or its gradient was not finite at {skipped_rows} "
-                "logged steps in a row; lower config.optim.lr, lengthen the warm-up or "
-                "clip gradients"
+                f"step {step}: the loss or its gradient was not finite at {not_finite} logged "
+                "steps in a row; lower config.optim.lr, lengthen the warm-up or clip gradients"
             )
         parts = [
             f"loss {row['train/loss']:.4f}",
@@ -237,65 +224,86 @@ def main() -> int:
             parts.append(f"{row['train/skipped_steps']:.0f} steps skipped")
         return ", ".join(parts)
 
+    def due(every: int, step: int) -> bool:
+        return step == total_steps or bool(every) and step % every == 0
+
+    # ---------------------------------------------------------------------------------- the loop
+    if start == 0:
+        if is_first:
+            writer.pictures(0, {"crops": _crop_sheet(source, loader.batch_at(0), method)})
+        figures = look(0, state, figures=True, pictures=True)
+        if figures:
+            writer.scalars(0, figures)
+    else:
+        log.info("resuming at step %d of %d", start, total_steps)
+
+    shown = sys.stderr if is_first else open(os.devnull, "w")
+    progress = Progress(total_steps, "train", "steps", shown, done=start)
+    pending = None  # (step, its metrics), still on the device
+    note, exit_code = "", 0
+    meter.restart(loader.wait_seconds)
     try:
         for step in range(start + 1, total_steps + 1):
             local = next(loader)
             batch = meshes.to_global({name: local[name] for name in spec}, mesh)
             state, metrics = step_fn(state, batch)
 
-            # One step late, so that the device already works on this step while the host reads the
-            # last one.
+            # One step late, so that the device already works on this step while the host reads
+            # the last one.
             if pending:
                 jax.block_until_ready(pending[1])
-                if pending[0] % config.log.every_steps == 0 and pending[0] != logged_at:
+                if due(config.log.every_steps, pending[0]) and pending[0] != logged_at:
                     note = write(pending[0], fetch(*pending))
+                progress.update(1, note)
             pending = (step, metrics)
-            progress.update(1, note)
 
             requested = stop.requested(step)
-            figures, pictures = (
-                due(config.eval.every_steps, step),
-                due(config.pictures.every_steps, step),
-            )
-            if figures or pictures or requested or step == total_steps:
+            saves = due(config.checkpoint.every_steps, step) or bool(requested)
+            figures = due(config.eval.every_steps, step) and not requested
+            pictures = due(config.pictures.every_steps, step) and not requested
+            # What a checkpoint is to continue from must be on disk before it.
+            if figures or pictures or (saves and due(config.log.every_steps, step)):
                 row = fetch(*pending)
-                note = write(step, row | look(state, step, figures, pictures))
-                progress.resume()
+                try:
+                    row |= look(step, state, figures, pictures)
+                except Exception:  # whatever is wrong with it, an evaluation costs no training
+                    checkpointer.save(state)
+                    checkpointer.wait()
+                    raise
+                note = write(step, row)
+                if pictures:
+                    draw_curves()
                 meter.restart(loader.wait_seconds)
-            if due(config.checkpoint.every_steps, step) or requested:
+            if saves:
                 writer.flush()
                 checkpointer.save(state)
             checkpointer.check()
+            if figures or pictures:
+                progress.resume()
             if requested:
                 checkpointer.wait()
-                log.info(
-                    "\nstopped by %s at step %d of %d: saved; the same command continues",
-                    requested,
-                    step,
-                    total_steps,
-                )
+                message = "stopped by %s at step %d of %d: saved; the same command continues"
+                progress.close(note)
+                log.info(message, requested, step, total_steps)
                 exit_code = cli.EXIT_INTERRUPTED if requested == "SIGINT" else cli.EXIT_RESTART
                 break
-        progress.close(note)
+        else:
+            progress.done = total_steps
+            progress.close(note)
         checkpointer.close()
     finally:
         loader.close()
         writer.close()
-
-    # -------------------------------------------------------------------------------- what came out
     if is_first:
-        rows = read_rows(workdir / "metrics.jsonl")
-        baselines = evaluation.baselines() if evaluation else None
-        loss_curves(rows, workdir / "pictures" / "curves.png", baselines)
-        if exit_code == 0:
-            log.info(
-                "finished %d steps in %s; figures in %s, pictures in %s",
-                total_steps,
-                format_seconds(time.perf_counter() - began),
-                workdir / "metrics.jsonl",
-                workdir / "pictures",
-            )
         lock.release()
+    if exit_code == 0:
+        log.info(
+            "finished %d steps in %s; figures in %s, pictures in %s",
+            total_steps,
+            format_seconds(time.perf_counter() - began),
+            workdir / "metrics.jsonl",
+            workdir / "pictures",
+        )
     return exit_code
 
 
@@ -306,7 +314,9 @@ def _restore_or_init(
     wanted = template._asdict()
     found = checkpointer.restore_newest(wanted)
     if found is None and config.resume_from:
-        found = checkpoints.Checkpointer(config.resume_from, read_only=True).restore_newest(wanted)
+        _refuse_another_run(pathlib.Path(config.resume_from), config, "config.resume_from")
+        other = checkpoints.Checkpointer(config.resume_from, read_only=True)
+        found = other.restore_newest(wanted)
         if found is None:
             raise UserError(f"config.resume_from = {config.resume_from}: has no checkpoint")
         log.info("continuing the run of %s at step %d", config.resume_from, int(found["step"]))
@@ -324,29 +334,40 @@ def _restore_or_init(
     return state
 
 
-def _refuse_another_run(workdir: pathlib.Path, config) -> None:
-    """A workdir belongs to one experiment: what defines its batches and arrays must stay; the rest
-    is told."""
+def _refuse_another_run(workdir: pathlib.Path, config, flag: str) -> None:
+    """What defines a run's batches and arrays must stay; other changes are told."""
     path = workdir / "config.json"
-    if not path.exists():
-        return
-    before, now = json.loads(path.read_text()), configs.resolved(config)
-    if not any((workdir / "checkpoints").glob("[0-9]*")):
+    if not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
         return  # nothing was saved yet, so nothing can be mixed up
+    before, now = json.loads(path.read_text()), configs.resolved(config)
+    for values in (before, now):
+        values["model"].pop("remat")  # changes memory and speed, not results
     for key in ("seed", "global_batch", "method", "model"):
         if before[key] != now[key]:
             raise ConfigError(
-                f"config.{key} differs from what {workdir} was started with; use another "
-                "--workdir, or --config.init_from to take its weights"
+                f"config.{key} differs from what {workdir} ({flag}) was started with; use another "
+                "workdir, or --config.init_from to take its weights"
             )
     for key in sorted(now):
         if before.get(key) != now[key] and key != "derived":
-            log.info(
-                "config.%s has changed since the run began: %s -> %s",
-                key,
-                before.get(key),
-                now[key],
-            )
+            log.info("config.%s has changed: %s -> %s", key, before.get(key), now[key])
+
+
+def _picture_batch(source, evaluation, method, images: int) -> dict[str, np.ndarray]:
+    """The same few images at every step and on every host: test images, or the first records."""
+    if evaluation:
+        pixels = evaluation.test_images[:images]
+    else:
+        view, read = method.eval_view(), []
+        for index in range(len(source)):
+            if len(read) == images:
+                break
+            try:
+                read.append(view(records.decode(source[index]).image))
+            except DAMAGE as error:
+                log.info("not pictured: %s: %s", source.describe(index), error)
+        pixels = np.stack(read)
+    return {"image": pixels, "position": np.arange(len(pixels), dtype=np.int32)}
 
 
 def _memory_report(template, mesh, compiled, seconds: float) -> str:
@@ -393,8 +414,8 @@ def _write_json(path: pathlib.Path, value: dict) -> None:
 class _StopRequest:
     """Turns SIGTERM and Ctrl-C into a save at the end of the step. A second Ctrl-C ends at once.
 
-    With several processes the signal may reach only some: jax's preemption service agrees on the
-    step.
+    With several processes the signal may reach only some of them: there jax's preemption service
+    listens for SIGTERM and agrees on the step, and Ctrl-C is left to end the process.
     """
 
     def __init__(self):

@@ -41,6 +41,10 @@ def make_train_step(
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for models/layers.on_batch
+            return _step(state, batch)
+
+    def _step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         values = {name: schedule(state.step) for name, schedule in schedules.items()}
         rows = jax.tree.leaves(batch)[0].shape[0]

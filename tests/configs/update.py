@@ -1,4 +1,4 @@
-"""Writes the golden dump of every resolved config: python tests/configs/update.py. Say in the
+"""Writes the golden dump of every resolved config: python -m tests.configs.update. Say in the
 commit why one moved."""
 
 import json
@@ -14,9 +14,26 @@ SPECS = ["quickstart.py"] + [
     for size in ("300m", "700m", "1b", "2b", "3b", "5b", "tiny")
 ]
 
-for spec in SPECS:
-    config = configs.resolved(configs.load(str(ROOT / "configs" / spec)))
+
+def golden_file(spec: str) -> pathlib.Path:
+    """Where the dump of ``spec`` lies."""
     name = spec.replace(".py", "").replace(":", "-").replace(",", "-").replace("=", "_")
-    (HERE / f"{name}.json").write_text(
-        json.dumps({"spec": spec, "config": config}, indent=1, sort_keys=True) + "\n"
-    )
+    return HERE / f"{name}.json"
+
+
+def dump(spec: str) -> str:
+    """The text of that file."""
+    config = configs.resolved(configs.load(str(ROOT / "configs" / spec)))
+    return json.dumps({"spec": spec, "config": config}, indent=1, sort_keys=True) + "\n"
+
+
+def main() -> None:
+    """Rewrites them all and removes those of no spec."""
+    for stale in set(HERE.glob("*.json")) - set(map(golden_file, SPECS)):
+        stale.unlink()
+    for spec in SPECS:
+        golden_file(spec).write_text(dump(spec))
+
+
+if __name__ == "__main__":
+    main()

@@ -92,18 +92,22 @@ def test_a_record_is_seen_differently_in_every_epoch(reference):
     assert all((seen[0] != other).any() for other in seen[1:])
 
 
-@pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_together_deliver_the_batches_of_one_host(source, reference, hosts):
-    share = 24 // hosts
+@pytest.mark.parametrize(
+    "shares",
+    [
+        [range(0, 12), range(12, 24)],
+        [range(host, 24, 4) for host in range(4)],
+        [[0, 1, 2, 3, 20, 21], [*range(4, 20), 22, 23]],  # a torus; hosts of unlike size
+        [range(0, 24), range(0, 24)],  # a tensor axis that spans two hosts
+    ],
+)
+def test_hosts_with_any_rows_together_deliver_the_batches_of_one_host(source, reference, shares):
     loaders = [
-        TrainLoader(
-            source, VIEW, global_batch=24, seed=3, row_range=(share * host, share * (host + 1))
-        )
-        for host in range(hosts)
+        TrainLoader(source, VIEW, global_batch=24, seed=3, rows=np.array(rows)) for rows in shares
     ]
     for expected in reference:
-        parts = [next(loader) for loader in loaders]
-        assert_same({k: np.concatenate([p[k] for p in parts]) for k in expected}, expected)
+        for loader, rows in zip(loaders, shares, strict=True):
+            assert_same(next(loader), {k: v[list(rows)] for k, v in expected.items()})
     for loader in loaders:
         loader.close()
 
@@ -126,10 +130,11 @@ def test_threads_and_read_ahead_change_nothing(source, reference, threads, read_
 
 @pytest.mark.parametrize("workers, start", [(1, 0), (2, 3)])
 def test_workers_change_nothing(source, reference, workers, start):
-    options = {"workers": workers, "start_step": start, "row_range": (12, 24), "threads": 2}
+    rows = np.array([0, 1, 2, *range(5, 24)])  # more than a chunk
+    options = {"workers": workers, "start_step": start, "rows": rows, "threads": 2}
     with TrainLoader(source, VIEW, global_batch=24, seed=3, **options) as loader:
         for expected in reference[start:]:
-            assert_same(next(loader), {k: v[12:] for k, v in expected.items()})
+            assert_same(next(loader), {k: v[rows] for k, v in expected.items()})
 
 
 def test_batch_at_is_the_batch_of_the_iterator(source, reference):
@@ -161,9 +166,14 @@ def test_a_batch_larger_than_the_data_wraps_into_the_next_epochs(image_records):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"row_range": (0, 5)}, "not an even share"),
-        ({"row_range": (4, 12)}, "not an even share"),
-        ({"row_range": (24, 32)}, "not an even share"),
+        ({"rows": np.array([], int)}, "one or more integers"),
+        ({"rows": np.array([3, 2])}, "ascending"),
+        ({"rows": np.array([2, 2])}, "each once"),
+        ({"rows": np.array([-1, 2])}, "in 0..23"),
+        ({"rows": np.arange(20, 25)}, "in 0..23"),
+        ({"rows": np.ones(24, bool)}, "integers"),
+        ({"rows": np.arange(24).reshape(2, 12)}, "integers"),
+        ({"global_batch": 0}, "at least 1"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**32}, "seed"),
         ({"threads": 0}, "threads >= 1"),
@@ -211,6 +221,9 @@ def test_damaged_records_are_replaced_counted_and_named_once(damaged_source, cap
     assert set(loader.damage.records) == {7, 12, 21, 30}
     lines = sorted(r.getMessage() for r in caplog.records)
     assert len(lines) == 4
+    assert {(r.name, r.levelname) for r in caplog.records} == {
+        ("webssl_jax.data.pipeline", "WARNING")
+    }
     for index, reason in ((7, "not a record"), (12, "not an image"), (30, "hash mismatch")):
         assert sum(f"d.arrayrecord record {index}: " in x and reason in x for x in lines) == 1
 
@@ -233,7 +246,7 @@ def test_substitutes_are_the_same_on_any_host_and_after_any_restart(damaged_sour
     with TrainLoader(damaged_source, VIEW, global_batch=20, seed=1) as loader:
         expected = [next(loader) for _ in range(4)]
     options = {"global_batch": 20, "seed": 1, "start_step": 2}
-    with TrainLoader(damaged_source, VIEW, row_range=(10, 20), **options) as loader:
+    with TrainLoader(damaged_source, VIEW, rows=np.arange(10, 20), **options) as loader:
         for batch in expected[2:]:
             assert_same(next(loader), {k: v[10:] for k, v in batch.items()})
 

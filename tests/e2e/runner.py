@@ -19,6 +19,8 @@ MICRO = {
     "global_batch": 16,
     "total_steps": 12,
     "optim.warmup_steps": 2,
+    "optim.lr": 1e-3,
+    "optim.lr_scaling": "none",
     "log.every_steps": 1,
     "log.tensorboard": False,
     "checkpoint.every_steps": 3,

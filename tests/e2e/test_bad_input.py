@@ -18,6 +18,10 @@ from tests.e2e import runner
         ({"data.train": "/nowhere/*.arrayrecord"}, "/nowhere"),
         ({"optim.frozen": "('encodr',)"}, "'encodr' matches no parameter"),
         ({"init_from": "/nowhere"}, "/nowhere"),
+        ({"model.qkv_bias": "off"}, "qkv_bias = 'off' must be true or false"),
+        ({"checkpoint.every_images": 5}, "did you mean --config.checkpoint.every_steps?"),
+        ({"optim.lr_multipliers": "('encoder',0.1)"}, "rows of (regex, factor"),
+        ({"model.drop_path": 0.5, "accumulation_steps": 2}, "config.accumulation_steps = 2"),
     ],
 )
 def test_a_bad_config_is_one_line_and_exit_code_2(tmp_path, cache, overrides, says):
@@ -31,6 +35,11 @@ def test_a_bad_config_is_one_line_and_exit_code_2(tmp_path, cache, overrides, sa
 def test_a_bad_flag_names_the_nearest(tmp_path):
     result = runner.train(tmp_path, flags=["--wrokdir", "x"])
     assert result.code == 2 and "did you mean '--workdir'?" in result.output
+
+
+def test_an_override_without_a_value_is_one_line(tmp_path):
+    result = runner.train(tmp_path, flags=["--config.seed"])  # the next flag is another override
+    assert result.code == 2 and result.output == "error: --config.seed: give a value\n"
 
 
 def test_a_workdir_belongs_to_one_experiment(tmp_path, cache):

@@ -115,6 +115,16 @@ def test_a_model_without_a_named_size_is_described_by_its_fields():
         ({"method.decoder": {"heads": 7}}, "width = 512 does not divide into heads = 7"),
         ({"method.decoder": {"patch_size": 4}}, "decoder's patch_size = 4 must be the encoder's"),
         ({"method.ratio": 0.5}, "method has no field 'ratio'"),
+        ({"method.mask_ratio": "most"}, "method: mask_ratio = 'most' must be a number"),
+        ({"method.norm_pix_loss": 1}, "norm_pix_loss = 1 must be true or false"),
+        ({"method.decoder": {"depth": 1.5}}, "method.decoder: depth = 1.5 must be a whole number"),
+        ({"method.view": {"image_size": 32, "scale_min": 0.0}}, "method.view: scale_min = 0.0"),
+        ({"method.view": {"image_size": 32, "scale_max": 0.1}}, "scale_min <= scale_max"),
+        ({"method.view": {"image_size": 32, "hflip": -0.1}}, "hflip = -0.1 must lie in"),
+        ({"method.view": {"image_size": 0}}, "method.view: image_size = 0 must be at least 1"),
+        ({"method.mean": (0.5, 0.5)}, "mean = (0.5, 0.5) must be three numbers"),
+        ({"method.std": [0.5, 0.5, -1]}, "std = (0.5, 0.5, -1) must be positive"),
+        ({"method.std": "grey"}, "std = 'grey' must be a tuple, each a number"),
     ],
 )
 def test_a_wrong_config_is_refused_in_one_line(change, says):
@@ -228,9 +238,36 @@ def test_a_perfect_prediction_is_drawn_as_the_image_itself(mae, variables, monke
     np.testing.assert_array_equal(drawn[2], images)
 
 
-def test_the_reconstruction_panel_is_a_picture(mae, variables):
-    panel = mae.pictures(variables, batch(12), jax.random.key(0))["reconstruction"]
-    assert panel.dtype == np.uint8 and panel.ndim == 3 and panel.shape[-1] == 3
+def test_the_reconstruction_panel_is_a_picture_of_as_many_images_as_are_given(mae, variables):
+    def panel(n):
+        return mae.pictures(variables, batch(n), jax.random.key(0))["reconstruction"]
+
+    panels = [panel(n) for n in (8, 12, 16)]
+    for drawn in panels:
+        assert drawn.dtype == np.uint8 and drawn.ndim == 3 and drawn.shape[-1] == 3
+    heights = [drawn.shape[0] for drawn in panels]  # two columns: 4, 6 and 8 rows
+    assert heights[0] < heights[1] and heights[2] - heights[1] == heights[1] - heights[0]
+
+
+def test_pictures_of_several_processes_are_gathered(mae, variables, monkeypatch):
+    """An array this process holds only a part of goes through process_allgather; others do not."""
+    from webssl_jax.methods import mae as module
+
+    class Spread:
+        is_fully_addressable = False
+
+    monkeypatch.setattr(
+        module.multihost_utils, "process_allgather", lambda x, tiled: ("gathered", tiled)
+    )
+    assert module._to_host(Spread()).tolist() == ["gathered", "True"]
+    np.testing.assert_array_equal(module._to_host(jnp.arange(3)), np.arange(3))
+
+
+def test_stochastic_depth_couples_the_images_of_a_batch_and_nothing_else_does(mae):
+    assert mae.couples_batch is False
+    made = config()
+    made.model.drop_path = 0.5
+    assert methods.create(made).couples_batch is True
 
 
 def test_views_give_what_the_batch_spec_promises(mae):

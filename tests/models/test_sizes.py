@@ -90,6 +90,17 @@ def test_swiglu_hidden_follows_the_rounding_of_dinov2():
         ),
         (lambda: sizes.web_mae("tiny", remat="some"), "remat = 'some' is not one of none, full"),
         (lambda: sizes.web_mae("tiny", drop_path=1.0), "drop_path = 1.0 must lie in"),
+        (lambda: sizes.web_mae("tiny", depth=2.5), "depth = 2.5 must be a whole number"),
+        (lambda: sizes.web_mae("tiny", depth=True), "depth = True must be a whole number"),
+        (lambda: sizes.web_mae("tiny", width="foo"), "width = 'foo' must be a whole number"),
+        (lambda: sizes.web_mae("tiny", mask_token="false"), "'false' must be true or false"),
+        (lambda: sizes.web_mae("tiny", mlp=3), "mlp = 3 must be a word"),
+        (lambda: sizes.web_mae("tiny", norm_eps=float("nan")), "norm_eps = nan must be a number"),
+        (lambda: sizes.web_mae("tiny", norm_eps=0.0), "norm_eps = 0.0 must be positive"),
+        (lambda: sizes.web_mae("tiny", layer_scale="x"), "'x' must be a number or none"),
+        (lambda: sizes.web_mae("tiny", mlp_hidden=0), "mlp_hidden = 0 must be at least 1"),
+        (lambda: sizes.web_mae("tiny", drop_path_group=0), "drop_path_group = 0 must be at least"),
+        (lambda: sizes.web_mae("tiny", num_registers=-1), "num_registers = -1 must be zero or"),
         (
             lambda: sizes.build(dict(width=32, depth=1, heads=1)),
             "a ViT needs the field 'patch_size'",
@@ -101,6 +112,12 @@ def test_a_wrong_field_is_refused_in_one_line(make, says):
         make()
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_whole_numbers_are_numbers_and_optional_fields_take_none():
+    made = sizes.web_dino("micro", layer_scale=1, drop_path=0, mlp_hidden=None)
+    assert (made.layer_scale, made.drop_path, made.mlp_hidden) == (1, 0, None)
+    assert sizes.web_dino("micro", layer_scale=None).layer_scale is None
 
 
 @pytest.mark.parametrize("mlp", sizes.MLPS)

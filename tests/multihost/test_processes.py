@@ -45,3 +45,18 @@ def test_one_process_continues_what_two_began_and_the_other_way_round(tmp_path, 
     assert sorted(ours) == sorted(unbroken)
     for step, loss in unbroken.items():
         assert ours[step] == pytest.approx(loss, rel=2e-6)
+
+
+def test_a_part_that_only_one_process_cannot_read_sends_all_to_the_checkpoint_before(
+    tmp_path, cache, unbroken
+):
+    runner.train_together(tmp_path, 2, 1, {}, cache, kill_after_step=10)
+    checkpoints = tmp_path / "checkpoints"
+    newest = max(int(p.name) for p in checkpoints.iterdir() if p.name.isdigit())
+    parts = list((checkpoints / str(newest) / "state" / "ocdbt.process_1" / "d").iterdir())
+    largest = max(parts, key=lambda part: part.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
+    results = runner.train_together(tmp_path, 2, 1, {}, cache)
+    assert all(result.code == 0 for result in results), [r.output for r in results]
+    assert f"passing over the checkpoint of step {newest}" in results[0].output
+    assert sorted(runner.losses(tmp_path)) == sorted(unbroken)

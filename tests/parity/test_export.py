@@ -61,7 +61,7 @@ def make_config(**model):
                 "view": {"image_size": SIDE},
             },
             "data": {"train": "corpus:train"},
-            "optim": {"warmup_steps": 2},
+            "optim": {"lr": 1e-3, "warmup_steps": 2},
         }
     )
 

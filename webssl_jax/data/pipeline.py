@@ -40,7 +40,7 @@ TrainView = Callable[[bytes, np.random.Generator], Mapping[str, np.ndarray]]
 EvalView = Callable[[bytes], np.ndarray]
 
 # What a record may do wrong. Anything else is a bug or a broken machine and stops the run.
-_DAMAGE = (DamagedRecord, records.RecordError, DecodeError)
+DAMAGE = (DamagedRecord, records.RecordError, DecodeError)
 _SUBSTITUTES = 20  # consecutive failures that no healthy data set produces
 _CHUNK = 16
 _logger = logging.getLogger(__name__)
@@ -76,19 +76,19 @@ class Labelled(NamedTuple):
 class TrainLoader:
     """An endless iterator over the batches of a training run, from ``start_step`` on.
 
-    Each batch is a dict of arrays with ``hi - lo`` rows: what the view returns (``image``: (b, H,
+    Each batch is a dict of arrays with ``len(rows)`` rows: what the view returns (``image``: (b, H,
     W, 3) uint8), ``record``: (b,) int64, the index of the record that was due, and ``substituted``:
     (b,) bool, True where that record is damaged and another stands in for it. The stand-in is a
     function of (seed, record) alone, so the order never shifts. Damaged records are counted in
-    ``damage`` and named once each in the log.
+    ``damage`` and named once each in the log: each process warns of those in its own rows.
 
     Args:
       source: see :class:`Source`. With workers it must pickle.
       view: from an encoded image and a generator to a dict of arrays. With workers it must pickle.
       global_batch: rows of a batch over all hosts.
       seed: 0 <= seed < 2**32.
-      row_range: ``(lo, hi)``, the rows of each global batch that this process delivers; by default
-        all.
+      rows: the rows of each global batch that this process delivers (``sharding.mesh.local_rows``):
+        integers in 0..global_batch - 1, ascending, not necessarily neighbours; by default all.
       start_step: the first batch to deliver.
       workers: processes that decode; 0 decodes in threads of this process, which is best on few
         cores.
@@ -108,19 +108,28 @@ class TrainLoader:
         *,
         global_batch: int,
         seed: int,
-        row_range: tuple[int, int] | None = None,
+        rows: np.ndarray | None = None,
         start_step: int = 0,
         workers: int = 0,
         threads: int = 16,
         read_ahead: int = 2,
     ):
-        lo, hi = (0, global_batch) if row_range is None else row_range
         if len(source) < 1:
             raise UserError("the data source holds no record")
-        if not (0 <= lo < hi <= global_batch) or global_batch % (hi - lo) or lo % (hi - lo):
+        if global_batch < 1:
+            raise UserError(f"a global batch of {global_batch} images: need at least 1")
+        rows = np.arange(global_batch) if rows is None else np.asarray(rows)
+        if (
+            rows.ndim != 1
+            or not rows.size
+            or rows.dtype.kind not in "iu"
+            or rows[0] < 0
+            or rows[-1] >= global_batch
+            or (rows[1:] <= rows[:-1]).any()
+        ):
             raise UserError(
-                f"rows {lo}:{hi} are not an even share of a global batch of {global_batch}; "
-                "choose a batch size that the number of hosts divides"
+                f"rows {np.array2string(rows, threshold=8)} of a global batch of {global_batch}: "
+                f"need one or more integers in 0..{global_batch - 1}, each once, ascending"
             )
         if not 0 <= seed < 2**32:
             raise UserError(f"seed {seed} is outside 0 <= seed < 2**32")
@@ -134,14 +143,16 @@ class TrainLoader:
         self.wait_seconds = 0.0
         self._source = source
         self._load = _Load(source, view, seed)
-        rows = (
+        stream = (
             grain.MapDataset.range(len(source))
             .seed(seed)
             .shuffle()
             .repeat(None)
             .random_map(self._load)
         )
-        make_chunks = functools.partial(_Chunks, rows, global_batch=global_batch, lo=lo, hi=hi)
+        make_chunks = functools.partial(
+            _Chunks, stream, global_batch=global_batch, rows=rows.tolist()
+        )
         self._all_chunks = make_chunks(start_step=0)
         self._per_batch = self._all_chunks.per_batch
         self._iterator = _iterate(
@@ -204,7 +215,7 @@ class _Load:
         for candidate in self._candidates(index):
             try:
                 row = self.view(records.decode(self.source[candidate]).image, rng)
-            except _DAMAGE:
+            except DAMAGE:
                 continue
             return {**row, "record": np.int64(index), "substituted": np.bool_(candidate != index)}
         raise UserError(
@@ -224,7 +235,7 @@ class _Load:
         """Why a record is damaged, found by trying it again."""
         try:
             self.view(records.decode(self.source[index]).image, np.random.default_rng(0))
-        except _DAMAGE as error:
+        except DAMAGE as error:
             return " ".join(str(error).split())
         return "failed once, readable now"
 
@@ -234,12 +245,11 @@ class _Chunks(grain.MapDataset):
     each."""
 
     def __init__(
-        self, rows: grain.MapDataset, *, global_batch: int, lo: int, hi: int, start_step: int
+        self, stream: grain.MapDataset, *, global_batch: int, rows: list[int], start_step: int
     ):
-        super().__init__(rows)
-        self._global_batch, self._start_step = global_batch, start_step
-        self._lo, self._size = lo, hi - lo
-        self.per_batch = -(-self._size // _CHUNK)
+        super().__init__(stream)
+        self._global_batch, self._start_step, self._rows = global_batch, start_step, rows
+        self.per_batch = -(-len(rows) // _CHUNK)
 
     def __len__(self) -> int:
         # The rows are endless (sys.maxsize of them); so are these.
@@ -249,10 +259,9 @@ class _Chunks(grain.MapDataset):
         if isinstance(index, slice):
             return self.slice(index)
         step, piece = divmod(index, self.per_batch)
-        first = (self._start_step + step) * self._global_batch + self._lo
-        rows = range(
-            piece * self._size // self.per_batch, (piece + 1) * self._size // self.per_batch
-        )
+        first = (self._start_step + step) * self._global_batch
+        size = len(self._rows)
+        rows = self._rows[piece * size // self.per_batch : (piece + 1) * size // self.per_batch]
         elements = [self._parent[first + row] for row in rows]
         return {name: np.stack([element[name] for element in elements]) for name in elements[0]}
 
@@ -379,5 +388,5 @@ def _read_one(source: Source, view: EvalView, index: int) -> tuple[np.ndarray, s
     try:
         record = records.decode(source[index])
         return None if record.label is None else (view(record.image), record.label)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         return " ".join(str(error).split())

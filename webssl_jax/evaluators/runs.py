@@ -7,6 +7,7 @@ image's hit or miss, so that any two steps can be compared image by image).
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import pathlib
@@ -36,7 +37,12 @@ def feature_function(method: Method, mesh: Mesh) -> Callable[[Variables], Callab
     Every process passes the same images; B must divide over the mesh. The results are whole on
     every process.
     """
-    compute = jax.jit(method.features, static_argnums=2, out_shardings=meshes.replicated(mesh))
+
+    @functools.partial(jax.jit, static_argnums=2, out_shardings=meshes.replicated(mesh))
+    def compute(variables: Variables, images: jax.Array, layers: tuple[int, ...]) -> Features:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for models/layers.on_batch
+            return method.features(variables, images, layers)
+
     sharding = meshes.batch_sharding(mesh)
 
     def bind(variables: Variables):
@@ -94,20 +100,22 @@ class RunEvaluation:
 
     def run(self, variables: Variables, step: int) -> Measurement:
         """Measures, and keeps the result in the workdir."""
-        baselines = self._folder / "baselines.json"
-        rows = self._evaluation.baselines(
-            json.loads(baselines.read_text()) if baselines.exists() else None
-        )
+        rows = self._baselines()
         result = self._evaluation.measure(self._bind(variables), step)
         if self._writes:
             self._folder.mkdir(parents=True, exist_ok=True)
-            _write_json(baselines, {name: row.to_json() for name, row in rows.items()})
+            stored = {name: row.to_json() for name, row in rows.items()}
+            _write_json(self._folder / "baselines.json", stored)
             _write_json(self._folder / f"{step:08d}.json", result.to_json())
         return result
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """{name: metrics} of the trivial features, for the curves."""
-        return {name: row.metrics() for name, row in self._evaluation.baselines().items()}
+        return {name: row.metrics() for name, row in self._baselines().items()}
+
+    def _baselines(self) -> dict[str, Measurement]:
+        path = self._folder / "baselines.json"
+        return self._evaluation.baselines(json.loads(path.read_text()) if path.exists() else None)
 
     def report(self, result: Measurement) -> str:
         """The table of trivial features, step 0 and ``result``, with what each figure means."""
@@ -117,7 +125,7 @@ class RunEvaluation:
             if first.exists() and result.step
             else None
         )
-        return report_table(result, self._evaluation.baselines(), step0)
+        return report_table(result, self._baselines(), step0)
 
 
 def _write_json(path: pathlib.Path, value: dict) -> None:

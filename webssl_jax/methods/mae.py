@@ -2,8 +2,8 @@
 2504.01017).
 
 Hide three quarters of the patches, encode the rest, decode pixels everywhere, and ask for the
-hidden ones. The loss of an image does not depend on the others in its batch, so batches can be cut
-for gradient accumulation.
+hidden ones. Without stochastic depth, the loss of an image does not depend on the others in its
+batch, so batches can be cut for gradient accumulation.
 
 Shape letters: B images, H x W pixels, h x w = N patches, K visible patches, p patch side,
 P = p * p * 3.
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from webssl_jax.methods import losses, masking, pixels
 from webssl_jax.methods.base import Features, LossOutput, Params, Schedule, Tables, Variables
@@ -28,20 +29,34 @@ from webssl_jax.models.layers import patchify, unpatchify
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.vit import ViT
 
-_PICTURED = 8  # images in a reconstruction panel
-_HIDDEN_GREY = 128  # what a hidden patch looks like in it
+_HIDDEN_GREY = 128  # what a hidden patch looks like in a reconstruction panel
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
     """The augmentation: a random resized crop of ``image_size`` pixels over an area share between
     ``scale_min`` and ``scale_max``, then a horizontal flip with probability ``hflip``. Nothing else
-    (MAE's own recipe)."""
+    (MAE's own recipe).
+
+    Raises:
+      ValueError: when a field is out of range.
+    """
 
     image_size: int = 224
     scale_min: float = 0.2
     scale_max: float = 1.0
     hflip: float = 0.5
+
+    def __post_init__(self):
+        if self.image_size < 1:
+            raise ValueError(f"image_size = {self.image_size} must be at least 1")
+        if not 0 < self.scale_min <= self.scale_max <= 1:
+            raise ValueError(
+                f"scale_min = {self.scale_min}, scale_max = {self.scale_max}: must satisfy "
+                "0 < scale_min <= scale_max <= 1"
+            )
+        if not 0 <= self.hflip <= 1:
+            raise ValueError(f"hflip = {self.hflip} must lie in [0, 1]")
 
 
 class Reconstruction(NamedTuple):
@@ -66,7 +81,11 @@ class MAE:
     mean: tuple[float, ...] = pixels.IMAGENET_MEAN
     std: tuple[float, ...] = pixels.IMAGENET_STD
 
-    couples_batch = False
+    @property
+    def couples_batch(self) -> bool:
+        """Stochastic depth draws which images of a batch go through a block, so that another cut of
+        the batch draws others."""
+        return self.encoder.drop_path > 0
 
     @classmethod
     def from_config(cls, config: Any) -> MAE:
@@ -106,15 +125,17 @@ class MAE:
             mask_token=False,
         )
         shape = dict(config.method.get("decoder") or {})
-        decoder = sizes.build(dataclasses.asdict(encoder) | stock | shape)
+        fields = dataclasses.asdict(encoder) | stock | shape
+        decoder = sizes.construct(ViTConfig, fields, "method.decoder")
         for colour in ("mean", "std"):
-            if colour in method:
+            if isinstance(method.get(colour), list):  # as JSON gives it
                 method[colour] = tuple(method[colour])
         return sizes.construct(
             cls, dict(method, encoder=encoder, decoder=decoder, view=view), "method"
         )
 
     def __post_init__(self):
+        pixels.check(self.mean, self.std)
         grid = self.encoder.grid_of(self.view.image_size, self.view.image_size)
         masking.visible_count(grid[0] * grid[1], self.mask_ratio)
         if self.decoder.patch_size != self.encoder.patch_size:
@@ -241,19 +262,15 @@ class MAE:
     def pictures(
         self, variables: Variables, batch: Mapping[str, jax.Array], rng: jax.Array
     ) -> dict[str, np.ndarray]:
-        """{"reconstruction": a panel of the first images}: seen, hidden, predicted, predicted with
-        the visible patches put back. With ``norm_pix_loss`` the network predicts every patch only
-        up to its mean and contrast, so the pictures borrow those two numbers of each patch from the
-        true image."""
+        """{"reconstruction": a panel of the images}: seen, hidden, predicted, predicted with the
+        visible patches put back. With ``norm_pix_loss`` the network predicts every patch only up to
+        its mean and contrast, so the pictures borrow those two numbers of each patch from the true
+        image. All processes of a run call it together."""
         from webssl_jax.visuals import reconstruction
 
-        few = {
-            name: batch[name][:_PICTURED]
-            for name in ("image", "position", "noise")
-            if name in batch
-        }
-        images = jax.device_get(self.reconstruction_images(variables.params, few, rng))
-        return {"reconstruction": reconstruction.panel(*images)}
+        used = {name: batch[name] for name in ("image", "position", "noise") if name in batch}
+        images = self.reconstruction_images(variables.params, used, rng)
+        return {"reconstruction": reconstruction.panel(*map(_to_host, images))}
 
     @functools.partial(jax.jit, static_argnums=0)
     def reconstruction_images(
@@ -284,3 +301,10 @@ class MAE:
         forward += 2.0 * (1 + visible) * e.width * d.width + d.block_flops(1 + patches)
         forward += 2.0 * patches * d.width * values
         return 3.0 * forward
+
+
+def _to_host(x: jax.Array) -> np.ndarray:
+    """The whole array; of one that is spread over several processes, to each of them."""
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))

@@ -12,6 +12,19 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def check(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuses colour statistics that :func:`normalise` cannot use.
+
+    Raises:
+      ValueError: one line.
+    """
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != 3:
+            raise ValueError(f"{name} = {values} must be three numbers, of red, green and blue")
+    if min(std) <= 0:
+        raise ValueError(f"std = {std} must be positive")
+
+
 def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """uint8 (..., 3) -> float32 (image / 255 - mean) / std per colour."""
     return (images.astype(jnp.float32) / 255 - np.float32(mean)) / np.float32(std)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from webssl_jax.models.attention import Attention
-from webssl_jax.models.layers import LayerScale, Mlp, layer_norm
+from webssl_jax.models.layers import LayerScale, Mlp, layer_norm, on_batch
 from webssl_jax.models.sizes import ViTConfig
 
 _POLICIES = {
@@ -44,6 +44,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, carry: tuple[jax.Array, jax.Array | None], slot: jax.Array):
         x, store = carry
+        x = on_batch(x)
         c = self.config
 
         def branch(index: int, mix: nn.Module) -> Callable[[jax.Array], jax.Array]:
@@ -59,6 +60,7 @@ class Block(nn.Module):
                 x = add_on_subset(x, residual, c.drop_path, self.make_rng("drop_path"), group)
             else:
                 x = x + residual(x)
+        x = on_batch(x)
         if store is not None:
             store = store.at[slot].set(x, mode="drop")
         return (x, store), None

@@ -8,6 +8,9 @@ Web-MAE: GELU MLP of 4 x width, fixed sin-cos positions, patch 14 (300m: 16), no
 from __future__ import annotations
 
 import dataclasses
+import math
+import types
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,9 +76,22 @@ class ViTConfig:
                 raise ValueError(
                     f"{field} = {getattr(self, field)!r} is not one of {', '.join(known)}"
                 )
-        for field in ("width", "depth", "heads", "patch_size", "image_size"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} = {getattr(self, field)} must be at least 1")
+        for field in (
+            "width",
+            "depth",
+            "heads",
+            "patch_size",
+            "image_size",
+            "mlp_hidden",
+            "drop_path_group",
+        ):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"{field} = {value} must be at least 1")
+        if self.num_registers < 0:
+            raise ValueError(f"num_registers = {self.num_registers} must be zero or positive")
+        if self.norm_eps <= 0:
+            raise ValueError(f"norm_eps = {self.norm_eps} must be positive")
         if self.width % self.heads:
             raise ValueError(f"width = {self.width} does not divide into heads = {self.heads}")
         if self.position == "sincos" and self.width % 4:
@@ -185,14 +201,21 @@ def build(fields: Mapping[str, Any]) -> ViTConfig:
     """``ViTConfig(**fields)``, complaining about a wrong or missing field in one line for people.
 
     Raises:
-      ValueError: for an unknown or missing field, or fields that do not fit.
+      ValueError: for an unknown or missing field, a value of another type than the field's, or
+        fields that do not fit.
     """
     return construct(ViTConfig, fields, "a ViT")
 
 
 def construct(cls: type, fields: Mapping[str, Any], what: str) -> Any:
-    """``cls(**fields)`` for a dataclass; a wrong or missing field is a one-line ValueError that
-    says of ``what``."""
+    """``cls(**fields)`` for a dataclass of int, float, bool, str, tuple and dataclass fields, ``|
+    None`` included.
+
+    Raises:
+      ValueError: one line that says of ``what``: an unknown or missing field, a value that is not
+        of the field's annotated type (an int is a float, a bool is no int), or what ``cls`` itself
+        finds wrong.
+    """
     known = {field.name: field for field in dataclasses.fields(cls)}
     for name in fields:
         if name not in known:
@@ -203,7 +226,36 @@ def construct(cls: type, fields: Mapping[str, Any], what: str) -> Any:
                 f"{what} needs the field {name!r}"
                 + (", or a size by name" if cls is ViTConfig else "")
             )
-    return cls(**fields)
+    hints = typing.get_type_hints(cls)
+    for name, value in fields.items():
+        if not _is_a(value, hints[name]):
+            raise ValueError(f"{what}: {name} = {value!r} must be {_words(hints[name])}")
+    try:
+        return cls(**fields)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    if isinstance(hint, types.UnionType):
+        return any(_is_a(value, option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:  # tuple[X, ...]
+        item, _ = typing.get_args(hint)
+        return isinstance(value, tuple) and all(_is_a(x, item) for x in value)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    if hint is float:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, hint)
+
+
+def _words(hint: Any) -> str:
+    if isinstance(hint, types.UnionType):
+        return " or ".join(map(_words, typing.get_args(hint)))
+    if typing.get_origin(hint) is tuple:
+        return f"a tuple, each {_words(typing.get_args(hint)[0])}"
+    known = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+    return known.get(hint, "none" if hint is types.NoneType else hint.__name__)
 
 
 def _shape(family: str, size: str, known: tuple[str, ...], patch_size: int) -> dict[str, Any]:

@@ -1,12 +1,18 @@
-"""Joining the processes of one run. On TPU pods jax finds its peers by itself; elsewhere three
-flags name them."""
+"""Joining the processes of one run, and agreeing on what only one of them noticed.
+
+On TPU pods jax finds its peers by itself (a metadata server or GKE's variables tell it); elsewhere
+three flags name them.
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
+import pathlib
+import secrets
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from webssl_jax.config import UserError
 
@@ -23,8 +29,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def initialize(args: argparse.Namespace) -> None:
     """Call before anything touches a device.
 
+    Without the flags, jax looks for the hosts of its pod, but only where it runs on TPUs: on a TPU
+    VM importing jax sets ``jax_platforms`` to "tpu,cpu" (unless JAX_PLATFORMS says otherwise), and
+    nowhere else. So a run on CPUs never waits for peers.
+
     Raises:
-      UserError: if the three flags are not given together.
+      UserError: if the three flags are not given together, or the hosts of a pod were not found.
     """
     flags = (args.coordinator, args.num_processes, args.process_id)
     if any(flag is not None for flag in flags):
@@ -37,5 +47,87 @@ def initialize(args: argparse.Namespace) -> None:
                 f"--process-id {args.process_id}: must lie in 0..{args.num_processes - 1}"
             )
         jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
-    elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
-        jax.distributed.initialize()
+    elif "tpu" in (jax.config.jax_platforms or "").split(","):
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            # jax says so where it finds no cluster: a single host.
+            if "coordinator_address should be defined" not in str(error):
+                raise
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise UserError(
+            f"this host is one of {jax.process_count()} of a TPU pod, but jax did not find the "
+            "others; give --coordinator HOST:PORT, --num-processes and --process-id on every host"
+        )
+
+
+def raise_together(error: UserError | None) -> None:
+    """Ends all processes when one of them cannot go on; returns when all passed None.
+
+    A process that stops alone leaves the others waiting in their next collective. So wherever only
+    some processes may meet a UserError (opening the shards, the lock, reading a checkpoint or the
+    config of the workdir, everything that ``process_index() == 0`` does alone), each catches its
+    own, and all of them call this right after, the same number of times, before the next
+    computation on several hosts. It is a collective itself. For one process it only raises.
+
+        error = None
+        try:
+            source = ArrayRecordSource(config.data.train)
+        except UserError as found:
+            error = found
+        distributed.raise_together(error)
+
+    Raises:
+      UserError: the process's own, or one that names the first process that has one.
+    """
+    if jax.process_count() > 1:
+        failed = np.flatnonzero(_gather(error is not None))
+        if failed.size and error is None:
+            raise UserError(f"process {failed[0]} stopped: see its line")
+    if error is not None:
+        raise error
+
+
+def check_shared(workdir: pathlib.Path) -> None:
+    """Proves that all processes see one and the same ``workdir``, which exists on each of them.
+
+    A collective: all processes call it. Nothing for one process.
+
+    Raises:
+      UserError: on every process, when one does not see what process 0 writes there.
+    """
+    if jax.process_count() == 1:
+        return
+    is_first = jax.process_index() == 0
+    token = multihost_utils.broadcast_one_to_all(
+        np.frombuffer(secrets.token_bytes(8), np.uint32)
+    ).tobytes()
+    path = workdir / f".shared-{token.hex()}"
+    error = None
+    if is_first:
+        try:
+            path.write_bytes(token)
+        except OSError as found:
+            error = UserError(f"--workdir {workdir}: cannot write there: {found.strerror}")
+    raise_together(error)  # the barrier too: from here on the file is written
+    missing = np.flatnonzero(_gather(not _holds(path, token)))
+    if is_first:
+        path.unlink()
+    if missing.size:
+        names = ", ".join(str(process) for process in missing)
+        raise UserError(
+            f"--workdir {workdir}: process {names} does not see the files of process 0; it must be "
+            "a folder that all hosts share"
+        )
+
+
+def _holds(path: pathlib.Path, token: bytes) -> bool:
+    try:
+        return path.read_bytes() == token
+    except OSError:
+        return False
+
+
+def _gather(flag: bool) -> np.ndarray:
+    """(processes,) bool: every process's flag."""
+    return np.asarray(multihost_utils.process_allgather(np.asarray(flag))).reshape(-1)

@@ -3,6 +3,9 @@ sharded state) and ``tensor`` (each matrix product split over devices)."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
+
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
@@ -42,7 +45,15 @@ def mesh_shape(sharding: ConfigDict, num_devices: int) -> tuple[int, int, int]:
 
 def create(sharding: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
     """A mesh over all devices with Auto axis types: the compiler places collectives, rules place
-    the state."""
+    the state.
+
+    On TPUs the mesh follows the torus, so neighbours in it are neighbours in the machine, and a
+    host's devices may hold any rows of a batch: see :func:`local_rows`. An axis may take part of a
+    dimension of the torus, else most sizes of ``tensor`` and ``replica`` would be impossible.
+
+    Raises:
+      ConfigError: when the sizes do not fit the devices or the slices.
+    """
     devices = devices if devices is not None else jax.devices()
     shape = mesh_shape(sharding, len(devices))
     num_slices = len({getattr(device, "slice_index", 0) for device in devices})
@@ -53,9 +64,11 @@ def create(sharding: ConfigDict, devices: list[jax.Device] | None = None) -> Mes
                 "slices"
             )
         within = (shape[0] // num_slices, *shape[1:])
-        grid = mesh_utils.create_hybrid_device_mesh(within, (num_slices, 1, 1), devices)
+        grid = mesh_utils.create_hybrid_device_mesh(
+            within, (num_slices, 1, 1), devices, allow_split_physical_axes=True
+        )
     elif devices[0].platform == "tpu":
-        grid = mesh_utils.create_device_mesh(shape, devices)
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
         grid = np.asarray(devices).reshape(shape)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
@@ -77,7 +90,7 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
     Raises:
       ConfigError: naming the sizes.
     """
-    ways = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    ways = _batch_shards(mesh)
     micro = config.global_batch // config.accumulation_steps
     if micro % ways:
         raise ConfigError(
@@ -87,27 +100,48 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
         )
 
 
-def local_rows(mesh: Mesh, global_batch: int) -> tuple[int, int]:
-    """The rows [lo, hi) of every global batch that this process must load.
+def local_rows(mesh: Mesh, global_batch: int) -> np.ndarray:
+    """The rows of every global batch that this process must load: sorted, each once.
 
-    Several processes get the same rows when ``tensor`` spans hosts.
-
-    Raises:
-      ConfigError: when this process's devices hold rows that are not one aligned block.
+    They need not be neighbours, for a mesh follows the torus and not the hosts. Several processes
+    get the same rows when ``tensor`` spans hosts.
     """
-    sharding = batch_sharding(mesh)
-    slices = sharding.addressable_devices_indices_map((global_batch,)).values()
-    rows = {(s[0].start or 0, s[0].stop if s[0].stop is not None else global_batch) for s in slices}
-    lo, hi = min(r[0] for r in rows), max(r[1] for r in rows)
-    if sum(b - a for a, b in rows) != hi - lo or lo % (hi - lo) or global_batch % (hi - lo):
-        raise ConfigError(
-            f"config.sharding: this process's devices hold the batch rows {sorted(rows)}, not one "
-            "aligned block; order the mesh axes so that a host's devices are neighbours"
-        )
-    return lo, hi
+    indices = batch_sharding(mesh).addressable_devices_indices_map((global_batch,)).values()
+    return rows_of(indices, global_batch)
+
+
+def rows_of(indices: Iterable[tuple[slice, ...]], global_batch: int) -> np.ndarray:
+    """The rows that several devices hold together, from the index of each device's shard."""
+    return np.unique(np.concatenate([np.arange(global_batch)[index[0]] for index in indices]))
+
+
+def take_shard(local: np.ndarray, rows: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
+    """One device's shard: the rows ``index[0]`` of the global batch, out of ``local``, which holds
+    the global rows ``rows``."""
+    first = np.searchsorted(rows, index[0].start or 0)
+    last = len(rows) if index[0].stop is None else np.searchsorted(rows, index[0].stop)
+    return local[first:last]
 
 
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Assembles each process's rows (:func:`local_rows`) into global arrays."""
+    """Assembles each process's rows (:func:`local_rows`) into global arrays.
+
+    Row ``r`` of the result is global row ``r``, in whatever order the mesh has its devices.
+    """
     sharding = batch_sharding(mesh)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+    shards = _batch_shards(mesh)
+    own = len(local_rows(mesh, shards))  # of a batch with one row a shard
+    out = {}
+    for name, local in batch.items():
+        if len(local) % own:
+            raise ValueError(f"{name}: {len(local)} rows, but this process fills {own} shards")
+        global_batch = len(local) // own * shards
+        rows = local_rows(mesh, global_batch)
+        out[name] = jax.make_array_from_callback(
+            (global_batch, *local.shape[1:]), sharding, functools.partial(take_shard, local, rows)
+        )
+    return out
+
+
+def _batch_shards(mesh: Mesh) -> int:
+    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))

@@ -9,12 +9,18 @@ the other way round where it closes (out, fc2), so a tensor-parallel block needs
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from webssl_jax import params as paths
 from webssl_jax.config import UserError
+
+# Only the names and sizes of the axes count here, so a mesh without devices does as well.
+AnyMesh = Mesh | AbstractMesh
 
 # The leading None of block rules is the axis of stacked layers.
 RULES = (
@@ -30,54 +36,113 @@ RULES = (
 )
 
 
-def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """The partition of one leaf. An axis that does not divide by its mesh axis stays whole."""
+def spec(path: str, shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
+    """The partition of one leaf. An axis that does not divide by its mesh axis stays whole, and a
+    mesh axis of size 1 cuts nothing, so it is not named."""
+    return _spec(path, shape, mesh.shape)
+
+
+def _spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> PartitionSpec:
     axes = paths.lookup(RULES, path, ())
     if len(axes) != len(shape):
         return PartitionSpec()
     return PartitionSpec(
         *(
-            axis if axis and size % mesh.shape[axis] == 0 else None
+            axis if axis and sizes[axis] > 1 and size % sizes[axis] == 0 else None
             for axis, size in zip(axes, shape, strict=True)
         )
     )
 
 
-def shardings(tree, mesh: Mesh):
+def shardings(tree, mesh: AnyMesh):
     """A tree of ``NamedSharding`` for any tree of arrays or shapes: the whole train state goes
     through here."""
     return paths.map_with_path(lambda path, x: NamedSharding(mesh, spec(path, x.shape, mesh)), tree)
 
 
-def sharded_fraction(tree, mesh: Mesh) -> tuple[float, list[tuple[str, int]]]:
-    """Share of parameter bytes that is cut over ``fsdp``/``tensor``, and the largest leaves that
-    are not."""
-    whole, total = [], 0
-    for path, leaf in paths.flatten(tree).items():
-        size = int(np.prod(leaf.shape)) * leaf.dtype.itemsize
-        total += size
-        if all(axis is None for axis in spec(path, leaf.shape, mesh)):
-            whole.append((path, size))
-    whole.sort(key=lambda row: -row[1])
-    return 1 - sum(size for _, size in whole) / max(total, 1), whole
+def sharded_fraction(tree, mesh: AnyMesh) -> tuple[float, list[tuple[str, int]]]:
+    """Share of the bytes that is cut by all of ``fsdp`` x ``tensor``, and the leaves that are cut
+    less or not at all, as (path, bytes), the one that wastes most memory first."""
+    leaves = _leaves(tree, mesh.shape)
+    full = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    rest = sorted((leaf for leaf in leaves if leaf.ways < full), key=lambda leaf: -leaf.held)
+    total = sum(leaf.size for leaf in leaves)
+    return 1 - sum(leaf.size for leaf in rest) / max(total, 1), [(x.path, x.size) for x in rest]
 
 
-def check(tree, mesh: Mesh, max_unsharded_fraction: float) -> None:
-    """Fails when too many parameter bytes would lie whole on every device.
+def check(tree, mesh: AnyMesh, max_unsharded_fraction: float) -> None:
+    """Fails when a device would hold far more parameters than its even share.
+
+    The even share is the tree's bytes / (``fsdp`` x ``tensor``); a device may hold
+    ``max_unsharded_fraction`` of the tree's bytes more than that.
 
     Raises:
-      UserError: naming the largest unsharded parameters.
+      UserError: naming the parameters that cost most, and the largest ``fsdp`` that would pass.
     """
-    if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
+    sizes = mesh.shape
+    full = sizes["fsdp"] * sizes["tensor"]
+    if full == 1:
         return  # plain data parallel keeps a copy everywhere, on purpose
-    fraction, whole = sharded_fraction(tree, mesh)
-    if 1 - fraction > max_unsharded_fraction:
-        worst = ", ".join(f"{path} ({size / 2**20:.1f} MiB)" for path, size in whole[:3])
-        raise UserError(
-            f"{100 * (1 - fraction):.1f}% of the parameter bytes would not be sharded over "
-            f"{dict(mesh.shape)}: {worst}; choose sizes that divide, or raise "
-            "config.sharding.max_unsharded_fraction"
-        )
+    if _excess(tree, sizes) <= max_unsharded_fraction:
+        return
+    leaves = _leaves(tree, sizes)
+    held, total = sum(leaf.held for leaf in leaves), sum(leaf.size for leaf in leaves)
+    worst = ", ".join(
+        f"{leaf.path} {leaf.shape} into {leaf.ways}"
+        for leaf in sorted(
+            (leaf for leaf in leaves if leaf.ways < full), key=lambda leaf: -leaf.held
+        )[:3]
+    )
+    advice = "choose sizes that divide"
+    for fsdp in range(sizes["fsdp"] - 1, 1, -1):
+        if sizes["fsdp"] % fsdp == 0:
+            if _excess(tree, {**sizes, "fsdp": fsdp}) <= max_unsharded_fraction:
+                replica = sizes["replica"] * sizes["fsdp"] // fsdp
+                advice = (
+                    f"use --config.sharding.fsdp={fsdp} --config.sharding.replica={replica}, "
+                    "the largest fsdp that fits"
+                )
+                break
+    raise UserError(
+        f"each device would hold {held / 2**20:,.1f} MiB of parameters instead of "
+        f"{total / full / 2**20:,.1f}, because {_written(sizes)} cuts {worst}; {advice} "
+        "(or raise config.sharding.max_unsharded_fraction)"
+    )
+
+
+class _Leaf(NamedTuple):
+    """size: bytes of the whole. ways: in how many pieces. held: bytes that one device holds."""
+
+    path: str
+    shape: tuple[int, ...]
+    size: int
+    ways: int
+
+    @property
+    def held(self) -> float:
+        return self.size / self.ways
+
+
+def _leaves(tree, sizes: Mapping[str, int]) -> list[_Leaf]:
+    out = []
+    for path, leaf in paths.flatten(tree).items():
+        shape = tuple(leaf.shape)
+        axes = [axis for axis in _spec(path, shape, sizes) if axis]
+        ways = math.prod(sizes[axis] for axis in axes)
+        out.append(_Leaf(path, shape, math.prod(shape) * leaf.dtype.itemsize, ways))
+    return out
+
+
+def _excess(tree, sizes: Mapping[str, int]) -> float:
+    """What a device holds beyond its even share, in parts of the whole tree."""
+    leaves = _leaves(tree, sizes)
+    total = sum(leaf.size for leaf in leaves)
+    held = sum(leaf.held for leaf in leaves)
+    return held / max(total, 1) - 1 / (sizes["fsdp"] * sizes["tensor"])
+
+
+def _written(sizes: Mapping[str, int]) -> str:
+    return " x ".join(f"{axis} {sizes[axis]}" for axis in ("fsdp", "tensor") if sizes[axis] > 1)
 
 
 def constrain(tree, mesh: Mesh):

@@ -30,7 +30,7 @@ class Progress:
     them.
 
     The rate is that of the last ``window`` updates, so that it follows a machine that slows down;
-    pauses that the caller announces with :meth:`resume` (an evaluation, a checkpoint) do not count.
+    pauses that the caller announces with :meth:`resume` (an evaluation, say) do not count.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Units per second over the window; 0 before the first update."""
+        """Units per second over the window; 0 until there is a time worth dividing by."""
         (start, first), (end, last) = self._marks[0], self._marks[-1]
-        return (last - first) / (end - start) if end > start else 0.0
+        return (last - first) / (end - start) if end - start > 0.01 else 0.0
 
     @property
     def seconds_left(self) -> float | None:

@@ -15,18 +15,30 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from webssl_jax.config import UserError
 from webssl_jax.visuals import save_png
 
 
 def read_rows(path: str | os.PathLike) -> list[dict]:
     """Rows of a ``metrics.jsonl``; a half-written last line (the process was killed) is left
-    out."""
+    out.
+
+    Raises:
+      UserError: if another line is not JSON.
+    """
     path = pathlib.Path(path)
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
-    # a whole line ends in a newline, so the last item is a rest
-    return [json.loads(line) for line in lines[:-1]]
+    # A whole line ends in a newline, so the last item is a rest.
+    rows = []
+    for number, line in enumerate(path.read_text().split("\n")[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{path}: line {number} is damaged; remove it and start again"
+            ) from error
+    return rows
 
 
 class MetricWriter:

@@ -1,0 +1,197 @@
+"""Finding the processes of a run, and what they do together when one of them cannot go on."""
+
+import argparse
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from webssl_jax.config import UserError
+from webssl_jax.sharding import distributed
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+NO_FLAGS = argparse.Namespace(coordinator=None, num_processes=None, process_id=None)
+
+
+class FakeJax:
+    """What ``initialize`` sees of jax: the platforms, and a cluster that is found or not."""
+
+    def __init__(self, monkeypatch, platforms, error=None, processes=1):
+        self.calls, self.error, self.found = [], error, False
+        monkeypatch.setattr(jax.distributed, "initialize", self.initialize)
+        monkeypatch.setattr(jax.distributed, "is_initialized", lambda: self.found)
+        monkeypatch.setattr(jax, "process_count", lambda: processes)
+        monkeypatch.setattr(distributed, "jax", argparse.Namespace(**vars(jax)), raising=True)
+        distributed.jax.config = argparse.Namespace(jax_platforms=platforms)
+
+    def initialize(self, *args):
+        self.calls.append(args)
+        if self.error:
+            raise self.error
+        self.found = True
+
+
+@pytest.mark.parametrize("platforms", ["cpu", None, "cuda,cpu"])
+def test_without_tpus_nobody_looks_for_a_pod(monkeypatch, platforms):
+    fake = FakeJax(monkeypatch, platforms)
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
+    distributed.initialize(NO_FLAGS)
+    assert fake.calls == []
+
+
+@pytest.mark.parametrize("platforms", ["tpu,cpu", "tpu"])
+def test_on_tpus_jax_finds_the_pod_without_the_help_of_variables(monkeypatch, platforms):
+    monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
+    fake = FakeJax(monkeypatch, platforms, processes=4)
+    distributed.initialize(NO_FLAGS)
+    assert fake.calls == [()]
+
+
+def test_a_tpu_machine_without_a_cluster_is_a_single_host(monkeypatch):
+    fake = FakeJax(monkeypatch, "tpu,cpu", ValueError("coordinator_address should be defined."))
+    distributed.initialize(NO_FLAGS)
+    assert fake.calls == [()]
+
+
+def test_any_other_failure_to_join_is_not_taken_for_a_single_host(monkeypatch):
+    FakeJax(monkeypatch, "tpu,cpu", ValueError("unsupported worker-network-endpoints format"))
+    with pytest.raises(ValueError, match="worker-network-endpoints"):
+        distributed.initialize(NO_FLAGS)
+
+
+def test_a_host_of_a_pod_that_found_no_peers_is_refused(monkeypatch):
+    FakeJax(
+        monkeypatch, "tpu,cpu", ValueError("coordinator_address should be defined."), processes=4
+    )
+    with pytest.raises(UserError, match="one of 4 of a TPU pod.*--coordinator"):
+        distributed.initialize(NO_FLAGS)
+
+
+def test_the_flags_name_the_peers_on_any_platform(monkeypatch):
+    fake = FakeJax(monkeypatch, "cpu", processes=2)
+    distributed.initialize(argparse.Namespace(coordinator="host:1", num_processes=2, process_id=1))
+    assert fake.calls == [("host:1", 2, 1)]
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [(("host:1", None, 0), "belong together"), (("host:1", 2, 2), r"must lie in 0\.\.1")],
+)
+def test_flags_that_do_not_fit_are_refused(monkeypatch, flags, message):
+    fake = FakeJax(monkeypatch, "cpu")
+    names = ("coordinator", "num_processes", "process_id")
+    with pytest.raises(UserError, match=message):
+        distributed.initialize(argparse.Namespace(**dict(zip(names, flags, strict=True))))
+    assert fake.calls == []
+
+
+def test_the_jax_in_use_says_that_it_found_no_cluster_in_the_words_we_wait_for():
+    code = (
+        "import jax\n"
+        "try:\n    jax.distributed.initialize()\n"
+        "except ValueError as error:\n    print(error)"
+    )
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "OMPI", "KUBER"))}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=clean, capture_output=True, text=True, timeout=60
+    )
+    assert "coordinator_address should be defined" in result.stdout, result.stderr
+
+
+def test_one_process_alone_raises_its_own_error_and_shares_with_itself(tmp_path):
+    distributed.raise_together(None)
+    with pytest.raises(UserError, match="mine"):
+        distributed.raise_together(UserError("mine"))
+    distributed.check_shared(tmp_path / "need not exist")
+
+
+# Two real processes of four devices each, in a mesh whose order is not theirs.
+SCRIPT = """
+import argparse, pathlib, sys
+import jax, numpy as np
+from ml_collections import ConfigDict
+from webssl_jax.config import UserError
+from webssl_jax.sharding import distributed
+from webssl_jax.sharding import mesh as meshes
+
+port, me, root = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
+distributed.initialize(
+    argparse.Namespace(coordinator=f"localhost:{port}", num_processes=2, process_id=me)
+)
+
+for order in ((0, 1, 4, 5, 7, 6, 3, 2), (5, 0, 6, 3, 1, 7, 2, 4)):
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = [devices[i] for i in order]
+    for fsdp, tensor in ((8, 1), (4, 2), (1, 8)):
+        grid = np.array(devices).reshape(1, fsdp, tensor)
+        mesh = jax.sharding.Mesh(grid, meshes.AXES)
+        whole = np.arange(32.0, dtype=np.float32).reshape(16, 2)
+        rows = meshes.local_rows(mesh, 16)
+        array = meshes.to_global({"x": whole[rows]}, mesh)["x"]
+        assert array.shape == whole.shape, array.shape
+        for shard in array.addressable_shards:
+            np.testing.assert_array_equal(shard.data, whole[shard.index])
+        if fsdp == 8:  # not an aligned block
+            assert len(rows) == 8 and (rows[0] % 8 or np.any(np.diff(rows) > 1)), rows
+
+
+def report(name, call, *args):
+    try:
+        call(*args)
+        print(name, "ok", flush=True)
+    except UserError as error:
+        print(name, error, flush=True)
+
+
+together = distributed.raise_together
+report("none", together, None)
+report("second", together, UserError("shard 7 is gone") if me == 1 else None)
+report("both", together, UserError(f"mine {me}"))
+report("shared", distributed.check_shared, root / "shared")
+report("apart", distributed.check_shared, root / f"own{me}")
+report("missing", distributed.check_shared, root / "missing")
+"""
+
+
+def test_two_processes_assemble_batches_and_end_together(tmp_path):
+    for folder in ("shared", "own0", "own1"):
+        (tmp_path / folder).mkdir()
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    }
+    command = [sys.executable, "-c", SCRIPT, str(port)]
+    processes = [
+        subprocess.Popen(
+            [*command, str(i), str(tmp_path)],
+            env=env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for i in (0, 1)
+    ]
+    results = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], results
+    first, second = (dict(x.split(" ", 1) for x in out.splitlines()) for out, _ in results)
+    assert first["none"] == second["none"] == "ok"
+    assert first["second"] == "process 1 stopped: see its line"
+    assert second["second"] == "shard 7 is gone"
+    assert (first["both"], second["both"]) == ("mine 0", "mine 1")
+    assert first["shared"] == second["shared"] == "ok"
+    for line, folder in ((first["apart"], "own0"), (second["apart"], "own1")):
+        assert line == (
+            f"--workdir {tmp_path / folder}: process 1 does not see the files of process 0; "
+            "it must be a folder that all hosts share"
+        )
+    assert "cannot write there: No such file or directory" in first["missing"]
+    assert second["missing"] == "process 0 stopped: see its line"
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))  # no token stays
