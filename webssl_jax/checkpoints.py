@@ -23,6 +23,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -217,14 +218,20 @@ class Checkpointer:
           DamagedCheckpoint: if its bytes are not what was saved.
           CheckpointError: if it was made by a config of other shapes, or the storage failed.
         """
-        state, sums, damage = None, {}, ""
+        state, sums, failure = None, {}, None
         try:
             state, sums = self._read(step, abstract)
-        except DamagedCheckpoint as error:
-            damage = str(error)
-        # A process that cannot read its part must not leave the others waiting for it below.
-        if not np.all(multihost_utils.process_allgather(np.asarray(not damage))):
-            raise DamagedCheckpoint(damage or "another process cannot read its part")
+        except Exception as error:  # raised below, by all processes alike
+            failure = error
+        # 0 fine, 1 damaged, 2 anything else. A process that cannot read its part must not leave
+        # the others waiting for it.
+        verdict = 0 if failure is None else 1 if isinstance(failure, DamagedCheckpoint) else 2
+        worst = int(np.max(multihost_utils.process_allgather(np.asarray(verdict))))
+        if failure is not None and verdict == worst:
+            raise failure
+        if worst:
+            kind = DamagedCheckpoint if worst == 1 else CheckpointError
+            raise kind("another process cannot read its part; its own line says why")
         for path, value in jax.device_get(checksums(state)).items():
             if int(value) != sums.get(path):
                 raise DamagedCheckpoint(f"{path} does not have the checksum it was saved with")
@@ -294,19 +301,30 @@ def _reading(what: str, action):
     for patience in (1.0, 0.0):
         try:
             return action()
-        except (ValueError, KeyError, OSError) as error:
-            # tensorstore reports everything as ValueError, with the kernel's code in the text.
-            code = re.search(r"os_error_code='(\d+)'", str(error))
-            code = int(code[1]) if code else getattr(error, "errno", None)
-            if code not in (None, errno.ENOENT) or "RESOURCE_EXHAUSTED" in str(error):
-                if patience:
-                    time.sleep(patience)
-                    continue
-                raise CheckpointError(
-                    f"the {what} of a checkpoint cannot be read now ({_first_line(error)}); mend "
-                    "that and start the same command again: nothing was changed"
-                ) from error
-            raise DamagedCheckpoint(f"its {what} cannot be read ({_first_line(error)})") from error
+        except Exception as error:
+            causes = list(_causes(error))
+            if any(isinstance(cause, (MemoryError, TypeError, NameError)) for cause in causes):
+                raise  # ours, or the machine's
+            text = " ".join(map(str, causes))
+            # tensorstore says everything in a ValueError, with the kernel's code in its text.
+            code = re.search(r"os_error_code='(\d+)'", text)
+            codes = [int(code[1])] if code else [getattr(cause, "errno", None) for cause in causes]
+            if set(codes) <= {None, errno.ENOENT} and "RESOURCE_EXHAUSTED" not in text:
+                reason = _first_line(causes[-1])
+                raise DamagedCheckpoint(f"its {what} cannot be read ({reason})") from error
+            if patience:
+                time.sleep(patience)
+                continue
+            raise CheckpointError(
+                f"the {what} of a checkpoint cannot be read now ({_first_line(causes[-1])}); mend "
+                "that and start the same command again: nothing was changed"
+            ) from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def _first_line(error: BaseException) -> str:
