@@ -4,6 +4,20 @@
 
 Arguments: train, test = labelled ArrayRecord shards; by default the embedded corpus. The recipe is
 Web-MAE's with a network and images small enough for a laptop.
+
+Expected figures, from that command (two runs on two cores gave the same digits), top-1 of 18
+classes on 1,181 test images, standard error 0.014:
+
+                      k-NN   linear probe
+  majority class      0.188     0.188
+  raw pixels          0.212     0.199
+  colour histogram    0.395     0.413
+  step 0              0.334     0.355
+  step 937            0.333     0.388
+
+On the probe the network beats its own step 0 by 0.033 (paired standard error 0.013) and raw pixels
+by 0.189 (0.015). It does not beat a colour histogram, and its neighbours do not improve: most of
+what tells these classes apart is colour, and a few minutes of MAE are little.
 """
 
 from common import base, vit

@@ -174,8 +174,7 @@ def test_another_dtype_is_refused_and_not_called_damage(tmp_path):
 
 def test_a_cut_off_array_file_is_damage(tmp_path):
     checkpointer, _, template = saved(tmp_path, [5, 6])
-    files = [p for p in (tmp_path / "checkpoints" / "6").rglob("d/*") if p.is_file()]
-    largest = max(files, key=lambda p: p.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[:100])
+    for file in (tmp_path / "checkpoints" / "6").rglob("d/*"):
+        file.write_bytes(file.read_bytes()[:100])
     assert int(checkpointer.restore_newest(template)["step"]) == 5
     assert (tmp_path / "checkpoints" / "damaged-6").exists()

@@ -320,7 +320,7 @@ def test_workers_do_not_change_a_byte_and_a_finished_run_touches_nothing(tmp_pat
 
 
 def test_an_interrupt_stops_cleanly_and_says_that_the_command_continues(tmp_path):
-    root = make_tree(tmp_path / "in", images=120, side=200)
+    root = make_tree(tmp_path / "in", images=120, side=600)
     args = ("--input", root, "--output", tmp_path / "out", "--shards", 60, "--workers", 1)
     process = subprocess.Popen(command(*args), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     while not list((tmp_path / "out").glob("*.arrayrecord")):

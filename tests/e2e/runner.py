@@ -21,6 +21,7 @@ MICRO = {
     "optim.warmup_steps": 2,
     "optim.lr": 1e-3,
     "optim.lr_scaling": "none",
+    "sharding.max_unsharded_fraction": 0.2,  # small parts weigh more in a small network
     "log.every_steps": 1,
     "log.tensorboard": False,
     "checkpoint.every_steps": 3,
@@ -64,20 +65,22 @@ def environment(devices=1, cache=None):
     return env
 
 
-def start(workdir, overrides=(), devices=1, cache=None, flags=(), **kwargs):
+def start(workdir, overrides=(), devices=1, cache=None, flags=(), largest_file_kib=None):
+    arguments = command(workdir, overrides, flags)
+    if largest_file_kib:
+        arguments = ["bash", "-c", f'ulimit -f {largest_file_kib}; exec "$@"', "-", *arguments]
     return subprocess.Popen(
-        command(workdir, overrides, flags),
+        arguments,
         env=environment(devices, cache),
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        **kwargs,
     )
 
 
-def train(workdir, overrides=(), devices=1, cache=None, flags=(), **kwargs):
-    process = start(workdir, overrides, devices, cache, flags, **kwargs)
+def train(workdir, overrides=(), devices=1, cache=None, flags=(), largest_file_kib=None):
+    process = start(workdir, overrides, devices, cache, flags, largest_file_kib)
     output, _ = process.communicate(timeout=300)
     return Result(process.returncode, output)
 

@@ -1,7 +1,8 @@
 """Runs that are killed, stopped, damaged or out of disk. Every one is a real process."""
 
+import json
+import pathlib
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -117,13 +118,11 @@ def test_a_full_disk_ends_the_run_with_the_last_good_checkpoint_intact(tmp_path,
     halfway.
     """
     runner.train(tmp_path, {"total_steps": 3, "optim.warmup_steps": 2}, cache=cache)
-    result = runner.train(
-        tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-    )
+    result = runner.train(tmp_path, largest_file_kib=20)
     assert result.code == 2, result.output
-    last = result.output.strip().splitlines()[-1]
-    assert last.startswith("error: ") and "no space left for a checkpoint" in last
-    assert "the last good one is of step 3" in last
+    # tensorstore's threads may print around it: they find orbax's event loop closed.
+    (line,) = [line for line in result.output.splitlines() if line.startswith("error: ")]
+    assert "no space left for a checkpoint" in line and "last good one is of step 3" in line
     result = runner.train(tmp_path, cache=cache)
     assert result.code == 0 and "resuming at step 3 of 12" in result.output
 
@@ -160,3 +159,12 @@ def test_another_device_count_gives_the_same_losses(tmp_path, cache, unbroken):
     assert sorted(ours) == sorted(unbroken)
     for step, loss in unbroken.items():
         assert ours[step] == pytest.approx(loss, rel=2e-6)
+
+
+def test_the_loss_curve_of_the_tiny_twin_is_the_committed_one(unbroken):
+    """Says that nothing in a step has changed by accident. Other processors sum in another order:
+    1e-3 relative. After a wanted change, write the new losses and say why in the commit."""
+    committed = json.loads((pathlib.Path(__file__).parent / "losses.json").read_text())
+    assert sorted(map(int, committed)) == sorted(unbroken)
+    for step, loss in committed.items():
+        assert unbroken[int(step)] == pytest.approx(loss, rel=1e-3)

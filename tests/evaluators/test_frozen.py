@@ -100,9 +100,9 @@ def test_the_metrics_are_numbers_under_their_documented_names(evaluation, measur
         "eval/knn/top1_se",
         "eval/linear/top1",
         "eval/linear/top1_se",
-        "eval/knn/cls/top1@20",
-        "eval/knn/patches/top1@10",
-        "eval/linear/cls_x2+patches",
+        "eval/knn/cls/top1_k20",
+        "eval/knn/patches/top1_k10",
+        "eval/linear/cls_x2_and_patches",
     } <= set(metrics)
     assert all(type(value) is float and math.isfinite(value) for value in metrics.values())
     assert dict(evaluation.run(make_features(), 300)) == metrics
