@@ -12,19 +12,21 @@ from webssl_jax.sharding import mesh as meshes
 from webssl_jax.train_step import jit_train_step, make_train_step
 
 BATCH, SIDE = 16, 32
+MICRO = [
+    "model.size=micro",
+    "method.view.image_size=32",
+    "method.decoder.width=32",
+    "method.decoder.heads=2",
+]
 VALUES = {"learning_rate": schedules.constant(1e-3), "weight_decay": schedules.constant(0.05)}
 
 
+def load():
+    return configs.load("configs/web_mae.py:size=tiny", MICRO)
+
+
 def make(shape=(1, 1, 1), accumulation=1, method=None, **optim):
-    config = configs.load(
-        "configs/web_mae.py:size=tiny",
-        [
-            "model.size=micro",
-            "method.view.image_size=32",
-            "method.decoder.width=32",
-            "method.decoder.heads=2",
-        ],
-    )
+    config = load()
     config.optim.update(optim)
     method = method or methods.create(config)
     sizes = dict(zip(meshes.AXES, shape))
@@ -111,15 +113,7 @@ class _Poisoned:
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
-    config = configs.load(
-        "configs/web_mae.py:size=tiny",
-        [
-            "model.size=micro",
-            "method.view.image_size=32",
-            "method.decoder.width=32",
-            "method.decoder.heads=2",
-        ],
-    )
+    config = load()
     state, step, mesh = make(method=_Poisoned(methods.create(config)))
     state, _ = step(state, meshes.to_global(images(0), mesh))
     before = jax.tree.map(np.asarray, state)
@@ -149,15 +143,7 @@ class _WithTeacher(_Poisoned):
 
 
 def test_the_teacher_follows_the_updated_parameters():
-    config = configs.load(
-        "configs/web_mae.py:size=tiny",
-        [
-            "model.size=micro",
-            "method.view.image_size=32",
-            "method.decoder.width=32",
-            "method.decoder.heads=2",
-        ],
-    )
+    config = load()
     state, step, mesh = make((1, 2, 1), method=_WithTeacher(methods.create(config)))
     before = jax.tree.map(np.asarray, state.params)
     state, _ = step(state, meshes.to_global(images(0), mesh))
