@@ -11,9 +11,6 @@ from ml_collections import ConfigDict
 
 from webssl_jax.models.sizes import ViTConfig
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 def base() -> ConfigDict:
     """A config with every key; ``model``, ``method`` and ``data.train`` are for the experiment to

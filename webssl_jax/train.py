@@ -30,6 +30,7 @@ from webssl_jax.data import records
 from webssl_jax.data.pipeline import DAMAGE, TrainLoader
 from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.evaluators.runs import RunEvaluation
+from webssl_jax.files import write_json
 from webssl_jax.optim import schedules
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import distributed, rules
@@ -118,8 +119,8 @@ def main() -> int:
         )
         return 0
     if is_first:
-        _write_json(workdir / "config.json", configs.resolved(config))
-        _write_json(workdir / "environment.json", configs.environment())
+        write_json(workdir / "config.json", configs.resolved(config))
+        write_json(workdir / "environment.json", configs.environment())
 
     # ---------------------------------------------------------------------- data and evaluation
     loader = TrainLoader(
@@ -403,12 +404,6 @@ def _crop_sheet(source, batch: dict[str, np.ndarray], method, images: int = 12) 
     rows = np.flatnonzero(~batch["substituted"])[:images]
     originals = [view(records.decode(source[int(index)]).image) for index in batch["record"][rows]]
     return crop_sheet(np.stack(originals), batch["image"][rows])
-
-
-def _write_json(path: pathlib.Path, value: dict) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(partial, path)
 
 
 class _StopRequest:

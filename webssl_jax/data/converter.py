@@ -37,6 +37,7 @@ from PIL import Image
 
 from webssl_jax.config import UserError
 from webssl_jax.data import records, views
+from webssl_jax.files import write_json, write_text
 
 PLAN_FOLDER = ".plan"
 PLAN_VERSION = 1
@@ -137,8 +138,8 @@ def prepare(output: Path, settings: Mapping[str, Any], make: Callable[[], Dealt]
         for index, part in enumerate(parts):
             lines = "".join(json.dumps(unit) + "\n" for unit in part)
             (plan / f"{split}-{index:05d}.jsonl").write_text(lines, "utf-8")
-    _replace(plan / "shards.json", json.dumps(counts))
-    _replace(plan / "settings.json", json.dumps(settings, indent=1))
+    write_text(plan / "shards.json", json.dumps(counts))
+    write_text(plan / "settings.json", json.dumps(settings, indent=1))
     return False
 
 
@@ -236,7 +237,7 @@ def convert_shard(shard: Shard, progress: Callable[[int], None] = lambda n: None
         if not isinstance(error, OSError) and _means_disk_full(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(temporary)) from None
         raise
-    _replace(shard.stats, json.dumps(stats))  # before the shard: a complete shard has statistics
+    write_text(shard.stats, json.dumps(stats))  # before the shard: a complete shard has statistics
     os.replace(temporary, shard.path)
     _sync(shard.path.parent)
     return stats
@@ -388,7 +389,7 @@ def run_local(
         for split in counts:
             parts = [json.loads(s.stats.read_text("utf-8")) for s in shards if s.split == split]
             summary = {"split": split, "shards": len(parts), **total_stats(parts)}
-            _replace(output / f"{split}.summary.json", json.dumps(summary, indent=1) + "\n")
+            write_json(output / f"{split}.summary.json", summary)
             summaries[split] = summary
         return summaries
 
@@ -466,14 +467,6 @@ def _work(shard: Shard) -> None:
             _COUNTER.value += n
 
     convert_shard(shard, progress)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a small file so that it is there completely or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, "utf-8")
-    _sync(temporary)
-    os.replace(temporary, path)
 
 
 def _sync(path: Path) -> None:

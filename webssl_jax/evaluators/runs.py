@@ -24,6 +24,7 @@ from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.evaluators.base import Dataset
 from webssl_jax.evaluators.frozen import FrozenFeatureEvaluation, Measurement
 from webssl_jax.evaluators.report import report_table
+from webssl_jax.files import write_json
 from webssl_jax.methods.base import Features, Method, Variables
 from webssl_jax.sharding import mesh as meshes
 
@@ -105,8 +106,8 @@ class RunEvaluation:
         if self._writes:
             self._folder.mkdir(parents=True, exist_ok=True)
             stored = {name: row.to_json() for name, row in rows.items()}
-            _write_json(self._folder / "baselines.json", stored)
-            _write_json(self._folder / f"{step:08d}.json", result.to_json())
+            write_json(self._folder / "baselines.json", stored)
+            write_json(self._folder / f"{step:08d}.json", result.to_json())
         return result
 
     def baselines(self) -> dict[str, dict[str, float]]:
@@ -126,9 +127,3 @@ class RunEvaluation:
             else None
         )
         return report_table(result, self._baselines(), step0)
-
-
-def _write_json(path: pathlib.Path, value: dict) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    partial.replace(path)

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from webssl_jax.config import UserError
+from webssl_jax.files import write_text
 from webssl_jax.visuals import save_png
 
 
@@ -77,9 +78,7 @@ class MetricWriter:
         kept = [row for row in rows if row["step"] <= step]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         if not self._path.exists() or self._path.read_text() != text:
-            partial = self._path.with_suffix(".partial")
-            partial.write_text(text)
-            os.replace(partial, self._path)
+            write_text(self._path, text)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one row. Values must be finite or NaN/inf floats; NaN is kept as ``NaN`` (Python's
