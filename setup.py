@@ -19,6 +19,8 @@ CORE = [
     "scipy>=1.13,<2",
     "msgpack>=1.1,<2",
     "pillow>=12,<14",
+    "pyarrow>=20,<28",  # parquet, and zstd
+    "cykooz-resizer>=4.0.1,<5",  # Pillow's antialiased bicubic in a fifth of the time
     "matplotlib>=3.10,<4",
     "safetensors>=0.5,<1",
     "tensorboardX>=2.6.4,<3",
@@ -38,6 +40,9 @@ setup(
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "gcp": ["gcsfs>=2025.2"],
         "export": EXPORT,
+        # In an environment of its own, without tools/constraints.txt: 2.77 asks for pillow<13,
+        # protobuf<7, pyarrow<26 and python-dateutil<3.
+        "beam": ["apache-beam>=2.77,<3"],
         "test": [*EXPORT, "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1"],
     },
 )

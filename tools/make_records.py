@@ -1,57 +1,251 @@
 #!/usr/bin/env python3
-"""Converts images to ArrayRecord shards of webssl_jax.
+"""Converts images to ArrayRecord shards of webssl_jax. One command a kind of input:
 
     python tools/make_records.py folder --input photos/ --output shards/ --label-from folder
+    python tools/make_records.py tar --input 'laion/*.tar' --output shards/
+    python tools/make_records.py metaclip --input metaclip/ --output shards/ --first 0 --last 99
+    python tools/make_records.py parquet --input 'cc3m/*.parquet' --output shards/ \\
+        --image-column image --caption-column caption
+    python tools/make_records.py tfds --input cifar10 --output shards/ --tfds-split train
 
-The same command again continues where it was stopped, by whatever: finished shards are never
-written again. It writes ``<split>-00000-of-00004.arrayrecord`` and ``<split>.summary.json`` with
-what was kept and what was dropped and why. Exit codes as everywhere in webssl_jax: 0 done, 2 bad
+The same command again continues where it was stopped, by whatever. It writes
+``<split>-00000-of-00004.arrayrecord`` and ``<split>.summary.json`` with what was kept, what was
+dropped and why, and which files are damaged. Exit codes as everywhere in webssl_jax: 0 done, 2 bad
 input or full disk (one line says what), 130 stopped by Ctrl-C.
+
+``--runner beam`` does the same work on Apache Beam (``pip install '.[beam]'``, in an environment of
+its own): ``--beam-options='--runner=DataflowRunner --project=...'``. Inputs, ``--output`` and this
+package must be there for all workers, the first two under the same paths: a shared file system, or
+a bucket mounted in the workers' container. ``gs://`` addresses are not understood. Proven with
+Beam's DirectRunner on one machine only.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from webssl_jax import cli
 from webssl_jax.config import UserError
-from webssl_jax.data import converter
-from webssl_jax.data.folder_reader import CAPTIONS, LABELS, FolderReader, list_folder
+from webssl_jax.data.converter import folder_reader as folders
+from webssl_jax.data.converter import items, plan, runners, stats
+from webssl_jax.data.converter import parquet_reader as parquet
+from webssl_jax.data.converter import tar_reader as tars
+from webssl_jax.data.converter import tfds_reader as tfds
 from webssl_jax.telemetry.progress import Progress
+
+Facts = dict[str, Any]  # what listing found out and the reader needs; plain JSON, kept in the plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of input. ``unit`` is what sizes of its units count."""
+
+    help: str
+    unit: str
+    add_flags: Callable[[cli.ArgumentParser], None]
+    find: Callable[[Any], tuple[Facts, list[items.Unit]]]
+    reader: Callable[[Any, Facts], items.Reader]
 
 
 def main() -> int:
     parser = cli.ArgumentParser(description=__doc__)
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    folder = kinds.add_parser("folder", help="a folder tree of image files")
-    folder.add_argument("--input", type=Path, required=True, metavar="DIR")
-    folder.add_argument(
+    parsers = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    for name, kind in KINDS.items():
+        mine = parsers.add_parser(name, help=kind.help)
+        kind.add_flags(mine)
+        _add_common(mine, kind.unit)
+    args, unknown = parser.parse_known_args()
+    if unknown:  # said by the subparser, so that it suggests its own flags
+        parsers.choices[args.kind].error(f"unrecognized arguments: {' '.join(unknown)}")
+    if getattr(args, "test_fraction", 0) and args.split == "test":
+        raise UserError("--test-fraction: splits test images off --split, so that cannot be test")
+    if args.beam_options and args.runner != "beam":
+        raise UserError("--beam-options: only with --runner beam")
+    return _convert(args, KINDS[args.kind])
+
+
+# ----------------------------------------------------------------------------------- kinds of input
+
+
+def _folder_flags(parser: cli.ArgumentParser) -> None:
+    parser.add_argument("--input", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
         "--label-from",
-        choices=LABELS,
+        choices=folders.LABELS,
         default="none",
         help="folder: the first folder below --input",
     )
-    folder.add_argument(
+    parser.add_argument(
         "--captions",
-        choices=CAPTIONS,
+        choices=folders.CAPTIONS,
         default="none",
         help="sidecar-txt: each line of NAME.txt beside NAME.jpg",
     )
-    _add_common(folder)
-    args, unknown = parser.parse_known_args()
-    if unknown:  # said by the subparser, so that it suggests its own flags
-        kinds.choices[args.kind].error(f"unrecognized arguments: {' '.join(unknown)}")
-    if args.test_fraction and args.split == "test":
-        raise UserError("--test-fraction: splits test images off --split, so that cannot be test")
-    return _convert_folder(args)
+    parser.add_argument(
+        "--test-fraction",
+        type=_fraction,
+        default=0.0,
+        metavar="F",
+        help="put this share of the images, chosen by a digest of the key, into a split named test",
+    )
 
 
-def _add_common(parser: cli.ArgumentParser) -> None:
+def _folder_find(args) -> tuple[Facts, list[items.Unit]]:
+    progress = Progress(None, "listing", "images")
+    units = folders.list_folder(args.input, progress.update)
+    progress.close()
+    return {"root": str(args.input), "source": args.input.name or "images"}, units
+
+
+def _folder_reader(args, facts: Facts) -> items.Reader:
+    return folders.FolderReader(**facts, label_from=args.label_from, captions=args.captions)
+
+
+def _tar_flags(parser: cli.ArgumentParser) -> None:
+    _add_patterns(parser)
+    _add_label_field(parser)
+
+
+def _tar_find(args) -> tuple[Facts, list[items.Unit]]:
+    root, units = tars.list_tars(args.input)
+    return {"root": str(root), "source": root.name}, units
+
+
+def _tar_reader(args, facts: Facts) -> items.Reader:
+    return tars.TarReader(**facts, label_field=args.label_field)
+
+
+def _metaclip_flags(parser: cli.ArgumentParser) -> None:
+    parser.add_argument("--input", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--first", type=_natural, metavar="N", help="first shard (default: all)")
+    parser.add_argument("--last", type=_natural, metavar="N", help="last shard (default: all)")
+    _add_label_field(parser)
+
+
+def _metaclip_find(args) -> tuple[Facts, list[items.Unit]]:
+    units = tars.list_metaclip(args.input, args.first, args.last)
+    return {"root": str(args.input), "source": args.input.name}, units
+
+
+def _parquet_flags(parser: cli.ArgumentParser) -> None:
+    _add_patterns(parser)
+    parser.add_argument(
+        "--image-column",
+        default="image",
+        metavar="NAME",
+        help="bytes, paths, or Hugging Face's struct of both",
+    )
+    parser.add_argument(
+        "--image-root",
+        type=Path,
+        metavar="DIR",
+        help="what paths are relative to; none outside is read (default: the parquet's folder)",
+    )
+    parser.add_argument("--caption-column", nargs="+", default=[], metavar="NAME")
+    parser.add_argument("--key-column", metavar="NAME", help="default: file and row")
+    parser.add_argument("--label-column", metavar="NAME")
+
+
+def _columns(args) -> parquet.Columns:
+    captions = tuple(args.caption_column)
+    return parquet.Columns(args.image_column, captions, args.key_column, args.label_column)
+
+
+def _parquet_find(args) -> tuple[Facts, list[items.Unit]]:
+    root, units = parquet.list_parquet(args.input, _columns(args))
+    image_root = os.path.abspath(args.image_root or root)
+    return {"root": str(root), "source": root.name, "image_root": image_root}, units
+
+
+def _parquet_reader(args, facts: Facts) -> items.Reader:
+    return parquet.ParquetReader(**facts, columns=_columns(args))
+
+
+def _tfds_flags(parser: cli.ArgumentParser) -> None:
+    parser.add_argument(
+        "--input", required=True, metavar="DIR|NAME", help="a prepared folder, or coco/2017"
+    )
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where datasets by name lie")
+    parser.add_argument(
+        "--tfds-split", default="train", metavar="SPLIT", help="train, train[:10%%], train+test"
+    )
+    parser.add_argument("--image-feature", metavar="PATH", help="default: the only one there is")
+    parser.add_argument(
+        "--caption-feature", nargs="+", default=[], metavar="PATH", help="captions/text, say"
+    )
+    parser.add_argument("--key-feature", metavar="PATH", help="default: file and number")
+    parser.add_argument(
+        "--label-feature", metavar="PATH", help="default: the class label, if there is one"
+    )
+
+
+def _tfds_find(args) -> tuple[Facts, list[items.Unit]]:
+    asked = tfds.Features(
+        args.image_feature, tuple(args.caption_feature), args.key_feature, args.label_feature
+    )
+    root, source, features, units = tfds.list_tfds(
+        args.input, args.data_dir, args.tfds_split, asked
+    )
+    facts = {"root": str(root), "source": source, "features": dataclasses.asdict(features)}
+    return facts, units
+
+
+def _tfds_reader(args, facts: Facts) -> items.Reader:
+    features = facts["features"] | {"captions": tuple(facts["features"]["captions"])}
+    return tfds.TfdsReader(**facts | {"features": tfds.Features(**features)})
+
+
+def _add_patterns(parser: cli.ArgumentParser) -> None:
+    parser.add_argument(
+        "--input", nargs="+", required=True, metavar="GLOB", help="files; ** goes into folders"
+    )
+
+
+def _add_label_field(parser: cli.ArgumentParser) -> None:
+    parser.add_argument(
+        "--label-field", metavar="NAME", help="field of the json that is the label (beside .cls)"
+    )
+
+
+KINDS = {
+    "folder": Kind(
+        "a folder tree of image files", "images", _folder_flags, _folder_find, _folder_reader
+    ),
+    "tar": Kind(
+        "tars of img2dataset or webdataset; plain, gzip or zstd",
+        "kB",
+        _tar_flags,
+        _tar_find,
+        _tar_reader,
+    ),
+    "metaclip": Kind(
+        "MetaCLIP's tars DIR/{n %% 100}/{n}.tar", "kB", _metaclip_flags, _metaclip_find, _tar_reader
+    ),
+    "parquet": Kind(
+        "parquet files with images or their paths",
+        "rows",
+        _parquet_flags,
+        _parquet_find,
+        _parquet_reader,
+    ),
+    "tfds": Kind(
+        "a TFDS dataset, without TensorFlow", "examples", _tfds_flags, _tfds_find, _tfds_reader
+    ),
+}
+
+
+# -------------------------------------------------------------------------------------- all of them
+
+
+def _add_common(parser: cli.ArgumentParser, unit: str) -> None:
     """What every kind of input shares."""
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument(
@@ -60,14 +254,20 @@ def _add_common(parser: cli.ArgumentParser) -> None:
     parser.add_argument(
         "--source", help="what records name as their source (default: input's name)"
     )
-    parser.add_argument("--images-per-shard", type=_positive, default=5000, metavar="N")
+    if unit == "kB":
+        default = "default: one a tar"
+    else:
+        default = "instead of --images-per-shard"
+        parser.add_argument(
+            "--images-per-shard",
+            type=_positive,
+            default=5000,
+            metavar="N",
+            help="row groups of parquet and files of TFDS are not split",
+        )
     parser.add_argument(
-        "--shards",
-        type=_positive,
-        metavar="N",
-        help="number of shards, instead of --images-per-shard",
+        "--shards", type=_positive, metavar="N", help=f"number of shards at most, {default}"
     )
-    parser.add_argument("--workers", type=_positive, default=os.cpu_count(), metavar="N")
     parser.add_argument(
         "--max-side",
         type=_natural,
@@ -91,118 +291,111 @@ def _add_common(parser: cli.ArgumentParser) -> None:
         help="drop images whose sides differ by more than this factor",
     )
     parser.add_argument(
-        "--test-fraction",
-        type=_fraction,
-        default=0.0,
-        metavar="F",
-        help="put this share of the images, chosen by a digest of the key, into a split named test",
+        "--require-caption", action="store_true", help="drop images without one (default: keep)"
+    )
+    parser.add_argument(
+        "--keep-duplicates",
+        action="store_true",
+        help="keep images whose bytes came before (default: the first in order stays)",
+    )
+    parser.add_argument("--workers", type=_positive, default=os.cpu_count(), metavar="N")
+    parser.add_argument(
+        "--runner", choices=("pool", "beam"), default="pool", help="pool: processes of this machine"
+    )
+    parser.add_argument(
+        "--beam-options", default="", metavar="FLAGS", help="Beam's own flags, in quotes"
     )
 
 
-def _convert_folder(args: Any) -> int:
-    root = args.input.resolve()
-    source = args.source or root.name or "images"
-    settings = {
-        "kind": args.kind,
-        "input": str(root),
-        "source": source,
-        "split": args.split,
-        "label_from": args.label_from,
-        "captions": args.captions,
-        "shards": args.shards,
-        "images_per_shard": None if args.shards else args.images_per_shard,
-        "max_side": args.max_side,
-        "min_side": args.min_side,
-        "max_aspect": args.max_aspect,
-        "test_fraction": args.test_fraction,
-    }
-    if not root.is_dir():
-        list_folder(root)  # says what is wrong with it, before anything is made
+def _convert(args: Any, kind: Kind) -> int:
+    begun = time.monotonic()
+    args.input = _absolute(args.input)
+    settings = {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()}
+    for name in ("output", "workers", "runner", "beam_options", "traceback"):
+        del settings[name]  # they change no byte
+    if args.kind in ("folder", "metaclip") and not args.input.is_dir():
+        kind.find(args)  # says what is wrong with it, before anything is made
 
-    def plan() -> converter.Dealt:
-        progress = Progress(None, "listing", "images")
-        units = list_folder(root, progress.update)
-        progress.close()
-        return _deal(units, args)
+    def make() -> tuple[Facts, plan.Dealt]:
+        facts, units = kind.find(args)
+        return facts | ({"source": args.source} if args.source else {}), _deal(units, args)
 
-    continued = converter.prepare(args.output, settings, plan)
+    facts, continued = plan.prepare(args.output, settings, make)
     if continued:
         print(f"continuing {args.output} by the plan made when it was begun", file=sys.stderr)
-    reader = FolderReader(str(root), source, args.label_from, args.captions)
-    rules = converter.Rules(args.max_side, args.min_side, args.max_aspect)
-    progress = Progress(converter.planned(args.output), "converting", "images")
-    started = False
+    total = sum(sum(sizes) for sizes in plan.planned(args.output).values())
+    progress = Progress(total, "converting", kind.unit)
+    before = None
 
-    def update(n: int) -> None:
-        nonlocal started
-        if started:
-            progress.update(n)
-        else:  # what was finished before says nothing about the speed
-            started, progress.done = True, n
+    def update(size: int) -> None:
+        nonlocal before
+        if before is None:  # what was done before says nothing about the speed
+            before = progress.done = size
             progress.resume()
+        else:
+            progress.update(size)
 
+    runner = functools.partial(runners.pool, args.workers)
+    if args.runner == "beam":
+        runner = functools.partial(runners.beam, args.beam_options)
+    rules = items.Rules(
+        args.max_side, args.min_side, args.max_aspect, args.require_caption, args.keep_duplicates
+    )
     try:
-        summaries = converter.run_local(args.output, reader, rules, args.workers, update)
+        summaries = runners.convert(args.output, kind.reader(args, facts), rules, runner, update)
     except KeyboardInterrupt:
         progress.close()
         print("stopped; the same command continues", file=sys.stderr)
         return cli.EXIT_INTERRUPTED
-    progress.close()
+    images = sum(summary["inputs"] for summary in summaries.values())
+    speed = f"{images / (time.monotonic() - begun):,.0f} images/s from start to end"
+    progress.close("" if before else speed)
     for summary in summaries.values():
-        print(_table(summary))
+        print(stats.table(summary))
     if not any(summary["kept"] for summary in summaries.values()):
         raise UserError(f"--input {args.input}: no usable image; {args.output} holds empty shards")
     return 0
 
 
-def _deal(units: Sequence[converter.Unit], args: Any) -> dict[str, list[list[converter.Unit]]]:
+def _absolute(value: Any) -> Any:
+    """Inputs as they are named in the plan: the same from whatever folder the command is given."""
+    if isinstance(value, list):
+        return [os.path.abspath(one) if "://" not in one else one for one in value]
+    if isinstance(value, Path):
+        return value.resolve()
+    return os.path.abspath(value) if os.path.isdir(value) else value  # else a dataset's name
+
+
+def _deal(units: Sequence[items.Unit], args: Any) -> dict[str, list[list[items.Unit]]]:
     """Splits and shards. A test set never takes all, and takes one image at least."""
-    parts: dict[str, list[converter.Unit]] = {args.split: list(units)}
-    if args.test_fraction:
-        test = [unit for unit in units if _draw(unit["path"]) < args.test_fraction]
-        rest = [unit for unit in units if _draw(unit["path"]) >= args.test_fraction]
+    parts: dict[str, list[items.Unit]] = {args.split: list(units)}
+    fraction = getattr(args, "test_fraction", 0.0)
+    if fraction:
+        test = [unit for unit in units if _draw(unit["path"]) < fraction]
+        rest = [unit for unit in units if _draw(unit["path"]) >= fraction]
         if not test or not rest:
             raise UserError(
-                f"--test-fraction {args.test_fraction:g}: {len(units)} images are too few to split"
+                f"--test-fraction {fraction:g}: {len(units)} images are too few to split"
             )
         parts = {args.split: rest, "test": test}
-    per_shard = args.images_per_shard
-    if args.shards:
-        per_shard = -(-len(parts[args.split]) // args.shards)
+    sizes = {split: sum(map(plan.size_of, mine)) for split, mine in parts.items()}
+    per_shard = getattr(args, "images_per_shard", 0)
+    if args.shards and per_shard:
+        per_shard = -(-sizes[args.split] // args.shards)
     dealt = {}
     for split, mine in parts.items():
-        wanted = args.shards if args.shards and split == args.split else -(-len(mine) // per_shard)
-        dealt[split] = converter.deal(mine, max(1, min(wanted, len(mine))))
+        wanted = -(-sizes[split] // per_shard) if per_shard else len(mine)
+        if args.shards and split == args.split:
+            wanted = args.shards
+        # As many shards as units: one each, whatever their sizes.
+        one_each = [[unit] for unit in mine]
+        dealt[split] = one_each if wanted >= len(mine) else plan.deal(mine, max(1, wanted))
     return dealt
 
 
 def _draw(path: str) -> float:
     """A number in [0, 1) that only the path decides."""
     return int.from_bytes(hashlib.sha256(os.fsencode(path)).digest()[:8], "big") / 2**64
-
-
-def _table(summary: Mapping[str, Any]) -> str:
-    """The summary for the eye."""
-    lines = [
-        f"{summary['split']}: {summary['kept']:,} of {summary['inputs']:,} images kept in "
-        f"{summary['shards']} shards, {summary['bytes'] / 1e6:,.1f} MB"
-        + (f", {summary['reencoded']:,} shrunk" if summary["reencoded"] else "")
-        + (f", {summary['captioned']:,} with captions" if summary["captioned"] else "")
-    ]
-    for reason, row in summary["dropped"].items():
-        examples = ", ".join(row["examples"]) + (
-            ", ..." if row["count"] > len(row["examples"]) else ""
-        )
-        lines.append(f"  dropped {row['count']:>8,}  {reason}: {examples}")
-    for title, name in (("shorter side", "shorter_side"), ("aspect", "aspect")):
-        if summary[name]:
-            bins = "   ".join(f"{key}: {n:,}" for key, n in summary[name].items())
-            lines.append(f"  {title:12} {bins}")
-    if summary["labels"]:
-        common = sorted(summary["labels"].items(), key=lambda item: (-item[1], item[0]))
-        shown = ", ".join(f"{name} {n:,}" for name, n in common[:8])
-        lines.append(f"  {len(common)} labels   {shown}{', ...' if len(common) > 8 else ''}")
-    return "\n".join(lines)
 
 
 def _positive(text: str) -> int:

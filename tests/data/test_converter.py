@@ -1,5 +1,7 @@
-"""Claims about webssl_jax.data.converter, its folder reader and tools/make_records.py."""
+"""Claims about the engine in webssl_jax.data.converter, its folder reader and
+tools/make_records.py."""
 
+import functools
 import io
 import json
 import os
@@ -16,11 +18,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from array_record.python import array_record_module
+from conversions import DyingReader, read_shards, run_engine
 from PIL import Image
 
 from webssl_jax.config import UserError
-from webssl_jax.data import converter, records
-from webssl_jax.data.folder_reader import FolderReader, key_of, list_folder
+from webssl_jax.data import records
+from webssl_jax.data.converter import items, plan, runners, work
+from webssl_jax.data.converter.folder_reader import FolderReader, key_of, list_folder
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools/make_records.py"
@@ -70,44 +74,22 @@ def invoke(monkeypatch, capsys):
     return call
 
 
-def read(folder, split="train"):
-    """Records of a split by key, in the order of the shards."""
-    found = {}
-    for path in sorted(folder.glob(f"{split}-*.arrayrecord")):
-        reader = array_record_module.ArrayRecordReader(str(path))
-        for data in reader.read_all():
-            record = records.decode(data)
-            assert record.key not in found
-            found[record.key] = record
-        reader.close()
-    return found
-
-
 def shard_bytes(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.arrayrecord"))}
 
 
 def convert(root, output, rules=None, shards=1, **reader):
     """The engine in this process, without the pool."""
-    settings = {"input": str(root), **reader}
-    converter.prepare(
-        output, settings, lambda: {"train": converter.deal(list_folder(root), shards)}
+    return run_engine(
+        output, FolderReader(str(root), "test", **reader), list_folder(root), rules, shards
     )
-    folder = FolderReader(str(root), "test", **reader)
-    parts = [
-        converter.convert_shard(
-            converter.Shard(str(output), "train", i, shards, folder, rules or converter.Rules())
-        )
-        for i in range(shards)
-    ]
-    return converter.total_stats(parts)
 
 
 def test_every_image_becomes_one_record_with_its_own_bytes_size_and_label(tmp_path):
     root = make_tree(tmp_path / "in", images=9)
     (root / "at_the_root.jpg").write_bytes(picture(50, 40, 99, "JPEG"))
     stats = convert(root, tmp_path / "out", shards=3, label_from="folder")
-    found = read(tmp_path / "out")
+    found = read_shards(tmp_path / "out")
     assert stats["kept"] == len(found) == 10
     for key, record in found.items():
         assert record.image == (root / key).read_bytes()
@@ -158,7 +140,9 @@ def test_drop_counts_are_exact_and_name_the_reason(tmp_path):
         "zz/duplicate.png",
         "zz/duplicate_again.png",
     ]
-    assert set(read(tmp_path / "out")) == {f"class{i % 3}/image_{i:03d}.png" for i in range(6)}
+    assert set(read_shards(tmp_path / "out")) == {
+        f"class{i % 3}/image_{i:03d}.png" for i in range(6)
+    }
 
 
 def test_larger_images_are_shrunk_upright_and_others_keep_their_bytes(tmp_path):
@@ -168,8 +152,8 @@ def test_larger_images_are_shrunk_upright_and_others_keep_their_bytes(tmp_path):
     exif[0x0112] = 6  # to be turned by 90 degrees
     (root / "large.jpg").write_bytes(picture(400, 200, 1, "JPEG", exif=exif))
     (root / "small.jpg").write_bytes(picture(100, 50, 2, "JPEG", exif=exif))
-    stats = convert(root, tmp_path / "out", converter.Rules(max_side=128))
-    found = read(tmp_path / "out")
+    stats = convert(root, tmp_path / "out", items.Rules(max_side=128))
+    found = read_shards(tmp_path / "out")
     assert (found["large.jpg"].width, found["large.jpg"].height) == (64, 128)
     with Image.open(io.BytesIO(found["large.jpg"].image)) as image:
         assert image.size == (64, 128) and image.format == "JPEG"
@@ -186,7 +170,7 @@ def test_captions_come_from_the_text_beside_or_from_the_name(tmp_path):
     (root / "Ünïcode 図.png").write_bytes(picture(40, 41))
     convert(root, tmp_path / "text", captions="sidecar-txt")
     convert(root, tmp_path / "name", captions="filename")
-    by_text, by_name = read(tmp_path / "text"), read(tmp_path / "name")
+    by_text, by_name = read_shards(tmp_path / "text"), read_shards(tmp_path / "name")
     assert by_text["brown_dog-02.png"].captions == ("A dog.", "Ein Hund, größer")
     assert by_text["Ünïcode 図.png"].captions == ()
     assert by_name["brown_dog-02.png"].captions == ("brown dog 02",)
@@ -199,7 +183,7 @@ def test_names_that_are_not_unicode_get_valid_and_different_keys(tmp_path):
     for i, name in enumerate((b"caf\xe9.png", b"caf\xe8.png")):
         (root / os.fsdecode(name)).write_bytes(picture(40, 40 + i))
     convert(root, tmp_path / "out")
-    assert len(read(tmp_path / "out")) == 2
+    assert len(read_shards(tmp_path / "out")) == 2
     assert key_of("plain/é.jpg") == "plain/é.jpg"
 
 
@@ -217,7 +201,7 @@ def test_links_are_followed_and_loops_are_not(tmp_path):
 def test_the_plan_is_sorted_and_deals_everything_once():
     units = [{"path": str(i)} for i in range(17)]
     for shards in (1, 2, 5, 17):
-        parts = converter.deal(units, shards)
+        parts = plan.deal(units, shards)
         assert [unit for part in parts for unit in part] == units
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -236,7 +220,7 @@ def test_a_writer_that_fails_leaves_nothing_under_the_final_name(tmp_path, monke
         def close(self):
             raise RuntimeError("Flush failed: No space left on device; writing")
 
-    monkeypatch.setattr(converter.array_record_module, "ArrayRecordWriter", FullDisk)
+    monkeypatch.setattr(work.array_record_module, "ArrayRecordWriter", FullDisk)
     with pytest.raises(OSError, match="No space left"):
         convert(root, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*record*"))
@@ -259,23 +243,24 @@ def test_killed_at_any_moment_the_same_command_finishes_with_the_same_bytes(tmp_
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
             begun = list(killed.glob("*.tmp"))
-            if begun and len(list(killed.glob("*.arrayrecord"))) >= wanted:
+            if begun and len(list(killed.glob(".plan/*.staged"))) >= wanted:
                 break
             time.sleep(0.002)
         kills += process.poll() is None
         os.kill(process.pid, signal.SIGKILL)  # the parent alone: its workers must follow it
         process.wait()
         _wait_until_nobody_works(killed)
-        for path in killed.glob("*.arrayrecord"):
-            stamps.setdefault(path.name, path.stat().st_mtime_ns)
+        for path in killed.glob(".plan/*.staged"):
+            stamps.setdefault(path.stem, path.stat().st_mtime_ns)
     assert kills and stamps
     (killed / f"{records.shard_name('train', 19, 20)}.123.tmp").write_bytes(b"half a shard")
     last = run(*args, "--output", killed)
     assert last.returncode == 0, last.stderr
     assert shard_bytes(killed) == shard_bytes(whole)
     assert not list(killed.glob("*.tmp"))
-    for name, stamp in stamps.items():
-        assert (killed / name).stat().st_mtime_ns == stamp
+    for index in range(20):  # renamed, not written again
+        path = killed / records.shard_name("train", index, 20)
+        assert path.stat().st_mtime_ns == stamps.get(f"train-{index:05d}", path.stat().st_mtime_ns)
     summary = json.loads((killed / "train.summary.json").read_text())
     assert summary == {"split": "train", "shards": 20, **stats}
 
@@ -307,7 +292,7 @@ def test_workers_do_not_change_a_byte_and_a_finished_run_touches_nothing(tmp_pat
     assert shard_bytes(outputs[0]) == shard_bytes(outputs[1])
     summaries = [(output / "train.summary.json").read_bytes() for output in outputs]
     assert summaries[0] == summaries[1]
-    train, test = read(outputs[0]), read(outputs[0], "test")
+    train, test = read_shards(outputs[0]), read_shards(outputs[0], "test")
     assert len(train) + len(test) == 30 and not set(train) & set(test)
     before = {path: path.stat().st_mtime_ns for path in outputs[0].glob("*.arrayrecord")}
     # Files that come later are not in the plan: finished shards would have to change.
@@ -320,10 +305,14 @@ def test_workers_do_not_change_a_byte_and_a_finished_run_touches_nothing(tmp_pat
 
 
 def test_an_interrupt_stops_cleanly_and_says_that_the_command_continues(tmp_path):
-    root = make_tree(tmp_path / "in", images=120, side=600)
+    root = tmp_path / "in"
+    root.mkdir()
+    data = picture(600, 600)
+    for i in range(120):  # bytes behind the end of a PNG are none of its pixels
+        (root / f"{i}.png").write_bytes(data + bytes([i]))
     args = ("--input", root, "--output", tmp_path / "out", "--shards", 60, "--workers", 1)
     process = subprocess.Popen(command(*args), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    while not list((tmp_path / "out").glob("*.arrayrecord")):
+    while not list((tmp_path / "out").glob(".plan/*.staged")):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -351,11 +340,17 @@ def test_a_full_disk_is_one_line_and_what_is_finished_stays(tmp_path, invoke):
     )
     assert done.returncode == 2, done.stderr
     assert "No space left" in done.stderr.splitlines()[-1]
-    assert "1 of 2 shards are finished and stay" in done.stderr.splitlines()[-1]
-    assert [path.name for path in (tmp_path / "out").glob("*record*")] == [
-        "train-00000-of-00002.arrayrecord"
-    ]
+    assert "1 of 2 shards are done and stay" in done.stderr.splitlines()[-1]
+    staged = [path.name for path in (tmp_path / "out").glob(".plan/*.staged")]
+    assert staged == ["train-00000.staged"] and not list((tmp_path / "out").glob("*record*"))
     assert invoke(*args[3:])[0] == 0
+
+
+def test_a_worker_that_dies_is_one_line(tmp_path):
+    plan.prepare(tmp_path, {}, lambda: ({}, {"train": [[{}]]}))
+    runner = functools.partial(runners.pool, 1)
+    with pytest.raises(UserError, match=r"a worker process died.*0 of 1 shards are done"):
+        runners.convert(tmp_path, DyingReader(), items.Rules(), runner)
 
 
 def test_bad_commands_are_refused_with_one_line(tmp_path, invoke):
@@ -390,25 +385,28 @@ def test_the_command_itself_refuses_with_exit_code_2(tmp_path):
 
 def test_other_arguments_in_a_begun_folder_are_refused_by_name(tmp_path):
     root = make_tree(tmp_path / "in", images=3)
-    convert(root, tmp_path / "out", label_from="folder")
     settings = {"input": str(root), "label_from": "none"}
+    plan.prepare(tmp_path / "out", settings | {"label_from": "folder"}, lambda: ({}, {}))
     with pytest.raises(UserError, match="--label-from folder, now none"):
-        converter.prepare(tmp_path / "out", settings, dict)
+        plan.prepare(tmp_path / "out", settings, dict)
 
 
 def test_shards_from_elsewhere_are_not_overwritten(tmp_path):
     shard = tmp_path / records.shard_name("train", 0, 1)
     shard.write_bytes(b"someone's")
     with pytest.raises(UserError, match="from elsewhere"):
-        converter.prepare(tmp_path, {}, dict)
+        plan.prepare(tmp_path, {}, dict)
     assert shard.read_bytes() == b"someone's"
 
 
 def test_two_conversions_into_one_folder_exclude_each_other(tmp_path):
     root = make_tree(tmp_path / "in", images=3)
     convert(root, tmp_path / "out")
-    with converter.lock(tmp_path / "out"):
+    with plan.lock(tmp_path / "out"):
         with pytest.raises(UserError, match="another conversion"):
-            converter.run_local(
-                tmp_path / "out", FolderReader(str(root), "test"), converter.Rules(), 1
+            runners.convert(
+                tmp_path / "out",
+                FolderReader(str(root), "test"),
+                items.Rules(),
+                functools.partial(runners.pool, 1),
             )

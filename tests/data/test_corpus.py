@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from webssl_jax import corpus
 from webssl_jax.corpus import near_duplicates
-from webssl_jax.data import records, views
+from webssl_jax.data import decode, records
 
 FOLDER = Path(corpus.__file__).parent
 
@@ -35,7 +35,7 @@ def splits():
 def images(splits):
     """{split: decoded pixels}: decoding is itself a claim."""
     return {
-        split: [np.asarray(views.decode_image(record.image)) for record in found]
+        split: [np.asarray(decode.decode_image(record.image)) for record in found]
         for split, found in splits.items()
     }
 

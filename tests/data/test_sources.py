@@ -1,8 +1,14 @@
 """Sources: what is refused at the start, and what is survived later."""
 
+import os
+import pathlib
 import pickle
 import resource
 import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
 from concurrent import futures
 
 import numpy as np
@@ -115,12 +121,103 @@ def test_flipped_bytes_damage_one_record_and_leave_its_neighbours(tmp_path):
     assert damaged == [9]
 
 
-def test_a_shard_that_changes_under_a_run_stops_it(shards, tmp_path):
+def cut(path):
+    os.truncate(path, 20_000)
+
+
+def blank(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def shrink(path):
+    write_shard(path, [b"x"])
+
+
+@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (cut, "had [0-9,]+ bytes at the start and 20,000 now"),
+        (shrink, "had [0-9,]+ bytes at the start and [0-9,]+ now"),
+        (blank, "held 16 records at the start and 0 now"),
+        (pathlib.Path.unlink, "cannot be read any more \\(No such file or directory\\)"),
+    ],
+)
+def test_a_shard_that_changes_under_a_run_stops_it(shards, tmp_path, change, says, opened):
     folder = shutil.copytree(shards, tmp_path / "set")
     source = ArrayRecordSource(str(folder))
-    write_shard(folder / "train-00003-of-00004.arrayrecord", [b"x"])
-    with pytest.raises(UserError, match="train-00003-of-00004.arrayrecord: held 16 records"):
+    victim = folder / "train-00003-of-00004.arrayrecord"
+    last = source[63] if opened else None
+    change(victim)
+    if opened and change is pathlib.Path.unlink:
+        assert source[63] == last  # an open file outlives its name
+        return
+    with pytest.raises(UserError, match=f"train-00003-of-00004.arrayrecord: {says}") as error:
         source[63]
+    assert "\n" not in str(error.value)
+    assert records.decode(source[3]).key == "0003"
+
+
+def test_a_broken_link_and_a_path_through_a_file_are_refused_by_name(shards, tmp_path):
+    link = tmp_path / "a.arrayrecord"
+    link.symlink_to(tmp_path / "gone")
+    (tmp_path / "round").symlink_to("round")
+    first = f"{shards}/train-00000-of-00004.arrayrecord"
+    for pattern, says in [
+        (str(tmp_path), "a.arrayrecord: the shard cannot be read \\(No such file"),
+        (f"{tmp_path}/*.arrayrecord", "a.arrayrecord: the shard cannot be read"),
+        (str(link), "a.arrayrecord: no such file or folder"),
+        (f"{tmp_path}/roun*", "round.* \\(Too many levels of symbolic links"),
+        (f"{tmp_path}/round/*", "round/.*: cannot be read \\(Too many levels"),
+        (f"{first}/x", "x: no such file or folder"),
+        (f"{first}/*", "arrayrecord/.*: cannot be read \\(Not a directory"),
+        (f"{tmp_path}/nowhere/*", "nowhere/.*: cannot be read \\(No such file or directory"),
+    ]:
+        with pytest.raises(UserError, match=says) as error:
+            ArrayRecordSource(pattern)
+        assert "\n" not in str(error.value)
+
+
+def test_what_this_user_may_not_read_is_refused_by_name(shards, tmp_path):
+    # Root may read everything, so a child process asks as nobody, who may not enter pytest's own.
+    root = pathlib.Path(tempfile.mkdtemp(dir="/tmp", prefix="webssl-unreadable-"))
+    try:
+        for name in ("closed", "open"):
+            shutil.copytree(shards, root / name)
+        (root / "open").chmod(0o755)
+        (root / "open" / "train-00002-of-00004.arrayrecord").chmod(0)
+        (root / "closed").chmod(0o311)
+        root.chmod(0o755)
+        script = textwrap.dedent("""
+            import os, sys
+            from webssl_jax.config import UserError
+            from webssl_jax.data.sources import ArrayRecordSource
+            ArrayRecordSource(sys.argv[1])  # imports all there is, while that can be read
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            for pattern in sys.argv[2:]:
+                try:
+                    print(ArrayRecordSource(pattern))
+                except UserError as error:
+                    print(error)
+        """)
+        patterns = [f"{root}/closed", f"{root}/closed/train-*", f"{root}/open"]
+        child = subprocess.run(
+            [sys.executable, "-c", script, str(shards), *patterns],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            capture_output=True,
+            text=True,
+        )
+        assert child.returncode == 0, child.stderr
+        closed, glob, single = child.stdout.splitlines()
+        assert closed == f"data pattern {root}/closed: cannot be read (Permission denied)"
+        assert glob == f"data pattern {root}/closed/train-*: cannot be read (Permission denied)"
+        assert "train-00002-of-00004.arrayrecord: the shard cannot be read (Permission" in single
+    finally:
+        (root / "closed").chmod(0o755)
+        shutil.rmtree(root)
 
 
 def test_a_low_limit_of_open_files_is_lifted_for_many_shards(tmp_path):

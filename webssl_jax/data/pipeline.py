@@ -15,11 +15,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,9 +29,9 @@ import numpy as np
 from absl import flags
 
 from webssl_jax.config import UserError
-from webssl_jax.data import records
+from webssl_jax.data import processes, records
+from webssl_jax.data.decode import DecodeError
 from webssl_jax.data.sources import DamagedRecord
-from webssl_jax.data.views import DecodeError
 
 Batch = dict[str, np.ndarray]
 TrainView = Callable[[bytes, np.random.Generator], Mapping[str, np.ndarray]]
@@ -58,11 +56,18 @@ class Source(Protocol):
 
 @dataclasses.dataclass
 class Damage:
-    """What this process met so far. ``substituted``: rows delivered with another image than the one
-    that was due. ``records``: {record index: reason}."""
+    """What this process met so far. ``by_row``: (rows of this process,) int32, how often each row
+    of its batches was delivered with another image than the one that was due. ``records``: {record
+    index: reason}."""
 
-    substituted: int = 0
+    by_row: np.ndarray
     records: dict[int, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def substituted(self) -> int:
+        """Images replaced on this process. Hosts may share rows, so these do not add up: the sum
+        over the global rows (``sharding.mesh.to_global``) does."""
+        return int(self.by_row.sum())
 
 
 class Labelled(NamedTuple):
@@ -96,9 +101,8 @@ class TrainLoader:
       read_ahead: batches kept ready. Bounds the memory: about ``read_ahead + 1`` batches.
 
     Raises:
-      UserError: for numbers that do not fit together, and while iterating when 20 substitutes in a
-        row are damaged.
-      RuntimeError: while iterating, when a worker process was killed.
+      UserError: for numbers that do not fit together; while iterating, when 20 substitutes in a row
+        are damaged, a shard vanished or changed, or a worker process was killed.
     """
 
     def __init__(
@@ -138,8 +142,15 @@ class TrainLoader:
                 "loader: need start_step >= 0, workers >= 0, threads >= 1 and read_ahead >= 1, "
                 f"got {start_step}, {workers}, {threads} and {read_ahead}"
             )
+        if len(source) < global_batch:
+            _logger.warning(
+                "%d images are fewer than a batch of %d: each batch shows some of them more than "
+                "once",
+                len(source),
+                global_batch,
+            )
         self.step = start_step
-        self.damage = Damage()
+        self.damage = Damage(np.zeros(len(rows), np.int32))
         self.wait_seconds = 0.0
         self._source = source
         self._load = _Load(source, view, seed)
@@ -170,7 +181,15 @@ class TrainLoader:
 
     def __next__(self) -> Batch:
         started = time.perf_counter()
-        batch = _concatenate([next(self._iterator) for _ in range(self._per_batch)])
+        try:
+            batch = _concatenate([next(self._iterator) for _ in range(self._per_batch)])
+        except RuntimeError as error:
+            if "process was terminated unexpectedly" not in str(error):
+                raise
+            raise UserError(
+                f"a loader process died at step {self.step}, killed or for lack of memory; start "
+                "the same command again, perhaps with fewer config.data.workers"
+            ) from None
         self.wait_seconds += time.perf_counter() - started
         self._note_damage(batch)
         self.step += 1
@@ -195,7 +214,7 @@ class TrainLoader:
         substituted = batch["substituted"]
         if not substituted.any():
             return
-        self.damage.substituted += int(substituted.sum())
+        self.damage.by_row += substituted
         for index in batch["record"][substituted].tolist():
             if index not in self.damage.records:
                 reason = self._load.explain(index)
@@ -299,13 +318,7 @@ def _start_worker(index: int, count: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # A worker needs no accelerator, and must never take one away from the main process.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    # A main process that was killed cannot stop its workers, and grain's would wait for ever.
-    threading.Thread(target=_exit_with_parent, name="exit-with-parent", daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    processes.end_with_parent()
 
 
 def _concatenate(chunks: Sequence[Batch]) -> Batch:

@@ -28,6 +28,7 @@ SUFFIX = ".arrayrecord"
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _READER_BUFFER = 32 * 1024
 _OPENING_THREADS = 64  # opening is waiting: for a disk, or for a bucket
+_TROUBLES = 5  # unreadable shards named in full
 _SPARE_FILES = 256  # file descriptors left to the rest of the process
 _SET_NAME = re.compile(r"(?P<prefix>.*)-(?P<index>\d+)-of-(?P<total>\d+)(?P<suffix>\.[^/]*)?$")
 _logger = logging.getLogger(__name__)
@@ -44,13 +45,17 @@ class ArrayRecordSource:
     ``corpus:train`` and ``corpus:test`` for the shards inside the package. Paths may be anything
     ``etils.epath`` opens, so also ``gs://`` with the ``gcp`` extra.
 
-    Pickles as a list of names and counts; each process opens its own readers, at the first record
-    it needs from a shard. Reading is thread-safe. An open reader holds the shard's index in memory:
-    8 bytes a record.
+    Pickles as a list of names, sizes and counts; each process opens its own readers, at the first
+    record it needs from a shard. Reading is thread-safe. An open reader holds the shard's index in
+    memory: 8 bytes a record.
+
+    Every byte of a shard that matters is under a checksum of the format, so a record comes as it
+    was written or is damaged. The limit: a shard that is overwritten in place, while it is open, by
+    another of the same size cannot be told from the first.
 
     Raises:
-      UserError: if a pattern matches nothing, a set ``-00000-of-0000N`` lacks a shard, a file is
-        matched twice, or a shard is empty, truncated or not an ArrayRecord.
+      UserError: if a pattern matches nothing or cannot be read, a set ``-00000-of-0000N`` lacks a
+        shard, a file is matched twice, or a shard is empty, truncated or not an ArrayRecord.
     """
 
     def __init__(self, pattern: str | Sequence[str]):
@@ -69,8 +74,14 @@ class ArrayRecordSource:
             seen.add(file)
         _allow_open_files(len(self.files))
         with futures.ThreadPoolExecutor(min(_OPENING_THREADS, len(self.files))) as pool:
-            counts = list(pool.map(_count_records, self.files))
-        self._ends = list(itertools.accumulate(counts))
+            measured = list(pool.map(_try_to_measure, self.files))
+        if troubles := [str(result) for result in measured if isinstance(result, UserError)]:
+            more = len(troubles) - _TROUBLES
+            raise UserError(
+                "; ".join(troubles[:_TROUBLES]) + (f"; and {more} more shards" if more > 0 else "")
+            )
+        self._sizes = [size for size, _ in measured]
+        self._ends = list(itertools.accumulate(count for _, count in measured))
         self._readers: dict[int, array_record_module.ArrayRecordReader] = {}
         self._lock = threading.Lock()
 
@@ -83,7 +94,8 @@ class ArrayRecordSource:
         Raises:
           DamagedRecord: if they cannot be read, or do not match their checksum.
           IndexError: outside ``[0, len)``.
-          UserError: if the shard vanished or changed its length since the source was made.
+          UserError: if the shard vanished or changed since the source was made. A shard that is
+            already open stays readable after its name is gone.
         """
         shard, position = self._locate(index)
         try:
@@ -98,10 +110,15 @@ class ArrayRecordSource:
         except RuntimeError as error:
             raise DamagedRecord(f"unreadable: {error}") from None
 
-    def describe(self, index: int) -> str:
-        """Where a record lies, for logs and errors: ``FILE record 17``, counted from 0."""
+    def locate(self, index: int) -> tuple[str, int]:
+        """Where a record lies: its shard's name, and its number there, counted from 0."""
         shard, position = self._locate(index)
-        return f"{self.files[shard]} record {position}"
+        return self.files[shard], position
+
+    def describe(self, index: int) -> str:
+        """The same for logs and errors: ``FILE record 17``."""
+        file, position = self.locate(index)
+        return f"{file} record {position}"
 
     def __str__(self) -> str:
         shards = "1 shard" if len(self.files) == 1 else f"{len(self.files):,} shards"
@@ -112,7 +129,7 @@ class ArrayRecordSource:
         return f"ArrayRecordSource({self})"
 
     def __getstate__(self):
-        return {"files": self.files, "_ends": self._ends}
+        return {"files": self.files, "_sizes": self._sizes, "_ends": self._ends}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
@@ -133,10 +150,25 @@ class ArrayRecordSource:
                 reader = self._readers.get(shard) or self._open(shard)
                 self._readers[shard] = reader
         # The range form takes 4 us, the list form 60 us: the latter goes through a thread pool.
-        return reader.read(position, position + 1)[0]
+        data = reader.read(position, position + 1)[0]
+        if not data:  # what the module returns beyond the end of a file that has been cut
+            raise RuntimeError("no bytes")
+        return data
 
     def _open(self, shard: int) -> array_record_module.ArrayRecordReader:
         file = self.files[shard]
+        try:
+            size = epath.Path(file).stat().length
+        except OSError as error:
+            raise UserError(
+                f"{file}: cannot be read any more ({_cause(error)}); put the shard back and start "
+                "the same command again"
+            ) from None
+        if size != self._sizes[shard]:
+            raise UserError(
+                f"{file}: had {self._sizes[shard]:,} bytes at the start and {size:,} now; shards "
+                "must not change under a run"
+            )
         reader = array_record_module.ArrayRecordReader(
             file, options=_READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER
         )
@@ -151,6 +183,13 @@ class ArrayRecordSource:
 
 def _expand(pattern: str) -> list[str]:
     """The files a pattern means, sorted. Whole sets, unless the pattern names a single file."""
+    try:
+        return _list_files(pattern)
+    except OSError as error:
+        raise UserError(f"data pattern {pattern}: cannot be read ({_cause(error)})") from None
+
+
+def _list_files(pattern: str) -> list[str]:
     if pattern.startswith("corpus:"):
         split = pattern.removeprefix("corpus:")
         if split not in ("train", "test"):
@@ -163,9 +202,12 @@ def _expand(pattern: str) -> list[str]:
     root, rest = _split_at_wildcard(pattern)
     if rest:
         files = [p for p in epath.Path(root).glob(rest) if not p.is_dir()]
+        if not files:
+            _try_to_list(root)
     elif epath.Path(root).is_dir():
         files = list(epath.Path(root).glob("*" + SUFFIX))
         if not files:
+            _try_to_list(root)
             raise UserError(
                 f"data folder {pattern}: no *{SUFFIX} file in it; make shards with "
                 "tools/make_records.py"
@@ -179,6 +221,11 @@ def _expand(pattern: str) -> list[str]:
         raise UserError(f"data pattern {pattern}: matches no file")
     _check_sets(names)
     return names
+
+
+def _try_to_list(folder: str) -> None:
+    """Raises the OSError that a glob keeps to itself, of a folder that may not be read."""
+    next(iter(epath.Path(folder).iterdir()), None)
 
 
 def _split_at_wildcard(pattern: str) -> tuple[str, str]:
@@ -214,11 +261,24 @@ def _check_sets(names: Sequence[str]) -> None:
                 )
 
 
-def _count_records(file: str) -> int:
-    """Number of records, from the footer alone. The module reports most failures as 0 records."""
-    size = epath.Path(file).stat().length
-    if size == 0:
-        raise UserError(f"{file}: the shard is a file of 0 bytes; write it again")
+def _try_to_measure(file: str) -> tuple[int, int] | UserError:
+    try:
+        return _measure(file)
+    except UserError as error:  # all bad shards are to be named, not the first alone
+        return error
+
+
+def _measure(file: str) -> tuple[int, int]:
+    """(bytes, records), the latter from the footer. The module reports most failures as 0
+    records."""
+    try:
+        size = epath.Path(file).stat().length
+        if size == 0:
+            raise UserError(f"{file}: the shard is a file of 0 bytes; write it again")
+        with epath.Path(file).open("rb") as readable:
+            readable.read(1)
+    except OSError as error:
+        raise UserError(f"{file}: the shard cannot be read ({_cause(error)})") from None
     try:
         reader = array_record_module.ArrayRecordReader(
             file, options=_READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER
@@ -226,7 +286,10 @@ def _count_records(file: str) -> int:
         count, options = reader.num_records(), reader.writer_options_string() or ""
         reader.close()
     except RuntimeError as error:
-        raise UserError(f"{file}: the shard cannot be read: {error}") from None
+        raise UserError(
+            f"{file}: the shard cannot be read: {' '.join(str(error).split())}; it is truncated, "
+            "damaged or not an ArrayRecord: write or copy it again"
+        ) from None
     if count == 0:
         raise UserError(
             f"{file}: no record can be read from this shard ({size:,} bytes): it is empty, "
@@ -239,7 +302,11 @@ def _count_records(file: str) -> int:
             file,
             group[1],
         )
-    return count
+    return size, count
+
+
+def _cause(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 def _allow_open_files(shards: int) -> None:

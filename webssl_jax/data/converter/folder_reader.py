@@ -1,0 +1,139 @@
+"""Folder trees of image files as input of the converter: what is in them, and how one is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+from webssl_jax.config import UserError
+from webssl_jax.data.converter.items import (
+    MAX_BYTES,
+    SUFFIXES,
+    Candidate,
+    Dropped,
+    Item,
+    Unit,
+    clean_captions,
+    no_progress,
+)
+
+LABELS = ("none", "folder")
+CAPTIONS = ("none", "sidecar-txt", "filename")
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderReader:
+    """Reads the files that :func:`list_folder` found. See ``items.Reader``.
+
+    ``label_from``: "folder" takes the first folder below the root. ``captions``: "sidecar-txt"
+    takes each line of the text file beside the image as one caption, "filename" the name's words.
+    """
+
+    root: str
+    source: str
+    label_from: str = "none"
+    captions: str = "none"
+
+    def read(self, unit: Unit, advance: Callable[[int], None] = no_progress) -> Iterator[Item]:
+        path = PurePosixPath(unit["path"])
+        key = key_of(unit["path"])
+        if "drop" in unit:
+            yield Dropped(key, unit["drop"])
+            return
+        full = Path(self.root) / path
+        data, problem = read_image_file(full)
+        if problem:
+            yield Dropped(key, problem)
+            return
+        captions, notes = clean_captions(self._captions(full))
+        folder = path.parts[0] if len(path.parts) > 1 else None
+        label = key_of(folder) if self.label_from == "folder" and folder else None
+        yield Candidate(key, data, captions, label, notes)
+
+    def _captions(self, path: Path) -> list[str | bytes]:
+        if self.captions == "filename":
+            return [re.sub(r"[\W_]+", " ", key_of(path.stem))]
+        if self.captions == "sidecar-txt":
+            data, _ = read_image_file(path.with_suffix(".txt"))
+            return data.splitlines()
+        return []
+
+
+def read_image_file(path: Path) -> tuple[bytes, str]:
+    """A file's bytes and an empty string, or no bytes and the reason why it has to be dropped."""
+    try:
+        # A pipe that came in the place of a file since the listing must not block.
+        with open(path, "rb", opener=lambda p, f: os.open(p, f | os.O_NONBLOCK)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                return b"", "unreadable"
+            if not status.st_size:
+                return b"", "empty file"
+            if status.st_size > MAX_BYTES:
+                return b"", "more bytes than the limit"
+            return file.read(MAX_BYTES + 1), ""
+    except (OSError, ValueError):  # gone, or not ours to read; a zero byte in the name
+        return b"", "unreadable"
+
+
+def key_of(path: str) -> str:
+    """A path as valid Unicode, unique: names that are not UTF-8 get a digest of their bytes."""
+    data = os.fsencode(path)
+    text = data.decode("utf-8", "replace")
+    if text.encode() == data:
+        return text
+    return f"{text}#{hashlib.sha256(data).hexdigest()[:8]}"
+
+
+def list_folder(root: Path, progress: Callable[[int], None] = lambda n: None) -> list[Unit]:
+    """Every file with an image's suffix below ``root``, by path.
+
+    Links are followed, loops are not: a folder is entered once. What cannot be opened is listed
+    too, so that it is counted.
+
+    Args:
+      progress: called with the number of files found since the last call.
+
+    Raises:
+      UserError: if there is no such folder, or no image in it.
+    """
+    if not root.is_dir():
+        raise UserError(f"--input {root}: {'not a folder' if root.exists() else 'no such folder'}")
+    found: list[str] = []
+    broken: list[str] = []
+    entered = {(root.stat().st_dev, root.stat().st_ino)}
+
+    def unreadable(error: OSError) -> None:
+        broken.append(os.path.relpath(error.filename, root))
+
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=unreadable):
+        subfolders.sort()
+        subfolders[:] = [name for name in subfolders if _enter(Path(folder, name), entered)]
+        before = len(found)
+        for name in files:
+            if os.path.splitext(name)[1].lower() in SUFFIXES:
+                found.append(os.path.relpath(os.path.join(folder, name), root))
+        progress(len(found) - before)
+    if not found:
+        detail = f" ({len(broken)} folders could not be read)" if broken else ""
+        raise UserError(f"--input {root}: no image files in it{detail}")
+    units: list[Unit] = [{"path": path, "drop": "unreadable folder"} for path in broken]
+    units += [{"path": path} for path in found]
+    return sorted(units, key=lambda unit: os.fsencode(unit["path"]))
+
+
+def _enter(folder: Path, entered: set[tuple[int, int]]) -> bool:
+    try:
+        status = folder.stat()
+    except OSError:
+        return True  # os.walk will meet the same error and report it
+    identity = (status.st_dev, status.st_ino)
+    if identity in entered:
+        return False
+    entered.add(identity)
+    return True

@@ -1,0 +1,151 @@
+"""The plan of a conversion: which inputs go to which shard, written before any work."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import errno
+import fcntl
+import glob
+import itertools
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from webssl_jax.config import UserError
+from webssl_jax.data.converter.items import Unit
+from webssl_jax.files import write_text
+
+PLAN_FOLDER = ".plan"
+PLAN_VERSION = 2
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+Dealt = Mapping[str, Sequence[Sequence[Unit]]]  # split -> shard -> inputs
+
+
+def size_of(unit: Unit) -> int:
+    """A unit's share of the work: images, rows or kilobytes, as its kind counts."""
+    return unit.get("size", 1)
+
+
+def deal(units: Sequence[Unit], shards: int) -> list[list[Unit]]:
+    """Contiguous slices of about equal size, none empty. With units of size 1 their lengths differ
+    by at most one."""
+    total = sum(map(size_of, units))
+    bounds = [i * total // shards for i in range(shards)]
+    starts = itertools.accumulate(map(size_of, units), initial=0)
+    parts: list[list[Unit]] = [[] for _ in range(shards)]
+    for unit, start in zip(units, starts, strict=False):
+        parts[bisect.bisect_right(bounds, start) - 1].append(unit)
+    return [part for part in parts if part]
+
+
+def find_files(patterns: Sequence[str], what: str) -> tuple[Path, list[str]]:
+    """Files that match any of the patterns: their common folder, and sorted paths below it.
+
+    Raises:
+      UserError: if a pattern matches nothing, is an address instead of a path, or matches what is
+        no regular file.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        if "://" in pattern:
+            raise UserError(f"--input {pattern}: only paths; mount a bucket (gcsfuse, for one)")
+        matches = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
+        if not matches:
+            raise UserError(f"--input {pattern}: no such file, and no file matches it")
+        found.update(os.path.abspath(match) for match in matches)
+    for path in sorted(found):
+        if os.path.isdir(path):
+            raise UserError(f"--input {path}: is a folder; give {what}, '{path}/*' for example")
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError(f"--input {path}: is not a regular file; give {what}")
+    root = Path(os.path.commonpath([os.path.dirname(path) for path in found]))
+    return root, sorted((os.path.relpath(path, root) for path in found), key=os.fsencode)
+
+
+def prepare(
+    output: Path, settings: Mapping[str, Any], make: Callable[[], tuple[dict[str, Any], Dealt]]
+) -> tuple[dict[str, Any], bool]:
+    """Writes the plan, or recognises the one that is there.
+
+    Args:
+      output: folder of the shards, made if missing.
+      settings: plain JSON; whatever changes the output. Another run must bring the same.
+      make: returns facts that the reader needs (plain JSON), and split -> shard -> inputs. Called
+        only when there is no plan yet.
+
+    Returns:
+      The facts, and True if an earlier plan is continued.
+
+    Raises:
+      UserError: if the folder cannot be written, holds a plan of other settings, or holds shards
+        of these splits without a plan.
+    """
+    settings = json.loads(json.dumps({"plan_version": PLAN_VERSION, **settings}))
+    plan = output / PLAN_FOLDER
+    try:
+        plan.mkdir(parents=True, exist_ok=True)
+        _probe(plan)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
+        raise UserError(f"--output {output}: cannot be written: {error.strerror}") from None
+    if (plan / "settings.json").exists():
+        _compare(output, json.loads((plan / "settings.json").read_text("utf-8")), settings)
+        return json.loads((plan / "facts.json").read_text("utf-8")), True
+    shards = sorted(path.name for path in output.glob("*.arrayrecord"))
+    if shards:
+        raise UserError(f"--output {output}: holds {shards[0]} from elsewhere; give another folder")
+    for old in plan.glob("*.json*"):
+        old.unlink()  # of a plan that was never completed
+    sizes = {}
+    facts, dealt = make()
+    for split, parts in dealt.items():
+        sizes[split] = [sum(map(size_of, part)) for part in parts]
+        for index, part in enumerate(parts):
+            lines = "".join(json.dumps(unit) + "\n" for unit in part)
+            (plan / f"{split}-{index:05d}.jsonl").write_text(lines, "utf-8")
+    write_text(plan / "shards.json", json.dumps(sizes))
+    write_text(plan / "facts.json", json.dumps(facts))
+    write_text(plan / "settings.json", json.dumps(settings, indent=1))
+    return facts, False
+
+
+def planned(output: Path) -> dict[str, list[int]]:
+    """{split: size of each shard's inputs}."""
+    return json.loads((output / PLAN_FOLDER / "shards.json").read_text("utf-8"))
+
+
+def _compare(output: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for name in sorted(set(then) | set(now)):
+        if then.get(name) != now.get(name):
+            flag = "--" + name.replace("_", "-")
+            raise UserError(
+                f"--output {output}: was begun with {flag} {then.get(name)}, now {now.get(name)}; "
+                "give the same arguments to continue, or another folder"
+            )
+
+
+def _probe(folder: Path) -> None:
+    path = folder / f"probe-{os.getpid()}"
+    path.touch()
+    path.unlink()
+
+
+@contextlib.contextmanager
+def lock(output: Path) -> Iterator[None]:
+    """Holds the folder. The kernel frees the lock when the process dies, however it dies.
+
+    Raises:
+      UserError: if another process holds it.
+    """
+    with open(output / PLAN_FOLDER / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"--output {output}: another conversion is writing there") from None
+        yield

@@ -1,0 +1,236 @@
+"""Who does the work on the shards: a process pool here, or Apache Beam.
+
+A runner is a context manager that gives ``do(function, shards, progress)``: it calls the function
+with each shard, in any order, anywhere, and returns when all are done. Both run the same functions
+of ``work``; only they know of processes or pipelines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from webssl_jax.config import UserError
+from webssl_jax.data.converter import duplicates, plan, stats, work
+from webssl_jax.data.converter.items import Reader, Rules, no_progress
+from webssl_jax.files import write_json
+
+Do = Callable[[Callable, Sequence[work.Shard], Callable[[int], None]], None]
+Runner = Callable[[], contextlib.AbstractContextManager[Do]]
+
+
+def convert(
+    output: Path,
+    reader: Reader,
+    rules: Rules,
+    runner: Runner,
+    progress: Callable[[int], None] = no_progress,
+) -> dict[str, dict[str, Any]]:
+    """Does what is not done of a plan.
+
+    Args:
+      output: a folder that :func:`plan.prepare` has seen.
+      progress: called with the size of the inputs done since the last call, several times a second;
+        first with those of the shards that were staged before.
+
+    Returns:
+      {split: statistics}, also written to ``<output>/<split>.summary.json``.
+
+    Raises:
+      UserError: if the disk is full, a worker dies, or another process writes there. What is
+        staged or finished stays.
+    """
+    with plan.lock(output):
+        sizes = plan.planned(output)
+        _remove_temporaries(output)
+        shards = [
+            work.Shard(str(output), split, index, len(mine), reader, rules, size)
+            for split, mine in sizes.items()
+            for index, size in enumerate(mine)
+        ]
+        progress(sum(shard.size for shard in shards if shard.staged))
+        try:
+            if not all(shard.finished for shard in shards):
+                with runner() as do:
+                    do(work.stage_shard, [s for s in shards if not s.staged], progress)
+                    mark_duplicates(shards, rules)
+                    do(work.finish_shard, [s for s in shards if not s.finished], no_progress)
+        except BrokenProcessPool:
+            raise UserError(
+                f"a worker process died, perhaps for lack of memory ({_done(shards)}); start the "
+                "same command again with fewer --workers"
+            ) from None
+        except (OSError, RuntimeError) as error:
+            if not (getattr(error, "errno", 0) in plan.DISK_FULL or work.means_disk_full(error)):
+                raise
+            raise UserError(
+                f"--output {output}: No space left on device ({_done(shards)}); make room and "
+                "start the same command again"
+            ) from None
+        finally:
+            _remove_temporaries(output)
+        summaries = {}
+        for split in sizes:
+            parts = [
+                read_json(shard.aside(".stats.json")) for shard in shards if shard.split == split
+            ]
+            summary = {"split": split, "shards": len(parts), **stats.total_stats(parts)}
+            write_json(output / f"{split}.summary.json", summary)
+            summaries[split] = summary
+        return summaries
+
+
+def mark_duplicates(shards: Sequence[work.Shard], rules: Rules) -> None:
+    """Writes, for every shard that is not finished, which of its records come again.
+
+    Keys are unique in any case; images may come again if the rules say so.
+    """
+    if all(shard.finished for shard in shards):
+        return
+    keys = duplicates.find([shard.aside(".keys") for shard in shards])
+    images = [np.zeros(0, np.uint32)] * len(shards)
+    if not rules.keep_duplicates:
+        images = duplicates.find([shard.aside(".images") for shard in shards])
+    for shard, image_places, key_places in zip(shards, images, keys, strict=True):
+        if not shard.finished:
+            np.savez(shard.aside(".repeats.npz"), images=image_places, keys=key_places)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
+
+
+def _done(shards: Sequence[work.Shard]) -> str:
+    done = sum(shard.staged for shard in shards)
+    return f"{done} of {len(shards)} shards are done and stay"
+
+
+def _remove_temporaries(output: Path) -> None:
+    for path in (*output.glob("*.tmp"), *(output / plan.PLAN_FOLDER).glob("*.tmp")):
+        path.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------------ process pool
+
+_COUNTER: Any = None  # a worker's share of the progress, set once in each process
+
+
+@contextlib.contextmanager
+def pool(workers: int) -> Iterator[Do]:
+    """Processes of this machine."""
+    # Spawned, not forked: the record writer has threads, and a worker must know its true parent.
+    context = get_context("spawn")
+    counter = context.Value("q", 0)
+    executor = futures.ProcessPoolExecutor(
+        workers, context, initializer=_start_worker, initargs=(counter, os.getpid())
+    )
+
+    def do(function, shards, progress) -> None:
+        seen = counter.value
+        waiting = {executor.submit(_work, function, shard) for shard in shards}
+        while waiting:
+            done, waiting = futures.wait(waiting, timeout=0.2, return_when=futures.FIRST_EXCEPTION)
+            now = counter.value
+            if now > seen:
+                progress(now - seen)
+                seen = now
+            for future in done:
+                future.result()
+
+    try:
+        yield do
+    finally:
+        # Without waiting for shards in work: they are redone. A dead parent ends workers, too.
+        processes = list((executor._processes or {}).values())
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+
+
+def _start_worker(counter: Any, parent: int) -> None:
+    global _COUNTER
+    _COUNTER = counter
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)  # an orphan would go on writing beside the run that continues
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _work(function: Callable, shard: work.Shard) -> None:
+    def progress(size: int) -> None:
+        with _COUNTER.get_lock():
+            _COUNTER.value += size
+
+    function(shard, progress)
+
+
+# -------------------------------------------------------------------------------------------- Beam
+
+
+@contextlib.contextmanager
+def beam(options: str) -> Iterator[Do]:
+    """An Apache Beam pipeline for each of the two passes; ``options`` are Beam's own flags.
+
+    Every worker must see the input and the output under the same paths (NFS, a bucket mounted with
+    gcsfuse in the worker's container), for files are opened by path and renamed; ``gs://`` is not
+    read or written. Progress is told by the shards that appear.
+
+    Raises:
+      UserError: if apache-beam is not installed, or does not take the options.
+    """
+    try:
+        import apache_beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise UserError(
+            "--runner beam: apache-beam is not installed; pip install '.[beam]' in an environment "
+            "of its own (it needs older packages than tools/constraints.txt pins)"
+        ) from None
+
+    def do(function, shards, progress) -> None:
+        if not shards:
+            return
+        try:
+            pipeline = apache_beam.Pipeline(options=PipelineOptions(shlex.split(options)))
+        except ValueError as error:
+            raise UserError(f"--beam-options {options}: {error}") from None
+        left, finished = list(shards), threading.Event()
+
+        def watch() -> None:
+            last = False
+            while not last:
+                last = finished.wait(1.0)
+                done = [shard for shard in left if shard.staged]
+                left[:] = [shard for shard in left if shard not in done]
+                progress(sum(shard.size for shard in done))
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            with pipeline:
+                tasks = pipeline | "Shards" >> apache_beam.Create(shards, reshuffle=True)
+                tasks | function.__name__ >> apache_beam.Map(lambda shard: function(shard))
+        finally:
+            finished.set()
+            watcher.join()
+
+    yield do

@@ -1,0 +1,141 @@
+"""Counts of a conversion: plain JSON and additive, so that a split is the sum of its shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from webssl_jax.data import records
+from webssl_jax.data.converter.items import Candidate, Dropped, Note
+
+EXAMPLES = 5  # names kept for each reason
+_SUMS = ("inputs", "kept", "reencoded", "captioned", "bytes")
+_EDGES = {
+    "shorter_side": (32, 64, 128, 224, 256, 384, 512, 768, 1024, 2048),
+    "longer_side": (64, 128, 224, 256, 384, 512, 768, 1024, 2048, 4096),
+    "aspect": (1.1, 1.34, 1.5, 1.78, 2.0, 3.0, 4.0),
+    "kilobytes": (4, 16, 64, 256, 1024, 4096),
+    "captions": (0, 1, 2, 5, 10),
+    "caption_words": (2, 5, 10, 20, 50, 100),
+}
+TITLES = {
+    "shorter_side": "shorter side",
+    "longer_side": "longer side",
+    "aspect": "aspect",
+    "kilobytes": "kilobytes",
+    "captions": "captions",
+    "caption_words": "words each",
+}
+
+
+def new_stats() -> dict[str, Any]:
+    """``inputs`` is the number of images met: ``kept`` and those under ``dropped`` add up to it.
+    ``notes`` counts what is not an image: damaged files, ignored members."""
+    names = ("dropped", "notes", *_EDGES, "labels")
+    return {**dict.fromkeys(_SUMS, 0), **{name: {} for name in names}}
+
+
+def count_item(stats: dict[str, Any], item: Any, outcome: records.Record | Dropped | None) -> None:
+    """Adds what a reader yielded, and what became of it (None for a note)."""
+    if isinstance(item, Note):
+        _name(stats["notes"], item.reason, item.key)
+        return
+    stats["inputs"] += 1
+    for reason in item.notes if isinstance(item, Candidate) else ():
+        _name(stats["notes"], reason, item.key)
+    if isinstance(outcome, Dropped):
+        _name(stats["dropped"], outcome.reason, outcome.key)
+    else:
+        _add(stats, outcome, outcome.image is not item.data, 1)
+
+
+def drop_record(stats: dict[str, Any], record: records.Record, reencoded: bool, why: str) -> None:
+    """Takes back a record that was counted as kept."""
+    _add(stats, record, reencoded, -1)
+    _name(stats["dropped"], why, record.key)
+
+
+def _name(table: dict[str, Any], reason: str, key: str) -> None:
+    row = table.setdefault(reason, {"count": 0, "examples": []})
+    row["count"] += 1
+    row["examples"] = (row["examples"] + [key])[:EXAMPLES]
+
+
+def _add(stats: dict[str, Any], record: records.Record, reencoded: bool, sign: int) -> None:
+    sides = sorted((record.width, record.height))
+    stats["kept"] += sign
+    stats["bytes"] += sign * len(record.image)
+    stats["captioned"] += sign * bool(record.captions)
+    stats["reencoded"] += sign * reencoded
+    _bin(stats, "shorter_side", sides[0], sign)
+    _bin(stats, "longer_side", sides[1], sign)
+    _bin(stats, "aspect", sides[1] / sides[0], sign)
+    _bin(stats, "kilobytes", len(record.image) / 1000, sign)
+    _bin(stats, "captions", len(record.captions), sign)
+    for caption in record.captions:
+        _bin(stats, "caption_words", len(caption.split()), sign)
+    if record.label is not None:
+        _raise(stats["labels"], record.label, sign)
+
+
+def _bin(stats: dict[str, Any], name: str, value: float, sign: int) -> None:
+    edges = _EDGES[name]
+    _raise(
+        stats[name],
+        next((f"<= {edge:g}" for edge in edges if value <= edge), f"> {edges[-1]:g}"),
+        sign,
+    )
+
+
+def _raise(table: dict[str, int], key: str, n: int) -> None:
+    table[key] = table.get(key, 0) + n
+    if not table[key]:
+        del table[key]
+
+
+def total_stats(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sum of shards' statistics, in a fixed order, so that the summary file is reproducible."""
+    total = new_stats()
+    for part in parts:
+        for name in _SUMS:
+            total[name] += part[name]
+        for table in ("dropped", "notes"):
+            for reason, row in part[table].items():
+                mine = total[table].setdefault(reason, {"count": 0, "examples": []})
+                mine["count"] += row["count"]
+                mine["examples"] = (mine["examples"] + row["examples"])[:EXAMPLES]
+        for name in (*_EDGES, "labels"):
+            for key, n in part[name].items():
+                _raise(total[name], key, n)
+    for name, edges in _EDGES.items():
+        order = [f"<= {edge:g}" for edge in edges] + [f"> {edges[-1]:g}"]
+        total[name] = {key: total[name][key] for key in order if key in total[name]}
+    total["labels"] = dict(sorted(total["labels"].items()))
+    for table in ("dropped", "notes"):
+        rows = sorted(total[table].items(), key=lambda x: (-x[1]["count"], x[0]))
+        total[table] = dict(rows)
+    return total
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """A split's summary for the eye."""
+    lines = [
+        f"{summary['split']}: {summary['kept']:,} of {summary['inputs']:,} images kept in "
+        f"{summary['shards']} shards, {summary['bytes'] / 1e6:,.1f} MB"
+        + (f", {summary['reencoded']:,} shrunk" if summary["reencoded"] else "")
+        + (f", {summary['captioned']:,} with captions" if summary["captioned"] else "")
+    ]
+    for title, name in (("dropped", "dropped"), ("note", "notes")):
+        for reason, row in summary[name].items():
+            more = ", ..." if row["count"] > len(row["examples"]) else ""
+            named = ", ".join(row["examples"]) + more
+            lines.append(f"  {title:7} {row['count']:>8,}  {reason}: {named}")
+    for name, title in TITLES.items():
+        if summary[name] and (summary["captioned"] or not name.startswith("caption")):
+            bins = "   ".join(f"{key}: {n:,}" for key, n in summary[name].items())
+            lines.append(f"  {title:12} {bins}")
+    if summary["labels"]:
+        common = sorted(summary["labels"].items(), key=lambda item: (-item[1], item[0]))
+        shown = ", ".join(f"{name} {n:,}" for name, n in common[:8])
+        lines.append(f"  {len(common)} labels   {shown}{', ...' if len(common) > 8 else ''}")
+    return "\n".join(lines)

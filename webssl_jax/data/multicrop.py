@@ -1,0 +1,76 @@
+"""The views of DINOv2: two large and several small crops of one image, each distorted on its own.
+
+Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision", and its public
+training code; Web-DINO (Fan et al. 2025) keeps them, with local crops of 98 pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+
+from webssl_jax.data.decode import open_image
+from webssl_jax.data.photometric import Distortion
+from webssl_jax.data.views import sample_crop
+
+# Probabilities of blur for the first global crop, the second, and each local one. DINOv2's code
+# asks for 1.0, 0.1 and 0.5, but its wrapper hands 1 - p to torchvision, so what runs, and what made
+# the released DINOv2 and Web-DINO weights, is the other way round
+# (github.com/facebookresearch/dinov3/issues/286).
+BLUR_AS_EXECUTED = (0.0, 0.9, 0.5)
+BLUR_AS_WRITTEN = (1.0, 0.1, 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiCropView:
+    """Two global and ``local_count`` local crops, each drawn from the whole image.
+
+    ``global_scale`` and ``local_scale`` bound a crop's share of the image area, ``ratio`` its
+    width/height; ``flip`` is the probability of a left-right flip of a crop. ``distortion`` holds
+    what all crops share; its ``blur`` and ``solarize`` are replaced by those given here for the
+    first global, the second global and the local crops.
+    """
+
+    global_size: int = 224
+    local_size: int = 98
+    local_count: int = 8
+    global_scale: tuple[float, float] = (0.32, 1.0)
+    local_scale: tuple[float, float] = (0.05, 0.32)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    blur: tuple[float, float, float] = BLUR_AS_EXECUTED
+    solarize: tuple[float, float, float] = (0.0, 0.2, 0.0)
+    distortion: Distortion = Distortion()
+
+    def __post_init__(self):
+        if self.local_count < 1:
+            raise ValueError(f"MultiCropView: local_count {self.local_count} is below 1")
+        if (least := min(self.global_size, self.local_size)) < 5:
+            raise ValueError(f"MultiCropView: crops of {least} pixels are too small to be blurred")
+
+    def __call__(self, data: bytes, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """``{"global_crops": (2, G, G, 3), "local_crops": (local_count, L, L, 3)}``, uint8.
+
+        Raises:
+          DecodeError: if the image cannot be decoded.
+        """
+        opened = open_image(data)
+        sizes = [self.global_size] * 2 + [self.local_size] * self.local_count
+        scales = [self.global_scale] * 2 + [self.local_scale] * self.local_count
+        boxes = [sample_crop(opened.width, opened.height, s, self.ratio, rng) for s in scales]
+        # One decode serves all crops: at the least scale that leaves none of them short of pixels.
+        decoded = opened.decode(max(size / min(box[2:]) for size, box in zip(sizes, boxes)))
+        *globals_, local = (
+            dataclasses.replace(self.distortion, blur=blur, solarize=solarize)
+            for blur, solarize in zip(self.blur, self.solarize, strict=True)
+        )
+        distortions = globals_ + [local] * self.local_count
+        crops = []
+        for box, size, distort in zip(boxes, sizes, distortions, strict=True):
+            image = decoded.crop(box, size)
+            if rng.random() < self.flip:
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            crops.append(distort(image, rng))
+        return {"global_crops": np.stack(crops[:2]), "local_crops": np.stack(crops[2:])}
