@@ -1,12 +1,16 @@
-r"""Exports a trained run to a folder that PyTorch code loads, with its figures in a model card.
+r"""Writes weights for PyTorch code: of a trained run, with its figures in a model card, or of any
+weight file this code reads, tensor by tensor.
 
     python tools/export.py --workdir W --format hf-vit --output DIR \
         [--step N] [--dtype bfloat16] [--verify]
+    python tools/export.py --weights FILE_OR_FOLDER --format mae-pth --output FILE.pth
 
-Formats: hf-vit (transformers' ViTModel: the encoder) and hf-vit-mae (ViTMAEForPreTraining: encoder
-and decoder). --verify loads the folder with transformers and compares features with this code, at
-the run's own image size and at another, not square one; for hf-vit-mae also the loss under the same
-mask. It needs the export extra: pip install '.[export]'.
+Formats: hf-vit (transformers' ViTModel: the encoder), hf-vit-mae (ViTMAEForPreTraining: encoder and
+decoder), timm (the encoder), mae-pth (a .pth file of the original MAE code: encoder and decoder).
+--verify reads the result back and compares it bit by bit, then loads it with the other library. For
+transformers and timm it compares features at the model's own image size (for transformers also at
+another, not square one, and for hf-vit-mae the loss under the same mask); for mae-pth the tensors
+that torch.load gives. It needs the export extra: pip install '.[export]', for timm also timm.
 
 Exit codes: 0 done · 1 --verify found a difference · 2 bad input, a full disk, or PyTorch missing.
 """
@@ -14,6 +18,7 @@ Exit codes: 0 done · 1 --verify found a difference · 2 bad input, a full disk,
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import pathlib
 from typing import Any, NamedTuple
 
@@ -25,8 +30,9 @@ from webssl_jax import params as params_lib
 from webssl_jax.config import UserError
 from webssl_jax.methods import pixels
 from webssl_jax.methods.base import Variables
-from webssl_jax.weights import hf_folder, safetensors_io
-from webssl_jax.weights.families import FAMILIES
+from webssl_jax.weights import export as weights_export
+from webssl_jax.weights import load, safetensors_io, tables
+from webssl_jax.weights.families import FAMILIES, table_of
 
 # Largest relative error |ours - theirs| / |theirs| (Euclidean norms) that still counts as the same
 # function computed in another order in float32. Measured: 3e-7 at 2 blocks of width 32, 1.5e-6 at
@@ -45,31 +51,42 @@ class Comparison(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
     parser = cli.ArgumentParser(description=__doc__)
-    parser.add_argument("--workdir", required=True, help="the run")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", help="the run")
+    source.add_argument("--weights", help="instead of a run: a weight file or folder")
     parser.add_argument(
         "--step", type=int, default=None, help="which checkpoint; the newest when left out"
     )
+    parser.add_argument(
+        "--heads", type=int, help="attention heads, where --weights does not say them"
+    )
     parser.add_argument("--format", required=True, choices=sorted(FAMILIES))
     parser.add_argument(
-        "--output", required=True, help="folder to write; an earlier export there is replaced"
+        "--output", required=True, help="folder (mae-pth: file); an earlier export is replaced"
     )
     parser.add_argument("--dtype", default="float32", choices=sorted(safetensors_io.DTYPES))
-    parser.add_argument(
-        "--verify", action="store_true", help="load it with transformers and compare features"
-    )
+    parser.add_argument("--verify", action="store_true", help="compare with the other library")
     args = parser.parse_args(argv)
-    transformers = import_transformers() if args.verify else None  # before the work, not after it
+    library = import_library(args.format) if args.verify else None  # before the work, not after it
 
-    run = checkpoints.load_run(args.workdir, args.step)
-    print(
-        f"{args.workdir}: step {run.step:,}, {params_lib.count(run.variables.params):,} parameters"
-    )
-    folder = hf_folder.export_run(run, args.format, args.output, args.dtype)
-    for file in sorted(folder.iterdir()):
+    if args.workdir:
+        run = checkpoints.load_run(args.workdir, args.step)
+        method, params = run.method, run.variables.params
+        what = f"{args.workdir}: step {run.step:,}"
+        output = weights_export.export_run(run, args.format, args.output, args.dtype)
+    else:
+        if args.step is not None:
+            parser.error("--step belongs to --workdir")
+        loaded = load.open_(args.weights, heads=args.heads)
+        method, params = loaded.method(), loaded.params
+        what = f"{args.weights}: {loaded.family}, {load.size_name(loaded.vit)}"
+        output = weights_export.export_loaded(loaded, args.format, args.output, args.dtype)
+    print(f"{what}, {params_lib.count(params):,} parameters")
+    for file in sorted(output.iterdir()) if output.is_dir() else [output]:
         print(f"  {file}  {file.stat().st_size:,} bytes")
-    if transformers is None:
+    if library is None:
         return 0
-    comparisons = verify(run, args.format, folder, args.dtype, transformers)
+    comparisons = verify(method, params, args.format, output, args.dtype, library)
     for c in comparisons:
         verdict = "same" if c.relative <= TOLERANCE else "DIFFERENT"
         print(
@@ -78,60 +95,68 @@ def main(argv: list[str] | None = None) -> int:
         )
     if all(c.relative <= TOLERANCE for c in comparisons):
         print(
-            f"verified with transformers {transformers.__version__}: no key missing or "
+            f"verified with {library.__name__} {library.__version__}: no key missing or "
             f"unexpected, all relative errors within {TOLERANCE:g}"
         )
         return 0
     print(
-        f"error: {folder} does not compute what this code computes "
+        f"error: {output} does not compute what this code computes "
         f"(relative error above {TOLERANCE:g})"
     )
     return 1
 
 
-def import_transformers() -> Any:
-    """The library, with PyTorch behind it.
+def import_library(family: str) -> Any:
+    """The library that --verify compares with, with PyTorch behind it.
 
     Raises:
-      UserError: if either is missing or broken; one line that names the reason.
+      UserError: if it is missing or broken; one line that names the reason.
     """
+    name = {"mae-pth": "torch"}.get(family, FAMILIES[family].library)
     try:
         import torch  # noqa: F401
-        import transformers
 
-        _ = transformers.ViTModel, transformers.ViTMAEForPreTraining
-        transformers.utils.logging.disable_progress_bar()
+        library = importlib.import_module(name)
+        if name == "transformers":
+            _ = library.ViTModel, library.ViTMAEForPreTraining
+            library.utils.logging.disable_progress_bar()
     except (ImportError, RuntimeError) as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
+        install = "timm and torchvision" if name == "timm" else "'.[export]'"
         raise UserError(
-            "--verify needs torch and transformers: pip install '.[export]' "
+            f"--verify needs torch and {name}: pip install {install} "
             f"({type(cause).__name__}: {str(cause).splitlines()[0]})"
         ) from error
-    return transformers
+    return library
 
 
 def verify(
-    run: Any, family: str, folder: pathlib.Path, dtype: str, transformers: Any
+    method: Any, params: Any, family: str, output: pathlib.Path, dtype: str, library: Any
 ) -> list[Comparison]:
-    """Loads ``folder`` with ``transformers`` and compares it with our own code, both in float32.
+    """Loads ``output`` with ``library`` and compares it with our own code, both in float32.
 
-    The weights are first read back with our importer, which must give the run's own, bit by bit (in
+    The weights are first read back with our importer, which must give ``params``, bit by bit (in
     bfloat16: rounded once). These are then what our side computes with, so the comparison is about
     layouts, not about rounding.
 
     Raises:
-      WeightsError: if our importer refuses the folder.
-      UserError: if the weights read back differ, or transformers misses keys or meets unknown ones.
+      WeightsError: if our importer refuses the output.
+      UserError: if the weights read back differ, or the library misses keys or meets unknown ones.
     """
-    imported = hf_folder.import_folder(folder, family, run.method)
-    _check_same_weights(run.variables.params, imported, dtype)
-    method = _in_float32(run.method)
-    model = _load(transformers, FAMILIES[family].model_class, folder)
+    method = _in_float32(method)
+    imported = load.load(output, family).params
+    _check_same_weights(params, imported, dtype)
+    if family == "mae-pth":
+        return _compare_tensors(method, imported, output, library)
+    model = _load(library, family, output)
     side, patch = method.encoder.image_size, method.encoder.patch_size
+    sizes = [(side, side)]
+    if family != "timm":  # which resizes positions by a rule of its own
+        sizes.append((side + patch, side + 3 * patch))
     comparisons = []
-    for height, width in ((side, side), (side + patch, side + 3 * patch)):
+    for height, width in sizes:
         images = np.random.default_rng(0).integers(0, 256, (2, height, width, 3)).astype(np.uint8)
         with jax.default_matmul_precision("highest"):
             seen = jax.jit(method.features)(Variables(imported, {}, {}), images)
@@ -143,6 +168,15 @@ def verify(
     if "decoder" in FAMILIES[family].needs:
         comparisons += _compare_decoder(method, imported, model)
     return comparisons
+
+
+def _compare_tensors(method: Any, params: Any, file: pathlib.Path, torch: Any) -> list[Comparison]:
+    """The original's code is not at hand: what it would be given, against what should be there."""
+    theirs = torch.load(file, map_location="cpu", weights_only=True)["model"]
+    ours = dict(tables.export(params, table_of("mae-pth", method)))
+    if set(ours) != set(theirs):
+        raise UserError(f"--verify: torch.load finds other tensors in {file} than were written")
+    return [_compare(key, ours[key], theirs[key].float().numpy()) for key in ours]
 
 
 def _check_same_weights(params: Any, imported: Any, dtype: str) -> None:
@@ -167,9 +201,12 @@ def _in_float32(method: Any) -> Any:
     return dataclasses.replace(method, **parts)
 
 
-def _load(transformers: Any, model_class: str, folder: pathlib.Path) -> Any:
+def _load(library: Any, family: str, folder: pathlib.Path) -> Any:
+    if family == "timm":
+        return library.create_model(f"local-dir:{folder}", pretrained=True).float().eval()
+    model_class = FAMILIES[family].opens
     options = {"add_pooling_layer": False} if model_class == "ViTModel" else {}
-    model, info = getattr(transformers, model_class).from_pretrained(
+    model, info = getattr(library, model_class).from_pretrained(
         folder, dtype="float32", output_loading_info=True, **options
     )
     problems = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
@@ -184,11 +221,13 @@ def _pixels(method: Any, images: np.ndarray) -> np.ndarray:
 
 
 def _their_tokens(model: Any, pixel_values: np.ndarray) -> np.ndarray:
-    """CLS and patch features (B, 1 + N, D) of either model class, nothing hidden."""
+    """CLS and patch features (B, 1 + N, D) of any model class, nothing hidden."""
     import torch
 
     x = torch.from_numpy(pixel_values)
     with torch.no_grad():
+        if hasattr(model, "forward_features"):  # timm
+            return model.forward_features(x).numpy()
         if not hasattr(model, "decoder"):
             return model(x, interpolate_pos_encoding=True).last_hidden_state.numpy()
         # ViTMAE always masks: hide nothing, and let rising noise keep the patches in their order.

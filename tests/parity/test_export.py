@@ -30,7 +30,8 @@ from webssl_jax.data.views import EvalView
 from webssl_jax.evaluators.base import Score
 from webssl_jax.evaluators.frozen import Measurement
 from webssl_jax.methods.base import Variables
-from webssl_jax.weights import hf_folder, safetensors_io
+from webssl_jax.weights import export as weights_export
+from webssl_jax.weights import load, safetensors_io
 from webssl_jax.weights.families import table_of
 from webssl_jax.weights.tables import WeightsError
 
@@ -112,7 +113,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folders(run, tmp_path_factory):
     root = tmp_path_factory.mktemp("exports")
-    return {family: hf_folder.export_run(run, family, root / family) for family in FAMILIES}
+    return {family: weights_export.export_run(run, family, root / family) for family in FAMILIES}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -124,7 +125,7 @@ def test_transformers_misses_no_key_and_meets_no_unknown_one(folders, family):
     )
     assert not any(info.values()), info
     assert model.config.layer_norm_eps == 1e-6 and model.config.hidden_act == "gelu"
-    ours = set(safetensors_io.Reader(folders[family]).keys())
+    ours = set(safetensors_io.open_file(folders[family]).keys())
     assert len(ours) == len(model.state_dict())
 
 
@@ -132,7 +133,7 @@ def test_transformers_misses_no_key_and_meets_no_unknown_one(folders, family):
 def test_features_agree_at_the_native_and_at_other_sizes(run, folders, height, width):
     model = transformers.ViTModel.from_pretrained(folders["hf-vit"], add_pooling_layer=False)
     images = np.random.default_rng(0).integers(0, 256, (2, height, width, 3)).astype(np.uint8)
-    ours = run.method.features(run.variables, images)
+    ours = jax.jit(run.method.features)(run.variables, images)
     mean, std = np.float32(run.method.mean), np.float32(run.method.std)
     x = torch.from_numpy(
         ((images.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2).copy()
@@ -150,7 +151,7 @@ def test_the_loss_agrees_under_the_same_noise(run, tmp_path, norm_pix_loss):
     run = dataclasses.replace(
         run, method=dataclasses.replace(run.method, norm_pix_loss=norm_pix_loss)
     )
-    folder = hf_folder.export_run(run, "hf-vit-mae", tmp_path / "out")
+    folder = weights_export.export_run(run, "hf-vit-mae", tmp_path / "out")
     model = transformers.ViTMAEForPreTraining.from_pretrained(folder)
     loss = export._compare_decoder(run.method, run.variables.params, model)[0]
     assert loss.relative < TOLERANCE
@@ -158,22 +159,18 @@ def test_the_loss_agrees_under_the_same_noise(run, tmp_path, norm_pix_loss):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_verify_of_bfloat16_compares_layouts_and_not_rounding(run, tmp_path, family):
-    folder = hf_folder.export_run(run, family, tmp_path / "out", "bfloat16")
-    comparisons = export.verify(run, family, folder, "bfloat16", transformers)
+    folder = weights_export.export_run(run, family, tmp_path / "out", "bfloat16")
+    comparisons = verify(run, family, folder, "bfloat16")
     assert max(c.relative for c in comparisons) < TOLERANCE
     assert [c.what for c in comparisons][:2] == ["features at 48x48", "features at 56x72"]
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"num_attention_heads": 2}, {"hidden_act": "gelu_new"}, {"layer_norm_eps": 1e-3}],
-    ids=str,
-)
+@pytest.mark.parametrize("wrong", [{"num_attention_heads": 2}, {"layer_norm_eps": 1e-3}], ids=str)
 def test_verify_notices_a_network_that_computes_something_else(run, tmp_path, wrong):
-    folder = hf_folder.export_run(run, "hf-vit", tmp_path / "out")
+    folder = weights_export.export_run(run, "hf-vit", tmp_path / "out")
     config = json.loads((folder / "config.json").read_text()) | wrong
     (folder / "config.json").write_text(json.dumps(config))
-    comparisons = export.verify(run, "hf-vit", folder, "float32", transformers)
+    comparisons = verify(run, "hf-vit", folder, "float32")
     assert min(c.relative for c in comparisons) > export.TOLERANCE
 
 
@@ -188,12 +185,9 @@ def test_import_of_an_export_is_bit_identical(tmp_path, family, model):
                 run.method, decoder=dataclasses.replace(run.method.decoder, position="sincos")
             ),
         )
-    folder = hf_folder.export_run(run, family, tmp_path / "out", max_file_bytes=20_000)
+    folder = weights_export.export_run(run, family, tmp_path / "out", max_file_bytes=20_000)
     assert (folder / "model.safetensors.index.json").exists()
-    back, original = (
-        params.flatten(p)
-        for p in (hf_folder.import_folder(folder, family, run.method), run.variables.params)
-    )
+    back, original = (params.flatten(p) for p in (load.load(folder).params, run.variables.params))
     assert set(back) == {
         path for path in original if family == "hf-vit-mae" or path.startswith("encoder/")
     }
@@ -210,7 +204,7 @@ def test_what_transformers_saves_itself_is_imported_bit_for_bit(run, folders, tm
     else:
         model = transformers.ViTMAEForPreTraining.from_pretrained(folders[family])
     model.save_pretrained(tmp_path)
-    back = hf_folder.import_folder(tmp_path, family, run.method)
+    back = load.load(tmp_path).params
     for path, value in params.flatten(back).items():
         np.testing.assert_array_equal(value, params.flatten(run.variables.params)[path])
 
@@ -223,17 +217,21 @@ def test_module_names_of_transformers_5_are_imported_as_well(run, folders, tmp_p
     safetensors_io.write_file(
         file, [safetensors_io.Spec(k, v.shape) for k, v in tensors.items()], tensors.items()
     )
-    back = hf_folder.import_folder(file, "hf-vit", run.method)
+    back = load.load(file, heads=4).params
     np.testing.assert_array_equal(
         back["encoder"]["blocks"]["attn"]["q"]["kernel"],
         run.variables.params["encoder"]["blocks"]["attn"]["q"]["kernel"],
     )
 
 
+def verify(run, family, folder, dtype):
+    return export.verify(run.method, run.variables.params, family, folder, dtype, transformers)
+
+
 def rewrite(folder, change):
     """The folder's tensors after ``change``, as a single file beside it."""
-    reader = safetensors_io.Reader(folder)
-    tensors = {key: reader(key).copy() for key in reader.keys()}
+    reader = safetensors_io.open_file(folder)
+    tensors = {key: tensor.read().copy() for key, tensor in reader.items()}
     change(tensors)
     file = folder / "changed.safetensors"
     safetensors_io.write_file(
@@ -269,16 +267,12 @@ def set_to(key, value):
             set_to("decoder.decoder_pos_embed", 0.5),
             "decoder.decoder_pos_embed is not MAE's fixed sin-cos table",
         ),
-        (
-            set_to("vit.embeddings.position_embeddings", 0.5),
-            "vit.embeddings.position_embeddings is not MAE's fixed",
-        ),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_by_name(run, tmp_path, change, named):
-    file = rewrite(hf_folder.export_run(run, "hf-vit-mae", tmp_path / "out"), change)
+    file = rewrite(weights_export.export_run(run, "hf-vit-mae", tmp_path / "out"), change)
     with pytest.raises(WeightsError, match=named):
-        hf_folder.import_folder(file, "hf-vit-mae", run.method)
+        load.load(file)
 
 
 def test_a_network_that_the_family_cannot_hold_is_refused_by_name(run, tmp_path):
@@ -289,7 +283,7 @@ def test_a_network_that_the_family_cannot_hold_is_refused_by_name(run, tmp_path)
     ):
         other = make_run(tmp_path, **model)
         with pytest.raises(WeightsError, match=f"hf-vit: has no place for our parameter.*{named}"):
-            hf_folder.export_run(other, "hf-vit", tmp_path / "out")
+            weights_export.export_run(other, "hf-vit", tmp_path / "out")
     with pytest.raises(WeightsError, match="has no decoder"):
         table_of(
             "hf-vit-mae",
@@ -304,7 +298,7 @@ def preprocess(folder, size):
     method = types.SimpleNamespace(
         eval_view=lambda: view, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)
     )
-    text = json.dumps(hf_folder.preprocessor_config(method))
+    text = json.dumps(weights_export.preprocessor_config(method))
     (folder / "preprocessor_config.json").write_text(text)
     pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 3)).astype(np.uint8)
     image = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
@@ -351,7 +345,8 @@ def test_the_model_card_holds_the_figures_of_the_exported_step_and_what_they_mea
 def test_the_model_card_of_a_run_without_figures_says_so(tmp_path):
     (tmp_path / "bare").mkdir()
     card = (
-        hf_folder.export_run(make_run(tmp_path / "bare"), "hf-vit", tmp_path / "out") / "README.md"
+        weights_export.export_run(make_run(tmp_path / "bare"), "hf-vit", tmp_path / "out")
+        / "README.md"
     ).read_text()
     assert "logged no figures" in card and "was not evaluated" in card and "not recorded" in card
 
@@ -367,23 +362,25 @@ def test_the_example_in_the_model_card_runs(folders):
 
 
 def test_bfloat16_halves_the_file_and_rounds_weights_to_nearest(run, folders, tmp_path):
-    small = hf_folder.export_run(run, "hf-vit", tmp_path / "out", "bfloat16")
-    full, half = safetensors_io.Reader(folders["hf-vit"]), safetensors_io.Reader(small)
+    small = weights_export.export_run(run, "hf-vit", tmp_path / "out", "bfloat16")
+    full, half = safetensors_io.open_file(folders["hf-vit"]), safetensors_io.open_file(small)
     for key in full.keys():
         positions = key == "embeddings.position_embeddings"  # a formula, kept exact
-        assert half(key).dtype == (np.float32 if positions else ml_dtypes.bfloat16)
-        np.testing.assert_array_equal(half(key), full(key).astype(half(key).dtype))
+        assert half[key].read().dtype == (np.float32 if positions else ml_dtypes.bfloat16)
+        np.testing.assert_array_equal(
+            half[key].read(), full[key].read().astype(half[key].read().dtype)
+        )
     model = transformers.AutoModel.from_pretrained(small, add_pooling_layer=False)
     assert model.dtype == torch.bfloat16
     # a sin-cos table rounded to bfloat16 still counts as the table
     model.save_pretrained(tmp_path / "theirs")
-    hf_folder.import_folder(tmp_path / "theirs", "hf-vit", run.method)
+    load.load(tmp_path / "theirs")
 
 
 def test_an_earlier_export_is_replaced_whole_and_anything_else_is_left_alone(run, tmp_path):
     out = tmp_path / "out"
-    hf_folder.export_run(run, "hf-vit", out, max_file_bytes=20_000)
-    hf_folder.export_run(run, "hf-vit", out)
+    weights_export.export_run(run, "hf-vit", out, max_file_bytes=20_000)
+    weights_export.export_run(run, "hf-vit", out)
     assert sorted(p.name for p in out.iterdir()) == [
         "README.md",
         "config.json",
@@ -392,7 +389,7 @@ def test_an_earlier_export_is_replaced_whole_and_anything_else_is_left_alone(run
     ]
     (out / "thesis.tex").write_text("years of work")
     with pytest.raises(WeightsError, match="thesis.tex"):
-        hf_folder.export_run(run, "hf-vit", out)
+        weights_export.export_run(run, "hf-vit", out)
     assert (out / "thesis.tex").exists() and [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
@@ -400,7 +397,7 @@ def test_a_diverged_run_exports_nothing(run, tmp_path):
     bad = jax.tree.map(np.copy, run.variables.params)
     bad["encoder"]["norm"]["bias"][3] = np.nan
     with pytest.raises(WeightsError, match="encoder/norm/bias"):
-        hf_folder.export_run(
+        weights_export.export_run(
             dataclasses.replace(run, variables=Variables(bad, {}, {})), "hf-vit", tmp_path / "out"
         )
     assert list(tmp_path.iterdir()) == []
@@ -423,6 +420,47 @@ def test_the_tool_exports_and_verifies(monkeypatch, capsys, run, tmp_path, famil
     assert "verified with transformers" in printed and "features at 56x72" in printed
     assert ("reconstruction loss" in printed) == (family == "hf-vit-mae")
     assert (out / "model.safetensors").exists()
+
+
+def test_the_tool_converts_foreign_weights_and_verifies_them(capsys, folders, tmp_path):
+    out = tmp_path / "out.pth"
+    argv = ["--weights", str(folders["hf-vit-mae"]), "--format", "mae-pth", "--output", str(out)]
+    assert export.main([*argv, "--verify"]) == 0
+    printed = capsys.readouterr().out
+    assert "hf-vit-mae, ViT of 3 blocks" in printed and "verified with torch" in printed
+    argv = ["--weights", str(out), "--format", "hf-vit", "--output", str(tmp_path / "back")]
+    assert export.main([*argv, "--verify"]) == 0
+    assert "verified with transformers" in capsys.readouterr().out
+    assert f"converted by webssl_jax from `{out}`" in (tmp_path / "back" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "argv, named",
+    [
+        (("--weights", "W", "--workdir", "W"), "not allowed with"),
+        (("--weights", "W", "--step", "3"), "--step belongs to --workdir"),
+    ],
+)
+def test_a_run_or_weights_and_not_both(capsys, argv, named):
+    with pytest.raises(SystemExit) as caught:
+        export.main([*argv, "--format", "hf-vit", "--output", "o"])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert caught.value.code == 2 and len(lines) == 1 and named in lines[0]
+
+
+@pytest.mark.parametrize("height, width", [(64, 64), (40, 72)])
+def test_trained_positions_are_resized_as_transformers_does(tmp_path, height, width):
+    run = make_run(tmp_path, position="learned")
+    folder = weights_export.export_run(run, "hf-vit", tmp_path / "out")
+    model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False)
+    loaded = load.load(folder)
+    images = np.random.default_rng(0).integers(0, 256, (2, height, width, 3)).astype(np.uint8)
+    ours = jax.jit(loaded.method().features)(Variables(loaded.params, {}, {}), images)
+    with torch.no_grad():
+        x = torch.from_numpy(export._pixels(run.method, images))
+        theirs = model(x, interpolate_pos_encoding=True).last_hidden_state.numpy()
+    tokens = np.concatenate([ours.cls[:, None], ours.patches.reshape(2, -1, 32)], axis=1)
+    assert np.linalg.norm(tokens - theirs) < TOLERANCE * np.linalg.norm(theirs)
 
 
 def test_the_tool_exits_1_when_the_features_differ(monkeypatch, capsys, run, tmp_path):

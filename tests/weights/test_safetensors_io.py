@@ -41,24 +41,24 @@ def test_the_official_library_reads_what_we_write_bit_for_bit(tmp_path):
 
 def test_we_read_what_the_official_library_writes_bit_for_bit(tmp_path):
     save_file(make_tensors(), tmp_path / "x.safetensors")
-    reader = io.Reader(tmp_path / "x.safetensors")
+    reader = io.open_file(tmp_path / "x.safetensors")
     assert set(reader.keys()) == set(make_tensors())
     for name, array in make_tensors().items():
-        np.testing.assert_array_equal(reader(name), array)
+        np.testing.assert_array_equal(reader[name].read(), array)
 
 
 def test_transposed_views_are_written_in_their_own_order(tmp_path):
     array = np.arange(6, dtype=np.float32).reshape(2, 3).T
     io.write_folder(tmp_path, [io.Spec("x", array.shape)], [("x", array)])
-    np.testing.assert_array_equal(io.Reader(tmp_path)("x"), array)
+    np.testing.assert_array_equal(io.open_file(tmp_path)["x"].read(), array)
 
 
 def test_bfloat16_is_rounded_to_nearest(tmp_path):
     write(tmp_path, dtype="bfloat16")
-    reader = io.Reader(tmp_path)
+    reader = io.open_file(tmp_path)
     for name, array in make_tensors().items():
-        assert reader(name).dtype == ml_dtypes.bfloat16
-        np.testing.assert_array_equal(reader(name), array.astype(ml_dtypes.bfloat16))
+        assert reader[name].read().dtype == ml_dtypes.bfloat16
+        np.testing.assert_array_equal(reader[name].read(), array.astype(ml_dtypes.bfloat16))
 
 
 def test_over_the_size_limit_there_are_several_files_and_an_index(tmp_path):
@@ -70,12 +70,12 @@ def test_over_the_size_limit_there_are_several_files_and_an_index(tmp_path):
     ]
     index = json.loads(files[-1].read_text())
     assert index["metadata"]["total_size"] == sum(a.nbytes for a in make_tensors().values())
-    reader = io.Reader(tmp_path)
+    reader = io.open_file(tmp_path)
     for name, array in make_tensors().items():
-        np.testing.assert_array_equal(reader(name), array)
+        np.testing.assert_array_equal(reader[name].read(), array)
     files[1].unlink()
     with pytest.raises(WeightsError, match="not there: model-00002-of-00002.safetensors"):
-        io.Reader(tmp_path)
+        io.open_file(tmp_path)
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_behind(tmp_path):
@@ -128,10 +128,10 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, damage):
     file = tmp_path / "model.safetensors"
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(WeightsError, match="model.safetensors") as caught:
-        io.Reader(tmp_path)
+        io.open_file(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_is_not_there_is_refused_by_name(tmp_path):
     with pytest.raises(WeightsError, match="model.safetensors: no such file"):
-        io.Reader(tmp_path)
+        io.open_file(tmp_path)

@@ -48,8 +48,23 @@ def exported():
     return dict(tables.export(make_params(), TABLE))
 
 
+class InMemory:
+    """An array with the manners of a tensor in a file."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    def read(self, part=0, parts=1):
+        return np.split(self.array, parts)[part]
+
+
+def open_toy(tensors):
+    found = {key: InMemory(value) for key, value in tensors.items()}
+    return tables.open_(found, TABLE, make_params(seed=1))
+
+
 def import_toy(tensors):
-    return tables.import_(tensors.__getitem__, list(tensors), TABLE, make_params(seed=1))
+    return tables.read_all("toy", open_toy(tensors))
 
 
 def test_export_lays_out_linear_conv_stacked_and_fused_tensors_as_pytorch_does():
@@ -94,6 +109,28 @@ def test_export_streams_one_tensor_at_a_time():
     assert leaf.read == [0, 1]
 
 
+def test_import_reads_the_blocks_that_are_asked_for_and_of_fused_ones_only_the_share():
+    read = []
+
+    class Counted(InMemory):
+        def read(self, part=0, parts=1):
+            read.append((self.shape, part, parts))
+            return super().read(part, parts)
+
+    found = {key: Counted(value) for key, value in exported().items()}
+    opened = tables.open_(found, TABLE, make_params(seed=1))
+    assert read == [(POSITIONS.shape, 0, 1)]
+    np.testing.assert_array_equal(
+        opened["blocks"]["k"]["kernel"][2], make_params()["blocks"]["k"]["kernel"][2]
+    )
+    assert read[1:] == [((8, 4), 1, 2)]
+
+
+def test_what_is_opened_can_be_exported_as_it_lies():
+    again = dict(tables.export(open_toy(exported()), TABLE))
+    assert all(np.array_equal(again[key], value) for key, value in exported().items())
+
+
 def test_other_spellings_and_untrained_extras_are_accepted():
     tensors = {f"module.{key}": value for key, value in exported().items()}
     tensors["pooler.weight"] = np.zeros(3, np.float32)
@@ -126,7 +163,7 @@ def poison(key, value):
         (change("cls", np.zeros((4, 1), np.float32)), r"cls is \(4, 1\), not \(4,\)"),
         (poison("blocks.2.qk.weight", np.nan), "NaN or infinity in blocks.2.qk.weight"),
         (poison("proj.weight", np.inf), "NaN or infinity in proj.weight"),
-        (change("cls", np.zeros(4, np.int32)), "not floating point: cls is int32"),
+        (change("cls", np.zeros(4, np.int32)), "not float32, bfloat16 or float16: cls is int32"),
         (poison("pos", 0.5), "pos is not the fixed toy table"),
         (change("module.cls", np.zeros(4, np.float32)), "two spellings of one tensor"),
     ],

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from webssl_jax.models import position
 from webssl_jax.models.sizes import ViTConfig
-from webssl_jax.weights.tables import CONV, LINEAR, Constant, Row, Table, WeightsError
+from webssl_jax.weights.positions import constant
+from webssl_jax.weights.tables import CONV, Constant, Row, Table, WeightsError, linear, norm
 
 # Other spellings found in files: module names of transformers 5, and what its save_pretrained makes
 # of the decoder (5.23 writes decoder.decoder_encoder.layer.0 where the hub's files have
@@ -45,8 +43,9 @@ def vit_table(encoder: ViTConfig) -> Table:
         rows,
         constants,
         leave_out=(r"^(?!encoder/)",),
-        aliases=_ALIASES,
-        ignore=(r"^pooler\.",),
+        # the encoder of a ViTMAE or of a classifier keeps its prefix
+        aliases=((r"^vit\.", ""), *_ALIASES),
+        ignore=(r"^pooler\.", r"^classifier\."),
     )
 
 
@@ -65,13 +64,13 @@ def vit_mae_table(encoder: ViTConfig, decoder: ViTConfig) -> Table:
             )
     rows, constants = _encoder(encoder, "vit.")
     rows += (
-        *_linear("decoder/embed", "decoder.decoder_embed"),
+        *linear("decoder/embed", "decoder.decoder_embed"),
         Row("decoder/mask_token", "decoder.mask_token"),
         *_blocks("decoder/blocks", "decoder.decoder_layers", decoder.qkv_bias),
-        *_norm("decoder/norm", "decoder.decoder_norm"),
-        *_linear("decoder/pred", "decoder.decoder_pred"),
+        *norm("decoder/norm", "decoder.decoder_norm"),
+        *linear("decoder/pred", "decoder.decoder_pred"),
     )
-    constants += (_sincos(decoder, "decoder.decoder_pos_embed"),)
+    constants += (constant(decoder, "decoder.decoder_pos_embed"),)
     return Table(
         "hf-vit-mae", rows, constants, leave_out=(r"^(?!encoder/|decoder/)",), aliases=_ALIASES
     )
@@ -128,46 +127,24 @@ def _encoder(c: ViTConfig, prefix: str) -> tuple[tuple[Row, ...], tuple[Constant
         Row("encoder/patch_embed/kernel", embeddings + "patch_embeddings.projection.weight", CONV),
         Row("encoder/patch_embed/bias", embeddings + "patch_embeddings.projection.bias"),
         *_blocks("encoder/blocks", prefix + "encoder.layer", c.qkv_bias),
-        *_norm("encoder/norm", prefix + "layernorm"),
+        *norm("encoder/norm", prefix + "layernorm"),
     )
     key = embeddings + "position_embeddings"
     if c.position == "learned":
         return (*rows, Row("encoder/pos_embed", key)), ()
-    return rows, (_sincos(c, key),)
+    return rows, (constant(c, key),)
 
 
 def _blocks(ours: str, theirs: str, qkv_bias: bool) -> tuple[Row, ...]:
     block = theirs + ".{i}."
     attention = block + "attention."
     return (
-        *_norm(f"{ours}/norm1", block + "layernorm_before"),
-        *_linear(f"{ours}/attn/q", attention + "attention.query", qkv_bias),
-        *_linear(f"{ours}/attn/k", attention + "attention.key", qkv_bias),
-        *_linear(f"{ours}/attn/v", attention + "attention.value", qkv_bias),
-        *_linear(f"{ours}/attn/out", attention + "output.dense"),
-        *_norm(f"{ours}/norm2", block + "layernorm_after"),
-        *_linear(f"{ours}/mlp/fc1", block + "intermediate.dense"),
-        *_linear(f"{ours}/mlp/fc2", block + "output.dense"),
-    )
-
-
-def _linear(ours: str, theirs: str, bias: bool = True) -> tuple[Row, ...]:
-    weight = Row(f"{ours}/kernel", f"{theirs}.weight", LINEAR)
-    return (weight, Row(f"{ours}/bias", f"{theirs}.bias")) if bias else (weight,)
-
-
-def _norm(ours: str, theirs: str) -> tuple[Row, ...]:
-    return Row(f"{ours}/scale", f"{theirs}.weight"), Row(f"{ours}/bias", f"{theirs}.bias")
-
-
-def _sincos(c: ViTConfig, key: str) -> Constant:
-    def table() -> np.ndarray:
-        cls = np.zeros((1, c.width), np.float32)  # stands nowhere
-        return np.concatenate([cls, position.sincos_2d(c.width, c.grid)])[None]
-
-    return Constant(
-        key,
-        table,
-        f"MAE's fixed sin-cos table of {c.grid[0]}x{c.grid[1]} patches; were "
-        "the positions trained? then set model.position=learned",
+        *norm(f"{ours}/norm1", block + "layernorm_before"),
+        *linear(f"{ours}/attn/q", attention + "attention.query", qkv_bias),
+        *linear(f"{ours}/attn/k", attention + "attention.key", qkv_bias),
+        *linear(f"{ours}/attn/v", attention + "attention.value", qkv_bias),
+        *linear(f"{ours}/attn/out", attention + "output.dense"),
+        *norm(f"{ours}/norm2", block + "layernorm_after"),
+        *linear(f"{ours}/mlp/fc1", block + "intermediate.dense"),
+        *linear(f"{ours}/mlp/fc2", block + "output.dense"),
     )

@@ -12,6 +12,7 @@ from webssl_jax import config as config_lib
 from webssl_jax.evaluators.frozen import Measurement
 from webssl_jax.evaluators.report import report_table
 from webssl_jax.telemetry.writer import read_rows
+from webssl_jax.weights.families import Family
 
 # The first row whose key is the figure's name, or its beginning, explains it.
 _MEANINGS = (
@@ -51,49 +52,36 @@ model = ViTMAEForPreTraining.from_pretrained("{folder}")
 inputs = processor(images=image, return_tensors="pt")  # image: PIL, RGB
 output = model(**inputs)  # output.loss; output.logits (1, patches, pixels of a patch), output.mask
 """,
+    "timm.create_model": """\
+import timm
+
+model = timm.create_model("local-dir:{folder}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+pixels = transform(image)[None]  # image: PIL, RGB
+tokens = model.forward_features(pixels)  # (1, 1 + patches, {width}), CLS first, normalised
+# Another size, sides multiples of {patch_size}: create_model(..., dynamic_img_size=True)
+""",
 }
 
 
-def model_card(run: Any, model_class: str, family: str, dtype: str, folder: str) -> str:
-    """README.md for a folder that ``transformers`` loads.
+def model_card(run: Any, family: Family, dtype: str, folder: str) -> str:
+    """README.md for a folder of ``family``.
 
     Args:
       run: a :class:`~webssl_jax.checkpoints.Run`.
-      model_class: the class in ``transformers`` that loads it.
       folder: the path to print in the example.
     """
-    method, encoder = run.method, run.method.encoder
-    usage = _USAGE[model_class].format(
-        folder=folder, width=encoder.width, patch_size=encoder.patch_size
-    )
+    method = run.method
     workdir = pathlib.Path(run.workdir)
     figures = figures_table(read_rows(workdir / "metrics.jsonl"), run.step)
-    view = method.eval_view()
     resolved = json.dumps(config_lib.resolved(run.config), indent=2, sort_keys=True)
     name = run.config.get("name") or "webssl_jax"
     return f"""\
----
-library_name: transformers
-pipeline_tag: image-feature-extraction
-tags: [self-supervised, vision, {"mae" if hasattr(method, "decoder") else "vit"}, webssl_jax]
----
-
+{_head(method, family)}
 # {name}, step {run.step:,}
 
 A vision transformer trained without labels by webssl_jax ({type(method).__name__}):
-{encoder.depth} blocks of width {encoder.width}, {encoder.heads} heads,
-patches of {encoder.patch_size} pixels, images of {encoder.image_size} pixels.
-Weights: `{family}` ({model_class}), {dtype}.
-
-## Use
-
-```python
-{usage}```
-
-Images: shorter side to {view.resize} pixels (bicubic), central {view.size} x {view.size} pixels,
-then minus {list(method.mean)} and over {list(method.std)} per colour.
-`preprocessor_config.json` does the same.
-
+{_network_and_use(method, family, dtype, folder)}
 ## Figures of this run
 
 {figures}
@@ -115,6 +103,49 @@ then minus {list(method.mean)} and over {list(method.std)} per colour.
 ```
 
 </details>
+"""
+
+
+def imported_card(loaded: Any, family: Family, dtype: str, folder: str) -> str:
+    """README.md for weights (:class:`~webssl_jax.weights.load.Loaded`) that were only converted."""
+    method = loaded.method()
+    return f"""\
+{_head(method, family)}
+# {pathlib.Path(loaded.source).name}, converted
+
+A vision transformer, converted by webssl_jax from `{loaded.source}` (`{loaded.family}`,
+{loaded.dtype}); what it was trained on and its licence are those of that file:
+{_network_and_use(method, family, dtype, folder)}"""
+
+
+def _head(method: Any, family: Family) -> str:
+    return f"""\
+---
+library_name: {family.library}
+pipeline_tag: image-feature-extraction
+tags: [self-supervised, vision, {"mae" if hasattr(method, "decoder") else "vit"}, webssl_jax]
+---
+"""
+
+
+def _network_and_use(method: Any, family: Family, dtype: str, folder: str) -> str:
+    encoder, view = method.encoder, method.eval_view()
+    usage = _USAGE[family.opens].format(
+        folder=folder, width=encoder.width, patch_size=encoder.patch_size
+    )
+    return f"""\
+{encoder.depth} blocks of width {encoder.width}, {encoder.heads} heads,
+patches of {encoder.patch_size} pixels, images of {encoder.image_size} pixels.
+Weights: `{family.name}` ({family.opens}), {dtype}.
+
+## Use
+
+```python
+{usage}```
+
+Images: shorter side to {view.resize} pixels (bicubic), central {view.size} x {view.size} pixels,
+then minus {list(method.mean)} and over {list(method.std)} per colour.
+The folder's config files say the same.
 """
 
 

@@ -10,24 +10,23 @@ them, named as ``transformers`` names them.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
 import pathlib
 import struct
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from webssl_jax.weights.tables import WeightsError
+from webssl_jax.weights.stored import Stored, WeightsError, shown
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_FILE_BYTES = 5_000_000_000
-_MAX_HEADER_BYTES = 100_000_000  # as the official reader
+_MAX_HEADER_BYTES = 10_000_000  # the header of a 5B model has 0.1 MB; parsed, one grows tenfold
 _DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -123,25 +122,44 @@ def write_file(
 
     def write(file) -> None:
         file.write(struct.pack("<Q", len(text)) + text)
-        source = iter(tensors)
-        for spec in specs:
-            name, array = next(source, (None, np.empty(0)))
-            if name != spec.name or array.shape != spec.shape:
-                raise ValueError(
-                    f"expected tensor {spec.name} {spec.shape}, got {name} {array.shape}"
-                )
-            array = np.ascontiguousarray(array, dtype=DTYPES[spec.dtype])
-            file.write(array.reshape(-1).view(np.uint8).data)
+        for data in in_order(specs, tensors):
+            file.write(data)
 
-    _write_atomically(path, write)
+    write_atomically(path, write)
+
+
+def in_order(
+    specs: Sequence[Spec], tensors: Iterable[tuple[str, np.ndarray]]
+) -> Iterator[memoryview]:
+    """The bytes of each tensor, C order, in the type its spec names.
+
+    Raises:
+      WeightsError: if a value is beyond the range of that type.
+      ValueError: if ``tensors`` does not yield what ``specs`` promises.
+    """
+    source = iter(tensors)
+    for spec in specs:
+        name, array = next(source, (None, np.empty(0)))
+        if name != spec.name or array.shape != spec.shape:
+            raise ValueError(f"expected tensor {spec.name} {spec.shape}, got {name} {array.shape}")
+        array = np.ascontiguousarray(array, dtype=DTYPES[spec.dtype])
+        # float32 has values that round to infinity in bfloat16
+        if spec.dtype != "float32" and not np.isfinite(array).all():
+            raise WeightsError(f"{name} has values too large for {spec.dtype}; use float32")
+        yield array.reshape(-1).view(np.uint8).data
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a small text file the same way. Raises WeightsError as :func:`write_file`."""
-    _write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def _write_atomically(path: pathlib.Path, write) -> None:
+def write_atomically(path: pathlib.Path, write: Callable[[Any], Any]) -> None:
+    """Calls ``write`` with a binary file that takes the name ``path`` when it is whole and on disk.
+
+    Raises:
+      WeightsError: if it cannot be written; nothing is then left under either name.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(temporary, "wb") as file:
@@ -157,98 +175,119 @@ def _write_atomically(path: pathlib.Path, write) -> None:
         temporary.unlink(missing_ok=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class Stored:
-    """Where a tensor lies: file, dtype, shape, and its first byte in the file."""
+def open_file(path: str | os.PathLike) -> dict[str, Stored]:
+    """The tensors of a safetensors file, of an index, or of a folder with one of them. Reads the
+    headers only.
 
-    file: pathlib.Path
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    offset: int
-
-
-class Reader:
-    """The tensors of a safetensors file, or of a folder with one file or an index. Call it with a
-    name to read one."""
-
-    def __init__(self, path: str | os.PathLike):
-        """Reads the headers only.
-
-        Raises:
-          WeightsError: if there is no such file, or it is not a whole safetensors file.
-        """
-        path = pathlib.Path(path)
-        files = [path]
-        if path.is_dir():
-            files = [path / SINGLE_FILE]
-            if not files[0].is_file() and (path / INDEX_FILE).is_file():
-                files = _indexed_files(path)
-        self._tensors: dict[str, Stored] = {}
-        for file in files:
-            for name, stored in _read_header(file).items():
-                if name in self._tensors:
-                    raise WeightsError(
-                        f"{file}: tensor {name} is also in {self._tensors[name].file.name}"
-                    )
-                self._tensors[name] = stored
-
-    def keys(self) -> list[str]:
-        """All names, in the files' order."""
-        return list(self._tensors)
-
-    def __call__(self, name: str) -> np.ndarray:
-        """One tensor, in the dtype of the file (float32, bfloat16, ...), as a copy of its own."""
-        stored = self._tensors[name]
-        with open(stored.file, "rb") as file:
-            file.seek(stored.offset)
-            data = file.read(math.prod(stored.shape) * stored.dtype.itemsize)
-        return np.frombuffer(data, stored.dtype).reshape(stored.shape)
+    Raises:
+      WeightsError: if there is no such file, it is not a whole safetensors file, or an index and
+        its files disagree.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        index = path / INDEX_FILE
+        path = (
+            index if index.is_file() and not (path / SINGLE_FILE).is_file() else path / SINGLE_FILE
+        )
+    if path.name.endswith(".json"):
+        return _indexed(path)
+    return _read_header(path)
 
 
-def _indexed_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    try:
-        names = sorted(set(json.loads((folder / INDEX_FILE).read_text())["weight_map"].values()))
-        files = [folder / name for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise WeightsError(f"{folder / INDEX_FILE}: is not an index of safetensors files") from None
-    missing = [file.name for file in files if not file.is_file()]
+def _indexed(index: pathlib.Path) -> dict[str, Stored]:
+    where = parse_json(index).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+        raise WeightsError(f"{index}: is not an index of safetensors files")
+    names = sorted(set(where.values()))
+    if any(pathlib.PurePath(name).name != name for name in names):
+        raise WeightsError(f"{index}: names files outside its folder")
+    missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise WeightsError(
-            f"{folder}: the index names files that are not there: {', '.join(missing)}"
+            f"{index.parent}: the index names files that are not there: "
+            f"{', '.join(map(shown, missing[:6]))}"
         )
-    return files
+    tensors: dict[str, Stored] = {}
+    for name in names:
+        for key, stored in _read_header(index.parent / name).items():
+            if where.get(key) != name:
+                raise WeightsError(
+                    f"{index.parent / name}: holds {shown(key)}, the index says "
+                    f"{shown(where.get(key, 'nothing of it'))}"
+                )
+            tensors[key] = stored
+    lost = [key for key in where if key not in tensors]
+    if lost:
+        raise WeightsError(f"{index}: promises {shown(lost[0])}, which is in none of its files")
+    return tensors
+
+
+def parse_json(path: pathlib.Path, text: bytes | None = None) -> dict[str, Any]:
+    """The object in a small JSON file (or in ``text``, a part of it).
+
+    Raises:
+      WeightsError: if it cannot be read, is larger than any header, is no object, or has one key
+        twice.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) != len(pairs):
+            raise ValueError("one key stands twice in it")
+        return values
+
+    try:
+        if text is None:
+            with open(path, "rb") as file:
+                text = file.read(_MAX_HEADER_BYTES + 1)
+            if len(text) > _MAX_HEADER_BYTES:
+                raise ValueError("it is too large")
+        values = json.loads(text, object_pairs_hook=once)
+        if not isinstance(values, dict):
+            raise ValueError("it is no object")
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: its JSON cannot be read ({shown(error)})") from None
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror})") from None
+    return values
 
 
 def _read_header(path: pathlib.Path) -> dict[str, Stored]:
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
-        if not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
-            raise WeightsError(f"{path}: is not a safetensors file, or is cut short ({size} bytes)")
-        text = file.read(length)
     try:
-        header = json.loads(text)
-        rows = sorted(
-            (v["data_offsets"][0], v["data_offsets"][1], k, _DTYPES[v["dtype"]], tuple(v["shape"]))
-            for k, v in header.items()
-            if k != "__metadata__"
-        )
-        position = 0
-        for begin, end, name, dtype, shape in rows:
-            if (
-                begin != position
-                or end - begin != math.prod(shape) * dtype.itemsize
-                or min(shape, default=0) < 0
-            ):
-                raise WeightsError(f"{path}: the header is inconsistent at tensor {name}")
-            position = end
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise WeightsError(
-            f"{path}: the safetensors header cannot be read ({type(error).__name__}: {error})"
-        ) from None
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
+            if not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
+                raise WeightsError(
+                    f"{path}: is not a safetensors file, or is cut short ({size} bytes)"
+                )
+            text = file.read(length)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror})") from None
+    rows = []
+    for name, entry in parse_json(path, text).items():
+        if name == "__metadata__":
+            continue
+        try:
+            begin, end = entry["data_offsets"]
+            dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+            if any(type(n) is not int or n < 0 for n in (begin, end, *shape)) or len(shape) > 8:
+                raise ValueError("no shape")
+            if end - begin != math.prod(shape) * dtype.itemsize:
+                raise ValueError("no size")
+        except (ValueError, KeyError, TypeError):
+            raise WeightsError(
+                f"{path}: the header makes no sense at tensor {shown(name)}"
+            ) from None
+        rows.append((begin, end, name, dtype, shape))
+    position = 0
+    for begin, end, name, _, _ in sorted(rows, key=lambda row: row[:3]):
+        if begin != position:
+            raise WeightsError(f"{path}: the header leaves a gap before tensor {shown(name)}")
+        position = end
     if position != size - 8 - length:
         raise WeightsError(
             f"{path}: the header promises {position} bytes of tensors, the file has "

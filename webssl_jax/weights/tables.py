@@ -6,8 +6,10 @@ drift apart. Both are strict: a parameter or a tensor without a row, a row witho
 tensor, another shape, and a value that is not finite are errors that name what they are about, and
 nothing is half loaded.
 
-Both stream. Export yields one tensor at a time; import holds the parameters it fills and the one
-tensor it reads.
+Both stream. Export yields one tensor at a time. Import (:func:`open_`) first compares names, shapes
+and types, which needs no tensor, and then gives a tree of :class:`Leaf`, each read when it is asked
+for, block by block. Such a tree can be exported again, so files of one family become files of
+another without ever being in memory as a whole.
 """
 
 from __future__ import annotations
@@ -15,18 +17,27 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from webssl_jax import params as params_lib
-from webssl_jax.config import UserError
+from webssl_jax.weights.stored import WeightsError, shown
 
-Read = Callable[[str], np.ndarray]
+DTYPES = ("float32", "bfloat16", "float16")  # that import takes; all become float32
 
 
-class WeightsError(UserError):
-    """Weights that do not fit. The message names the family and the tensors."""
+class TensorOfTheirs(Protocol):
+    """What import needs of a tensor in a file; ``stored.Stored`` is one."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def read(self, part: int = 0, parts: int = 1) -> np.ndarray:
+        """Equal share number ``part`` of ``parts`` along the first axis."""
+
+
+Tensors = Mapping[str, TensorOfTheirs]  # a file of theirs: {name: tensor}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +78,17 @@ class Row:
     @property
     def paths(self) -> tuple[str, ...]:
         return (self.ours,) if isinstance(self.ours, str) else self.ours
+
+
+def linear(ours: str, theirs: str, bias: bool = True) -> tuple[Row, ...]:
+    """The rows of an ``nn.Linear``."""
+    weight = Row(f"{ours}/kernel", f"{theirs}.weight", LINEAR)
+    return (weight, Row(f"{ours}/bias", f"{theirs}.bias")) if bias else (weight,)
+
+
+def norm(ours: str, theirs: str) -> tuple[Row, ...]:
+    """The rows of an ``nn.LayerNorm``."""
+    return Row(f"{ours}/scale", f"{theirs}.weight"), Row(f"{ours}/bias", f"{theirs}.bias")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +145,8 @@ def layout(table: Table, tree: Any) -> list[Tensor]:
     """
     flat = _kept(table, tree)
     wanted = [path for row in table.rows for path in row.paths]
-    _refuse(
-        table,
+    refuse(
+        table.family,
         {
             "has no place for our parameter": [p for p in flat if p not in set(wanted)],
             "needs a parameter that this model lacks:": [p for p in wanted if p not in flat],
@@ -171,63 +193,153 @@ def export(params: Any, table: Table) -> Iterator[tuple[str, np.ndarray]]:
         yield tensor.key, parts[0] if len(parts) == 1 else np.concatenate(parts, axis=0)
 
 
-def import_(read: Read, keys: Iterable[str], table: Table, template: Any) -> dict[str, Any]:
-    """Our parameters from a file of theirs: numpy, in the dtypes of ``template``, all filled.
+class NotFinite(WeightsError):
+    """A tensor of theirs holds NaN or infinity; the message is its name."""
 
-    Args:
-      read: returns the tensor of a name, in whatever float dtype the file has.
-      keys: the names of all tensors in the file.
-      template: the model's parameter tree, or its ``ShapeDtypeStruct``s. What ``table.leave_out``
-        names is not filled and not returned.
+
+class Leaf:
+    """A parameter of ours that still lies in a file of theirs: float32, finite, in our layout.
+
+    ``leaf[i]`` reads block ``i`` of a stacked parameter, ``np.asarray(leaf)`` reads it whole.
 
     Raises:
-      WeightsError: naming the tensors that are missing, unexpected, of another shape, not floats,
-        not finite, or not the constant they have to be. Nothing is returned then.
+      NotFinite: when a value that is read is not finite.
     """
-    tensors = layout(table, template)
-    names = _canonical_names(table, keys)
-    _refuse(
-        table,
-        {
-            "missing from the file:": [t.key for t in tensors if t.key not in names],
-            "not expected in the file:": sorted(set(names) - {t.key for t in tensors}),
-        },
-    )
-    flat = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in _kept(table, template).items()}
-    misshapen, wrong_type, not_finite, not_constant = [], [], [], []
-    for tensor in tensors:
-        array = read(names[tensor.key])
-        if tuple(array.shape) != tensor.shape:
-            misshapen.append(f"{tensor.key} is {tuple(array.shape)}, not {tensor.shape}")
-            continue
-        if not _is_float(array.dtype):
-            wrong_type.append(f"{tensor.key} is {array.dtype}")
-            continue
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        tensors: Sequence[tuple[str, TensorOfTheirs]],
+        transform: Transform,
+        share: tuple[int, int],
+        stacked: bool,
+    ):
+        """tensors: (name, tensor) of each block, or the only one. share: (part, parts)."""
+        self.shape, self.stacked = shape, stacked
+        self._tensors, self._transform, self._share = tensors, transform, share
+
+    def __getitem__(self, block: int) -> np.ndarray:
+        return self._read(block)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        if not self.stacked:
+            return self._read(0)
+        out = np.empty(self.shape, self.dtype)
+        for block in range(len(out)):
+            out[block] = self._read(block)
+        return out
+
+    def _read(self, block: int) -> np.ndarray:
+        name, tensor = self._tensors[block]
+        array = np.asarray(tensor.read(*self._share))
         if not _finite(array):
-            not_finite.append(tensor.key)
-            continue
-        if isinstance(tensor.row, Constant):
-            distance, allowed = _distance(array, tensor.row)
-            if distance > allowed:
-                not_constant.append(
-                    f"{tensor.key} is not {tensor.row.what} (off by {distance:.2g}, "
-                    f"allowed {allowed:.2g})"
-                )
-            continue
-        paths = tensor.row.paths
-        parts = np.split(array, len(paths)) if len(paths) > 1 else [array]
-        block = ... if tensor.block is None else tensor.block
-        for path, part in zip(paths, parts, strict=True):
-            flat[path][block] = tensor.row.transform.to_ours(part)
-    _refuse(
-        table,
+            raise NotFinite(shown(name))
+        return self._transform.to_ours(array.astype(np.float32, copy=False))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """How a file's names, shapes and types fit a model: what is missing from the file, what the
+    table does not know, what has another shape or is no float (sentences), and what is passed over
+    on purpose. ``names``: {the table's spelling: the file's}."""
+
+    missing: list[str]
+    unexpected: list[str]
+    misshapen: list[str]
+    wrong_type: list[str]
+    ignored: list[str]
+    names: dict[str, str]
+
+
+def compare(tensors: Tensors, table: Table, template: Any) -> Fit:
+    """Compares without reading a tensor. ``template`` is the model's parameter tree, or its
+    ``ShapeDtypeStruct``s.
+
+    Raises:
+      WeightsError: if the table does not fit the model (:func:`layout`), or two names of the file
+        are spellings of one.
+    """
+    wanted = layout(table, template)
+    names, ignored = canonical_names(table, tensors)
+    keys = {t.key for t in wanted}
+    misshapen, wrong_type = [], []
+    for tensor in wanted:
+        found = tensors[names[tensor.key]] if tensor.key in names else None
+        if found is not None and tuple(found.shape) != tensor.shape:
+            misshapen.append(f"{tensor.key} is {tuple(found.shape)}, not {tensor.shape}")
+        if found is not None and found.dtype.name not in DTYPES:
+            wrong_type.append(f"{tensor.key} is {found.dtype}")
+    return Fit(
+        [t.key for t in wanted if t.key not in names],
+        sorted(names[name] for name in set(names) - keys),
+        misshapen,
+        wrong_type,
+        ignored,
+        names,
+    )
+
+
+def open_(tensors: Tensors, table: Table, template: Any) -> dict[str, Any]:
+    """Our parameters in a file of theirs, as a nested dict of :class:`Leaf`.
+
+    Args:
+      tensors: all tensors of the file.
+      template: the model's parameter tree, or its ``ShapeDtypeStruct``s. What ``table.leave_out``
+        names is not returned.
+
+    Raises:
+      WeightsError: naming the tensors that are missing, unexpected, of another shape, not of a
+        type in ``DTYPES``, or not the constant they have to be.
+    """
+    fit = compare(tensors, table, template)
+    refuse(
+        table.family,
         {
-            "of another shape:": misshapen,
-            "not floating point:": wrong_type,
-            "NaN or infinity in": not_finite,
-            "": not_constant,
+            "missing from the file:": fit.missing,
+            "not expected in the file:": fit.unexpected,
+            "of another shape:": fit.misshapen,
+            f"not {', '.join(DTYPES[:-1])} or {DTYPES[-1]}:": fit.wrong_type,
         },
     )
+    not_constant = []
+    for constant in table.constants:
+        array = tensors[fit.names[constant.theirs]].read()
+        distance, allowed = _distance(array, constant)
+        if not distance <= allowed:  # NaN too
+            not_constant.append(
+                f"{constant.theirs} is not {constant.what} (off by {distance:.2g}, "
+                f"allowed {allowed:.2g})"
+            )
+    refuse(table.family, {"": not_constant})
+    shapes = {path: tuple(leaf.shape) for path, leaf in _kept(table, template).items()}
+    flat = {}
+    for row in table.rows:
+        stacked = "{i}" in row.theirs
+        for part, path in enumerate(row.paths):
+            depth = shapes[path][0] if stacked else 1
+            keys = [row.theirs.format(i=i) if stacked else row.theirs for i in range(depth)]
+            found = [(key, tensors[fit.names[key]]) for key in keys]
+            share = (part, len(row.paths))
+            flat[path] = Leaf(shapes[path], found, row.transform, share, stacked)
+    return params_lib.unflatten(flat)
+
+
+def read_all(family: str, tree: Any) -> dict[str, Any]:
+    """A tree of :class:`Leaf` as numpy arrays.
+
+    Raises:
+      WeightsError: naming the tensors that hold NaN or infinity. Nothing is returned then.
+    """
+    flat, not_finite = {}, []
+    for path, leaf in params_lib.flatten(tree).items():
+        try:
+            # a copy of our own: what is read may be a view of read-only bytes
+            flat[path] = np.array(leaf, order="C")
+        except NotFinite as error:
+            not_finite.append(str(error))
+    refuse(family, {"NaN or infinity in": list(dict.fromkeys(not_finite))})
     return params_lib.unflatten(flat)
 
 
@@ -239,22 +351,36 @@ def _kept(table: Table, tree: Any) -> dict[str, Any]:
     }
 
 
-def _canonical_names(table: Table, keys: Iterable[str]) -> dict[str, str]:
-    """{the table's spelling: the file's spelling}, without what the table ignores."""
+def names_of(table: Table) -> re.Pattern[str]:
+    """Matches every name a table knows, in its own spelling."""
+    keys = [row.theirs for row in (*table.rows, *table.constants)]
+    return re.compile("|".join(re.escape(key).replace(r"\{i\}", r"\d+") for key in keys))
+
+
+def canonical_names(
+    table: Table, keys: Iterable[str], strict: bool = True
+) -> tuple[dict[str, str], list[str]]:
+    """{the table's spelling: the file's spelling} without what the table ignores, and that.
+
+    Raises:
+      WeightsError: if ``strict`` and two names of the file are spellings of one.
+    """
     names: dict[str, str] = {}
+    ignored: list[str] = []
     for key in keys:
         name = key
         for pattern, replacement in table.aliases:
             name = re.sub(pattern, replacement, name)
         if any(re.search(pattern, name) for pattern in table.ignore):
+            ignored.append(key)
             continue
-        if name in names:
+        if strict and name in names:
             raise WeightsError(
-                f"{table.family}: {names[name]} and {key} are two spellings of "
+                f"{table.family}: {shown(names[name])} and {shown(key)} are two spellings of "
                 "one tensor in one file"
             )
         names[name] = key
-    return names
+    return names, ignored
 
 
 def _theirs_shape(row: Row, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
@@ -265,11 +391,6 @@ def _theirs_shape(row: Row, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...
     if any(other != first for other in rest):
         raise ValueError(f"{row.theirs}: fuses parameters of different shapes {shapes}")
     return (first[0] * len(shapes), *first[1:]) if rest else first
-
-
-def _is_float(dtype: np.dtype) -> bool:
-    # numpy does not count the bfloat16 of ml_dtypes among its own.
-    return np.issubdtype(dtype, np.floating) or dtype.name == "bfloat16"
 
 
 def _finite(array: np.ndarray) -> bool:
@@ -284,12 +405,18 @@ def _distance(array: np.ndarray, constant: Constant) -> tuple[float, float]:
     return float(np.abs(array.astype(np.float64) - value).max()), constant.tolerance + 2 * half_ulp
 
 
-def _refuse(table: Table, problems: Mapping[str, Sequence[str]], shown: int = 6) -> None:
+def is_constant(array: np.ndarray, constant: Constant) -> bool:
+    """Whether ``array``, of the constant's shape, holds it."""
+    distance, allowed = _distance(array, constant)
+    return distance <= allowed  # False for NaN
+
+
+def refuse(where: str, problems: Mapping[str, Sequence[str]], limit: int = 6) -> None:
     """Raises one WeightsError that names the first few of each kind of problem, if there is any."""
     parts = []
     for kind, names in problems.items():
         if names:
-            more = f" and {len(names) - shown} more" if len(names) > shown else ""
-            parts.append(f"{kind} {', '.join(names[:shown])}{more}".strip())
+            more = f" and {len(names) - limit} more" if len(names) > limit else ""
+            parts.append(f"{kind} {', '.join(map(shown, names[:limit]))}{more}".strip())
     if parts:
-        raise WeightsError(f"{table.family}: {'; '.join(parts)}")
+        raise WeightsError(f"{where}: {'; '.join(parts)}")

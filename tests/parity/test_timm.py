@@ -1,0 +1,74 @@
+"""Weights in timm's names against timm itself: it loads what we write, strictly, and both compute
+the same features, at the native and at other sizes; and the other way round."""
+
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from tests.weights import samples
+from webssl_jax.methods import pixels
+from webssl_jax.methods.base import Variables
+from webssl_jax.weights import load
+
+ORACLES = pathlib.Path(sys.prefix) / "oracles"
+SIZES = ((32, 32), (48, 48), (40, 24), (24, 56))
+TOLERANCE = 5e-6  # relative, Euclidean; float32 on both sides. Measured: 2.7e-7 to 3.9e-7
+ENCODERS = {"sincos": {}, "learned": {"position": "learned"}, "bare": {"qkv_bias": False}}
+
+
+def images_of(height, width):
+    rng = np.random.default_rng(height * width)
+    return rng.integers(0, 256, (2, height, width, 3)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def timm(tmp_path_factory):
+    """(folder of our exports by encoder, folder timm wrote, its features by name)."""
+    assert (ORACLES / "timm").is_dir(), "timm is not there: bash tools/test.sh installs it"
+    root = tmp_path_factory.mktemp("timm")
+    folders = []
+    for name, encoder in ENCODERS.items():
+        method = samples.make_method(depth=3, **encoder)
+        samples.write("timm", root, method)
+        folders.append((root / "timm").rename(root / name))
+    method = samples.make_method()
+    images = {f"{h}x{w}": images_of(h, w) for h, w in SIZES}
+    values = {
+        name: np.array(pixels.normalise(x, method.mean, method.std)).transpose(0, 3, 1, 2)
+        for name, x in images.items()
+    }
+    np.savez(root / "pixels.npz", **values)
+    script = pathlib.Path(__file__).with_name("timm_oracle.py")
+    command = [sys.executable, script, ORACLES, root / "pixels.npz", root / "theirs", *folders]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return root, root / "theirs", np.load(root / "theirs" / "features.npz")
+
+
+def difference(loaded, theirs, height, width):
+    method = loaded.method()
+    with jax.default_matmul_precision("highest"):
+        seen = jax.jit(method.features)(Variables(loaded.params, {}, {}), images_of(height, width))
+    ours = np.concatenate([seen.cls[:, None], seen.patches.reshape(2, -1, 32)], axis=1)
+    return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+
+
+@pytest.mark.parametrize("height, width", SIZES)
+@pytest.mark.parametrize("name", ENCODERS)
+def test_timm_computes_what_we_compute_from_our_export(timm, name, height, width):
+    root, _, features = timm
+    loaded = load.load(root / name)
+    assert difference(loaded, features[f"{name}/{height}x{width}"], height, width) < TOLERANCE
+
+
+@pytest.mark.parametrize("height, width", SIZES)
+@pytest.mark.parametrize("file", ["random.pth", "random.safetensors"])
+def test_we_compute_what_timm_computes_from_its_own_files(timm, file, height, width):
+    _, theirs, features = timm
+    loaded = load.load(theirs / file, heads=2)
+    assert loaded.vit.position == "learned" and set(loaded.left) == {"head.weight", "head.bias"}
+    assert difference(loaded, features[f"random/{height}x{width}"], height, width) < TOLERANCE

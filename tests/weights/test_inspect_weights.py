@@ -1,0 +1,64 @@
+"""``tools/inspect_weights.py`` says what a file is, and what of it does not fit."""
+
+import importlib.util
+import json
+import pathlib
+
+import pytest
+import torch
+
+from tests.weights import big_files, samples
+from webssl_jax.models import sizes
+
+_spec = importlib.util.spec_from_file_location(
+    "inspect_weights", pathlib.Path(__file__).parents[2] / "tools" / "inspect_weights.py"
+)
+tool = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tool)
+
+
+@pytest.mark.parametrize("family", samples.FAMILIES)
+def test_a_whole_file_is_described_and_fits(tmp_path, capsys, family):
+    path = samples.write(family, tmp_path)
+    assert tool.main([str(path)]) == 0
+    printed = capsys.readouterr().out
+    for fact in (f"{family} (", "web-mae-micro: 2 blocks, width 32, 2 heads", "32 pixels, 4x4"):
+        assert fact in printed
+    assert "MAE's fixed sin-cos table" in printed and "float32" in printed and "it fits" in printed
+    assert ("1 blocks, width 16, 4 heads" in printed) == (family in samples.BOTH)
+
+
+def test_the_5b_model_is_known_from_its_headers(tmp_path, capsys):
+    big_files.write(tmp_path / "in", sizes.web_mae("5b"))
+    assert tool.main([str(tmp_path / "in")]) == 0
+    printed = capsys.readouterr().out
+    assert "web-mae-5b" in printed and "encoder 4,936,114,176" in printed
+
+
+def test_what_does_not_fit_is_listed_by_kind(tmp_path, capsys):
+    path = samples.write("mae-pth", tmp_path)
+    checkpoint = torch.load(path, weights_only=True)
+    model = checkpoint["model"]
+    del model["blocks.1.norm2.bias"]
+    model["blocks.0.ls1.gamma"] = torch.zeros(32)
+    model["norm.weight"] = torch.zeros(31)
+    model["norm.bias"] = torch.zeros(32, dtype=torch.int64)
+    torch.save(checkpoint, path)
+    assert tool.main([str(path), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["does_not_fit"] == {
+        "missing": ["blocks.1.norm2.bias"],
+        "not expected": ["blocks.0.ls1.gamma"],
+        "of another shape": ["norm.weight is (31,), not (32,)"],
+        "of a type that is not read": ["norm.bias is int64"],
+    }
+    assert tool.main([str(path)]) == 1
+    assert "not expected (1)\n  blocks.0.ls1.gamma\n" in capsys.readouterr().out
+
+
+def test_what_contradicts_the_config_is_told_with_what_is_known(tmp_path, capsys):
+    path = samples.write("hf-vit", tmp_path)
+    config = json.loads((path / "config.json").read_text()) | {"hidden_size": 64}
+    (path / "config.json").write_text(json.dumps(config))
+    assert tool.main([str(path)]) == 1
+    printed = capsys.readouterr().out
+    assert "hidden_size = 64, not 32" in printed and "hf-vit (" in printed

@@ -1,0 +1,190 @@
+"""Writes weights for other libraries: folders of ``transformers`` and timm with their configs,
+preprocessing and a model card, or a ``.pth`` file of the original MAE.
+
+What is written comes from a run, or from weights of any family (``load.open_``): these pass through
+tensor by tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from webssl_jax.telemetry.progress import Progress
+from webssl_jax.weights import mae, safetensors_io, tables, torch_file
+from webssl_jax.weights.families import FAMILIES, table_of
+from webssl_jax.weights.load import Loaded
+from webssl_jax.weights.model_card import imported_card, model_card
+from webssl_jax.weights.stored import WeightsError
+from webssl_jax.weights.tables import Constant
+
+_BICUBIC = 3  # PIL's number
+_OURS = (
+    "model*.safetensors",
+    safetensors_io.INDEX_FILE,
+    "config.json",
+    "preprocessor_config.json",
+    "README.md",
+)
+
+
+def export_run(
+    run: Any,
+    family: str,
+    output: str | os.PathLike,
+    dtype: str = "float32",
+    max_file_bytes: int = safetensors_io.MAX_FILE_BYTES,
+) -> pathlib.Path:
+    """Writes ``run`` (:class:`~webssl_jax.checkpoints.Run`); see :func:`write`."""
+    card = None
+    if _is_folder(family):
+        card = model_card(run, FAMILIES[family], dtype, os.fspath(output))
+    return write(run.variables.params, run.method, family, output, dtype, max_file_bytes, card)
+
+
+def export_loaded(
+    loaded: Loaded,
+    family: str,
+    output: str | os.PathLike,
+    dtype: str = "float32",
+    max_file_bytes: int = safetensors_io.MAX_FILE_BYTES,
+) -> pathlib.Path:
+    """Writes weights of another family, from ``load.open_`` or ``load.load``; see :func:`write`.
+
+    Raises:
+      WeightsError: also when ``family`` has a decoder and the weights have none.
+    """
+    if family in FAMILIES and "decoder" in FAMILIES[family].needs and loaded.decoder is None:
+        raise WeightsError(f"{family}: needs a decoder, and {loaded.source} has none")
+    method, card = loaded.method(), None
+    if _is_folder(family):
+        card = imported_card(loaded, FAMILIES[family], dtype, os.fspath(output))
+    return write(loaded.params, method, family, output, dtype, max_file_bytes, card)
+
+
+def write(
+    params: Any,
+    method: Any,
+    family: str,
+    output: str | os.PathLike,
+    dtype: str,
+    max_file_bytes: int,
+    card: str | None,
+) -> pathlib.Path:
+    """Writes the networks of ``method``. The result appears whole or not at all.
+
+    Args:
+      params: arrays, or ``tables.Leaf``.
+      family: a name in ``FAMILIES``.
+      output: for a folder a new or empty one, or an earlier export, which is then replaced; for
+        ``mae-pth`` the file.
+      dtype: of the weights, ``float32`` or ``bfloat16``.
+      card: README.md of a folder.
+
+    Raises:
+      WeightsError: if the family cannot hold the networks, a parameter is not finite, ``output``
+        holds something else, or the disk is full.
+    """
+    output = pathlib.Path(output)
+    table = table_of(family, method)
+    # Constants stay in float32: they are small, and a position table rounded to bfloat16 moves the
+    # features by 2e-4.
+    specs = [
+        safetensors_io.Spec(t.key, t.shape, "float32" if isinstance(t.row, Constant) else dtype)
+        for t in tables.layout(table, params)
+    ]
+    size = sum(spec.num_bytes for spec in specs)
+    _check_replaceable(output, _is_folder(family))
+    staging = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    progress = Progress(len(specs), f"writing {size / 1e6:,.1f} MB:", "tensors")
+    stream = _counted(tables.export(params, table), progress)
+    try:
+        if not _is_folder(family):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            torch_file.write_file(output, "model", specs, stream, mae.mae_extra(method))
+            progress.close()
+            return output
+        staging.mkdir(parents=True)
+        safetensors_io.write_folder(staging, specs, stream, max_file_bytes)
+        progress.close()
+        config = FAMILIES[family].config(method)
+        texts = {"config.json": _json(config), "README.md": card}
+        if FAMILIES[family].library == "transformers":
+            texts["config.json"] = _json(config | {"dtype": dtype})
+            texts["preprocessor_config.json"] = _json(preprocessor_config(method))
+        for name, text in texts.items():
+            safetensors_io.write_text(staging / name, text)
+        if output.exists():
+            shutil.rmtree(output)
+        os.replace(staging, output)
+    except OSError as error:
+        raise WeightsError(f"cannot write {output}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return output
+
+
+def preprocessor_config(method: Any) -> dict[str, Any]:
+    """``preprocessor_config.json`` that repeats ``method.eval_view()`` and the normalisation.
+
+    ViTImageProcessor can only squeeze an image into a square; BitImageProcessor resizes the shorter
+    side and crops the centre, and is what DINOv2's own folders name.
+    """
+    view = method.eval_view()
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": view.resize},
+        "resample": _BICUBIC,
+        "do_center_crop": True,
+        "crop_size": {"height": view.size, "width": view.size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(method.mean),
+        "image_std": list(method.std),
+    }
+
+
+def _is_folder(family: str) -> bool:
+    return family in FAMILIES and FAMILIES[family].config is not None
+
+
+def _check_replaceable(output: pathlib.Path, folder: bool) -> None:
+    """Refuses to put an export where anything but an export is."""
+    if not folder:
+        if output.is_dir() or output.suffix not in (".pth", ".pt"):
+            raise WeightsError(f"--output {output}: name a .pth file")
+        return
+    if output.exists() and not output.is_dir():
+        raise WeightsError(f"--output {output}: is a file; name a folder")
+    if output.is_dir():
+        other = [
+            p.name
+            for p in sorted(output.iterdir())
+            if not any(p.match(pattern) for pattern in _OURS)
+        ]
+        if other:
+            raise WeightsError(
+                f"--output {output}: holds other things ({', '.join(other[:3])}"
+                f"{', ...' if len(other) > 3 else ''}); name a new folder"
+            )
+
+
+def _counted(
+    tensors: Iterator[tuple[str, np.ndarray]], progress: Progress
+) -> Iterator[tuple[str, np.ndarray]]:
+    for tensor in tensors:
+        yield tensor
+        progress.update()
+
+
+def _json(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2) + "\n"

@@ -1,0 +1,70 @@
+"""A tensor that still lies in a file: where it is, and how to read it or a share of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+
+from webssl_jax.config import UserError
+
+
+class WeightsError(UserError):
+    """Weights that do not fit, or cannot be read. The message names the file and the tensors."""
+
+
+def shown(name: object) -> str:
+    """A name out of a file as it can stand in a message: one line, not endless."""
+    text = str(name)
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """One tensor in a file.
+
+    offset: of its first number, in bytes from the start of the file.
+    strides: in elements, as PyTorch has them; None for C order without gaps.
+    check: raises if the bytes are not what was written, where the format can know (checksums).
+    """
+
+    file: pathlib.Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+    strides: tuple[int, ...] | None = None
+    check: Callable[[], None] | None = None
+
+    def read(self, part: int = 0, parts: int = 1) -> np.ndarray:
+        """Equal share number ``part`` of ``parts`` along the first axis, in the file's dtype.
+
+        Raises:
+          WeightsError: if the file cannot be read, or is not what was written.
+        """
+        if self.check:
+            self.check()
+        if self.strides is not None:
+            last = sum((n - 1) * s for n, s in zip(self.shape, self.strides))
+            flat = self._numbers(0, last + 1 if math.prod(self.shape) else 0)
+            strides = tuple(s * self.dtype.itemsize for s in self.strides)
+            whole = np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
+            return whole if parts == 1 else np.split(whole, parts)[part]
+        count = math.prod(self.shape) // parts
+        shape = self.shape if parts == 1 else (self.shape[0] // parts, *self.shape[1:])
+        return self._numbers(part * count, count).reshape(shape)
+
+    def _numbers(self, first: int, count: int) -> np.ndarray:
+        size = count * self.dtype.itemsize
+        try:
+            with open(self.file, "rb") as file:
+                file.seek(self.offset + first * self.dtype.itemsize)
+                data = file.read(size)
+        except OSError as error:
+            raise WeightsError(f"{self.file}: cannot be read ({error.strerror})") from None
+        if len(data) != size:
+            raise WeightsError(f"{self.file}: has become shorter while it was read")
+        return np.frombuffer(data, self.dtype)
