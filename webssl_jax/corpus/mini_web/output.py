@@ -1,0 +1,211 @@
+"""What the corpus leaves on disk: shards, a summary, a contact sheet, and the floors of its probe.
+
+========================  ========================================================================
+file                      what
+========================  ========================================================================
+train-*.arrayrecord       every training image; label = topic, or none
+probe-train-*             those of them that the probe learns from
+probe-test-*              its test images, which are not in train and resemble nothing there
+summary.json, SUMMARY.md  counts by source, licence, caption, size; what was left out, and why
+floors.json               what trivial features reach on the probe
+sources.png               a row of pictures for each source
+========================  ========================================================================
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python import array_record_module
+
+from webssl_jax.corpus.mini_web.catalogue import BY_NAME
+from webssl_jax.corpus.mini_web.choose import Chosen, guessed_from_source
+from webssl_jax.corpus.mini_web.prepare import Files
+from webssl_jax.data import records, views
+from webssl_jax.data.pipeline import read_labelled
+from webssl_jax.data.sources import ArrayRecordSource
+from webssl_jax.evaluators.base import Dataset, standard_error
+from webssl_jax.evaluators.frozen import FrozenFeatureEvaluation
+from webssl_jax.files import write_json, write_text
+from webssl_jax.visuals import sheets
+from webssl_jax.visuals.png import save_png
+
+IMAGES_PER_SHARD = 4000
+SHEET_COLUMNS = 12
+_SIDES = (48, 64, 96, 128, 192, 256, 384, 512)
+
+
+def write_shards(
+    name: str, rows: Sequence[Mapping], work: Mapping[str, Files], folder: Path
+) -> None:
+    """Copies the chosen records, in the rows' order dealt in turn, so that each shard is a
+    mixture."""
+    readers = {s: array_record_module.ArrayRecordReader(str(f.records)) for s, f in work.items()}
+    for old in folder.glob(f"{name}-*.arrayrecord"):
+        old.unlink()  # of a run that was stopped before it was complete
+    total = max(1, -(-len(rows) // IMAGES_PER_SHARD))
+    for index in range(total):
+        path = folder / records.shard_name(name, index, total)
+        temporary = path.with_suffix(".tmp")
+        writer = array_record_module.ArrayRecordWriter(str(temporary), records.WRITER_OPTIONS)
+        for row in rows[index::total]:
+            (data,) = readers[row["source"]].read([row["place"]])
+            writer.write(data)
+        writer.close()
+        temporary.replace(path)
+    for reader in readers.values():
+        reader.close()
+
+
+def summarise(chosen: Chosen) -> dict[str, Any]:
+    """Counts, as plain JSON."""
+    everything = chosen.train + chosen.probe_test
+    count = collections.Counter
+    by_source = count(row["source"] for row in everything)
+    sizes = count(
+        next(
+            (f"<= {s}" for s in _SIDES if min(row["width"], row["height"]) <= s), f"> {_SIDES[-1]}"
+        )
+        for row in everything
+    )
+    reasons = count()
+    for part in chosen.dropped.values():
+        reasons.update(part)
+    guessed = guessed_from_source(chosen.probe_train, chosen.probe_test)
+    return {
+        "images": len(everything),
+        "train": len(chosen.train),
+        "probe_train": len(chosen.probe_train),
+        "probe_test": len(chosen.probe_test),
+        "probe_test_things": len({row["group"] for row in chosen.probe_test}),
+        "megabytes": round(sum(row["bytes"] for row in everything) / 1e6, 1),
+        "captions_by_kind": dict(count(row["kind"] for row in everything).most_common()),
+        "text_rich": sum(n for source, n in by_source.items() if BY_NAME[source].text_rich),
+        "shorter_side": {f"<= {s}": sizes[f"<= {s}"] for s in _SIDES if sizes[f"<= {s}"]},
+        "dropped": dict(reasons.most_common()),
+        "sources": {
+            source: {
+                "images": by_source[source],
+                "licence": BY_NAME[source].licence,
+                "packages": [str(package) for package in BY_NAME[source].packages],
+                "what": BY_NAME[source].what,
+                "text_rich": BY_NAME[source].text_rich,
+                "dropped": dict(chosen.dropped[source].most_common()),
+            }
+            for source in chosen.dropped
+        },
+        "topics": _cells(chosen),
+        "topic_guessed_from_source": {
+            "top1": float(guessed.mean()) if len(guessed) else 0.0,
+            "se": standard_error(float(guessed.mean()), len(guessed)) if len(guessed) else 0.0,
+        },
+    }
+
+
+def _cells(chosen: Chosen) -> dict[str, dict[str, list[int]]]:
+    """{topic: {source: [probe train, probe test]}}."""
+    cells: dict = collections.defaultdict(lambda: collections.defaultdict(lambda: [0, 0]))
+    for side, rows in enumerate((chosen.probe_train, chosen.probe_test)):
+        for row in rows:
+            cells[row["topic"]][row["source"]][side] += 1
+    return {topic: dict(sorted(found.items())) for topic, found in sorted(cells.items())}
+
+
+def summary_text(summary: Mapping[str, Any]) -> str:
+    """The summary for the eye, in Markdown."""
+    lines = [
+        f"{summary['images']:,} images, {summary['megabytes']:,} MB: {summary['train']:,} train; "
+        f"probe: {summary['probe_train']:,} of them, and {summary['probe_test']:,} test images of "
+        f"{summary['probe_test_things']:,} things (emoji vendors draw the same ones).",
+        "",
+        "| source | images | text-rich | licence | package | what |",
+        "| --- | --: | --- | --- | --- | --- |",
+    ]
+    for name, row in summary["sources"].items():
+        lines.append(
+            f"| {name} | {row['images']:,} | {'yes' if row['text_rich'] else ''} | "
+            f"{row['licence']} | {', '.join(row['packages'])} | {row['what']} |"
+        )
+    lines += ["", "| topic | probe train | probe test | sources |", "| --- | --: | --: | --- |"]
+    for topic, cells in summary["topics"].items():
+        train, test = (sum(cell[side] for cell in cells.values()) for side in (0, 1))
+        lines.append(f"| {topic} | {train:,} | {test:,} | {', '.join(cells)} |")
+    for title, name in (
+        ("Captions", "captions_by_kind"),
+        ("Shorter side", "shorter_side"),
+        ("Left out", "dropped"),
+    ):
+        counts = "; ".join(f"{key} {n:,}" for key, n in summary[name].items())
+        lines += ["", f"{title}: {counts}."]
+    share = summary["text_rich"] / max(summary["images"], 1)
+    lines += ["", f"Text-rich by package: {summary['text_rich']:,} ({share:.0%})."]
+    return "\n".join(lines) + "\n"
+
+
+def floors(folder: Path, size: int, guessed: Mapping[str, float]) -> tuple[str, dict[str, Any]]:
+    """What trivial features reach on the probe at ``size`` x ``size`` pixels: a table and plain
+    JSON."""
+    view = views.EvalView(size, size)
+    train = Dataset(
+        *read_labelled(ArrayRecordSource(str(folder / "probe-train-*.arrayrecord")), view)
+    )
+    train = train._replace(class_names=tuple(train.class_names))
+    source = ArrayRecordSource(str(folder / "probe-test-*.arrayrecord"))
+    found = read_labelled(source, view, class_names=train.class_names)
+    test = Dataset(found.images, found.labels, train.class_names)
+    rows = FrozenFeatureEvaluation(train, test).baselines()
+    chance = 1 / len(train.class_names)
+    lines = [
+        f"{len(train.labels):,} train and {len(test.labels):,} test images, "
+        f"{len(train.class_names)} topics, {size} x {size} pixels",
+        f"{'chance':26} {chance:.3f}",
+        f"{'topic from source alone':26} {guessed['top1']:.3f} +- {guessed['se']:.3f}",
+    ]
+    lines += [
+        f"{name:26} k-NN {row.knn.top1:.3f} +- {row.knn.se:.3f}   "
+        f"linear {row.linear.top1:.3f} +- {row.linear.se:.3f}"
+        for name, row in rows.items()
+    ]
+    stored = {name: row.to_json() for name, row in rows.items()}
+    return "\n".join(lines), {
+        "image_size": size,
+        "train": len(train.labels),
+        "test": len(test.labels),
+        "classes": list(train.class_names),
+        "chance": chance,
+        "topic_guessed_from_source": dict(guessed),
+        "features": stored,
+    }
+
+
+def draw_sheet(rows: Sequence[Mapping], work: Mapping[str, Files], path: Path) -> None:
+    """``SHEET_COLUMNS`` pictures of each source with their captions, the first by digest."""
+    of_source = collections.defaultdict(list)
+    for row in rows:
+        if len(of_source[row["source"]]) < SHEET_COLUMNS:
+            of_source[row["source"]].append(row)
+    images, captions = [], []
+    for source in (s for s in work if s in of_source):
+        reader = array_record_module.ArrayRecordReader(str(work[source].records))
+        for row in itertools.islice(itertools.cycle(of_source[source]), SHEET_COLUMNS):
+            (data,) = reader.read([row["place"]])
+            record = records.decode(data)
+            image = views.decode_image(record.image)
+            image.thumbnail((128, 128))
+            images.append(np.asarray(image))
+            captions.append(record.captions[0] if record.captions else source)
+        reader.close()
+    save_png(path, sheets.image_grid(images, SHEET_COLUMNS, captions, "Mini-web: a row a source"))
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any], table: str, stored: Any) -> None:
+    """summary.json, SUMMARY.md and, last, floors.json: with it the corpus is complete."""
+    write_json(folder / "summary.json", summary)
+    text = summary_text(summary)
+    write_text(folder / "SUMMARY.md", f"{text}\nFloors of the probe:\n\n```\n{table}\n```\n")
+    write_json(folder / "floors.json", stored)
