@@ -75,8 +75,10 @@ def test_k_is_clipped_to_the_number_of_training_images():
     x = {"cls": rng.normal(size=(12, 3)).astype(np.float32)}
     labels = np.arange(12) % 3
     score = knn(x, labels, x, labels, 3)
-    assert set(score.by_variant) == {"cls/top1@10", "cls/top1@12"}
-    assert score.chosen == "cls, k = 12"
+    assert set(score.by_variant) == {
+        f"{space}/top1@{k}" for space in ("cls", "cls_whitened") for k in (10, 12)
+    }
+    assert score.chosen.endswith(", k = 12")
 
 
 def test_leave_one_out_does_not_let_an_image_vote_for_itself():

@@ -1,4 +1,4 @@
-"""Frozen features of a set of images, as float32 numpy arrays on the host."""
+"""Frozen features of a set of images, as float32 numpy arrays on the host, and their whitening."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from webssl_jax.evaluators.base import FeatureFunction
+
+# Of the mean eigenvalue. Directions that carry less are noise and are not blown up.
+SHRINKAGE = 0.01
 
 
 def extract(
@@ -60,3 +63,37 @@ def _one_batch(
         pooled["cls" + suffix] = np.asarray(cls, np.float32)[:n]
         pooled["patches" + suffix] = np.asarray(patches, np.float32)[:n].mean(axis=(1, 2))
     return pooled
+
+
+def whiten(x: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both sets after PCA whitening by the statistics of ``x``: (n, r) and (m, r), r = min(n, d).
+
+    (x - mean) B / sqrt(v + ``SHRINKAGE`` mean(v)), with B, v the eigenbasis of the covariance. A
+    few directions carry most of the variance of masked-autoencoder features, and cosine similarity
+    sees little else; whitening is retrieval's usual answer (Jegou & Chum, "Negative evidences and
+    co-occurrences in image retrieval: the benefit of PCA and whitening", ECCV 2012).
+
+    Args:
+      x: (n, d), queries: (m, d), float32.
+    """
+    mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
+    x, queries = x - mean, queries - mean
+    basis, values = eigenbasis(x)
+    # Where all rows are equal there is nothing to whiten, and nothing to divide by.
+    floor = SHRINKAGE * values.sum() / max(len(values), 1)
+    scale = 1 / np.sqrt(np.maximum(values + floor, 1e-12))
+    return x @ basis * scale, queries @ basis * scale
+
+
+def eigenbasis(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Orthonormal basis (d, r) of the span of the rows of ``x`` (n, d) and the eigenvalues (r,) of
+    x'x/n, r = min(n, d) or less, both float32. The smaller of the two Gram matrices decides the
+    cost."""
+    n, d = x.shape
+    if d <= n:
+        values, basis = np.linalg.eigh((x.T @ x).astype(np.float64) / n)
+        return basis.astype(np.float32), np.maximum(values, 0).astype(np.float32)
+    values, left = np.linalg.eigh((x @ x.T).astype(np.float64) / n)
+    keep = values > values[-1] * 1e-7
+    values, left = values[keep], left[:, keep]
+    return (x.T @ (left / np.sqrt(n * values))).astype(np.float32), values.astype(np.float32)

@@ -94,8 +94,10 @@ class FrozenFeatureEvaluation:
             extract(features, data.images, self.batch, self.layers)
             for data in (self.train, self.test)
         )
-        neighbours = tuple({name: x[name] for name in ("cls", "patches")} for x in (train, test))
-        return self._score(step, neighbours, tuple(variants(x, self.layers) for x in (train, test)))
+        heads = variants(train, self.layers), variants(test, self.layers)
+        # What is joined from CLS and patches has no common scale, which cosines would need.
+        neighbours = tuple({k: v for k, v in x.items() if "+" not in k} for x in heads)
+        return self._score(step, neighbours, heads)
 
     def baselines(self, stored: Mapping[str, dict] | None = None) -> dict[str, Measurement]:
         """{"majority class", "raw pixels", "colour histogram": Measurement}, computed once.

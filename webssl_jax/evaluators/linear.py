@@ -38,6 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from webssl_jax.evaluators.base import Score, on_one_device, standard_error
+from webssl_jax.evaluators.features import eigenbasis
 from webssl_jax.evaluators.splits import hold_out
 
 # Multiplies |W|^2 / 2 against the mean cross-entropy, for features scaled to a mean squared length
@@ -160,7 +161,9 @@ def fit_and_apply(
       Logits (len(penalties), m, num_classes), float32.
     """
     x, queries = _standardise(np.asarray(x, np.float32), np.asarray(queries, np.float32))
-    basis, curvature = _eigenbasis(x)
+    # The penalty is blind to rotations, and the optimum lies in the span of the rows: nothing is
+    # lost.
+    basis, curvature = eigenbasis(x)
     with on_one_device():
         weights, bias = _solve(
             x @ basis,
@@ -185,22 +188,6 @@ def _standardise(x: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.nda
     scale = (scale / np.sqrt(x.shape[1])).astype(np.float32)
     mean = mean.astype(np.float32)
     return (x - mean) * scale, (queries - mean) * scale
-
-
-def _eigenbasis(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Orthonormal basis (d, r) of the rows' span and the eigenvalues (r,) of x'x/n, r = min(n, d).
-
-    The penalty is blind to rotations, and the optimum lies in the span of the rows, so nothing is
-    lost; the smaller of the two Gram matrices decides the cost.
-    """
-    n, d = x.shape
-    if d <= n:
-        values, basis = np.linalg.eigh((x.T @ x).astype(np.float64) / n)
-        return basis.astype(np.float32), np.maximum(values, 0).astype(np.float32)
-    values, left = np.linalg.eigh((x @ x.T).astype(np.float64) / n)
-    keep = values > values[-1] * 1e-7
-    values, left = values[keep], left[:, keep]
-    return (x.T @ (left / np.sqrt(n * values))).astype(np.float32), values.astype(np.float32)
 
 
 @functools.partial(jax.jit, static_argnames=("num_classes", "iterations"))

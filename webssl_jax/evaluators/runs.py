@@ -32,26 +32,28 @@ log = logging.getLogger(__name__)
 
 
 def feature_function(method: Method, mesh: Mesh) -> Callable[[Variables], Callable[..., Features]]:
-    """``bind(variables) -> features(images (B, H, W, 3) uint8, layers=())``, compiled once for all
-    steps.
+    """``bind(variables) -> features(images (B, H, W, 3) uint8, layers=(), inside=False)``, compiled
+    once for all steps.
 
     Every process passes the same images; B must divide over the mesh. The results are whole on
     every process.
     """
 
-    @functools.partial(jax.jit, static_argnums=2, out_shardings=meshes.replicated(mesh))
-    def compute(variables: Variables, images: jax.Array, layers: tuple[int, ...]) -> Features:
+    @functools.partial(jax.jit, static_argnums=(2, 3), out_shardings=meshes.replicated(mesh))
+    def compute(
+        variables: Variables, images: jax.Array, layers: tuple[int, ...], inside: bool
+    ) -> Features:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for models/layers.on_batch
-            return method.features(variables, images, layers)
+            return method.features(variables, images, layers, inside)
 
     sharding = meshes.batch_sharding(mesh)
 
     def bind(variables: Variables):
-        def features(images: np.ndarray, layers=()) -> Features:
+        def features(images: np.ndarray, layers=(), inside=False) -> Features:
             array = jax.make_array_from_callback(
                 images.shape, sharding, lambda index: images[index]
             )
-            return compute(variables, array, tuple(layers))
+            return compute(variables, array, tuple(layers), inside)
 
         return features
 
@@ -62,7 +64,8 @@ class RunEvaluation:
     """k-NN and linear probe of a run's features on labelled shards.
 
     Args:
-      entry: ``config.eval`` (train, test, batch, max_images).
+      entry: ``config.eval`` (train, test, batch, max_images, last_blocks). A network with fewer
+        blocks than ``last_blocks`` gives all it has.
       workdir: gets the ``eval`` folder; written by process 0 only.
 
     Raises:
@@ -86,18 +89,13 @@ class RunEvaluation:
         images, labels, names = pipeline.read_labelled(
             ArrayRecordSource(entry.test), view, limit, threads=threads, class_names=names
         )
+        blocks = min(entry.last_blocks, method.encoder.depth)
         self._evaluation = FrozenFeatureEvaluation(
-            train, Dataset(images, labels, tuple(names)), entry.batch
+            train, Dataset(images, labels, tuple(names)), entry.batch, layers=range(-blocks, 0)
         )
         self._bind = feature_function(method, mesh)
         self._folder = pathlib.Path(workdir) / "eval"
         self._writes = jax.process_index() == 0
-
-    @property
-    def test_images(self) -> np.ndarray:
-        """(n, H, W, 3) uint8: the same every time, so pictures of different steps can be
-        compared."""
-        return self._evaluation.test.images
 
     def run(self, variables: Variables, step: int) -> Measurement:
         """Measures, and keeps the result in the workdir."""

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from webssl_jax.models.sizes import ViTConfig
+
 Params = dict[str, Any]
 Schedule = Callable[[jax.Array], jax.Array]
 
@@ -39,17 +41,33 @@ class LossOutput(NamedTuple):
     aux: Params
 
 
+class Inside(NamedTuple):
+    """What pictures need to see of B images inside the last block, in float32.
+
+    attention: (B, heads, h, w), the CLS token's weights on patches; with those on itself and on
+    registers they add up to 1. cls_norm (B,), register_norms (B, R), patch_norms (B, h, w): lengths
+    of the block's output tokens, before the final norm makes them alike.
+    """
+
+    attention: jax.Array
+    cls_norm: jax.Array
+    register_norms: jax.Array
+    patch_norms: jax.Array
+
+
 class Features(NamedTuple):
     """Frozen features of B images, after the final norm, in float32.
 
     cls: (B, D). patches: (B, h, w, D). registers: (B, R, D). layers: {block: (cls (B, D), patches
-    (B, h, w, D))} for the blocks that were asked for, each through the final norm.
+    (B, h, w, D))} for the blocks that were asked for, each through the final norm. inside: None
+    unless asked for.
     """
 
     cls: jax.Array
     patches: jax.Array
     registers: jax.Array
     layers: dict[int, tuple[jax.Array, jax.Array]]
+    inside: Inside | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +78,13 @@ class Tables:
     Each is an ordered table in the language of ``params.py``; the first match wins.
 
     decay: multiplier of the weight decay (default 1.0).
-    learning_rate: multiplier of the learning rate (default 1.0).
+    learning_rate: multiplier of the learning rate (default 1.0): a number, a tuple of numbers, one
+      for each block of a stacked parameter, or the name of one of the method's schedules.
     frozen: rows with True are not trained and hold no optimiser state.
     """
 
     decay: Sequence[tuple[str, float]] = ()
-    learning_rate: Sequence[tuple[str, float]] = ()
+    learning_rate: Sequence[tuple[str, float | tuple[float, ...] | str]] = ()
     frozen: Sequence[tuple[str, bool]] = ()
 
 
@@ -75,6 +94,12 @@ class Method(Protocol):
     # True when the loss of one image depends on the others in its batch (Sinkhorn, KoLeo, softmax
     # contrast). Gradient accumulation would then silently change the loss, so the loop refuses it.
     couples_batch: bool
+
+    # The network whose features are evaluated, drawn and exported.
+    encoder: ViTConfig
+
+    # What ``pictures`` draws, besides the pictures that any feature function gives.
+    picture_names: tuple[str, ...]
 
     def init(self, rng: jax.Array, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> Variables:
         """Fresh float32 variables. Traceable, so that the state can be created sharded."""
@@ -101,17 +126,21 @@ class Method(Protocol):
         """The teacher after this step; ``teacher`` itself where there is none."""
 
     def features(
-        self, variables: Variables, images: jax.Array, layers: Sequence[int] = ()
+        self,
+        variables: Variables,
+        images: jax.Array,
+        layers: Sequence[int] = (),
+        inside: bool = False,
     ) -> Features:
-        """Frozen features of uint8 images (B, H, W, 3). ``layers`` are 0-based block numbers;
-        negative counts back."""
+        """Frozen features of uint8 images (B, H, W, 3) of any size the patches divide. ``layers``
+        are 0-based block numbers; negative counts back. ``inside`` asks for :class:`Inside`."""
 
     def train_view(self) -> Callable[[bytes, np.random.Generator], dict[str, np.ndarray]]:
         """A picklable function from an encoded image to uint8 views: {"image": (H, W, 3)}."""
 
-    def eval_view(self) -> Callable[[bytes], np.ndarray]:
-        """A picklable function from an encoded image to one (H, W, 3) uint8 image for
-        evaluation."""
+    def eval_view(self, size: int | None = None) -> Callable[[bytes], np.ndarray]:
+        """A picklable function from an encoded image to one (H, W, 3) uint8 image for evaluation,
+        of ``size`` pixels instead of the method's own when given."""
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the views of ``batch`` images, as the loader delivers them."""

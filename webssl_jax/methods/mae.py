@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 
 from webssl_jax.methods import losses, masking, pixels
 from webssl_jax.methods.base import Features, LossOutput, Params, Schedule, Tables, Variables
+from webssl_jax.methods.encoder import encode, eval_view
 from webssl_jax.models import sizes
 from webssl_jax.models.decoder import MAEDecoder
 from webssl_jax.models.layers import patchify, unpatchify
@@ -80,6 +81,8 @@ class MAE:
     view: View = View()
     mean: tuple[float, ...] = pixels.IMAGENET_MEAN
     std: tuple[float, ...] = pixels.IMAGENET_STD
+
+    picture_names = ("reconstruction",)
 
     @property
     def couples_batch(self) -> bool:
@@ -209,22 +212,16 @@ class MAE:
         return teacher
 
     def features(
-        self, variables: Variables, images: jax.Array, layers: Sequence[int] = ()
+        self,
+        variables: Variables,
+        images: jax.Array,
+        layers: Sequence[int] = (),
+        inside: bool = False,
     ) -> Features:
         """Features of whole images, nothing hidden: uint8 (B, H, W, 3) of any size the patches
         divide."""
-        grid = self.encoder.grid_of(*images.shape[1:3])
-        seen = ViT(self.encoder).apply(
-            {"params": variables.params["encoder"]},
-            pixels.normalise(images, self.mean, self.std),
-            layers=layers,
-        )
-
-        def on_grid(patches: jax.Array) -> jax.Array:
-            return patches.reshape(patches.shape[0], *grid, patches.shape[-1])
-
-        asked = {layer: (cls, on_grid(patches)) for layer, (cls, patches) in seen.layers.items()}
-        return Features(seen.cls, on_grid(seen.patches), seen.registers, asked)
+        images = pixels.normalise(images, self.mean, self.std)
+        return encode(self.encoder, variables.params["encoder"], images, layers, inside)
 
     # What the loader, the optimiser and the reports need to know.
 
@@ -238,13 +235,8 @@ class MAE:
             flip=self.view.hflip,
         )
 
-    def eval_view(self) -> Callable[[bytes], np.ndarray]:
-        from webssl_jax.data import views
-
-        side = self.view.image_size
-        # 224 is cut from 256; other sizes keep that ratio with an even margin, so that the crop is
-        # central.
-        return views.EvalView(side, resize=side + 2 * round(side * (256 / 224 - 1) / 2))
+    def eval_view(self, size: int | None = None) -> Callable[[bytes], np.ndarray]:
+        return eval_view(size or self.view.image_size)
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         side = self.view.image_size

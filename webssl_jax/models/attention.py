@@ -8,21 +8,30 @@ Shape letters: B images, T tokens, D width, h heads, d channels a head.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from webssl_jax.models.layers import dense, save_as
+from webssl_jax.models.layers import dense, layer_norm, save_as
 from webssl_jax.models.sizes import ViTConfig
 
 
 class Attention(nn.Module):
-    """(B, T, D) -> (B, T, D). Kernels of q, k, v are (D, h * d), head-major."""
+    """(B, T, D) -> (B, T, D). Kernels of q, k, v are (D, h * d), head-major.
+
+    ``segments`` says that every row holds several sequences one after the other, which do not see
+    each other: (number, tokens of each), ... in order. None: the row is one sequence.
+    """
 
     config: ViTConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, segments: Sequence[tuple[int, int]] | None = None
+    ) -> jax.Array:
         c = self.config
         b, t, _ = x.shape
 
@@ -30,15 +39,44 @@ class Attention(nn.Module):
             projected = dense(c, c.width, name, fused=3, use_bias=c.qkv_bias)(x)
             return save_as("qkv", projected).reshape(b, t, c.heads, c.head_dim)
 
-        mixed = dot_product_attention(heads("q"), heads("k"), heads("v"))
-        return dense(c, c.width, "out")(save_as("attn", mixed.reshape(b, t, c.width)))
+        q, k, v = heads("q"), heads("k"), heads("v")
+        parts, start = [], 0
+        for number, tokens in segments or ((1, t),):
+            end = start + number * tokens
+            cut = (x[:, start:end].reshape(-1, tokens, c.heads, c.head_dim) for x in (q, k, v))
+            parts.append(dot_product_attention(*cut).reshape(b, end - start, c.width))
+            start = end
+        mixed = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+        return dense(c, c.width, "out")(save_as("attn", mixed))
 
 
 def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(q k^T / sqrt(d)) v over (B, T, h, d). Scores and softmax are float32 whatever the
     inputs are."""
+    return jnp.einsum("bhqk,bkhd->bqhd", attention_weights(q, k).astype(v.dtype), v)
+
+
+def attention_weights(q: jax.Array, k: jax.Array) -> jax.Array:
+    """softmax(q k^T / sqrt(d)) of (B, Tq, h, d) and (B, Tk, h, d): (B, h, Tq, Tk) float32."""
     scores = jnp.einsum(
         "bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32
     )
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+    return jax.nn.softmax(scores, axis=-1)
+
+
+def cls_attention(config: ViTConfig, block: Mapping[str, Any], x: jax.Array) -> jax.Array:
+    """How one block's CLS token spreads its attention: (B, h, T) float32, rows adding up to 1.
+
+    The block itself keeps no weights, so they are computed again from what entered it. ``block``:
+    its parameters, without the axis of stacked layers. ``x``: (B, T, D), the tokens before its
+    first norm, CLS first.
+    """
+    c = config
+    x = layer_norm(c, None).apply({"params": block["norm1"]}, x)
+
+    def heads(name: str, tokens: jax.Array) -> jax.Array:
+        layer = dense(c, c.width, None, use_bias=c.qkv_bias)
+        projected = layer.apply({"params": block["attn"][name]}, tokens)
+        return projected.reshape(*tokens.shape[:2], c.heads, c.head_dim)
+
+    return attention_weights(heads("q", x[:, :1]), heads("k", x))[:, :, 0]

@@ -13,11 +13,14 @@ What the backward pass keeps of each block (``ViTConfig.remat``):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from webssl_jax.models.attention import Attention
 from webssl_jax.models.layers import LayerScale, Mlp, layer_norm, on_batch
@@ -30,37 +33,43 @@ _POLICIES = {
 }
 
 
+Tokens = Any  # (B, T, D), or a tuple of such, one for each size of crop
+
+
 class Block(nn.Module):
     """x += gamma1 * attention(norm(x)); x += gamma2 * mlp(norm(x)); each branch under stochastic
     depth in training.
 
     A step of the scan: the carry is (tokens (B, T, D), store (S, B, T, D) or None) and ``slot``
-    says where in the store this block's output goes, S meaning nowhere.
+    says where in the store this block's output goes, S meaning nowhere. The tokens may be a tuple
+    for crops of several sizes: each matrix product then runs once over all of them, so that its
+    weights are gathered and its gradients reduced once; only attention goes crop by crop.
     """
 
     config: ViTConfig
     train: bool
 
     @nn.compact
-    def __call__(self, carry: tuple[jax.Array, jax.Array | None], slot: jax.Array):
+    def __call__(self, carry: tuple[Tokens, jax.Array | None], slot: jax.Array):
         x, store = carry
-        x = on_batch(x)
+        x = jax.tree.map(on_batch, x)
         c = self.config
 
-        def branch(index: int, mix: nn.Module) -> Callable[[jax.Array], jax.Array]:
+        def branch(index: int, mix: Callable[..., jax.Array]) -> Callable[[Tokens], Tokens]:
             norm = layer_norm(c, f"norm{index}")
             if c.layer_scale is None:
-                return lambda x: mix(norm(x))
+                return lambda x: in_one_go(lambda rows, *where: mix(norm(rows), *where), x)
             scale = LayerScale(c, name=f"layer_scale{index}")
-            return lambda x: scale(mix(norm(x)))
+            return lambda x: in_one_go(lambda rows, *where: scale(mix(norm(rows), *where)), x)
 
-        for residual in (branch(1, Attention(c, name="attn")), branch(2, Mlp(c, name="mlp"))):
+        attention, mlp = Attention(c, name="attn"), Mlp(c, name="mlp")
+        for residual in (branch(1, attention), branch(2, lambda rows, _: mlp(rows))):
             if self.train and c.drop_path > 0:
-                group = c.drop_path_group or x.shape[0]
+                group = c.drop_path_group or jax.tree.leaves(x)[0].shape[0]
                 x = add_on_subset(x, residual, c.drop_path, self.make_rng("drop_path"), group)
             else:
-                x = x + residual(x)
-        x = on_batch(x)
+                x = jax.tree.map(jnp.add, x, residual(x))
+        x = jax.tree.map(on_batch, x)
         if store is not None:
             store = store.at[slot].set(x, mode="drop")
         return (x, store), None
@@ -90,9 +99,27 @@ def subset_size(group: int, rate: float) -> int:
     return max(int(group * (1 - rate)), 1)
 
 
+def in_one_go(fn: Callable[..., jax.Array], x: Tokens) -> Tokens:
+    """``fn(rows (R, S, D), segments)`` on all of ``x`` at once, where ``segments`` are
+    ``Attention``'s.
+
+    Crops of several sizes are laid out as R rows, R the greatest common divisor of their numbers,
+    each row with its even share of every size. Rows keep the images' order, so a batch that is cut
+    over devices stays where it is.
+    """
+    sets, tree = jax.tree.flatten(x)
+    rows = math.gcd(*(tokens.shape[0] for tokens in sets))
+    segments = [(tokens.shape[0] // rows, tokens.shape[1]) for tokens in sets]
+    width = sets[0].shape[-1]
+    y = fn(jnp.concatenate([t.reshape(rows, -1, width) for t in sets], axis=1), segments)
+    ends = np.cumsum([number * tokens for number, tokens in segments])
+    parts = jnp.split(y, ends[:-1], axis=1)
+    return tree.unflatten([part.reshape(t.shape) for part, t in zip(parts, sets)])
+
+
 def add_on_subset(
-    x: jax.Array, branch: Callable[[jax.Array], jax.Array], rate: float, rng: jax.Array, group: int
-) -> jax.Array:
+    x: Tokens, branch: Callable[[Tokens], Tokens], rate: float, rng: jax.Array, group: int
+) -> Tokens:
     """x + branch(x) for a random part of the images, scaled so that the expectation is the full
     branch.
 
@@ -101,22 +128,42 @@ def add_on_subset(
     the others pass unchanged. The count is exact, so shapes are static and the work of the others
     is really saved.
 
-    x: (B, T, D).
+    x: (B, T, D). Of a tuple, ``group`` counts the first; the others are cut into as many groups,
+    and each set of crops draws its own subset, as in the original.
 
     Raises:
-      ValueError: if B is not a multiple of ``group``.
+      ValueError: if B is not a multiple of ``group``, or another set does not divide into as many.
     """
-    b, t, d = x.shape
-    if b % group:
-        raise ValueError(
-            f"a batch of {b} images does not divide into stochastic-depth groups of {group}"
-        )
-    groups, kept = b // group, subset_size(group, rate)
-    keys = jax.vmap(lambda g: jax.random.fold_in(rng, g))(jnp.arange(groups))
-    chosen = jax.vmap(lambda key: jax.random.permutation(key, group)[:kept])(keys)  # (groups, kept)
+    sets, tree = jax.tree.flatten(x)
+    groups = sets[0].shape[0] // group
+    for tokens in sets:
+        if sets[0].shape[0] % group or tokens.shape[0] % groups:
+            raise ValueError(
+                f"a batch of {tokens.shape[0]} images does not divide into stochastic-depth groups "
+                f"of {group}"
+            )
+    grouped = [tokens.reshape(groups, -1, *tokens.shape[1:]) for tokens in sets]
+    chosen = [
+        _choose(rng, jnp.arange(groups) + i * groups, tokens.shape[1], rate)
+        for i, tokens in enumerate(grouped)
+    ]
+    subsets = [
+        jnp.take_along_axis(tokens, index[:, :, None, None], axis=1).reshape(-1, *tokens.shape[2:])
+        for tokens, index in zip(grouped, chosen)
+    ]
 
-    grouped = x.reshape(groups, group, t, d)
-    subset = jnp.take_along_axis(grouped, chosen[:, :, None, None], axis=1)
-    update = branch(subset.reshape(groups * kept, t, d)) * (group / kept)
+    updates = jax.tree.leaves(branch(tree.unflatten(subsets)))
     add = jax.vmap(lambda rows, index, new: rows.at[index].add(new, unique_indices=True))
-    return add(grouped, chosen, update.reshape(groups, kept, t, d)).reshape(b, t, d)
+    out = []
+    for tokens, index, update in zip(grouped, chosen, updates):
+        update = update * (tokens.shape[1] / index.shape[1])
+        update = update.reshape(*index.shape, *tokens.shape[2:])
+        out.append(add(tokens, index, update).reshape(-1, *tokens.shape[2:]))
+    return tree.unflatten(out)
+
+
+def _choose(rng: jax.Array, numbers: jax.Array, group: int, rate: float) -> jax.Array:
+    """Who of each group takes part, (groups, kept) int32; a group draws by its number."""
+    kept = subset_size(group, rate)
+    keys = jax.vmap(lambda number: jax.random.fold_in(rng, number))(numbers)
+    return jax.vmap(lambda key: jax.random.permutation(key, group)[:kept])(keys)

@@ -76,7 +76,7 @@ def token_init(config: ViTConfig) -> Initializer:
 
 
 def dense(
-    config: ViTConfig, features: int, name: str, *, fused: int = 1, use_bias: bool = True
+    config: ViTConfig, features: int, name: str | None, *, fused: int = 1, use_bias: bool = True
 ) -> nn.Dense:
     """A linear layer: float32 parameters, computed in ``config.dtype``."""
     return nn.Dense(
@@ -88,7 +88,7 @@ def dense(
     )
 
 
-def layer_norm(config: ViTConfig, name: str, dtype: str | None = None) -> nn.LayerNorm:
+def layer_norm(config: ViTConfig, name: str | None, dtype: str | None = None) -> nn.LayerNorm:
     """Statistics in float32, in two passes: E[x^2] - E[x]^2 cancels where activations have large
     means."""
     return nn.LayerNorm(
@@ -110,6 +110,11 @@ def on_batch(x: jax.Array) -> jax.Array:
     if ways == 1 or x.shape[0] % ways:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(_BATCH_AXES))
+
+
+def l2_normalise(x: jax.Array, eps: float) -> jax.Array:
+    """x / max(|x|, eps) over the last axis, with a gradient at 0."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), eps * eps))
 
 
 def save_as(name: str, x: jax.Array) -> jax.Array:

@@ -25,11 +25,12 @@ from webssl_jax.models.sizes import ViTConfig
 
 
 class ViTOutput(NamedTuple):
-    """All float32 and after the final norm, but for ``prenorm``, which is before it and of the
-    compute dtype.
+    """All float32 and after the final norm, but for ``prenorm`` and ``entering``, which are before
+    any norm and of the compute dtype.
 
     cls (B, D); patches (B, N or K, D); registers (B, R, D); layers {block: (cls (B, D),
-    patches (B, N or K, D))}; prenorm (B, T, D).
+    patches (B, N or K, D))}; prenorm (B, T, D); entering (B, T, D), what went into the last block,
+    or None unless asked for.
     """
 
     cls: jax.Array
@@ -37,6 +38,7 @@ class ViTOutput(NamedTuple):
     registers: jax.Array
     layers: dict[int, tuple[jax.Array, jax.Array]]
     prenorm: jax.Array
+    entering: jax.Array | None = None
 
 
 class ViT(nn.Module):
@@ -48,88 +50,118 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: jax.Array,
+        images: jax.Array | tuple[jax.Array, ...],
         *,
-        mask: jax.Array | None = None,
+        mask: jax.Array | tuple[jax.Array | None, ...] | None = None,
         keep: jax.Array | None = None,
         train: bool = False,
         layers: Sequence[int] = (),
-    ) -> ViTOutput:
+        inside: bool = False,
+    ) -> ViTOutput | tuple[ViTOutput, ...]:
         """Encodes normalised images.
 
-        images: (B, H, W, 3) float, H and W multiples of the patch size.
+        images: (B, H, W, 3) float, H and W multiples of the patch size. A tuple of such holds crops
+          of several sizes: they go through the blocks together, with a mask or None for each, and
+          the outputs come back as a tuple; ``keep``, ``layers`` and ``inside`` are for one size.
         mask: (B, N) bool, patches to replace by the mask token.
         keep: (B, K) int, the patches to process, in this order (MAE); the others cost nothing.
         train: draw stochastic depth, from the rng collection ``drop_path`` when its rate is above
           0.
         layers: 0-based blocks whose outputs are wanted as well; negative numbers count from the
           end.
+        inside: return also what enters the last block (``entering``).
 
         Raises:
-          ValueError: for images that do not divide into patches, a mask without a mask token, or a
-            layer that is not there.
+          ValueError: for images that do not divide into patches, a mask without a mask token, a
+            layer that is not there, or what several sizes cannot have.
         """
         c = self.config
-        grid = c.grid_of(*images.shape[1:3])
+        if isinstance(images, tuple):
+            if keep is not None or layers or inside:
+                raise ValueError("keep, layers and inside are for images of one size")
+            masks = mask or (None,) * len(images)
+            x = self._tokens(images, masks, (None,) * len(images))
+            (x, _), _ = block_stack(c, train)((x, None), np.zeros(c.depth, int))
+            norm = layer_norm(c, "norm", dtype="float32")
+            return tuple(ViTOutput(*self._split(norm(t)), layers={}, prenorm=t) for t in x)
 
-        patches = patchify(images, c.patch_size)
-        # positions and embedding work patch by patch, so choosing first gives the same
-        if keep is not None:
-            patches = gather_tokens(patches, keep)
-        x = PatchEmbed(c, name="patch_embed")(patches)
+        (x,) = self._tokens((images,), (mask,), (keep,))
+        entering = x if inside else None
+        wanted = {layer: self._block_number(layer) for layer in layers}
+        before_last = [c.depth - 2] if inside and c.depth > 1 else []
+        stored = sorted({*wanted.values(), *before_last})
+        store = jnp.zeros((len(stored), *x.shape), x.dtype) if stored else None
+        slots = np.array([stored.index(i) if i in stored else len(stored) for i in range(c.depth)])
+        (x, store), _ = block_stack(c, train)((x, store), slots)
+
+        norm = layer_norm(c, "norm", dtype="float32")
+        outputs = {}
+        for layer, number in wanted.items():
+            layer_cls, layer_patches, _ = self._split(norm(store[stored.index(number)]))
+            outputs[layer] = (layer_cls, layer_patches)
+        if before_last:
+            entering = store[stored.index(c.depth - 2)]
+        return ViTOutput(*self._split(norm(x)), layers=outputs, prenorm=x, entering=entering)
+
+    def _tokens(self, images, masks, keeps) -> tuple[jax.Array, ...]:
+        """What enters the first block, (B, T, D) for each of the batches of images."""
+        c = self.config
+        embed = PatchEmbed(c, name="patch_embed")
+        embedded = []
+        for batch, keep in zip(images, keeps):
+            c.grid_of(*batch.shape[1:3])
+            patches = patchify(batch, c.patch_size)
+            # positions and embedding work patch by patch, so choosing first gives the same
+            embedded.append(embed(patches if keep is None else gather_tokens(patches, keep)))
+
         if c.mask_token:
             token = self.param(
                 "mask_token",
                 nn.initializers.normal(0.02) if c.init == "mae" else nn.initializers.zeros,
                 (1, c.width),
             )
-        if mask is not None:
-            if not c.mask_token:
-                raise ValueError("patches can only be masked in a ViT with mask_token = True")
-            mask = mask if keep is None else jnp.take_along_axis(mask, keep, axis=1)
-            x = jnp.where(mask[:, :, None], token.astype(x.dtype), x)
-
+        elif any(mask is not None for mask in masks):
+            raise ValueError("patches can only be masked in a ViT with mask_token = True")
         cls = self.param("cls_token", token_init(c), (1, 1, c.width))
-        cls_position, positions = self._positions(grid)  # (1, D), (N, D)
-        positions = positions[None] if keep is None else positions[keep]
-        x = x + positions.astype(x.dtype)
-        first = [jnp.broadcast_to((cls + cls_position).astype(x.dtype), (x.shape[0], 1, c.width))]
-        if c.num_registers:
-            registers = self.param("register_tokens", token_init(c), (1, c.num_registers, c.width))
-            first.append(
-                jnp.broadcast_to(registers.astype(x.dtype), (x.shape[0], c.num_registers, c.width))
-            )
-        x = jnp.concatenate([*first, x], axis=1)
-
-        wanted = {layer: self._block_number(layer) for layer in layers}
-        stored = sorted(set(wanted.values()))
-        store = jnp.zeros((len(stored), *x.shape), x.dtype) if stored else None
-        slots = np.array([stored.index(i) if i in stored else len(stored) for i in range(c.depth)])
-        (x, store), _ = block_stack(c, train)((x, store), slots)
-
-        norm = layer_norm(c, "norm", dtype="float32")
-        cls, registers, patches = self._split(norm(x))
-        outputs = {}
-        for layer, number in wanted.items():
-            layer_cls, _, layer_patches = self._split(norm(store[stored.index(number)]))
-            outputs[layer] = (layer_cls, layer_patches)
-        return ViTOutput(cls, patches, registers, outputs, prenorm=x)
-
-    def _positions(self, grid: position.Grid) -> tuple[jax.Array, jax.Array]:
-        """Positions of CLS (1, D) and of the patches of ``grid`` (N, D)."""
-        c = self.config
-        if c.position == "sincos":
-            cls, patches = jnp.zeros((1, c.width)), position.sincos_2d(c.width, c.grid)
-        else:
+        table = None
+        if c.position == "learned":
             table = self.param(
                 "pos_embed", nn.initializers.normal(0.02), (1, c.num_patches + 1, c.width)
             )
+        if c.num_registers:
+            registers = self.param("register_tokens", token_init(c), (1, c.num_registers, c.width))
+
+        out = []
+        for batch, x, mask, keep in zip(images, embedded, masks, keeps):
+            if mask is not None:
+                mask = mask if keep is None else jnp.take_along_axis(mask, keep, axis=1)
+                x = jnp.where(mask[:, :, None], token.astype(x.dtype), x)
+            cls_position, positions = self._positions(table, c.grid_of(*batch.shape[1:3]))
+            positions = positions[None] if keep is None else positions[keep]
+            x = x + positions.astype(x.dtype)
+            first = (cls + cls_position).astype(x.dtype)
+            if c.num_registers:
+                first = jnp.concatenate([first, registers.astype(x.dtype)], axis=1)
+            first = jnp.broadcast_to(first, (x.shape[0], *first.shape[1:]))
+            out.append(jnp.concatenate([first, x], axis=1))
+        return tuple(out)
+
+    def _positions(
+        self, table: jax.Array | None, grid: position.Grid
+    ) -> tuple[jax.Array, jax.Array]:
+        """Positions of CLS (1, D) and of the patches of ``grid`` (N, D); ``table`` (1, 1 + N, D) is
+        the learned one."""
+        c = self.config
+        if table is None:
+            cls, patches = jnp.zeros((1, c.width)), position.sincos_2d(c.width, c.grid)
+        else:
             cls, patches = table[0, :1], table[0, 1:]
         return cls, jnp.asarray(position.resize(patches, c.grid, grid, c.position_resize))
 
     def _split(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """CLS, patches, registers."""
         r = self.config.num_registers
-        return tokens[:, 0], tokens[:, 1 : 1 + r], tokens[:, 1 + r :]
+        return tokens[:, 0], tokens[:, 1 + r :], tokens[:, 1 : 1 + r]
 
     def _block_number(self, layer: int) -> int:
         depth = self.config.depth

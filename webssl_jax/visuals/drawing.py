@@ -18,6 +18,8 @@ MARGIN = 12
 GAP = 6
 LABEL_SIZE = 14
 TITLE_SIZE = 19
+SUBTITLE_SIZE = 14
+FRAME = 5  # thickness of a coloured frame
 MIN_CELL = 120
 MAX_CELL = 256
 
@@ -41,6 +43,26 @@ def shorten(text: str, width: int, size: int) -> str:
         else:
             high = middle - 1
     return text[:low].rstrip() + "..."
+
+
+def wrap(text: str, width: int, size: int) -> list[str]:
+    """``text`` in lines of at most ``width`` pixels, broken between words; a longer word is cut."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font(size).getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(shorten(word, width, size))
+    return lines
+
+
+def enlarge(tokens: np.ndarray, height: int, width: int) -> np.ndarray:
+    """One colour or number a patch, (h, w, ...) -> (height, width, ...), every patch a flat
+    rectangle: what the network said, and no detail that it did not."""
+    rows = np.arange(height) * tokens.shape[0] // height
+    columns = np.arange(width) * tokens.shape[1] // width
+    return tokens[rows][:, columns]
 
 
 def cell_size(images: Sequence[np.ndarray]) -> int:
@@ -97,6 +119,8 @@ def table(
     captions: Sequence[Sequence[str]] = (),
     title: str | None = None,
     gap_after: Sequence[int] = (),
+    subtitle: str | None = None,
+    frames: Sequence[Sequence[tuple[int, int, int] | None]] = (),
 ) -> np.ndarray:
     """Draws rows of image cells.
 
@@ -104,9 +128,11 @@ def table(
       cells: rows of (H, W, 3) uint8 images or None for an empty place.
       cell: side of a cell in pixels.
       heads: one label a column, above it.
-      captions: one text a cell, below it.
+      captions: one text a cell, below it; a row without any takes no room for them.
       title: a line above everything.
       gap_after: columns after which a wider gap separates groups.
+      subtitle: what the reader must know, below the title; wrapped to the width of the table.
+      frames: a colour or None for each cell, drawn around the image.
 
     Returns:
       The picture, (H, W, 3) uint8.
@@ -117,10 +143,15 @@ def table(
         lefts.append(x)
         x += cell + (4 * GAP if column in gap_after else GAP)
     width = lefts[-1] + cell + MARGIN
-    caption_height = LABEL_SIZE + 5 if captions else 0
-    top = MARGIN + (TITLE_SIZE + 10 if title else 0) + (LABEL_SIZE + 7 if heads else 0)
-    row_height = cell + caption_height + GAP
-    board = Image.new("RGB", (width, top + len(cells) * row_height - GAP + MARGIN), PAPER)
+    lines = wrap(subtitle, width - 2 * MARGIN, SUBTITLE_SIZE) if subtitle else []
+    below_title = MARGIN + (TITLE_SIZE + 10 if title else 0)
+    top = below_title + len(lines) * (SUBTITLE_SIZE + 5) + (4 if lines else 0)
+    top += LABEL_SIZE + 7 if heads else 0
+    tops, y = [], top
+    for row in range(len(cells)):
+        tops.append(y)
+        y += cell + GAP + (LABEL_SIZE + 5 if captions and any(captions[row]) else 0)
+    board = Image.new("RGB", (width, y - GAP + MARGIN), PAPER)
     draw = ImageDraw.Draw(board)
     if title:
         draw.text(
@@ -129,6 +160,9 @@ def table(
             INK,
             font(TITLE_SIZE),
         )
+    for i, line in enumerate(lines):
+        at = MARGIN, below_title - 3 + i * (SUBTITLE_SIZE + 5)
+        draw.text(at, line, FAINT_INK, font(SUBTITLE_SIZE))
     for left, head in zip(lefts, heads, strict=False):
         text = shorten(head, cell, LABEL_SIZE)
         draw.text((left + cell / 2, top - 6), text, INK, font(LABEL_SIZE), anchor="ms")
@@ -136,8 +170,11 @@ def table(
         for c, image in enumerate(row):
             if image is None:
                 continue
-            at = lefts[c], top + r * row_height
+            at = lefts[c], tops[r]
             board.paste(fit(image, cell), at)
+            if frames and frames[r][c]:
+                corner = at[0] + cell - 1, at[1] + cell - 1
+                draw.rectangle((*at, *corner), outline=frames[r][c], width=FRAME)
             if captions:
                 text = shorten(captions[r][c], cell, LABEL_SIZE - 1)
                 draw.text((at[0], at[1] + cell + 2), text, FAINT_INK, font(LABEL_SIZE - 1))

@@ -1,0 +1,170 @@
+#!/usr/bin/env python3
+"""Draws what a checkpoint, or weights from elsewhere, see in images.
+
+    python tools/pictures.py --workdir RUN [--step N] --output DIR [--images FOLDER_OR_SHARDS]
+    python tools/pictures.py --weights FILE_OR_FOLDER --output DIR [--images FOLDER_OR_SHARDS]
+
+Writes DIR/NAME.png for each picture: reconstruction (masked autoencoders with their decoder), pca
+(of patch features: over all images, in each image, of the foreground), attention (of the CLS token
+in the last block, head by head), neighbours (the nearest images in feature space) and norms (a
+histogram of token norms, with outliers). --weights takes a .pth or .safetensors file or a folder of
+transformers. --size draws at another resolution than that of training: positions are interpolated.
+
+Exit codes: 0 done · 2 bad input or a full disk, one line.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from webssl_jax import checkpoints, cli
+from webssl_jax.config import MOST_PICTURES, UserError
+from webssl_jax.data import records
+from webssl_jax.data.converter.folder_reader import FolderReader, list_folder
+from webssl_jax.data.converter.items import Dropped
+from webssl_jax.data.pipeline import Source
+from webssl_jax.data.sources import SUFFIX, ArrayRecordSource, DamagedRecord
+from webssl_jax.evaluators.pictures import MethodPictures, choose, images_needed, read_images
+from webssl_jax.methods.base import Method, Variables
+from webssl_jax.sharding import mesh as meshes
+from webssl_jax.sharding import rules
+from webssl_jax.visuals import save_png
+
+
+class Subject(NamedTuple):
+    """What is looked at. ``name``: for the titles. ``own``: the pictures that the method can draw
+    itself. ``images``: to look at when none are given."""
+
+    name: str
+    method: Method
+    variables: Variables
+    own: tuple[str, ...]
+    step: int
+    images: str
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point. Returns an exit code of cli.py."""
+    parser = cli.ArgumentParser(description=__doc__)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--workdir", help="a run")
+    which.add_argument("--weights", help="a .pth or .safetensors file, or a transformers folder")
+    parser.add_argument(
+        "--step", type=int, help="which checkpoint of the run; by default the newest"
+    )
+    parser.add_argument("--heads", type=int, help="of weights that do not say it")
+    parser.add_argument("--decoder-heads", type=int, help="of weights that do not say it")
+    parser.add_argument(
+        "--images",
+        help="a folder of images (folders in it are labels), or shards as config.data.train names "
+        "them; by default the run's test images, or corpus:test",
+    )
+    parser.add_argument("--output", required=True, help="folder for the pictures")
+    parser.add_argument("--pictures", default="all", help="names with commas; by default all")
+    parser.add_argument("--size", type=int, help="side of the images in pixels")
+    parser.add_argument("--count", type=int, default=8, help="images shown on a sheet")
+    parser.add_argument(
+        "--candidates",
+        type=int,
+        default=256,
+        help="images that neighbours and norms are taken from",
+    )
+    args = parser.parse_args(argv)
+    if args.step is not None and not args.workdir:
+        raise UserError("--step: goes with --workdir; a file of weights has no steps")
+    if (args.heads or args.decoder_heads) and not args.weights:
+        raise UserError("--heads, --decoder-heads: go with --weights; a run knows them")
+    if not 1 <= args.count <= MOST_PICTURES:
+        raise UserError(f"--count {args.count}: must lie between 1 and {MOST_PICTURES}")
+    if args.candidates < 2:
+        raise UserError(f"--candidates {args.candidates}: must be at least 2")
+
+    mesh = meshes.create(ConfigDict({"replica": 1, "fsdp": -1, "tensor": 1}))
+    subject = _run(args, mesh) if args.workdir else _weights(args, mesh)
+    method = subject.method
+    names = choose(args.pictures, subject.own, "--pictures")
+    _check_size(method, subject.variables, args.size)
+    source = _source(args.images or subject.images)
+    limit = images_needed(names, args.count, args.candidates)
+    images = read_images(source, method.eval_view(args.size), limit)
+    print(f"{subject.name}: {len(images.pixels):,} of {len(source):,} images", flush=True)
+    drawing = MethodPictures(method, mesh, images, names, args.count)
+    for name, picture in drawing.draw(subject.variables, subject.step, subject.name).items():
+        path = pathlib.Path(args.output) / f"{name}.png"
+        save_png(path, picture)
+        print(f"  {path}  {picture.shape[1]} x {picture.shape[0]}")
+    if not subject.own:
+        print("  no reconstruction: these weights are an encoder without a decoder")
+    return 0
+
+
+def _run(args, mesh: jax.sharding.Mesh) -> Subject:
+    run = checkpoints.load_run(args.workdir, args.step, mesh)
+    name = f"{pathlib.Path(args.workdir).resolve().name} at step {run.step:,}"
+    images = run.config.eval.test or run.config.data.train
+    return Subject(name, run.method, run.variables, run.method.picture_names, run.step, images)
+
+
+def _weights(args, mesh: jax.sharding.Mesh) -> Subject:
+    from webssl_jax.weights.load import load  # only who brings weights needs it
+
+    loaded = load(args.weights, heads=args.heads, decoder_heads=args.decoder_heads)
+    method = loaded.method()
+    own = method.picture_names if loaded.kind == "mae" else ()
+    params = jax.device_put(loaded.params, rules.shardings(loaded.params, mesh))
+    name = f"{pathlib.Path(args.weights).resolve().name} ({loaded.family})"
+    return Subject(name, method, Variables(params, {}, {}), own, 0, "corpus:test")
+
+
+def _check_size(method: Method, variables: Variables, size: int | None) -> None:
+    if size is None:
+        return
+    if size < 1:
+        raise UserError(f"--size {size}: must be a positive number of pixels")
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
+    try:
+        jax.eval_shape(method.features, variables, images)
+    except ValueError as error:
+        raise UserError(f"--size {size}: {error}; give a multiple of the patch size") from error
+
+
+def _source(images: str) -> Source:
+    folder = pathlib.Path(images)
+    if folder.is_dir() and not any(folder.glob(f"*{SUFFIX}")):
+        return _Folder(folder)
+    return ArrayRecordSource(images)
+
+
+class _Folder:
+    """A folder tree of image files as a source of records; the folders in it are labels."""
+
+    def __init__(self, folder: pathlib.Path):
+        try:
+            self._units = list_folder(folder)
+        except UserError as error:
+            raise UserError(f"--images {folder}: no image files and no *{SUFFIX} in it") from error
+        self._folder = folder
+        self._reader = FolderReader(str(folder), folder.name, label_from="folder")
+
+    def __len__(self) -> int:
+        return len(self._units)
+
+    def __getitem__(self, index: int) -> bytes:
+        (item,) = self._reader.read(self._units[index])
+        if isinstance(item, Dropped):
+            raise DamagedRecord(item.reason)
+        name = pathlib.PurePath(item.key).name
+        # the size is not asked for, and to know it would mean to decode
+        return records.encode(records.Record(item.data, (), name, 0, 0, "", item.label))
+
+    def describe(self, index: int) -> str:
+        return str(self._folder / self._units[index]["path"])
+
+
+if __name__ == "__main__":
+    cli.run(main)

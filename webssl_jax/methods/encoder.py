@@ -1,0 +1,53 @@
+"""A ViT as a feature function: what every method does with its encoder once it is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from webssl_jax.methods.base import Features, Inside, Params
+from webssl_jax.models.attention import cls_attention
+from webssl_jax.models.sizes import ViTConfig
+from webssl_jax.models.vit import ViT
+
+
+def encode(
+    config: ViTConfig,
+    params: Params,
+    images: jax.Array,
+    layers: Sequence[int] = (),
+    inside: bool = False,
+) -> Features:
+    """Features of whole images, nothing hidden: normalised (B, H, W, 3) of any size the patches
+    divide; see ``base.Method.features``."""
+    grid = config.grid_of(*images.shape[1:3])
+    seen = ViT(config).apply({"params": params}, images, layers=layers, inside=inside)
+
+    def on_grid(patches: jax.Array) -> jax.Array:
+        return patches.reshape(patches.shape[0], *grid, patches.shape[-1])
+
+    asked = {layer: (cls, on_grid(patches)) for layer, (cls, patches) in seen.layers.items()}
+    looked = None
+    if inside:
+        last = jax.tree.map(lambda stacked: stacked[-1], params["blocks"])
+        attention = cls_attention(config, last, seen.entering)
+        norms = jnp.linalg.norm(seen.prenorm.astype(jnp.float32), axis=-1)
+        first = 1 + config.num_registers
+        looked = Inside(
+            attention[:, :, first:].reshape(*attention.shape[:2], *grid),
+            norms[:, 0],
+            norms[:, 1:first],
+            norms[:, first:].reshape(-1, *grid),
+        )
+    return Features(seen.cls, on_grid(seen.patches), seen.registers, asked, looked)
+
+
+def eval_view(side: int) -> Callable[[bytes], np.ndarray]:
+    """The central ``side`` x ``side`` pixels of an image whose shorter side was resized to 256 /
+    224 of that, with an even margin, so that the crop is central."""
+    from webssl_jax.data import views  # the loader's side of the house: not needed for features
+
+    return views.EvalView(side, resize=side + 2 * round(side * (256 / 224 - 1) / 2))

@@ -1,0 +1,81 @@
+"""The projection head of DINO and iBOT (Caron et al., arXiv 2104.14294, appendix C, as DINOv2
+trains it).
+
+An MLP narrows a token to a bottleneck, where it is L2-normalised; the last layer compares it with K
+prototypes. That layer is weight-normed: prototype k is g_k * v_k / |v_k|, and g is trained (DINO v1
+kept it at 1).
+
+Shape letters: B rows, D width of the encoder, b bottleneck, K prototypes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from webssl_jax.models.layers import gelu, l2_normalise, uniform
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadConfig:
+    """``layers`` linear layers of width ``hidden`` between, the last of them ``bottleneck`` wide.
+
+    Raises:
+      ValueError: when a field is below 1.
+    """
+
+    prototypes: int
+    bottleneck: int
+    hidden: int = 2048
+    layers: int = 3
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise ValueError(f"{field.name} = {getattr(self, field.name)} must be at least 1")
+
+    def flops(self, width: int) -> float:
+        """Floating-point operations of one row of ``width`` channels, forward."""
+        sizes = [width, *[self.hidden] * (self.layers - 1), self.bottleneck, self.prototypes]
+        return 2.0 * sum(a * b for a, b in zip(sizes, sizes[1:]))
+
+
+class Head(nn.Module):
+    """(B, D) -> (B, K) float32 logits, computed in ``dtype`` from float32 parameters: ``fc1`` ...
+    and ``last_layer`` {"g" (1, K), "v" (b, K)}."""
+
+    config: HeadConfig
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = self.config
+        for i in range(1, c.layers + 1):
+            size = c.hidden if i < c.layers else c.bottleneck
+            init = nn.initializers.normal(0.02)  # its truncation at +-2 never bites
+            x = nn.Dense(size, dtype=self.dtype, kernel_init=init, name=f"fc{i}")(x)
+            x = gelu(x) if i < c.layers else x
+        x = l2_normalise(x.astype(jnp.float32), 1e-12)
+        return Prototypes(c.prototypes, self.dtype, name="last_layer")(x)
+
+
+class Prototypes(nn.Module):
+    """The weight-normed linear layer without bias; see the module's docstring."""
+
+    prototypes: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, b) -> (B, K) float32."""
+        shape = (x.shape[-1], self.prototypes)
+        g = self.param("g", nn.initializers.ones, (1, self.prototypes))
+        v = self.param("v", uniform(1 / math.sqrt(x.shape[-1])), shape)  # PyTorch's default
+        kernel = g * v / jnp.linalg.norm(v, axis=0, keepdims=True)
+        return jnp.matmul(
+            x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=jnp.float32
+        )
