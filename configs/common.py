@@ -39,6 +39,7 @@ def base() -> ConfigDict:
                 "lr_scaling": "linear",
                 "final_lr": 0.0,  # at the end, as it is: not scaled
                 "warmup_images": 0,
+                "warmup_ends_at_peak": False,  # DINOv2's; else the first step after it (MAE's)
                 "weight_decay": 0.05,
                 "final_weight_decay": None,  # None: as weight_decay
                 "b1": 0.9,
@@ -53,6 +54,15 @@ def base() -> ConfigDict:
                 # end the run when this many logged steps in a row were not finite
                 "abort_after_skipped": 50,
             },
+            # which steps may not change the state; webssl_jax/optim/guard.py
+            "guard": {
+                # refuse a gradient norm of so many times its running mean; 0 = off
+                "spike_factor": 0.0,
+                "spike_window_steps": 128,  # of the mean; no step before them is a spike
+                "spike_max_skips": 3,  # spikes in a row, then the level is taken for a new one
+                # refused steps that are saved whole in bad_steps/, to be run again by --replay
+                "save_bad_steps": 5,
+            },
             "sharding": {
                 "replica": 1,  # plain data parallel, across slices
                 "fsdp": -1,  # data parallel with sharded state; -1 = all devices that are left
@@ -66,19 +76,25 @@ def base() -> ConfigDict:
                 "keep_every_steps": 0,  # also keep every multiple of this for good; 0 = off
             },
             "log": {"every_steps": 50, "tensorboard": True},
+            # a profile of the steps after start_step (0 = none); `touch RUN/PROFILE` takes one, too
+            "profile": {"start_step": 0, "steps": 3},
             "eval": {
                 "train": "",  # labelled shards for k-NN and probes; empty = no evaluation
                 "test": "",
                 "every_steps": 0,  # besides the first and the last step
                 "batch": 256,
                 "max_images": 0,  # per split; 0 = all
+                "last_blocks": 4,  # the probe is offered the last block and these together
             },
             "pictures": {
                 "every_steps": 0,  # besides the first and the last step
-                "images": 8,  # 1 to 64
+                "images": 8,  # shown on a sheet, 1 to 64
+                # all, none, or some of: reconstruction,pca,attention,neighbours,norms
+                "kinds": "all",
+                "candidates": 256,  # images that neighbours and norms are taken from
             },
             "resume_from": "",  # another run's workdir: continue its whole state here
-            "init_from": "",  # another run's workdir: take its weights only
+            "init_from": "",  # another run's workdir, or a weight file: take the weights only
         }
     )
 

@@ -84,6 +84,17 @@ def test_parts_of_a_state_can_be_read_alone(tmp_path):
     assert set(part) == {"params"}
 
 
+def test_a_relative_workdir_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpointer, state, template = saved("run", [5])
+    found = Checkpointer("run", read_only=True).restore_newest(template)
+    np.testing.assert_array_equal(
+        found["params"]["encoder"]["patch_embed"]["kernel"],
+        state.params["encoder"]["patch_embed"]["kernel"],
+    )
+    checkpointer.close()
+
+
 def test_the_last_n_and_every_m_are_kept(tmp_path):
     checkpointer, *_ = saved(tmp_path, range(1, 12), keep_last=2, keep_every_steps=4)
     checkpointer.close()

@@ -202,6 +202,7 @@ def test_lists_of_the_optimiser_are_read_as_written():
         ("pictures.images=0", "between 1 and 64"),
         ("pictures.images=65", "between 1 and 64"),
         ("pictures.every_steps=-1", "zero (only"),
+        ("pictures.candidates=1", "at least 2"),
     ],
 )
 def test_values_out_of_range_are_refused(override, says):

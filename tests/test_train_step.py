@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from webssl_jax import checkpoints, methods, train_state
 from webssl_jax import config as configs
-from webssl_jax import methods, train_state
 from webssl_jax.optim import schedules
+from webssl_jax.optim.guard import CAUSES, Guard
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import mesh as meshes
-from webssl_jax.train_step import jit_train_step, make_train_step
+from webssl_jax.train_step import jit_train_step, make_train_step, verdict
 
 BATCH, SIDE = 16, 32
 MICRO = [
@@ -18,6 +19,7 @@ MICRO = [
     "method.decoder.width=32",
     "method.decoder.heads=2",
 ]
+OFF = Guard()
 VALUES = {"learning_rate": schedules.constant(1e-3), "weight_decay": schedules.constant(0.05)}
 
 
@@ -25,7 +27,7 @@ def load():
     return configs.load("configs/web_mae.py:size=tiny", MICRO)
 
 
-def make(shape=(1, 1, 1), accumulation=1, method=None, **optim):
+def make(shape=(1, 1, 1), accumulation=1, method=None, guard=OFF, with_health=False, **optim):
     config = load()
     config.optim.update(optim)
     method = method or methods.create(config)
@@ -34,10 +36,27 @@ def make(shape=(1, 1, 1), accumulation=1, method=None, **optim):
     optimizer = Optimizer.from_config(config.optim, method.tables())
     template = train_state.abstract(method, optimizer, 0, BATCH, mesh)
     state = train_state.create(method, optimizer, 0, BATCH, mesh)
-    step = jit_train_step(
-        make_train_step(method, optimizer, VALUES, mesh, accumulation), template, mesh
+    full = jit_train_step(
+        make_train_step(method, optimizer, guard, VALUES, mesh, accumulation), template, mesh
     )
-    return state, step, mesh
+
+    def step(state, batch):
+        return full(state, batch, verdict(0, mesh))[:2]
+
+    return state, full if with_health else step, mesh
+
+
+def test_a_checkpoint_from_before_the_guard_had_a_memory_is_continued_with_a_fresh_one(tmp_path):
+    state, _, mesh = make()
+    checkpointer = checkpoints.Checkpointer(tmp_path)
+    checkpointer.save(state._replace(guard={}))
+    checkpointer.wait()
+    found = checkpointer.restore_newest(state._asdict())
+    checkpointer.close()
+    assert "guard" not in found
+    again = train_state.restored(found, mesh)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
+        assert np.array_equal(a, b)
 
 
 def images(k):
@@ -168,3 +187,58 @@ def test_metrics_have_their_final_names():
         "train/skipped_steps",
     } <= set(metrics)
     assert float(metrics["train/reconstruction"]) == float(metrics["train/loss"])
+
+
+def test_the_call_after_a_refused_step_changes_nothing_and_can_be_made_again():
+    """What lets the host save, one call late, exactly what a bad step was computed from."""
+    state, step, mesh = make(method=_Poisoned(methods.create(load())), with_health=True)
+    bad = meshes.to_global({"image": np.zeros((BATCH, SIDE, SIDE, 3), np.uint8)}, mesh)
+    good = meshes.to_global(images(1), mesh)
+    state, _, health = step(state, bad, verdict(0, mesh))
+    assert CAUSES[int(health.cause)] == "not finite"
+    assert np.isnan(health.grad_norms["encoder/norm/scale"])
+    refused = jax.tree.map(np.asarray, state)
+    state, first, _ = step(state, good, health.cause)
+    for before, after in zip(jax.tree.leaves(refused), jax.tree.leaves(state)):
+        assert np.array_equal(before, after)
+    state, second, health = step(state, good, verdict(0, mesh))
+    assert int(health.cause) == 0 and int(state.step) == 2
+    assert float(first["train/loss"]) == float(second["train/loss"])
+    assert float(second["optim/update_norm"]) > 0
+
+
+class _Scaled(_Poisoned):
+    """A method whose gradient is multiplied by the batch's first pixel value."""
+
+    def loss(self, params, teacher, aux, batch, rng, values):
+        out = self._method.loss(params, teacher, aux, batch, rng, values)
+        return out._replace(loss=out.loss * batch["image"][0, 0, 0, 0].astype(jnp.float32))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
+def test_spikes_are_refused_a_few_times_in_a_row_and_then_taken_for_a_new_level(shape):
+    """The gradient's factor for each step, and whether that step may change the parameters."""
+    factors = [1, 200, 1, 1, 1, 200, 1, 200, 200, 200, 200, 200, 1]
+    taken = [1, 1, 1, 1, 1, 0, 1, 0, 0, 1, 1, 1, 1]
+    guard = Guard(spike_factor=20.0, window_steps=4, max_skips=2)  # 1, 200, 1, 1: mean is 3.8
+    method = _Scaled(methods.create(load()))
+    state, step, mesh = make(shape, method=method, guard=guard, with_health=True)
+    seen, skipped = [], 0
+    for k, factor in enumerate(factors):
+        batch = images(0)
+        batch["image"][0, 0, 0, 0] = factor
+        state, metrics, health = step(state, meshes.to_global(batch, mesh), verdict(0, mesh))
+        refused = CAUSES[int(health.cause)] == "spike"
+        seen.append(int(not refused))
+        skipped += refused
+        assert (float(metrics["optim/update_norm"]) == 0) == refused
+        assert int(state.skipped) == skipped and int(state.step) == k + 1
+    assert seen == taken
+
+
+def test_a_guard_that_is_off_keeps_its_mean_and_changes_no_digit(alone):
+    watched, state = losses(guard=Guard(spike_factor=1e6, window_steps=2))
+    assert np.array_equal(watched, alone[0])
+    assert int(alone[1].guard["seen"]) == 3 and int(state.guard["seen"]) == 2
+    for a, b in zip(jax.tree.leaves(alone[1].params), jax.tree.leaves(state.params)):
+        assert np.array_equal(a, b)

@@ -6,7 +6,7 @@ whatever the storage says, and the one before it is used. What a run starts from
 
 1. the newest good checkpoint in its own workdir;
 2. ``config.resume_from``: another run's whole state;
-3. ``config.init_from``: another run's weights only;
+3. ``config.init_from``: another run's weights only, or a weight file (``weights/start.py``);
 4. scratch.
 
 Progress through the data is not stored: it is step x global batch.
@@ -90,7 +90,8 @@ class Checkpointer:
         keep_every_steps: int = 0,
         read_only: bool = False,
     ):
-        self.directory = epath.Path(workdir) / "checkpoints"
+        # orbax refuses relative paths
+        self.directory = epath.Path(os.path.abspath(workdir)) / "checkpoints"
         self._read_only = read_only
         policies = [preservation_policy.LatestN(keep_last)]
         if keep_every_steps:
@@ -248,6 +249,8 @@ class Checkpointer:
             "description", lambda: paths.flatten(handler.metadata(folder / "state").tree)
         )
         saved = {path: x for path, x in saved.items() if path.split("/")[0] in abstract}
+        if not any(path.startswith("guard/") for path in saved):  # from before that field
+            abstract = {name: tree for name, tree in abstract.items() if name != "guard"}
         self._check_fit(step, saved, paths.flatten(abstract))
         arguments = ocp.args.PyTreeRestore(
             item=abstract,

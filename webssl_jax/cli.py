@@ -3,15 +3,18 @@ overrides.
 
 Exit codes: 0 done (also when the run had already finished) · 1 a failure of ours, with traceback ·
 2 bad input or a full disk, one line · 75 stopped by SIGTERM or a preemption notice after saving:
-start the same command again · 130 stopped by Ctrl-C after saving.
+start the same command again · 130 stopped by Ctrl-C after saving (of one process; several take
+Ctrl-C for SIGTERM).
 """
 
 from __future__ import annotations
 
 import argparse
 import errno
+import faulthandler
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -77,7 +80,9 @@ def log_to_stderr(level: int = logging.INFO) -> None:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Runs ``main`` and turns what a user can mend into one line and exit code 2."""
+    """Runs ``main`` and turns what a user can mend into one line and exit code 2. ``kill -USR1``
+    prints the stacks of all threads and lets the process go on."""
+    faulthandler.register(signal.SIGUSR1, file=sys.__stderr__, all_threads=True)
     log_to_stderr()
     try:
         code = main()

@@ -281,6 +281,15 @@ def validate(config: ml_collections.ConfigDict) -> None:
             f"{total_steps(config)} steps; shorten it or lengthen the run"
         )
     _validate_optim(config.optim, check)
+    guard = config.guard
+    check(
+        guard.spike_factor == 0 or guard.spike_factor > 1, "guard.spike_factor", "zero (off) or > 1"
+    )
+    check(guard.spike_window_steps >= 1, "guard.spike_window_steps", "at least 1")
+    check(guard.spike_max_skips >= 1, "guard.spike_max_skips", "at least 1")
+    check(guard.save_bad_steps >= 0, "guard.save_bad_steps", "zero (none) or positive")
+    check(config.profile.start_step >= 0, "profile.start_step", "zero (none) or positive")
+    check(config.profile.steps >= 1, "profile.steps", "at least 1")
     for axis in ("replica", "fsdp", "tensor"):
         size = config.sharding[axis]
         check(
@@ -306,6 +315,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     )
     check(config.eval.batch >= 1, "eval.batch", "at least 1")
     check(config.eval.max_images >= 0, "eval.max_images", "zero (all) or positive")
+    check(config.eval.last_blocks >= 1, "eval.last_blocks", "at least 1")
     check(
         bool(config.eval.train) == bool(config.eval.test),
         "eval.test",
@@ -321,6 +331,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "pictures.images",
         f"between 1 and {MOST_PICTURES}",
     )
+    check(config.pictures.candidates >= 2, "pictures.candidates", "at least 2")
     check(config.data.workers >= 0, "data.workers", "zero (threads only) or positive")
     check(config.data.threads > 0, "data.threads", "positive")
     check(config.data.read_ahead > 0, "data.read_ahead", "at least one batch")

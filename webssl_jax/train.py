@@ -1,11 +1,12 @@
 """Trains any method from a config. Read it from top to bottom: that is what happens in a run.
 
     python -m webssl_jax.train --config configs/web_mae.py:size=300m --workdir DIR
-        [--config.key.path=value ...]
+        [--replay STEP] [--config.key.path=value ...]
 
 The same command started again continues where the run stopped, with bit-identical losses on the
-same hardware. Exit codes are in cli.py. The method's name does not occur here: see methods/base.py
-for what a method is.
+same hardware. ``--replay`` runs a saved bad step again and nothing else: docs/debugging.md. Exit
+codes are in cli.py. The method's name does not occur here: see methods/base.py for what a method
+is.
 """
 
 from __future__ import annotations
@@ -23,23 +24,27 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from webssl_jax import checkpoints, cli, methods, params, train_state
+from webssl_jax import checkpoints, cli, methods, params, replay, train_state
 from webssl_jax import config as configs
 from webssl_jax.config import ConfigError, UserError
 from webssl_jax.data import records
-from webssl_jax.data.pipeline import DAMAGE, TrainLoader
+from webssl_jax.data.pipeline import TrainLoader
 from webssl_jax.data.sources import ArrayRecordSource
+from webssl_jax.evaluators.pictures import MethodPictures, choose
 from webssl_jax.evaluators.runs import RunEvaluation
 from webssl_jax.files import write_json
-from webssl_jax.optim import schedules
+from webssl_jax.optim.guard import Guard
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import distributed, rules
 from webssl_jax.sharding import mesh as meshes
+from webssl_jax.telemetry.health import BadSteps, WatchedStep
+from webssl_jax.telemetry.profiler import Profiler
 from webssl_jax.telemetry.progress import Progress, format_seconds
 from webssl_jax.telemetry.throughput import Throughput
 from webssl_jax.telemetry.writer import MetricWriter, read_rows
-from webssl_jax.train_step import jit_train_step, make_train_step
+from webssl_jax.train_step import jit_train_step, make_train_step, run_schedules, verdict
 from webssl_jax.visuals import crop_sheet, loss_curves
+from webssl_jax.weights.start import from_weights
 
 log = logging.getLogger("webssl_jax")
 
@@ -50,6 +55,7 @@ def main() -> int:
     parser = cli.ArgumentParser(prog="python -m webssl_jax.train", description=__doc__)
     parser.add_argument("--config", required=True, help="configs/NAME.py[:key=value,...]")
     parser.add_argument("--workdir", required=True, help="folder of the run; seen by all hosts")
+    parser.add_argument("--replay", type=int, metavar="STEP", help="a step of WORKDIR/bad_steps")
     distributed.add_flags(parser)
     args, overrides = parser.parse_with_overrides()
     if "://" in args.workdir:
@@ -62,6 +68,7 @@ def main() -> int:
             f"{config.method.name} couples the images of a batch, so accumulation would change it; "
             "use 1"
         )
+    names = choose(config.pictures.kinds, method.picture_names, "config.pictures.kinds")
     total_steps = configs.total_steps(config)
 
     # ------------------------------------------------------------------- processes and devices
@@ -72,6 +79,11 @@ def main() -> int:
     mesh = meshes.create(config.sharding)
     meshes.check_batch(config, mesh)
     workdir = pathlib.Path(args.workdir)
+    if args.replay is not None:
+        report = replay.run(config, method, mesh, workdir, args.replay)
+        if is_first:
+            print(report)
+        return 0
     lock, source, trouble = None, None, None
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -145,29 +157,33 @@ def main() -> int:
     )
 
     # --------------------------------------------------------- the step, compiled before step 0
-    warmup = configs.steps(config.optim, "warmup", config)
-    peak, last = configs.learning_rate(config), config.optim.final_lr
-    decay, last_decay = configs.weight_decays(config)
-    step_schedules = method.schedules(total_steps, config.global_batch) | {
-        "learning_rate": schedules.warmup_cosine(peak, last, total_steps, warmup),
-        "weight_decay": schedules.warmup_cosine(decay, last_decay, total_steps),
-    }
     began = time.perf_counter()
     sharding = meshes.batch_sharding(mesh)
     spec = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         for name, x in method.batch_spec(config.global_batch).items()
     }
-    step_fn = make_train_step(method, optimizer, step_schedules, mesh, config.accumulation_steps)
-    step_fn = jit_train_step(step_fn, template, mesh).lower(template, spec).compile()
+    step_fn = make_train_step(
+        method,
+        optimizer,
+        Guard.from_config(config.guard),
+        run_schedules(config, method),
+        mesh,
+        config.accumulation_steps,
+    )
+    step_fn = jit_train_step(step_fn, template, mesh).lower(template, spec, verdict(0, mesh))
+    step_fn = step_fn.compile()
     log.info("%s", _memory_report(template, mesh, step_fn, time.perf_counter() - began))
 
     # ----------------------------------------------------------------- what happens beside steps
+    bad_steps = BadSteps(workdir, config, mesh, source, loader, config.guard.save_bad_steps)
+    take_step = WatchedStep(step_fn, mesh, bad_steps)
+    profiler = Profiler(workdir, config.profile)
     meter = Throughput(
         config.global_batch, method.train_flops(), jax.devices()[0].device_kind, jax.device_count()
     )
-    picture_rng = jax.random.key(config.seed)
-    pictured = _picture_batch(source, evaluation, method, config.pictures.images)
+    pictured = ArrayRecordSource(config.eval.test) if config.eval.test else source
+    drawing = MethodPictures.from_config(config, method, mesh, pictured, names)
 
     def look(step: int, state: train_state.TrainState, figures: bool, pictures: bool) -> dict:
         """Evaluates and draws; returns the figures for the step's row in metrics.jsonl."""
@@ -183,7 +199,7 @@ def main() -> int:
                 result.linear.se,
             )
         if pictures:
-            writer.pictures(step, method.pictures(state.variables, pictured, picture_rng))
+            writer.pictures(step, drawing.draw(state.variables, step))
         return out
 
     def draw_curves() -> None:
@@ -199,7 +215,8 @@ def main() -> int:
         nonlocal logged_at
         row = {name: float(value) for name, value in jax.device_get(metrics).items()}
         row |= meter.report(step - logged_at, loader.wait_seconds)
-        row["data/substituted_images"] = float(loader.damage.substituted)  # of this host
+        substituted = meshes.to_global({"rows": loader.damage.by_row}, mesh)["rows"]
+        row["data/substituted_images"] = float(jax.numpy.sum(substituted))  # of all hosts
         logged_at = step
         return row
 
@@ -247,23 +264,24 @@ def main() -> int:
         for step in range(start + 1, total_steps + 1):
             local = next(loader)
             batch = meshes.to_global({name: local[name] for name in spec}, mesh)
-            state, metrics = step_fn(state, batch)
-
-            # One step late, so that the device already works on this step while the host reads
-            # the last one.
+            # Started; the step before is complete and was looked at. So all that the host reads is
+            # one step late, and the device already works on this one.
+            state, metrics = take_step(step, state, batch)
+            profiler.after(step, metrics, due(config.log.every_steps, step))
             if pending:
-                jax.block_until_ready(pending[1])
                 if due(config.log.every_steps, pending[0]) and pending[0] != logged_at:
                     note = write(pending[0], fetch(*pending))
                 progress.update(1, note)
             pending = (step, metrics)
 
-            requested = stop.requested(step)
+            # At the last step there is nothing to stop, and its evaluation must not be lost.
+            requested = stop.requested(step) if step < total_steps else ""
             saves = due(config.checkpoint.every_steps, step) or bool(requested)
             figures = due(config.eval.every_steps, step) and not requested
             pictures = due(config.pictures.every_steps, step) and not requested
             # What a checkpoint is to continue from must be on disk before it.
             if figures or pictures or (saves and due(config.log.every_steps, step)):
+                take_step.look(state)
                 row = fetch(*pending)
                 try:
                     row |= look(step, state, figures, pictures)
@@ -291,8 +309,10 @@ def main() -> int:
         else:
             progress.done = total_steps
             progress.close(note)
+        take_step.look(state)
         checkpointer.close()
     finally:
+        profiler.stop()
         loader.close()
         writer.close()
     if is_first:
@@ -322,8 +342,11 @@ def _restore_or_init(
             raise UserError(f"config.resume_from = {config.resume_from}: has no checkpoint")
         log.info("continuing the run of %s at step %d", config.resume_from, int(found["step"]))
     if found is not None:
-        return train_state.TrainState(**found)
+        return train_state.restored(found, mesh)
     state = train_state.create(method, optimizer, config.seed, config.global_batch, mesh)
+    if config.init_from and not (pathlib.Path(config.init_from) / "checkpoints").is_dir():
+        trees = {"params": state.params, "teacher": state.teacher}
+        return state._replace(**from_weights(config.init_from, method, trees))
     if config.init_from:
         weights = checkpoints.Checkpointer(config.init_from, read_only=True).restore_newest(
             {"params": wanted["params"], "teacher": wanted["teacher"]}
@@ -352,23 +375,6 @@ def _refuse_another_run(workdir: pathlib.Path, config, flag: str) -> None:
     for key in sorted(now):
         if before.get(key) != now[key] and key != "derived":
             log.info("config.%s has changed: %s -> %s", key, before.get(key), now[key])
-
-
-def _picture_batch(source, evaluation, method, images: int) -> dict[str, np.ndarray]:
-    """The same few images at every step and on every host: test images, or the first records."""
-    if evaluation:
-        pixels = evaluation.test_images[:images]
-    else:
-        view, read = method.eval_view(), []
-        for index in range(len(source)):
-            if len(read) == images:
-                break
-            try:
-                read.append(view(records.decode(source[index]).image))
-            except DAMAGE as error:
-                log.info("not pictured: %s: %s", source.describe(index), error)
-        pixels = np.stack(read)
-    return {"image": pixels, "position": np.arange(len(pixels), dtype=np.int32)}
 
 
 def _memory_report(template, mesh, compiled, seconds: float) -> str:
@@ -403,26 +409,36 @@ def _crop_sheet(source, batch: dict[str, np.ndarray], method, images: int = 12) 
     view = method.eval_view()
     rows = np.flatnonzero(~batch["substituted"])[:images]
     originals = [view(records.decode(source[int(index)]).image) for index in batch["record"][rows]]
-    return crop_sheet(np.stack(originals), batch["image"][rows])
+    views = {}
+    for name in method.batch_spec(1):
+        crops = batch[name][rows]
+        if crops.ndim == 4:
+            views["crop"] = crops
+            continue
+        for i in range(crops.shape[1]):
+            views[f"{name.removesuffix('_crops')} {i + 1}"] = crops[:, i]
+    return crop_sheet(np.stack(originals), views)
 
 
 class _StopRequest:
     """Turns SIGTERM and Ctrl-C into a save at the end of the step. A second Ctrl-C ends at once.
 
     With several processes the signal may reach only some of them: there jax's preemption service
-    listens for SIGTERM and agrees on the step, and Ctrl-C is left to end the process.
+    listens for SIGTERM and agrees on the step, and Ctrl-C is passed on to it as SIGTERM.
     """
 
     def __init__(self):
         self._name = ""
         if jax.process_count() == 1:
             signal.signal(signal.SIGTERM, self._note)
-            signal.signal(signal.SIGINT, self._note)
+        signal.signal(signal.SIGINT, self._note)
 
     def _note(self, number, frame) -> None:
         if self._name and number == signal.SIGINT:
             signal.default_int_handler(number, frame)
         self._name = signal.Signals(number).name
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def requested(self, step: int) -> str:
         """The signal's name once all processes should stop after ``step``; else empty."""

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from webssl_jax.methods.base import Method, Variables
+from webssl_jax.optim import guard
 from webssl_jax.optim.optimizer import Optimizer
+from webssl_jax.sharding import mesh as meshes
 from webssl_jax.sharding import rules
 
 
@@ -21,7 +23,8 @@ class TrainState(NamedTuple):
     params, teacher, aux: the method's trees ({} where unused).
     opt_state: Adam's moments.
     rng: (2,) uint32 key data of the run's seed; step k uses ``fold_in(rng, k)``.
-    skipped: () int32, steps whose loss or gradient was not finite and changed nothing but ``step``.
+    skipped: () int32, steps that the guard kept from changing anything but ``step`` and itself.
+    guard: what ``optim/guard.py`` remembers of the steps before.
     """
 
     step: jax.Array
@@ -31,6 +34,7 @@ class TrainState(NamedTuple):
     aux: Any
     rng: jax.Array
     skipped: jax.Array
+    guard: guard.State
 
     @property
     def variables(self) -> Variables:
@@ -49,6 +53,7 @@ def _init(method: Method, optimizer: Optimizer, seed: int, batch: int) -> TrainS
         aux=variables.aux,
         rng=jax.random.key_data(step_key),
         skipped=jnp.zeros((), jnp.int32),
+        guard=guard.init(),
     )
 
 
@@ -60,6 +65,12 @@ def abstract(method: Method, optimizer: Optimizer, seed: int, batch: int, mesh: 
         shapes,
         rules.shardings(shapes, mesh),
     )
+
+
+def restored(fields: dict[str, Any], mesh: Mesh) -> TrainState:
+    """The state of a checkpoint. One from before the guard had a memory gets a fresh one."""
+    fresh = jax.jit(guard.init, out_shardings=meshes.replicated(mesh))
+    return TrainState(**fields if "guard" in fields else fields | {"guard": fresh()})
 
 
 def create(method: Method, optimizer: Optimizer, seed: int, batch: int, mesh: Mesh) -> TrainState:

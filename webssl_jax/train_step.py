@@ -2,21 +2,28 @@
 
 Order within a step, as in DINOv2's loop: schedules for step k -> loss and gradients (accumulated
 over microbatches) -> clip -> guard -> AdamW -> teacher. The loss uses the teacher of before this
-step's update.
+step's update. A step that the guard refuses changes nothing but ``step``, ``skipped`` and the
+guard's own memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from webssl_jax import config as configs
+from webssl_jax import params as paths
 from webssl_jax.methods.base import LossOutput, Method
+from webssl_jax.optim.guard import FINE, Guard
 from webssl_jax.optim.optimizer import Optimizer
-from webssl_jax.optim.schedules import Schedule
+from webssl_jax.optim.schedules import Schedule, warmup_cosine
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.sharding import rules
 from webssl_jax.train_state import TrainState
@@ -24,14 +31,42 @@ from webssl_jax.train_state import TrainState
 Batch = Mapping[str, jax.Array]
 
 
+class Health(NamedTuple):
+    """How a step went. cause: () int32, why it changed nothing, an index of ``optim.guard.CAUSES``;
+    0: it did. grad_norms: {parameter path: () float32}, before clipping."""
+
+    cause: jax.Array
+    grad_norms: dict[str, jax.Array]
+
+
+def run_schedules(config: ConfigDict, method: Method) -> dict[str, Schedule]:
+    """{name: f(step)} of a run: the method's own, the learning rate and the weight decay."""
+    total_steps = configs.total_steps(config)
+    warmup = configs.steps(config.optim, "warmup", config)
+    peak, last = configs.learning_rate(config), config.optim.final_lr
+    decay, last_decay = configs.weight_decays(config)
+    return method.schedules(total_steps, config.global_batch) | {
+        "learning_rate": warmup_cosine(
+            peak, last, total_steps, warmup, reach_base_in_warmup=config.optim.warmup_ends_at_peak
+        ),
+        "weight_decay": warmup_cosine(decay, last_decay, total_steps),
+    }
+
+
 def make_train_step(
     method: Method,
     optimizer: Optimizer,
+    guard: Guard,
     schedules: Mapping[str, Schedule],
     mesh: Mesh,
     accumulation_steps: int = 1,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
-    """Builds ``step(state, batch) -> (state, metrics)``, not yet jitted.
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict, Health]]:
+    """Builds ``step(state, batch, previous) -> (state, metrics, health)``, not yet jitted.
+
+    ``previous`` is the cause in the health of the call before. Where that is not 0, this call
+    changes nothing at all, and the same step must be called again with 0. So the host, which reads
+    a verdict only when the next call is under way, still finds the state of the refused step, and
+    can save exactly what that step was computed from (telemetry/health.py).
 
     Args:
       schedules: {name: f(step)}; must hold "learning_rate" and "weight_decay".
@@ -40,11 +75,11 @@ def make_train_step(
     The metrics are float32 scalars by their final names (``train/loss``, ``optim/grad_norm``, ...).
     """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(state: TrainState, batch: Batch, previous: jax.Array):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for models/layers.on_batch
-            return _step(state, batch)
+            return _step(state, batch, previous)
 
-    def _step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def _step(state: TrainState, batch: Batch, previous: jax.Array):
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         values = {name: schedule(state.step) for name, schedule in schedules.items()}
         rows = jax.tree.leaves(batch)[0].shape[0]
@@ -52,21 +87,22 @@ def make_train_step(
 
         grads, out = gradients(state, batch, rng, values)
         grads = optimizer.mask_frozen(grads)
+        leaf_norms = {path: optax.tree.norm(g) for path, g in paths.flatten(grads).items()}
         grads, norms = optimizer.clip_gradients(grads)
-        params, opt_state = optimizer.update(
-            grads, state.opt_state, state.params, values["learning_rate"], values["weight_decay"]
-        )
+        params, opt_state = optimizer.update(grads, state.opt_state, state.params, values)
         teacher = method.update_teacher(state.teacher, params, values)
 
-        # A step that is not finite changes nothing but the counters: one bad batch must not end a
-        # run.
-        finite = jnp.isfinite(out.loss) & jnp.isfinite(norms["all"])
+        # A step that the guard refuses changes nothing but the counters: one bad batch must not end
+        # a run.
+        cause, memory = guard.judge(state.guard, out.loss, norms["all"])
+        void = previous != FINE
         new = (params, teacher, opt_state, out.aux)
         old = (state.params, state.teacher, state.opt_state, state.aux)
         params, teacher, opt_state, aux = jax.tree.map(
-            lambda n, o: jnp.where(finite, n, o), new, old
+            lambda n, o: jnp.where((cause == FINE) & ~void, n, o), new, old
         )
-        skipped = state.skipped + jnp.where(finite, 0, 1).astype(jnp.int32)
+        memory = jax.tree.map(lambda n, o: jnp.where(void, o, n), memory, state.guard)
+        skipped = state.skipped + ((cause != FINE) & ~void).astype(jnp.int32)
         update_norm = optax.tree.norm(jax.tree.map(jnp.subtract, params, state.params))
 
         metrics = {
@@ -80,14 +116,16 @@ def make_train_step(
         metrics |= {f"train/{name}": value for name, value in (out.terms | out.report).items()}
         metrics |= {f"optim/{name}": value for name, value in values.items()}
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
-        return state._replace(
-            step=state.step + 1,
+        state = state._replace(
+            step=state.step + (~void).astype(jnp.int32),
             params=params,
             teacher=teacher,
             opt_state=opt_state,
             aux=aux,
             skipped=skipped,
-        ), metrics
+            guard=memory,
+        )
+        return state, metrics, Health(cause, leaf_norms)
 
     def gradients(state, batch, rng, values) -> tuple[dict, LossOutput]:
         def loss(params, aux, microbatch):
@@ -121,13 +159,20 @@ def make_train_step(
     return step
 
 
-def jit_train_step(step: Callable, abstract_state: TrainState, mesh: Mesh):
-    """Jits ``step`` with the state's shardings on both sides and the old state's memory given to
-    the new one."""
+def jit_train_step(step: Callable, abstract_state: TrainState, mesh: Mesh, donate: bool = True):
+    """Jits ``step`` with the state's shardings on both sides and (``donate``) the old state's
+    memory given to the new one."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
+    everywhere = meshes.replicated(mesh)
     return jax.jit(
         step,
-        in_shardings=(shardings, meshes.batch_sharding(mesh)),
-        out_shardings=(shardings, meshes.replicated(mesh)),
-        donate_argnums=0,
+        in_shardings=(shardings, meshes.batch_sharding(mesh), everywhere),
+        out_shardings=(shardings, everywhere, everywhere),
+        donate_argnums=0 if donate else (),
     )
+
+
+def verdict(cause: int, mesh: Mesh) -> jax.Array:
+    """A cause as the step takes it, on every device of ``mesh``."""
+    value = np.asarray(cause, np.int32)
+    return jax.make_array_from_callback((), meshes.replicated(mesh), lambda index: value[index])

@@ -24,6 +24,7 @@ MICRO = {
     "sharding.max_unsharded_fraction": 0.2,  # small parts weigh more in a small network
     "log.every_steps": 1,
     "log.tensorboard": False,
+    "pictures.kinds": "reconstruction",
     "checkpoint.every_steps": 3,
     "data.threads": 2,
 }
@@ -85,9 +86,18 @@ def train(workdir, overrides=(), devices=1, cache=None, flags=(), largest_file_k
     return Result(process.returncode, output)
 
 
-def train_together(workdir, processes, devices=1, overrides=(), cache=None, kill_after_step=None):
-    """One run of several processes with ``devices`` devices each, all killed once
-    ``kill_after_step`` is written. Returns their results."""
+def train_together(
+    workdir,
+    processes,
+    devices=1,
+    overrides=(),
+    cache=None,
+    kill_after_step=None,
+    sent=signal.SIGKILL,
+    to=slice(None),
+):
+    """One run of several processes with ``devices`` devices each. Those of ``to`` get the signal
+    ``sent`` once ``kill_after_step`` is written. Returns their results."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -116,8 +126,8 @@ def train_together(workdir, processes, devices=1, overrides=(), cache=None, kill
                     0
                 ]
                 time.sleep(0.005)
-            for process in running:
-                process.kill()
+            for process in running[to]:
+                process.send_signal(sent)
         outputs = [process.communicate(timeout=300)[0] for process in running]
     finally:
         for process in running:

@@ -87,6 +87,17 @@ def test_a_stop_signal_saves_and_exits_with_its_code(tmp_path, cache, unbroken, 
     assert runner.losses(tmp_path) == unbroken
 
 
+def test_a_stop_signal_in_the_last_step_does_not_cost_its_evaluation(tmp_path, cache):
+    settings = {"total_steps": 1, "optim.warmup_steps": 0, "pictures.kinds": "reconstruction"}
+    process = runner.start(tmp_path, settings, cache=cache)
+    while not (tmp_path / "config.json").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)  # before the only step is compiled
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0 and "finished 1 steps" in output, output
+    assert (tmp_path / "pictures" / "reconstruction_00000001.png").exists()
+
+
 def test_a_damaged_and_a_half_written_checkpoint_are_passed_over_with_one_line(
     tmp_path, cache, unbroken
 ):

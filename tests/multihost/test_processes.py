@@ -2,6 +2,8 @@
 other."""
 
 import json
+import re
+import signal
 
 import pytest
 
@@ -12,6 +14,8 @@ EVALUATION = {
     "eval.test": "corpus:test",
     "eval.max_images": 96,
     "eval.batch": 32,
+    "pictures.kinds": "all",
+    "pictures.candidates": 20,
 }
 
 
@@ -36,6 +40,8 @@ def test_several_processes_give_the_single_process_losses(
     rows = [json.loads(line) for line in open(tmp_path / "metrics.jsonl")]
     evaluated = [row["step"] for row in rows if "eval/knn/top1" in row]
     assert evaluated == ([0, 12] if mesh is EVALUATION else [])
+    for name in ("pca", "neighbours", "reconstruction") if mesh is EVALUATION else ():
+        assert (tmp_path / "pictures" / f"{name}_00000012.png").exists()
 
 
 def test_one_process_continues_what_two_began_and_the_other_way_round(tmp_path, cache, unbroken):
@@ -60,3 +66,21 @@ def test_a_part_that_only_one_process_cannot_read_sends_all_to_the_checkpoint_be
     assert all(result.code == 0 for result in results), [r.output for r in results]
     assert f"passing over the checkpoint of step {newest}" in results[0].output
     assert sorted(runner.losses(tmp_path)) == sorted(unbroken)
+
+
+@pytest.mark.parametrize(
+    "sent, process", [(signal.SIGTERM, 1), pytest.param(signal.SIGINT, 0, marks=pytest.mark.slow)]
+)
+def test_a_stop_signal_to_one_of_two_processes_saves_and_ends_both_with_75(
+    tmp_path, cache, sent, process
+):
+    """jax's preemption service looks once a second and then agrees on a step, so the run is
+    long."""
+    settings = {"total_steps": 100_000, "checkpoint.every_steps": 100_000, "log.every_steps": 10}
+    results = runner.train_together(
+        tmp_path, 2, 1, settings, cache, 20, sent, slice(process, process + 1)
+    )
+    assert [result.code for result in results] == [75, 75], [r.output for r in results]
+    assert not any("Traceback" in result.output for result in results)
+    (saved,) = re.findall(r"stopped by SIGTERM at step (\d+) of", results[0].output)
+    assert (tmp_path / "checkpoints" / saved / "meta").is_dir()

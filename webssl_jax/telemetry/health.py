@@ -1,0 +1,221 @@
+"""What happens when a step goes wrong: it is named in the log and saved, whole enough to run again.
+
+A refused step (optim/guard.py) leaves ``workdir/bad_steps/step-XXXXXXXX/``:
+
+    report.json           step, batch, seed, cause, every figure of the step, what was not finite
+    config.json           the resolved config
+    images-00000.json     each image of this process's rows: row, record, shard, key
+    batch-00000.npz       the views as they were fed, by name, and their rows
+    views_NAME.png        what they look like (process 0's first rows)
+    checkpoints/STEP/     the parameters, teacher and auxiliary state the step was computed from
+
+webssl_jax/replay.py runs it again. The loss and every gradient are functions of these parts, so the
+optimiser's moments are not kept.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from webssl_jax import config as configs
+from webssl_jax.checkpoints import Checkpointer
+from webssl_jax.config import UserError
+from webssl_jax.data import records
+from webssl_jax.data.pipeline import DAMAGE, TrainLoader
+from webssl_jax.data.sources import ArrayRecordSource
+from webssl_jax.files import write_json
+from webssl_jax.optim.guard import CAUSES, FINE
+from webssl_jax.sharding import distributed
+from webssl_jax.sharding import mesh as meshes
+from webssl_jax.train_state import TrainState
+from webssl_jax.train_step import Batch, Health, verdict
+from webssl_jax.visuals import image_grid, save_png
+
+_PICTURED = 64  # images of a saved batch
+log = logging.getLogger(__name__)
+
+
+class WatchedStep:
+    """The compiled step, called one step after the other. Looks at each verdict one call late, so
+    that the device never waits for the host, and hands a refused step to ``refused``.
+
+    Args:
+      step_fn: ``(state, batch, previous) -> (state, metrics, health)``; see ``make_train_step``.
+      refused: called with (step, state, metrics, health); the state's variables are those that the
+        step was computed from.
+    """
+
+    def __init__(self, step_fn: Callable, mesh: Mesh, refused: Callable[..., None]):
+        self._step_fn, self._refused = step_fn, refused
+        self._fine = verdict(FINE, mesh)
+        self._last: tuple[int, dict[str, jax.Array], Health] | None = None
+
+    def __call__(
+        self, step: int, state: TrainState, batch: Batch
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Starts ``step``; returns once the one before it is complete."""
+        previous = self._last[2].cause if self._last else self._fine
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            state, metrics, health = self._step_fn(state, batch, previous)
+        if self.look(state):
+            # The call above saw the verdict too and changed nothing.
+            state, metrics, health = self._step_fn(state, batch, self._fine)
+        self._last = (step, metrics, health)
+        return state, metrics
+
+    def look(self, state: TrainState) -> bool:
+        """Waits for the last step. If it was refused, hands it on, once, and says so."""
+        if self._last is None:
+            return False
+        last, self._last = self._last, None
+        jax.block_until_ready(last[1])
+        if int(last[2].cause) == FINE:
+            return False
+        step, metrics, health = last
+        self._refused(step, state, metrics, health)
+        return True
+
+
+class BadSteps:
+    """Saves refused steps, at most ``limit`` in a workdir. All processes call it alike."""
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        config: ConfigDict,
+        mesh: Mesh,
+        source: ArrayRecordSource,
+        loader: TrainLoader,
+        limit: int,
+    ):
+        self._root = workdir / "bad_steps"
+        self._config, self._mesh, self._limit = config, mesh, limit
+        self._source, self._loader = source, loader
+        self._saved = {path.parent.name for path in self._root.glob("step-*/report.json")}
+        self._is_first = jax.process_index() == 0
+
+    def __call__(
+        self, step: int, state: TrainState, metrics: dict[str, jax.Array], health: Health
+    ) -> None:
+        """Names the step in the log and saves it. ``state`` is that of after the refused step."""
+        report = self._report(step, state, metrics, health)
+        folder = folder_of(self._root.parent, step)
+        what = f"step {step}: {_why(report)}; it changed nothing"
+        if folder.name in self._saved:
+            log.warning("%s; saved before in %s", what, folder)
+            return
+        if len(self._saved) >= self._limit:
+            log.warning("%s; not saved (config.guard.save_bad_steps)", what)
+            return
+        self._saved.add(folder.name)
+        trouble = None
+        try:
+            self._save_batch(step, folder)
+        except OSError as error:
+            trouble = UserError(f"{error.filename or folder}: {error.strerror or error}")
+        try:  # a run must not end because of its own diagnosis
+            distributed.raise_together(trouble)
+            checkpointer = Checkpointer(folder)
+            checkpointer.save(state._replace(opt_state={}))
+            checkpointer.close()
+        except UserError as error:
+            log.warning("%s; it could not be saved: %s", what, error)
+            return
+        if self._is_first:
+            write_json(folder / "config.json", configs.resolved(self._config))
+            write_json(folder / "report.json", report)  # the last: now it is whole
+        log.warning("%s; saved in %s; the same command with --replay %d", what, folder, step)
+
+    def _report(self, step: int, state: TrainState, metrics, health: Health) -> dict[str, Any]:
+        metrics, health, memory = jax.device_get((metrics, health, state.guard))
+        figures = {name: float(value) for name, value in metrics.items()}
+        grad_norms = {path: float(norm) for path, norm in health.grad_norms.items()}
+        return {
+            "step": step,
+            "batch": step - 1,
+            "seed": self._config.seed,
+            "global_batch": self._config.global_batch,
+            "cause": CAUSES[int(health.cause)],
+            "not_finite": {"figures": not_finite(figures), "gradients": not_finite(grad_norms)},
+            "mean_grad_norm": math.exp(float(memory["log_norm"])),
+            "figures": figures,
+            "grad_norms": grad_norms,
+        }
+
+    def _save_batch(self, step: int, folder: pathlib.Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        batch = self._loader.batch_at(step - 1)  # a pure function of the step: made once more
+        rows = meshes.local_rows(self._mesh, self._config.global_batch)
+        number = f"{jax.process_index():05d}"
+        np.savez(folder / f"batch-{number}.npz", rows=rows, **batch)
+        images = [
+            {
+                "row": int(row),
+                "record": int(index),
+                "shard": self._source.describe(int(index)),
+                "key": self._key(int(index)),
+                "substituted": bool(substituted),
+            }
+            for row, index, substituted in zip(
+                rows, batch["record"], batch["substituted"], strict=True
+            )
+        ]
+        write_json(folder / f"images-{number}.json", images)
+        if self._is_first:
+            for name, views in batch.items():
+                if views.dtype == np.uint8 and views.ndim >= 4 and views.shape[-1] == 3:
+                    picture = _sheet(views, [image["record"] for image in images])
+                    save_png(folder / f"views_{name}.png", picture)
+
+    def _key(self, index: int) -> str | None:
+        try:
+            return records.decode(self._source[index]).key
+        except DAMAGE:
+            return None
+
+
+def folder_of(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    """Where a refused step lies."""
+    return workdir / "bad_steps" / f"step-{step:08d}"
+
+
+def read_report(folder: pathlib.Path) -> dict[str, Any]:
+    """The report of a saved step."""
+    return json.loads((folder / "report.json").read_text())
+
+
+def not_finite(values: dict[str, float]) -> list[str]:
+    """The names of those that are NaN or infinite."""
+    return [name for name, value in values.items() if not math.isfinite(value)]
+
+
+def _why(report: dict[str, Any]) -> str:
+    figures = report["figures"]
+    if report["cause"] == "spike":
+        norm, mean = figures["optim/grad_norm"], report["mean_grad_norm"]
+        return f"a spike: the gradient's norm is {norm:.4g}, {norm / mean:.1f} times its mean"
+    odd = report["not_finite"]["gradients"]
+    first = f", the first {odd[0]}" if odd else ""
+    return (
+        f"not finite: the loss is {figures['train/loss']:.4g}, "
+        f"{len(odd)} of {len(report['grad_norms'])} gradients are not finite{first}"
+    )
+
+
+def _sheet(views: np.ndarray, captions: list[int]) -> np.ndarray:
+    """A row's views side by side, as many rows as ``_PICTURED`` images allow."""
+    each = int(np.prod(views.shape[1:-3], dtype=int))
+    rows = max(min(len(views), _PICTURED // each), 1)
+    names = [str(record) for record in captions[:rows] for _ in range(each)]
+    images = views[:rows].reshape(-1, *views.shape[-3:])
+    return image_grid(images, each if each > 1 else 8, names)
