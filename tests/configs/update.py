@@ -13,6 +13,7 @@ SPECS = ["quickstart.py"] + [
     for recipe in ("paper", "stock")
     for size in ("300m", "700m", "1b", "2b", "3b", "5b", "tiny")
 ]
+SPECS += [f"web_dino.py:size={size}" for size in ("300m", "1b", "2b", "3b", "5b", "7b", "tiny")]
 
 
 def golden_file(spec: str) -> pathlib.Path:

@@ -26,6 +26,10 @@ def make(clip="none", tables=None, **changes):
     return Optimizer.from_config(ConfigDict(optim), tables or Tables(decay=((r"bias$", 0.0),)))
 
 
+def values(lr, **more):
+    return {"learning_rate": lr, "weight_decay": 0.1} | more
+
+
 def tree(seed, scale=1.0):
     rng = np.random.default_rng(seed)
     return jax.tree.map(
@@ -58,7 +62,7 @@ def test_ten_steps_equal_torchs_adamw():
     for step in range(10):
         lr = 0.01 * (step + 1)
         grads = tree(step + 1)
-        params, state = optimizer.update(grads, state, params, lr, 0.1)
+        params, state = optimizer.update(grads, state, params, values(lr))
         for group, rate in zip(torch_optimizer.param_groups, (lr, lr, lr / 2)):
             group["lr"] = rate
         for name, grad in (
@@ -108,9 +112,33 @@ def test_frozen_parameters_do_not_move_and_hold_no_moments():
     assert sum(x.size for x in jax.tree.leaves(state)) == 2 * 15 + 1
     grads = optimizer.mask_frozen(tree(1))
     assert float(optimizer.clip_gradients(grads)[1]["encoder"]) == 0.0
-    new, _ = optimizer.update(grads, state, params, 0.1, 0.1)
+    new, _ = optimizer.update(grads, state, params, values(0.1))
     assert np.array_equal(new["encoder"]["kernel"], params["encoder"]["kernel"])
     assert not np.array_equal(new["decoder"]["kernel"], params["decoder"]["kernel"])
+
+
+def test_a_rate_may_differ_by_block_and_follow_a_schedule():
+    """SHAPES' encoder/kernel stands for four stacked blocks."""
+    rates = ((r"^encoder/kernel$", (0.0, 1.0, 2.0, 0.5)), ("^decoder/", "gate"))
+    optimizer = make(tables=Tables(learning_rate=rates))
+    params, grads = tree(0), tree(1)
+    state = optimizer.init(params)
+    plain, _ = make(tables=Tables()).update(grads, state, params, values(0.1))
+    for gate in (0.0, 1.0):
+        new, moments = optimizer.update(grads, state, params, values(0.1, gate=gate))
+        moved, whole = (
+            jax.tree.map(lambda a, b: np.asarray(a - b), tree, params) for tree in (new, plain)
+        )
+        factor = np.array([[0.0], [1.0], [2.0], [0.5]])
+        np.testing.assert_allclose(
+            moved["encoder"]["kernel"], factor * whole["encoder"]["kernel"], atol=2e-7
+        )
+        np.testing.assert_allclose(
+            moved["decoder"]["kernel"], gate * whole["decoder"]["kernel"], atol=2e-7
+        )
+        # a rate of zero stops the parameter, not its moments
+        mu = moments.inner_state.mu["decoder"]["kernel"]
+        np.testing.assert_allclose(mu, 0.1 * grads["decoder"]["kernel"], rtol=1e-4)
 
 
 def test_a_table_row_that_matches_nothing_is_refused():

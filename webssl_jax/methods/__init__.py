@@ -10,7 +10,7 @@ from webssl_jax.config import ConfigError, suggest
 from webssl_jax.methods.base import Method
 
 # name -> "module:class". Imported when used, so that a method's dependencies are its own.
-METHODS = {"mae": "webssl_jax.methods.mae:MAE"}
+METHODS = {"dino": "webssl_jax.methods.dino:DINO", "mae": "webssl_jax.methods.mae:MAE"}
 
 
 def create(config: ConfigDict) -> Method:

@@ -9,10 +9,12 @@ in torch's AdamW: ``p <- p - lr * m_lr * (adam(g) + wd * m_wd * p)``.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -110,17 +112,23 @@ class Optimizer:
         grads: Params,
         opt_state: optax.OptState,
         params: Params,
-        learning_rate: jax.Array,
-        weight_decay: jax.Array,
+        schedule_values: Mapping[str, jax.Array],
     ) -> tuple[Params, optax.OptState]:
-        """One AdamW step; ``grads`` are already clipped. Returns new parameters and state."""
+        """One AdamW step; ``grads`` are already clipped. ``schedule_values`` holds "learning_rate",
+        "weight_decay" and what rows of the table of learning rates name. Returns new parameters and
+        state."""
         directions, opt_state = self._adam(params).update(grads, opt_state, params)
 
         def step(path, param, direction):
             if paths.lookup(self.tables.frozen, path, False):
                 return param
-            lr = learning_rate * paths.lookup(self.tables.learning_rate, path, 1.0)
-            decay = weight_decay * paths.lookup(self.tables.decay, path, 1.0)
+            multiplier = paths.lookup(self.tables.learning_rate, path, 1.0)
+            if isinstance(multiplier, str):
+                multiplier = schedule_values[multiplier]
+            elif isinstance(multiplier, tuple):  # one for each of the stacked blocks
+                multiplier = np.reshape(np.float32(multiplier), (-1,) + (1,) * (param.ndim - 1))
+            lr = schedule_values["learning_rate"] * multiplier
+            decay = schedule_values["weight_decay"] * paths.lookup(self.tables.decay, path, 1.0)
             return param - lr * (direction + decay * param)
 
         return paths.map_with_path(step, params, directions), opt_state

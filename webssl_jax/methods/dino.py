@@ -1,0 +1,464 @@
+"""DINOv2's self-distillation (Oquab et al., arXiv 2304.07193), as Web-DINO trains it (Fan et al.,
+arXiv 2504.01017).
+
+A student sees two global crops with some patches masked, and several local crops; its teacher, the
+running average of the student, sees the global crops whole. The student is to predict which
+prototypes the teacher assigns to the other crops of the image (DINO) and to the masked patches
+(iBOT), while KoLeo keeps the images of a group apart.
+
+What the originals do per device (stratified mask ratios, KoLeo's neighbours, stochastic depth, the
+iBOT centre) is done here per group of ``group_images`` consecutive images of the global batch, so
+that nothing depends on the devices. Sinkhorn, losses, gradients and norms are global.
+
+Shape letters: B images, V global crops (2), L local crops, H x W pixels, N patches, D width,
+K prototypes; G groups of M = V * B / G global crops, U rows of the buffer of masked patches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from webssl_jax.methods import losses, pixels
+from webssl_jax.methods.base import Features, LossOutput, Params, Schedule, Tables, Variables
+from webssl_jax.methods.encoder import encode, eval_view
+from webssl_jax.methods.masking import BlockMasking, masked_patches
+from webssl_jax.models import sizes
+from webssl_jax.models.blocks import subset_size
+from webssl_jax.models.heads import Head, HeadConfig
+from webssl_jax.models.sizes import ViTConfig
+from webssl_jax.models.vit import ViT
+from webssl_jax.optim import schedules
+
+CENTRINGS = ("sinkhorn", "softmax")
+GLOBAL_CROPS = 2
+_HIDDEN_GREY = 128  # what a masked patch looks like in a picture
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """The crops: two of ``global_size`` and ``local_count`` of ``local_size`` pixels, each with an
+    area share between its two scales, flipped and distorted as in ``data/multicrop.py``. ``blur``:
+    probabilities for the first global, the second global and the local crops.
+
+    Raises:
+      ValueError: when a field is out of range.
+    """
+
+    global_size: int = 224
+    local_size: int = 98
+    local_count: int = 8
+    global_scale: tuple[float, ...] = (0.32, 1.0)
+    local_scale: tuple[float, ...] = (0.05, 0.32)
+    flip: float = 0.5
+    blur: tuple[float, ...] = (0.0, 0.9, 0.5)
+
+    def __post_init__(self):
+        for name in ("global_size", "local_size", "local_count"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+        for name in ("global_scale", "local_scale"):
+            scale = getattr(self, name)
+            if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+                raise ValueError(f"{name} = {scale} must be (least, most), 0 < least <= most <= 1")
+        if len(self.blur) != 3 or not all(0 <= p <= 1 for p in (*self.blur, self.flip)):
+            raise ValueError(
+                f"blur = {self.blur}, flip = {self.flip}: must be three probabilities and one"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class DINO:
+    """The method. Hashable, so it can be static under jit.
+
+    encoder, dino_head, ibot_head: the networks of student and teacher alike; their trees are
+      ``params`` and ``teacher``, each {"encoder", "dino_head", "ibot_head"}.
+    group_images: see the module's docstring.
+    centering: of the teacher's assignments: ``sinkhorn`` (3 iterations over the global batch) or
+      ``softmax`` (a running centre in ``aux``).
+    Lengths ``_images`` count from the start of the run; momentum rises by half a cosine over the
+      whole run.
+    layer_decay: the learning rate of block i of n is multiplied by this to the n - i, that of the
+      tokens and the patch embedding by one power more.
+
+    Raises:
+      ValueError: when a field is out of range or two do not fit; one line.
+    """
+
+    encoder: ViTConfig
+    dino_head: HeadConfig
+    ibot_head: HeadConfig
+    group_images: int
+    view: View = View()
+    masks: BlockMasking = BlockMasking()
+    centering: str = "sinkhorn"
+    centre_momentum: float = 0.9
+    dino_weight: float = 1.0
+    ibot_weight: float = 1.0
+    koleo_weight: float = 0.1
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.07
+    teacher_temperature_start: float = 0.04
+    teacher_temperature_warmup_images: int = 0
+    momentum: float = 0.994
+    final_momentum: float = 1.0
+    freeze_last_layer_images: int = 0
+    layer_decay: float = 1.0
+    patch_embed_rate: float = 0.2
+    mean: tuple[float, ...] = pixels.IMAGENET_MEAN
+    std: tuple[float, ...] = pixels.IMAGENET_STD
+
+    couples_batch = True
+    picture_names = ("masks",)
+
+    @classmethod
+    def from_config(cls, config: Any) -> DINO:
+        """Reads ``config.model`` (``size`` and/or fields of :class:`ViTConfig`), ``config.method``
+        (fields of this class; ``view``, ``masks`` and the heads are groups) and
+        ``config.global_batch``.
+
+        Raises:
+          ValueError: for an unknown or ill-fitting field; one line.
+        """
+        fields = {key: value for key, value in config.method.items() if key != "name"}
+        for name, group in (
+            ("view", View),
+            ("masks", BlockMasking),
+            ("dino_head", HeadConfig),
+            ("ibot_head", HeadConfig),
+        ):
+            if name in fields:
+                fields[name] = sizes.construct(group, _tuples(fields[name]), f"method.{name}")
+        # None stands for the size's own value, so that every field is a key that can be overridden.
+        model = {"image_size": fields.get("view", View()).global_size}
+        model |= {key: value for key, value in config.model.items() if value is not None}
+        size = model.pop("size", None)
+        encoder = sizes.build(model) if size is None else sizes.web_dino(size, **model)
+        if encoder.drop_path_group is not None:
+            raise ValueError("model.drop_path_group is method.group_images here; leave it None")
+        method = sizes.construct(cls, _tuples(fields) | {"encoder": encoder}, "method")
+        if config.global_batch % method.group_images:
+            raise ValueError(
+                f"global_batch = {config.global_batch} does not divide into groups of "
+                f"method.group_images = {method.group_images}"
+            )
+        return method
+
+    def __post_init__(self):
+        pixels.check(self.mean, self.std)
+        self.encoder.grid_of(self.view.local_size, self.view.local_size)
+        if not self.encoder.mask_token:
+            raise ValueError("the encoder needs mask_token = True for masked patches")
+        if self.group_images < (2 if self.koleo_weight else 1):
+            raise ValueError(f"group_images = {self.group_images}: KoLeo needs at least 2")
+        if self.masks.most(GLOBAL_CROPS * self.group_images, self._patches) < 1:
+            raise ValueError("the mask ratios hide no patch at all")
+        if self.centering not in CENTRINGS:
+            raise ValueError(f"centering = {self.centering!r} is not one of {', '.join(CENTRINGS)}")
+        for name in ("student_temperature", "teacher_temperature", "teacher_temperature_start"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} = {getattr(self, name)} must be positive")
+        for name in ("centre_momentum", "momentum", "final_momentum"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must lie in [0, 1]")
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        return self.encoder.grid_of(self.view.global_size, self.view.global_size)
+
+    @property
+    def _patches(self) -> int:
+        return self._grid[0] * self._grid[1]
+
+    # Variables and loss.
+
+    def init(self, rng: jax.Array, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> Variables:
+        """A fresh student, its copy as teacher, and in ``aux`` the centres where they are used."""
+        encoder_rng, dino_rng, ibot_rng = jax.random.split(rng, 3)
+        side = self.view.global_size
+        token = jnp.zeros((1, self.encoder.width))
+        encoder = ViT(self.encoder).init(encoder_rng, jnp.zeros((1, side, side, 3)))
+        params = {
+            "encoder": encoder["params"],
+            "dino_head": self._head("dino_head").init(dino_rng, token)["params"],
+            "ibot_head": self._head("ibot_head").init(ibot_rng, token)["params"],
+        }
+        aux = {}
+        if self.centering == "softmax":
+            aux = {
+                "dino_centre": jnp.zeros(self.dino_head.prototypes),
+                "ibot_centre": jnp.zeros(self.ibot_head.prototypes),
+            }
+        return Variables(params, params, aux)
+
+    def loss(
+        self,
+        params: Params,
+        teacher: Params,
+        aux: Params,
+        batch: Mapping[str, jax.Array],
+        rng: jax.Array,
+        schedule_values: Mapping[str, jax.Array],
+    ) -> LossOutput:
+        """The three losses of one global batch.
+
+        batch: ``global_crops`` (B, V, H, W, 3) and ``local_crops`` (B, L, h, w, 3), uint8; and
+        ``masks`` (B, V, N) bool instead of drawn ones, for comparison with other implementations.
+
+        Raises:
+          ValueError: if B does not divide into groups.
+        """
+        b = batch["global_crops"].shape[0]
+        if b % self.group_images:
+            raise ValueError(f"{b} images do not divide into groups of {self.group_images}")
+        groups, crops = b // self.group_images, GLOBAL_CROPS * self.group_images
+        mask_rng, drop_rng = jax.random.split(rng)
+        masks = batch.get("masks")
+        if masks is None:
+            masks = self.masks.draw(mask_rng, groups, crops, self._grid)
+        masks = masks.reshape(groups, crops, -1)
+        hidden = masked_patches(masks, self.masks.most(crops, self._patches))
+        weights = hidden.weights.reshape(-1)
+
+        def at_masks(patches: jax.Array) -> jax.Array:
+            """(B * V, N, D) -> (G * U, D), the masked ones and padding."""
+            grouped = patches.reshape(groups, -1, patches.shape[-1])
+            chosen = jnp.take_along_axis(grouped, hidden.index[:, :, None], axis=1)
+            return chosen.reshape(-1, patches.shape[-1])
+
+        def apply_head(name: str, tree: Params, x: jax.Array) -> jax.Array:
+            return self._head(name).apply({"params": tree[name]}, x)
+
+        # Crops of an image stay together, so that images stay on their devices.
+        globals_ = pixels.normalise(batch["global_crops"], self.mean, self.std)
+        globals_ = globals_.reshape(-1, *globals_.shape[2:])
+        locals_ = pixels.normalise(batch["local_crops"], self.mean, self.std)
+        locals_ = locals_.reshape(-1, *locals_.shape[2:])
+
+        seen = ViT(self.encoder).apply({"params": teacher["encoder"]}, globals_)
+        teacher_cls = apply_head("dino_head", teacher, seen.cls)
+        teacher_patches = apply_head("ibot_head", teacher, at_masks(seen.patches))
+        temperature = schedule_values["teacher_temperature"]
+        targets, patch_targets, aux = self._assign(
+            teacher_cls, teacher_patches, weights.reshape(groups, -1), aux, temperature
+        )
+
+        student = dataclasses.replace(self.encoder, drop_path_group=crops)
+        whole, parts = ViT(student).apply(
+            {"params": params["encoder"]},
+            (globals_, locals_),
+            mask=(masks.reshape(b * GLOBAL_CROPS, -1), None),
+            train=True,
+            rngs={"drop_path": drop_rng},
+        )
+        cls = jnp.concatenate(
+            [x.reshape(b, -1, self.encoder.width) for x in (whole.cls, parts.cls)], axis=1
+        )
+        student_cls = apply_head("dino_head", params, cls)  # (B, V + L, K)
+        student_patches = apply_head("ibot_head", params, at_masks(whole.patches))
+
+        # Every pair of views but a global crop with itself, weighing the same: DINOv2's own terms
+        # and denominators come to that.
+        targets = targets.reshape(b, GLOBAL_CROPS, -1)
+        pairs = losses.cross_entropies(targets, student_cls, self.student_temperature).mean(axis=0)
+        count = pairs.size - GLOBAL_CROPS
+        across = pairs[:, :GLOBAL_CROPS].sum() - jnp.trace(pairs)
+        koleo = sum(
+            losses.koleo(x.reshape(groups, -1, x.shape[-1]))
+            for x in whole.cls.reshape(b, GLOBAL_CROPS, -1).swapaxes(0, 1)
+        )
+        terms = {
+            "dino_local": self.dino_weight * pairs[:, GLOBAL_CROPS:].sum() / count,
+            "dino_global": self.dino_weight * across / count,
+            "koleo": self.koleo_weight * koleo,
+            "ibot": self.ibot_weight
+            * losses.masked_patch_loss(
+                patch_targets, student_patches, weights, b * GLOBAL_CROPS, self.student_temperature
+            ),
+        }
+        report = self._report(targets, student_cls[:, :GLOBAL_CROPS], seen.cls, aux)
+        report["masked_share"] = masks.mean()
+        return LossOutput(sum(terms.values()), terms, report, aux)
+
+    def _assign(
+        self,
+        cls: jax.Array,
+        patches: jax.Array,
+        weights: jax.Array,
+        aux: Params,
+        temperature: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, Params]:
+        """The teacher's probabilities for CLS tokens (B * V, K) and masked patches (G * U, K), from
+        its logits, and the next ``aux``. weights: (G, U), 0 at padding."""
+        valid = weights > 0
+        if self.centering == "sinkhorn":
+            return (
+                losses.sinkhorn_knopp(cls, temperature),
+                losses.sinkhorn_knopp(patches, temperature, valid=valid.reshape(-1)),
+                aux,
+            )
+        dino, ibot = aux["dino_centre"], aux["ibot_centre"]
+        # The mean of the groups' means, as the originals average over devices.
+        grouped = patches.reshape(*weights.shape, -1)
+        sums = jnp.where(valid[:, :, None], grouped, 0.0).sum(axis=1)
+        mean = (sums / jnp.maximum(valid.sum(axis=1, keepdims=True), 1)).mean(axis=0)
+        new = {
+            "dino_centre": losses.next_centre(dino, cls.mean(axis=0), self.centre_momentum),
+            "ibot_centre": losses.next_centre(ibot, mean, self.centre_momentum),
+        }
+        return (
+            losses.centred_softmax(cls, dino, temperature),
+            losses.centred_softmax(patches, ibot, temperature),
+            new,
+        )
+
+    def _report(
+        self, targets: jax.Array, student: jax.Array, features: jax.Array, aux: Params
+    ) -> dict[str, jax.Array]:
+        """What tells a healthy run from a collapsed one, from the global crops: mean entropies in
+        nats of the teacher's targets (B, V, K) and of the student (B, V, K logits), the divergence
+        KL(teacher || student) of each crop with itself, the number of prototypes that some crop's
+        target favours, and the standard deviation over images of the teacher's L2-normalised CLS
+        (B * V, D), mean over channels times sqrt(D): near 1 when spread, 0 when collapsed."""
+        log_student = jax.nn.log_softmax(
+            jax.lax.stop_gradient(student) / self.student_temperature, axis=-1
+        )
+        teacher_entropy = losses.entropy(targets).mean()
+        favoured = jnp.zeros(targets.shape[-1], bool).at[jnp.argmax(targets, axis=-1)].set(True)
+        normed = features / jnp.linalg.norm(features, axis=-1, keepdims=True)
+        report = {
+            "teacher_entropy": teacher_entropy,
+            "student_entropy": losses.entropy(jnp.exp(log_student)).mean(),
+            "teacher_student_kl": -(targets * log_student).sum(axis=-1).mean() - teacher_entropy,
+            "prototypes_used": favoured.sum(),
+            "feature_std": normed.std(axis=0).mean() * features.shape[-1] ** 0.5,
+        }
+        return report | {f"{name}_norm": jnp.linalg.norm(x) for name, x in aux.items()}
+
+    def update_teacher(
+        self, teacher: Params, params: Params, schedule_values: Mapping[str, jax.Array]
+    ) -> Params:
+        """m * teacher + (1 - m) * student, of all three networks."""
+        m = schedule_values["momentum"]
+        return jax.tree.map(lambda t, s: m * t + (1 - m) * s, teacher, params)
+
+    def features(
+        self,
+        variables: Variables,
+        images: jax.Array,
+        layers: Sequence[int] = (),
+        inside: bool = False,
+    ) -> Features:
+        """The teacher's features of whole images, nothing hidden: uint8 (B, H, W, 3) of any size
+        the patches divide."""
+        images = pixels.normalise(images, self.mean, self.std)
+        return encode(self.encoder, variables.teacher["encoder"], images, layers, inside)
+
+    def _head(self, name: str) -> Head:
+        return Head(getattr(self, name), self.encoder.dtype)
+
+    # What the loader, the optimiser and the reports need to know.
+
+    def train_view(self) -> Callable[[bytes, np.random.Generator], dict[str, np.ndarray]]:
+        # the loader's side of the house: not needed to compute a loss
+        from webssl_jax.data.multicrop import MultiCropView
+
+        return MultiCropView(**dataclasses.asdict(self.view))
+
+    def eval_view(self, size: int | None = None) -> Callable[[bytes], np.ndarray]:
+        return eval_view(size or self.view.global_size)
+
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        v = self.view
+        return {
+            name: jax.ShapeDtypeStruct((batch, count, side, side, 3), jnp.uint8)
+            for name, count, side in (
+                ("global_crops", GLOBAL_CROPS, v.global_size),
+                ("local_crops", v.local_count, v.local_size),
+            )
+        }
+
+    def schedules(self, total_steps: int, global_batch: int) -> dict[str, Schedule]:
+        """``momentum``, ``teacher_temperature``, and ``last_layer_rate``, which is 0 while the
+        prototypes are frozen and 1 afterwards."""
+        warmup = round(self.teacher_temperature_warmup_images / global_batch)
+        frozen = round(self.freeze_last_layer_images / global_batch)
+        return {
+            "momentum": schedules.warmup_cosine(self.momentum, self.final_momentum, total_steps),
+            "teacher_temperature": schedules.warmup_cosine(
+                self.teacher_temperature,
+                self.teacher_temperature,
+                warmup,
+                warmup,
+                start=self.teacher_temperature_start,
+                reach_base_in_warmup=True,
+            ),
+            "last_layer_rate": lambda step: jnp.where(step < frozen, 0.0, 1.0),
+        }
+
+    def tables(self) -> Tables:
+        """DINOv2's groups: biases, norms and LayerScale are not decayed, all else is (tokens,
+        positions and the prototypes' g too); rates fall with depth and are lowest for the patch
+        embedding; prototypes stand still at first."""
+        depth, decay = self.encoder.depth, self.layer_decay
+        tokens = decay ** (depth + 1)
+        blocks = tuple(decay ** (depth - i) for i in range(depth))
+        return Tables(
+            decay=((r"/(bias|scale|gamma)$", 0.0),),
+            learning_rate=(
+                (r"_head/last_layer/", "last_layer_rate"),
+                (r"^encoder/patch_embed/", tokens * self.patch_embed_rate),
+                (r"^encoder/(cls_token|mask_token|pos_embed|register_tokens)$", tokens),
+                (r"^encoder/blocks/", blocks),
+            ),
+        )
+
+    def pictures(
+        self, variables: Variables, batch: Mapping[str, jax.Array], rng: jax.Array
+    ) -> dict[str, np.ndarray]:
+        """{"masks": a sheet of the images, each with the two masks that its global crops would
+        have}, all of them drawn as one group."""
+        from webssl_jax.visuals import crop_sheet
+
+        images = np.asarray(batch["image"])
+        grid, p = self.encoder.grid_of(*images.shape[1:3]), self.encoder.patch_size
+        masks = self.masks.draw(rng, 1, GLOBAL_CROPS * len(images), grid)
+        masks = np.asarray(masks).reshape(len(images), GLOBAL_CROPS, *grid)
+        hidden = masks.repeat(p, axis=2).repeat(p, axis=3)[..., None]
+        views = {
+            f"mask {i + 1}": np.where(hidden[:, i], np.uint8(_HIDDEN_GREY), images)
+            for i in range(GLOBAL_CROPS)
+        }
+        return {"masks": crop_sheet(images, views, title="Patches hidden from the student")}
+
+    def train_flops(self) -> float:
+        """Three times the student's forward matrix products and once the teacher's: of the blocks,
+        what stochastic depth leaves of all crops; of the heads, CLS tokens and the buffer of masked
+        patches."""
+        e, group = self.encoder, self.group_images
+        values = e.patch_size**2 * 3
+
+        def trunk(side: int, count: int, rate: float) -> float:
+            patches = (side // e.patch_size) ** 2
+            kept = subset_size(count * group, rate) / (count * group) if rate else 1.0
+            blocks = e.block_flops(1 + patches + e.num_registers)
+            return count * (2.0 * patches * values * e.width + kept * blocks)
+
+        v = self.view
+        hidden = self.masks.most(GLOBAL_CROPS * group, self._patches) / group
+        dino, ibot = self.dino_head.flops(e.width), self.ibot_head.flops(e.width)
+        student = trunk(v.global_size, GLOBAL_CROPS, e.drop_path)
+        student += trunk(v.local_size, v.local_count, e.drop_path)
+        student += (GLOBAL_CROPS + v.local_count) * dino + hidden * ibot
+        teacher = trunk(v.global_size, GLOBAL_CROPS, 0.0) + GLOBAL_CROPS * dino + hidden * ibot
+        return 3.0 * student + teacher
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """``fields`` with lists, as JSON gives them, as tuples."""
+    return {key: tuple(x) if isinstance(x, list) else x for key, x in fields.items()}
