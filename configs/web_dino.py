@@ -37,8 +37,8 @@ billion images at 224 px, average of 16 VQA tasks and of its four groups (table 
   5b      52.83     74.5       46.8         30.2            59.8
   7b      53.87     74.4       48.3         31.4            61.5
 
-The 7b after 8 billion: 55.24, 74.5, 48.0, 39.4, 59.1. A network that knows nothing starts near a DINO
-loss (local and global) of ln 131,072 = 11.78 and an iBOT loss of half of that.
+The 7b after 8 billion: 55.24, 74.5, 48.0, 39.4, 59.1. A network that knows nothing starts near a
+DINO loss (local and global) of ln 131,072 = 11.78 and an iBOT loss of half of that.
 """
 
 from common import base, vit

@@ -20,7 +20,9 @@ CASES = [name for name in GOLDEN["masking"] if not name.endswith("want0")]
 @functools.cache
 def masks_of(grid):
     """1000 masks for each golden target of one grid, drawn together."""
-    wants = [v["want"] for k, v in GOLDEN["masking"].items() if k.startswith(f"{grid[0]}x{grid[1]}/")]
+    wants = [
+        v["want"] for k, v in GOLDEN["masking"].items() if k.startswith(f"{grid[0]}x{grid[1]}/")
+    ]
     keys = jax.random.split(jax.random.key(0), 1000 * len(wants))
     masks = jax.jit(masking.block_masks, static_argnums=2)(keys, np.repeat(wants, 1000), grid)
     return dict(zip(wants, np.asarray(masks).reshape(len(wants), 1000, *grid)))
