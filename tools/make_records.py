@@ -353,7 +353,8 @@ def _convert(args: Any, kind: Kind) -> int:
     for summary in summaries.values():
         print(stats.table(summary))
     if not any(summary["kept"] for summary in summaries.values()):
-        raise UserError(f"--input {args.input}: no usable image; {args.output} holds empty shards")
+        named = " ".join(args.input) if isinstance(args.input, list) else args.input
+        raise UserError(f"--input {named}: no usable image; {args.output} holds empty shards")
     return 0
 
 

@@ -29,6 +29,7 @@ from webssl_jax.corpus.mini_web import packages
 from webssl_jax.corpus.mini_web.catalogue import BY_NAME, SOURCES, Source
 from webssl_jax.corpus.mini_web.choose import Quotas, choose
 from webssl_jax.corpus.mini_web.prepare import Files, prepare
+from webssl_jax.data.processes import end_with_parent
 from webssl_jax.telemetry.progress import Progress
 
 WORK = ".work"
@@ -125,7 +126,9 @@ def _prepare(
     total = sum(megabytes.values())
     before = total - sum(megabytes[source.name] for source in todo)
     progress = Progress(total, "preparing", "MB of packages", done=before)
-    with futures.ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with futures.ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=end_with_parent
+    ) as pool:
         running = {
             pool.submit(prepare, source, cache, files[source.name], max_side): source.name
             for source in todo

@@ -410,3 +410,12 @@ def test_two_conversions_into_one_folder_exclude_each_other(tmp_path):
                 items.Rules(),
                 functools.partial(runners.pool, 1),
             )
+
+
+def test_a_second_command_does_not_touch_a_plan_that_is_being_made(tmp_path):
+    def make():
+        with pytest.raises(UserError, match="another conversion"):
+            plan.prepare(tmp_path, {"other": 1}, lambda: ({}, {"train": []}))
+        return {"mine": 1}, {"train": [[{}]]}
+
+    assert plan.prepare(tmp_path, {}, make) == ({"mine": 1}, False)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -266,6 +267,18 @@ def test_preparing_drops_with_reasons_shrinks_large_pictures_and_keeps_small_fil
     assert (record.width, record.height) == (64, 43) and record.image[:2] == b"\xff\xd8"
     assert record.captions == ("large",) and record.label == "animals"
     assert found["some/animals/turned.bmp"].image[:2] == b"\xff\xd8"
+
+
+@pytest.mark.parametrize("side", [7_000, 9_000, 60_000])  # our limit, the decoder's, and Pillow's
+def test_a_bomb_is_counted_as_too_large_by_its_header(tmp_path, side):
+    png = bytearray(encoded(drawing(1)))
+    png[16:24] = side.to_bytes(4, "big") * 2
+    png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
+    root = "usr/share/games/pysiogame/res/images/art4apps/animals/"
+    part, found = prepared(
+        tmp_path, "bomb", {root + "bomb.png": bytes(png), root + "cat.png": encoded(drawing(2))}
+    )
+    assert part.dropped == {"over 40 Mpixel": 1} and len(found) == 1
 
 
 def test_crops_and_the_cap_of_a_group(tmp_path):

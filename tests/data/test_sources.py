@@ -41,6 +41,16 @@ def test_the_corpus_is_named_by_its_split(shards, monkeypatch):
         ArrayRecordSource("corpus:val")
 
 
+def test_an_empty_shard_beside_others_is_passed_over_and_a_set_of_nothing_is_refused(tmp_path):
+    for index, part in enumerate(([], [b"a", b"b"], [], [b"c"], [])):
+        write_shard(tmp_path / records.shard_name("train", index, 5), part)
+    source = ArrayRecordSource(str(tmp_path))
+    assert [source[i] for i in range(len(source))] == [b"a", b"b", b"c"]
+    assert source.locate(2) == (str(tmp_path / records.shard_name("train", 3, 5)), 0)
+    with pytest.raises(UserError, match="no record in this shard"):
+        ArrayRecordSource(str(tmp_path / records.shard_name("train", 0, 5)))
+
+
 def test_a_pickled_source_reads_the_same_and_takes_no_readers_along(shards):
     source = ArrayRecordSource(str(shards))
     expected = source[40]
@@ -87,16 +97,13 @@ def test_two_sets_of_one_name_and_a_file_matched_twice_are_refused(shards, tmp_p
         ArrayRecordSource(str(folder))
 
 
-@pytest.mark.parametrize("fault", ["zero bytes", "no record", "truncated", "not an ArrayRecord"])
+@pytest.mark.parametrize("fault", ["zero bytes", "truncated", "not an ArrayRecord"])
 def test_an_unreadable_shard_is_refused_by_name(shards, tmp_path, fault):
     folder = shutil.copytree(shards, tmp_path / "set")
     victim = folder / "train-00001-of-00004.arrayrecord"
     whole = victim.read_bytes()
-    if fault == "no record":
-        write_shard(victim, [])
-    else:
-        contents = {"zero bytes": b"", "truncated": whole[: len(whole) // 2]}
-        victim.write_bytes(contents.get(fault, b"\x89PNG" * 50_000))
+    contents = {"zero bytes": b"", "truncated": whole[: len(whole) // 2]}
+    victim.write_bytes(contents.get(fault, b"\x89PNG" * 50_000))
     with pytest.raises(UserError, match="train-00001-of-00004.arrayrecord: ") as error:
         ArrayRecordSource(str(folder))
     assert "\n" not in str(error.value)

@@ -55,7 +55,8 @@ class ArrayRecordSource:
 
     Raises:
       UserError: if a pattern matches nothing or cannot be read, a set ``-00000-of-0000N`` lacks a
-        shard, a file is matched twice, or a shard is empty, truncated or not an ArrayRecord.
+        shard, a file is matched twice, a shard is truncated or not an ArrayRecord, or all are
+        empty. (Single ones may be: of a tar without one usable image, the converter leaves one.)
     """
 
     def __init__(self, pattern: str | Sequence[str]):
@@ -82,6 +83,8 @@ class ArrayRecordSource:
             )
         self._sizes = [size for size, _ in measured]
         self._ends = list(itertools.accumulate(count for _, count in measured))
+        if not len(self):
+            raise UserError(f"{self.files[0]}: no record in this shard, nor in any beside it")
         self._readers: dict[int, array_record_module.ArrayRecordReader] = {}
         self._lock = threading.Lock()
 
@@ -269,8 +272,8 @@ def _try_to_measure(file: str) -> tuple[int, int] | UserError:
 
 
 def _measure(file: str) -> tuple[int, int]:
-    """(bytes, records), the latter from the footer. The module reports most failures as 0
-    records."""
+    """(bytes, records), the latter from the footer. The module reports most failures as 0 records,
+    but without the writer's options, which a healthy empty shard has."""
     try:
         size = epath.Path(file).stat().length
         if size == 0:
@@ -290,10 +293,10 @@ def _measure(file: str) -> tuple[int, int]:
             f"{file}: the shard cannot be read: {' '.join(str(error).split())}; it is truncated, "
             "damaged or not an ArrayRecord: write or copy it again"
         ) from None
-    if count == 0:
+    if count == 0 and not options:
         raise UserError(
-            f"{file}: no record can be read from this shard ({size:,} bytes): it is empty, "
-            "truncated or not an ArrayRecord; write it again"
+            f"{file}: no record can be read from this shard ({size:,} bytes): it is truncated or "
+            "not an ArrayRecord; write it again"
         )
     if (group := re.search(r"group_size:(\d+)", options)) and group[1] != "1":
         _logger.warning(

@@ -31,6 +31,7 @@ from webssl_jax.files import write_text
 MIN_SIDE, MAX_ASPECT = 32, 6.0
 # Sixteen openclipart pictures of up to 623 Mpixel hold two thirds of its pixels.
 MAX_PIXELS = 40_000_000
+_TOO_LARGE = f"over {MAX_PIXELS // 1_000_000} Mpixel"
 TEXT_FACTOR = 2  # documents are kept twice as large, so that their text can be read
 QUALITY = 90
 _KEPT_FORMATS = ("JPEG", "PNG", "WEBP")  # those of the record schema
@@ -150,7 +151,7 @@ def _encoded(found: Picture, limit: int):
         try:
             opened = decode.open_image(found.image)
             if opened.width * opened.height > MAX_PIXELS:
-                yield f"over {MAX_PIXELS // 1_000_000} Mpixel", None, None
+                yield _TOO_LARGE, None, None
                 return
             reason = _unfit(opened.width, opened.height)
             if reason:
@@ -160,9 +161,11 @@ def _encoded(found: Picture, limit: int):
             # twice what is kept, so that the antialiasing filter still has something to do
             scale = 1.0 if found.crops else 2 * limit / max(opened.width, opened.height)
             image = opened.decode(scale).upright()
-        except decode.DecodeError as error:
-            big = "more than the limit" in str(error)
-            yield "over 40 Mpixel" if big else "undecodable", None, None
+        except decode.TooManyPixelsError:
+            yield _TOO_LARGE, None, None
+            return
+        except decode.DecodeError:
+            yield "undecodable", None, None
             return
         if kept and max(image.size) <= limit:
             original = found.image

@@ -82,8 +82,8 @@ def prepare(
       The facts, and True if an earlier plan is continued.
 
     Raises:
-      UserError: if the folder cannot be written, holds a plan of other settings, or holds shards
-        of these splits without a plan.
+      UserError: if the folder cannot be written, is in use by another process, holds a plan of
+        other settings, or holds shards of these splits without a plan.
     """
     settings = json.loads(json.dumps({"plan_version": PLAN_VERSION, **settings}))
     plan = output / PLAN_FOLDER
@@ -94,25 +94,28 @@ def prepare(
         if error.errno in DISK_FULL:
             raise
         raise UserError(f"--output {output}: cannot be written: {error.strerror}") from None
-    if (plan / "settings.json").exists():
-        _compare(output, json.loads((plan / "settings.json").read_text("utf-8")), settings)
-        return json.loads((plan / "facts.json").read_text("utf-8")), True
-    shards = sorted(path.name for path in output.glob("*.arrayrecord"))
-    if shards:
-        raise UserError(f"--output {output}: holds {shards[0]} from elsewhere; give another folder")
-    for old in plan.glob("*.json*"):
-        old.unlink()  # of a plan that was never completed
-    sizes = {}
-    facts, dealt = make()
-    for split, parts in dealt.items():
-        sizes[split] = [sum(map(size_of, part)) for part in parts]
-        for index, part in enumerate(parts):
-            lines = "".join(json.dumps(unit) + "\n" for unit in part)
-            (plan / f"{split}-{index:05d}.jsonl").write_text(lines, "utf-8")
-    write_text(plan / "shards.json", json.dumps(sizes))
-    write_text(plan / "facts.json", json.dumps(facts))
-    write_text(plan / "settings.json", json.dumps(settings, indent=1))
-    return facts, False
+    with lock(output):  # a second command would write its plan among the lines of this one
+        if (plan / "settings.json").exists():
+            _compare(output, json.loads((plan / "settings.json").read_text("utf-8")), settings)
+            return json.loads((plan / "facts.json").read_text("utf-8")), True
+        shards = sorted(path.name for path in output.glob("*.arrayrecord"))
+        if shards:
+            raise UserError(
+                f"--output {output}: holds {shards[0]} from elsewhere; give another folder"
+            )
+        for old in plan.glob("*.json*"):
+            old.unlink()  # of a plan that was never completed
+        sizes = {}
+        facts, dealt = make()
+        for split, parts in dealt.items():
+            sizes[split] = [sum(map(size_of, part)) for part in parts]
+            for index, part in enumerate(parts):
+                lines = "".join(json.dumps(unit) + "\n" for unit in part)
+                (plan / f"{split}-{index:05d}.jsonl").write_text(lines, "utf-8")
+        write_text(plan / "shards.json", json.dumps(sizes))
+        write_text(plan / "facts.json", json.dumps(facts))
+        write_text(plan / "settings.json", json.dumps(settings, indent=1))
+        return facts, False
 
 
 def planned(output: Path) -> dict[str, list[int]]:
