@@ -8,7 +8,7 @@ from webssl_jax import config as configs
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
-SPECS = ["quickstart.py"] + [
+SPECS = ["quickstart.py", "mini_web.py"] + [
     f"web_mae.py:size={size},recipe={recipe}"
     for recipe in ("paper", "stock")
     for size in ("300m", "700m", "1b", "2b", "3b", "5b", "tiny")
