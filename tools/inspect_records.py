@@ -112,9 +112,9 @@ def _draw_sheet(
 def _table(facts: Mapping[str, Any]) -> str:
     """The facts for the eye."""
     count = facts["whole"]
+    shards = "1 shard" if facts["shards"] == 1 else f"{facts['shards']:,} shards"
     lines = [
-        f"{facts['records']:,} records in {facts['shards']:,} shards: {count:,} whole, "
-        f"{facts['damaged']:,} damaged"
+        f"{facts['records']:,} records in {shards}: {count:,} whole, {facts['damaged']:,} damaged"
     ]
     if count:
         lines += [

@@ -11,7 +11,8 @@
 The same command again continues where it was stopped, by whatever. It writes
 ``<split>-00000-of-00004.arrayrecord`` and ``<split>.summary.json`` with what was kept, what was
 dropped and why, and which files are damaged. Exit codes as everywhere in webssl_jax: 0 done, 2 bad
-input or full disk (one line says what), 130 stopped by Ctrl-C.
+input or full disk (one line says what), 130 stopped by Ctrl-C. Damaged or missing inputs beside
+whole ones leave it at 0: the last line on stderr says how many there are.
 
 ``--runner beam`` does the same work on Apache Beam (``pip install '.[beam]'``, in an environment of
 its own): ``--beam-options='--runner=DataflowRunner --project=...'``. Inputs, ``--output`` and this
@@ -355,6 +356,11 @@ def _convert(args: Any, kind: Kind) -> int:
     if not any(summary["kept"] for summary in summaries.values()):
         named = " ".join(args.input) if isinstance(args.input, list) else args.input
         raise UserError(f"--input {named}: no usable image; {args.output} holds empty shards")
+    for split, summary in summaries.items():
+        if count := stats.damaged(summary):
+            inputs = "1 input (or part of one)" if count == 1 else f"{count:,} inputs (or parts)"
+            where = args.output / f"{split}.summary.json"
+            print(f'{inputs} damaged or missing; see "notes" in {where}', file=sys.stderr)
     return 0
 
 

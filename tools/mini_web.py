@@ -8,12 +8,14 @@ packages ship.
 Leaves train-*.arrayrecord, probe-train-* and probe-test-* (the leak-free topic probe), SUMMARY.md
 with licences and counts, floors.json with what trivial features reach, and sources.png. Sources
 and rules: webssl_jax/corpus/mini_web/README.md. The same command again continues where it was
-stopped, or says that all is there. Exit codes as everywhere in webssl_jax: 0 done, 2 bad input or
-full disk (one line says what), 130 stopped by Ctrl-C.
+stopped, or says that all is there; another command for the same folder is refused. Exit codes as
+everywhere in webssl_jax: 0 done, 2 bad input or full disk (one line says what), 130 stopped by
+Ctrl-C.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -29,10 +31,14 @@ from webssl_jax.corpus.mini_web import packages
 from webssl_jax.corpus.mini_web.catalogue import BY_NAME, SOURCES, Source
 from webssl_jax.corpus.mini_web.choose import Quotas, choose
 from webssl_jax.corpus.mini_web.prepare import Files, prepare
-from webssl_jax.data.processes import end_with_parent
+from webssl_jax.data import processes
+from webssl_jax.data.converter import plan
+from webssl_jax.data.converter.work import means_disk_full
+from webssl_jax.files import write_json
 from webssl_jax.telemetry.progress import Progress
 
 WORK = ".work"
+SETTINGS = ("only", "without", "max_side", "cap", "floor_size")  # whatever changes the output
 
 
 def main() -> int:
@@ -66,14 +72,16 @@ def main() -> int:
         if getattr(args, flag) < least:
             raise UserError(f"--{flag.replace('_', '-')}: give {least} or more")
     sources = _sources(args.only, args.without)
+    settings = {name: getattr(args, name) or None for name in SETTINGS}
+    stored = args.output / "settings.json"
+    if stored.exists():
+        plan.compare(args.output, json.loads(stored.read_text("utf-8")), settings)
+    else:
+        plan.refuse_foreign(args.output)
     if (args.output / "floors.json").exists():
         print(f"{args.output} is complete; to assemble anew, delete it")
         return 0
     work = args.output / WORK
-    if not work.exists() and (found := sorted(args.output.glob("*.arrayrecord"))):
-        raise UserError(
-            f"--output {args.output}: holds {found[0].name} from elsewhere; give another"
-        )
     cache = (args.cache or work / "packages").resolve()
     for folder in (work, cache):
         try:
@@ -81,9 +89,19 @@ def main() -> int:
         except OSError as error:
             raise UserError(f"{folder}: cannot be made: {error.strerror}") from None
     _download(sources, cache)
+    # Not before: whoever cannot download a source may go on without it.
+    write_json(stored, settings)
     files = {s.name: Files(work, s.name, f"{args.max_side}px") for s in sources}
-    _prepare(sources, cache, files, args.max_side, args.workers)
-    _assemble(files, args)
+    try:
+        _prepare(sources, cache, files, args.max_side, args.workers)
+        _assemble(files, args)
+    except RuntimeError as error:  # the record writer knows no errno
+        if not means_disk_full(error):
+            raise
+        raise UserError(
+            f"--output {args.output}: No space left on device; make room and start the same "
+            "command again"
+        ) from None
     if not args.keep_work:
         shutil.rmtree(work)
     return 0
@@ -127,7 +145,7 @@ def _prepare(
     before = total - sum(megabytes[source.name] for source in todo)
     progress = Progress(total, "preparing", "MB of packages", done=before)
     with futures.ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=end_with_parent
+        workers, mp_context=get_context("spawn"), initializer=processes.start_worker
     ) as pool:
         running = {
             pool.submit(prepare, source, cache, files[source.name], max_side): source.name
@@ -144,7 +162,7 @@ def _prepare(
                 "fewer --workers; the same command continues"
             ) from None
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            processes.end_workers(pool)
             raise
     progress.close()
 

@@ -62,8 +62,9 @@ def test_tar_and_metaclip_commands_convert_continue_and_summarise(tmp_path, invo
     shard.parent.mkdir(parents=True)
     shard.write_bytes(pack(("a.json", b'{"texts": [["alt", "A text"]]}'), ("a.jpeg", image(1))))
     args = ("metaclip", "--input", tmp_path / "mc", "--output", tmp_path / "mc-out")
-    code, out, _ = invoke(*args, "--first", 101, "--last", 102, "--source", "mc400m")
+    code, out, err = invoke(*args, "--first", 101, "--last", 102, "--source", "mc400m")
     assert code == 0 and "shard missing: 2/102.tar" in out
+    assert err.splitlines()[-1].startswith("1 input (or part of one) damaged or missing; see")
     (record,) = read_shards(tmp_path / "mc-out").values()
     assert record.captions == ("A text",) and record.source == "mc400m"
 
@@ -101,6 +102,34 @@ def test_nothing_usable_is_one_line_and_exit_2(tmp_path, invoke):
     code, out, err = invoke(*args)
     assert code == 2 and "no usable image" in err.splitlines()[-1] and "Traceback" not in err
     assert "damaged tar: what lies behind is lost: 0.tar at byte" in out
+
+
+def test_damage_beside_whole_inputs_is_the_last_line_and_exit_0(tmp_path, invoke):
+    tars = make_tars(tmp_path / "in", 3)
+    for name in ("00000.tar", "00002.tar"):
+        data = (tars / name).read_bytes()
+        (tars / name).write_bytes(data[: len(data) // 2 - 100])
+    args = ("tar", "--input", tars / "*.tar", "--output", tmp_path / "out", "--workers", 1)
+    for _ in range(2):  # a finished conversion says it, too
+        code, _, err = invoke(*args)
+        where = tmp_path / "out/train.summary.json"
+        line = f'2 inputs (or parts) damaged or missing; see "notes" in {where}'
+        assert code == 0 and err.splitlines()[-1] == line
+    whole = ("tar", "--input", tars / "00001.tar", "--output", tmp_path / "whole")
+    code, out, err = invoke(*whole, "--workers", 1)
+    assert code == 0 and "damaged" not in err and "kept in 1 shard, " in out
+
+
+def test_a_failed_listing_leaves_the_output_as_it_was(tmp_path, invoke):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/mine.txt").write_text("x")
+    for output in (tmp_path / "new", tmp_path / "kept"):
+        code, _, err = invoke("tar", "--input", tmp_path / "*.tar", "--output", output)
+        assert code == 2 and "no file matches" in err
+    (tmp_path / "kept/x.arrayrecord").write_bytes(b"")
+    code, _, err = invoke("tar", "--input", tmp_path / "*.tar", "--output", tmp_path / "kept")
+    assert code == 2 and "holds x.arrayrecord from elsewhere" in err
+    assert {path.name for path in tmp_path.rglob("*")} == {"kept", "mine.txt", "x.arrayrecord"}
 
 
 @pytest.mark.slow

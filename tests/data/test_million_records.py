@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import struct
 import subprocess
 import sys
@@ -67,6 +68,19 @@ class Stage:
     megabytes: float
 
 
+def peak_megabytes(pid):
+    """The most memory that the process or one of its children has held so far. Not ru_maxrss: that
+    counts what the process which started it (pytest) holds."""
+    try:
+        status = pathlib.Path(f"/proc/{pid}/status").read_text()
+        children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # it has ended meanwhile
+        return 0.0
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status)  # a process that has just ended has none
+    own = int(peak[1]) / 1024 if peak else 0.0
+    return max([own, *map(peak_megabytes, children)])
+
+
 def run(command, until=None):
     """Runs a command; kills it (SIGKILL) as soon as ``until()`` is true."""
     began = time.monotonic()
@@ -77,17 +91,18 @@ def run(command, until=None):
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-        while until is not None and process.poll() is None:
-            if until():
+        peak = 0.0
+        while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
+            peak = max(peak, peak_megabytes(process.pid))
+            if until is not None and until():
                 process.kill()
-                break
             time.sleep(0.02)
-        _, status, usage = os.wait4(process.pid, 0)
+        _, status, usage = ended
         process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
         text = output.read()
     cpu = usage.ru_utime + usage.ru_stime
-    return Stage(process.returncode, text, time.monotonic() - began, cpu, usage.ru_maxrss / 1024)
+    return Stage(process.returncode, text, time.monotonic() - began, cpu, peak)
 
 
 LOAD = textwrap.dedent(f"""

@@ -22,10 +22,11 @@ from PIL import Image, ImageDraw
 
 from webssl_jax.config import UserError
 from webssl_jax.corpus import near_duplicates
-from webssl_jax.corpus.mini_web import choose, packages, prepare, readers
+from webssl_jax.corpus.mini_web import choose, output, packages, prepare, readers
 from webssl_jax.corpus.mini_web.catalogue import BY_NAME, SOURCES
 from webssl_jax.corpus.mini_web.packages import Package
 from webssl_jax.data import records
+from webssl_jax.data.converter import work
 from webssl_jax.data.converter.items import Dropped
 from webssl_jax.data.sources import ArrayRecordSource
 
@@ -424,9 +425,46 @@ def test_the_tool_continues_a_stopped_run_offline_and_knows_when_it_is_done(tmp_
     assert Image.open(output / "sources.png").size[0] > 500
     second = run(*args)
     assert second.returncode == 0 and "complete" in second.stdout
+    before = sorted(path.stat().st_mtime_ns for path in output.iterdir())
+    other = run(*args, "--cap", 5)
+    assert other.returncode == 2 and "was begun with --cap 3000, now 5" in other.stderr
+    assert len(other.stderr.splitlines()) == 1 and not other.stdout
+    assert before == sorted(path.stat().st_mtime_ns for path in output.iterdir())
 
 
 def test_the_tool_says_what_is_wrong_in_one_line(tmp_path):
     result = run("--output", tmp_path / "x", "--only", "pysiogme")
     assert result.returncode == 2 and "did you mean" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+    (tmp_path / "some.arrayrecord").write_bytes(b"")
+    result = run("--output", tmp_path, "--only", "pysiogame")
+    assert result.returncode == 2 and "holds some.arrayrecord from elsewhere" in result.stderr
+
+
+def test_a_shard_that_lost_a_record_gets_no_final_name(tmp_path, monkeypatch):
+    root = "usr/share/games/pysiogame/res/images/art4apps/animals/"
+    part, found = prepared(
+        tmp_path, "some", {f"{root}{i}.png": encoded(drawing(i)) for i in range(4)}
+    )
+    rows = [row | {"source": "some", "place": i} for i, row in enumerate(part.rows)]
+    files, folder = {"some": prepare.Files(tmp_path, "some", "test")}, tmp_path / "out"
+    folder.mkdir()
+    stale = folder / "train-00000-of-00009.arrayrecord"
+    for path in (stale, folder / f"{stale.name}.0123.tmp"):
+        path.write_bytes(b"of a run that was killed")
+    whole = work.array_record_module.ArrayRecordWriter
+
+    class Losing(whole):
+        def write(self, data):
+            if records.decode(data).key != rows[2]["key"]:
+                super().write(data)
+
+    monkeypatch.setattr(work.array_record_module, "ArrayRecordWriter", Losing)
+    with pytest.raises(OSError, match="3 records arrived of 4"):
+        output.write_shards("train", rows, files, folder)
+    assert not list(folder.iterdir())
+    monkeypatch.setattr(work.array_record_module, "ArrayRecordWriter", whole)
+    output.write_shards("train", rows, files, folder)
+    (shard,) = folder.iterdir()
+    source = ArrayRecordSource(str(shard))
+    assert {records.decode(source[i]).key for i in range(len(source))} == set(found)

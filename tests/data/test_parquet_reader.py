@@ -143,6 +143,22 @@ def test_rows_lost_in_a_damaged_group_are_counted_and_the_next_group_is_read(tmp
     assert example.startswith("a.parquet, row group 0, 4 rows: ")
 
 
+def test_a_fault_in_what_is_done_with_rows_is_not_taken_for_damage(convert, monkeypatch):
+    def fail(*args):
+        raise TypeError("ours")
+
+    monkeypatch.setattr(ParquetReader, "_item", fail)
+    with pytest.raises(TypeError, match="ours"):
+        convert(pa.table({"image": [image(0)]}))
+
+
+def test_a_struct_whose_path_is_no_text_has_no_image_without_bytes(convert):
+    rows = [{"bytes": image(0), "path": 5}, {"bytes": None, "path": 6}]
+    stats, found = convert(pa.table({"image": rows}))
+    assert [r.image for r in found.values()] == [image(0)]
+    assert counts(stats["dropped"]) == {"no image in the row": 1} and stats["notes"] == {}
+
+
 def test_memory_is_bounded_by_pages_not_by_the_row_group(tmp_path):
     """200 MB in one row group pass through a small part of that."""
     path = tmp_path / "a.parquet"

@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import heapq
 import multiprocessing
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
@@ -327,8 +326,7 @@ _WORK: Callable[[Any], Any] | None = None  # a worker's, sent once and not with 
 def _start_worker(work: Callable[[Any], Any]) -> None:
     global _WORK
     _WORK = work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    processes.end_with_parent()
+    processes.start_worker()
 
 
 def _do(task: Any) -> Any:

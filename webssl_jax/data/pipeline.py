@@ -312,13 +312,12 @@ def _iterate(
 def _start_worker(index: int, count: int) -> None:
     """Runs first in every worker process."""
     del index, count
-    # Signals to the whole process group (Ctrl-C, a scheduler) are the main process's to answer: it
-    # finishes its step, saves, and closes the loader.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    processes.start_worker()
+    # A scheduler's signal to the whole process group is the main process's to answer, as Ctrl-C is:
+    # it finishes its step, saves, and closes the loader.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # A worker needs no accelerator, and must never take one away from the main process.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    processes.end_with_parent()
 
 
 def _concatenate(chunks: Sequence[Batch]) -> Batch:

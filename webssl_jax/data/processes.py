@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
+from concurrent import futures
 
 
-def end_with_parent() -> None:
-    """Ends this worker process when its parent ends, however that ends: a killed parent cannot stop
-    its workers, and they would wait for it for ever."""
+def start_worker() -> None:
+    """Runs first in a worker process. Ctrl-C, which the whole group receives, is the parent's to
+    answer. And the worker ends when its parent ends, however that ends: a killed parent cannot stop
+    its workers, and they would wait for it for ever, or go on writing beside its successor."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+def end_workers(pool: futures.ProcessPoolExecutor) -> None:
+    """Ends a pool at once, whatever its workers are doing."""
+    workers = list((pool._processes or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join()

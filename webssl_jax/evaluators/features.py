@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from webssl_jax.config import UserError
 from webssl_jax.evaluators.base import FeatureFunction
 
 # Of the mean eigenvalue. Directions that carry less are noise and are not blown up.
@@ -32,6 +33,7 @@ def extract(
       last block; and for each requested block ``cls@<block>`` and ``patches@<block>``, both (n, D).
 
     Raises:
+      UserError: if a feature is not finite.
       ValueError: if there are no images, or ``feature_fn`` does not return the blocks asked for.
     """
     if not len(images):
@@ -41,7 +43,14 @@ def extract(
         _one_batch(feature_fn, images[i : i + batch], batch, layers)
         for i in range(0, len(images), batch)
     ]
-    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    pooled = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    odd = [name for name, x in pooled.items() if not np.isfinite(x).all()]
+    if odd:
+        raise UserError(
+            f"evaluation: NaN or infinity in the features ({', '.join(odd)}); the network has "
+            "diverged, or its number format is too small for it"
+        )
+    return pooled
 
 
 def _one_batch(

@@ -14,12 +14,16 @@ from webssl_jax.evaluators.knn import knn
 from webssl_jax.evaluators.linear import probe, variants
 from webssl_jax.evaluators.splits import look_alikes
 
+# Raised whenever the same features of the same images would get another figure, so that stored
+# figures of an older rule are measured anew (baselines) or not paired with new ones (step 0).
+PROTOCOL = 2
+
 
 class Measurement(NamedTuple):
     """One row of the report: both scores of one kind of feature on one pair of image sets.
 
     step: training steps behind it, None for trivial features. data: fingerprint of the images and
-    labels.
+    labels, and the protocol; only measurements with the same are compared item by item.
     """
 
     step: int | None
@@ -80,7 +84,7 @@ class FrozenFeatureEvaluation:
         check(train, test)
         self.train, self.test = train, test
         self.batch, self.layers, self.seed = batch, tuple(layers), seed
-        self.data = fingerprint(train, test)
+        self.data = f"{fingerprint(train, test)}-{PROTOCOL}"
         self._groups = look_alikes(train.images, train.labels)
         self._baselines: dict[str, Measurement] = {}
 

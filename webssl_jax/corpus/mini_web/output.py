@@ -6,6 +6,7 @@ file                      what
 train-*.arrayrecord       every training image; label = topic, or none
 probe-train-*             those of them that the probe learns from
 probe-test-*              its test images, which are not in train and resemble nothing there
+settings.json             what the tool was told; another run must be told the same
 summary.json, SUMMARY.md  counts by source, licence, caption, size; what was left out, and why
 floors.json               what trivial features reach on the probe
 sources.png               a row of pictures for each source
@@ -27,6 +28,7 @@ from webssl_jax.corpus.mini_web.catalogue import BY_NAME
 from webssl_jax.corpus.mini_web.choose import Chosen, guessed_from_source
 from webssl_jax.corpus.mini_web.prepare import Files
 from webssl_jax.data import records, views
+from webssl_jax.data.converter.work import temporary_shard
 from webssl_jax.data.pipeline import read_labelled
 from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.evaluators.base import Dataset, standard_error
@@ -44,20 +46,26 @@ def write_shards(
     name: str, rows: Sequence[Mapping], work: Mapping[str, Files], folder: Path
 ) -> None:
     """Copies the chosen records, in the rows' order dealt in turn, so that each shard is a
-    mixture."""
+    mixture.
+
+    Raises:
+      OSError: as :func:`temporary_shard`.
+    """
     readers = {s: array_record_module.ArrayRecordReader(str(f.records)) for s, f in work.items()}
-    for old in folder.glob(f"{name}-*.arrayrecord"):
+    for old in folder.glob(f"{name}-*.arrayrecord*"):
         old.unlink()  # of a run that was stopped before it was complete
     total = max(1, -(-len(rows) // IMAGES_PER_SHARD))
     for index in range(total):
         path = folder / records.shard_name(name, index, total)
-        temporary = path.with_suffix(".tmp")
-        writer = array_record_module.ArrayRecordWriter(str(temporary), records.WRITER_OPTIONS)
-        for row in rows[index::total]:
-            (data,) = readers[row["source"]].read([row["place"]])
-            writer.write(data)
-        writer.close()
-        temporary.replace(path)
+
+        def write(writer, mine=rows[index::total]) -> int:
+            for row in mine:
+                (data,) = readers[row["source"]].read([row["place"]])
+                writer.write(data)
+            return len(mine)
+
+        with temporary_shard(path, write) as temporary:
+            temporary.replace(path)
     for reader in readers.values():
         reader.close()
 

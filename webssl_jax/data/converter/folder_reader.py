@@ -50,18 +50,22 @@ class FolderReader:
         if problem:
             yield Dropped(key, problem)
             return
-        captions, notes = clean_captions(self._captions(full))
+        texts, lost = self._captions(full)
+        captions, notes = clean_captions(texts)
         folder = path.parts[0] if len(path.parts) > 1 else None
         label = key_of(folder) if self.label_from == "folder" and folder else None
-        yield Candidate(key, data, captions, label, notes)
+        yield Candidate(key, data, captions, label, notes + lost)
 
-    def _captions(self, path: Path) -> list[str | bytes]:
+    def _captions(self, path: Path) -> tuple[list[str | bytes], tuple[str, ...]]:
+        """The texts, and a note if there is a file of them that cannot be read."""
         if self.captions == "filename":
-            return [re.sub(r"[\W_]+", " ", key_of(path.stem))]
+            return [re.sub(r"[\W_]+", " ", key_of(path.stem))], ()
         if self.captions == "sidecar-txt":
-            data, _ = read_image_file(path.with_suffix(".txt"))
-            return data.splitlines()
-        return []
+            beside = path.with_suffix(".txt")
+            data, problem = read_image_file(beside)
+            lost = problem and problem != "empty file" and os.path.lexists(beside)
+            return data.splitlines(), (f"text beside an image: {problem}",) if lost else ()
+        return [], ()
 
 
 def read_image_file(path: Path) -> tuple[bytes, str]:

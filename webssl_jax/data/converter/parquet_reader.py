@@ -70,18 +70,16 @@ class ParquetReader:
             yield Note(name, unit["note"])
             return
         done, problem = 0, "fewer rows than the file's end promises"
+        batches = _batches(Path(self.root) / unit["path"], unit["group"], self.columns)
         try:
-            with _open(Path(self.root) / unit["path"]) as file:
-                is_path = _image_kind(file.schema_arrow.field(self.columns.image).type) == "path"
-                names = _class_names(file.schema_arrow, self.columns.label)
-                for rows in _rows(file, unit["group"], self.columns.names()):
-                    for row in rows:
-                        key = f"{os.path.splitext(name)[0]}/{unit['first'] + done:08d}"
-                        done += 1
-                        yield self._item(row, key, is_path, names)
-                    advance(len(rows))
-        except Exception as error:  # pyarrow raises nearly every type there is on hostile bytes
-            problem = f"{type(error).__name__}: {error}"
+            for rows, is_path, class_names in batches:
+                for row in rows:
+                    key = f"{os.path.splitext(name)[0]}/{unit['first'] + done:08d}"
+                    done += 1
+                    yield self._item(row, key, is_path, class_names)
+                advance(len(rows))
+        except _DamageError as error:
+            problem = str(error)
         if done < unit["size"]:
             where = f"{name}, row group {unit['group']}, {unit['size'] - done:,} rows"
             yield Note(f"{where}: {' '.join(problem.split())[:200]}", _DAMAGED)
@@ -95,7 +93,7 @@ class ParquetReader:
             data, path = data["bytes"], data.get("path")
         elif is_path:
             data, path = None, data
-        if data is None and path is None:
+        if data is None and not isinstance(path, bytes):
             return Dropped(key, "no image in the row")
         if data is None:
             data, problem = self._file(os.fsdecode(path))
@@ -140,7 +138,7 @@ def list_parquet(patterns: list[str], columns: Columns) -> tuple[Path, list[Unit
                     file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)
                 ]
                 fields = {name: schema.field(name).type for name in schema.names}
-        except Exception as error:  # as in ``read``
+        except Exception as error:  # as in ``_batches``
             damage = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             units.append({"path": path, "note": "damaged parquet file: cannot be opened"})
             continue
@@ -201,10 +199,30 @@ def _class_names(schema: pa.Schema, label: str | None) -> list[str]:
         return []
 
 
-def _rows(file: pq.ParquetFile, group: int, names: list[str]) -> Iterator[list[dict[str, Any]]]:
-    for batch in file.iter_batches(_ROWS, row_groups=[group], columns=names, use_threads=False):
-        columns = [_plain(batch.column(name)) for name in names]
-        yield [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+class _DamageError(Exception):
+    """What pyarrow said of a file."""
+
+
+def _batches(
+    path: Path, group: int, columns: Columns
+) -> Iterator[tuple[list[dict[str, Any]], bool, list[str]]]:
+    """Rows of a row group, whether their images are paths, and the labels' class names.
+
+    Raises: _DamageError, and nothing else: an error in what is done with the rows is no damage.
+    """
+    names = columns.names()
+    try:
+        with _open(path) as file:
+            is_path = _image_kind(file.schema_arrow.field(columns.image).type) == "path"
+            class_names = _class_names(file.schema_arrow, columns.label)
+            for batch in file.iter_batches(
+                _ROWS, row_groups=[group], columns=names, use_threads=False
+            ):
+                values = [_plain(batch.column(name)) for name in names]
+                rows = [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
+                yield rows, is_path, class_names
+    except Exception as error:  # pyarrow raises nearly every type there is on hostile bytes
+        raise _DamageError(f"{type(error).__name__}: {error}") from error
 
 
 def _plain(array: pa.Array) -> list[Any]:

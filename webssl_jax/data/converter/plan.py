@@ -10,6 +10,7 @@ import glob
 import itertools
 import json
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -83,10 +84,12 @@ def prepare(
 
     Raises:
       UserError: if the folder cannot be written, is in use by another process, holds a plan of
-        other settings, or holds shards of these splits without a plan.
+        other settings, or holds shards without a plan.
+      Whatever ``make`` raises. Then the folder is left as it was.
     """
     settings = json.loads(json.dumps({"plan_version": PLAN_VERSION, **settings}))
     plan = output / PLAN_FOLDER
+    new_plan, new_output = not plan.exists(), not output.exists()
     try:
         plan.mkdir(parents=True, exist_ok=True)
         _probe(plan)
@@ -96,26 +99,33 @@ def prepare(
         raise UserError(f"--output {output}: cannot be written: {error.strerror}") from None
     with lock(output):  # a second command would write its plan among the lines of this one
         if (plan / "settings.json").exists():
-            _compare(output, json.loads((plan / "settings.json").read_text("utf-8")), settings)
+            compare(output, json.loads((plan / "settings.json").read_text("utf-8")), settings)
             return json.loads((plan / "facts.json").read_text("utf-8")), True
-        shards = sorted(path.name for path in output.glob("*.arrayrecord"))
-        if shards:
-            raise UserError(
-                f"--output {output}: holds {shards[0]} from elsewhere; give another folder"
-            )
-        for old in plan.glob("*.json*"):
-            old.unlink()  # of a plan that was never completed
-        sizes = {}
-        facts, dealt = make()
-        for split, parts in dealt.items():
-            sizes[split] = [sum(map(size_of, part)) for part in parts]
-            for index, part in enumerate(parts):
-                lines = "".join(json.dumps(unit) + "\n" for unit in part)
-                (plan / f"{split}-{index:05d}.jsonl").write_text(lines, "utf-8")
-        write_text(plan / "shards.json", json.dumps(sizes))
-        write_text(plan / "facts.json", json.dumps(facts))
-        write_text(plan / "settings.json", json.dumps(settings, indent=1))
+        try:
+            refuse_foreign(output)
+            for old in plan.glob("*.json*"):
+                old.unlink()  # of a plan that was never completed
+            facts, dealt = make()
+            _write(plan, settings, facts, dealt)
+        except BaseException:
+            if new_plan:  # what cannot be removed (NFS keeps open files) must not hide the error
+                shutil.rmtree(plan, ignore_errors=True)
+            if new_output and not any(output.iterdir()):
+                output.rmdir()
+            raise
         return facts, False
+
+
+def _write(plan: Path, settings: Mapping[str, Any], facts: Mapping[str, Any], dealt: Dealt) -> None:
+    sizes = {}
+    for split, parts in dealt.items():
+        sizes[split] = [sum(map(size_of, part)) for part in parts]
+        for index, part in enumerate(parts):
+            lines = "".join(json.dumps(unit) + "\n" for unit in part)
+            (plan / f"{split}-{index:05d}.jsonl").write_text(lines, "utf-8")
+    write_text(plan / "shards.json", json.dumps(sizes))
+    write_text(plan / "facts.json", json.dumps(facts))
+    write_text(plan / "settings.json", json.dumps(settings, indent=1))  # last: the plan is complete
 
 
 def planned(output: Path) -> dict[str, list[int]]:
@@ -123,7 +133,14 @@ def planned(output: Path) -> dict[str, list[int]]:
     return json.loads((output / PLAN_FOLDER / "shards.json").read_text("utf-8"))
 
 
-def _compare(output: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def refuse_foreign(output: Path) -> None:
+    """For a folder without settings of ours. Raises UserError if shards are in it."""
+    if shards := sorted(path.name for path in output.glob("*.arrayrecord")):
+        raise UserError(f"--output {output}: holds {shards[0]} from elsewhere; give another folder")
+
+
+def compare(output: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises UserError if two runs' settings, by flag, are not the same."""
     for name in sorted(set(then) | set(now)):
         if then.get(name) != now.get(name):
             flag = "--" + name.replace("_", "-")

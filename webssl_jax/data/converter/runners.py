@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shlex
-import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
@@ -24,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from webssl_jax.config import UserError
+from webssl_jax.data import processes
 from webssl_jax.data.converter import duplicates, plan, stats, work
 from webssl_jax.data.converter.items import Reader, Rules, no_progress
 from webssl_jax.files import write_json
@@ -131,11 +129,11 @@ _COUNTER: Any = None  # a worker's share of the progress, set once in each proce
 @contextlib.contextmanager
 def pool(workers: int) -> Iterator[Do]:
     """Processes of this machine."""
-    # Spawned, not forked: the record writer has threads, and a worker must know its true parent.
+    # Spawned, not forked: the record writer has threads.
     context = get_context("spawn")
     counter = context.Value("q", 0)
     executor = futures.ProcessPoolExecutor(
-        workers, context, initializer=_start_worker, initargs=(counter, os.getpid())
+        workers, context, initializer=_start_worker, initargs=(counter,)
     )
 
     def do(function, shards, progress) -> None:
@@ -153,26 +151,13 @@ def pool(workers: int) -> Iterator[Do]:
     try:
         yield do
     finally:
-        # Without waiting for shards in work: they are redone. A dead parent ends workers, too.
-        processes = list((executor._processes or {}).values())
-        executor.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.join()
+        processes.end_workers(executor)  # without waiting for shards in work: they are redone
 
 
-def _start_worker(counter: Any, parent: int) -> None:
+def _start_worker(counter: Any) -> None:
     global _COUNTER
     _COUNTER = counter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)  # an orphan would go on writing beside the run that continues
-
-    threading.Thread(target=watch, daemon=True).start()
+    processes.start_worker()
 
 
 def _work(function: Callable, shard: work.Shard) -> None:

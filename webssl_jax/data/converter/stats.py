@@ -9,6 +9,8 @@ from webssl_jax.data import records
 from webssl_jax.data.converter.items import Candidate, Dropped, Note
 
 EXAMPLES = 5  # names kept for each reason
+# Beginnings of the notes that tell of inputs, or parts of them, that could not be read.
+_DAMAGE = ("damaged ", "unreadable file", "zeros inside a tar", "shard missing")
 _SUMS = ("inputs", "kept", "reencoded", "captioned", "bytes")
 _EDGES = {
     "shorter_side": (32, 64, 128, 224, 256, 384, 512, 768, 1024, 2048),
@@ -117,11 +119,18 @@ def total_stats(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return total
 
 
+def damaged(summary: Mapping[str, Any]) -> int:
+    """How many inputs, or parts of them, could not be read, by the summary's notes."""
+    notes = summary["notes"].items()
+    return sum(row["count"] for reason, row in notes if reason.startswith(_DAMAGE))
+
+
 def table(summary: Mapping[str, Any]) -> str:
     """A split's summary for the eye."""
+    shards = "1 shard" if summary["shards"] == 1 else f"{summary['shards']:,} shards"
     lines = [
         f"{summary['split']}: {summary['kept']:,} of {summary['inputs']:,} images kept in "
-        f"{summary['shards']} shards, {summary['bytes'] / 1e6:,.1f} MB"
+        f"{shards}, {summary['bytes'] / 1e6:,.1f} MB"
         + (f", {summary['reencoded']:,} shrunk" if summary["reencoded"] else "")
         + (f", {summary['captioned']:,} with captions" if summary["captioned"] else "")
     ]

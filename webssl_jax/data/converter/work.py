@@ -98,7 +98,7 @@ def stage_shard(shard: Shard, progress: Callable[[int], None] = no_progress) -> 
                 advance(left)
         return stats["kept"]
 
-    with _temporary_shard(shard, write) as temporary:
+    with temporary_shard(shard.path, write) as temporary:
         write_digests(shard.aside(".images"), images)
         write_digests(shard.aside(".keys"), keys)
         write_text(shard.aside(".staged.json"), json.dumps(stats))
@@ -137,20 +137,25 @@ def finish_shard(shard: Shard, progress: Callable[[int], None] = no_progress) ->
         reader.close()
         return stats["kept"]
 
-    with _temporary_shard(shard, write) as temporary:
+    with temporary_shard(shard.path, write) as temporary:
         write_text(shard.aside(".stats.json"), json.dumps(stats))
         os.replace(temporary, shard.path)
     shard.aside(".staged").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _temporary_shard(shard: Shard, write: Callable[..., int]) -> Iterator[Path]:
-    """Writes records with ``write``, which returns their number, and yields the complete file.
+def temporary_shard(path: Path, write: Callable[..., int]) -> Iterator[Path]:
+    """Writes records with ``write``, which returns their number, and yields the complete file
+    ``<path>.<...>.tmp``, for the caller to rename.
 
     The name is unique everywhere: Beam may try a shard on two machines at once. Both write the same
     bytes, so it does not matter whose rename comes last.
+
+    Raises:
+      OSError: with ENOSPC if the disk is full, with EIO if fewer records can be read back than were
+        written. The temporary file is removed.
     """
-    temporary = shard.path.with_name(f"{shard.path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         writer = array_record_module.ArrayRecordWriter(str(temporary), records.WRITER_OPTIONS)
         kept = write(writer)
@@ -158,7 +163,7 @@ def _temporary_shard(shard: Shard, write: Callable[..., int]) -> Iterator[Path]:
         _sync(temporary)
         _check(temporary, kept)
         yield temporary
-        _sync(shard.path.parent)
+        _sync(path.parent)
     except Exception as error:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
