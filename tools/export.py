@@ -67,6 +67,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", default="float32", choices=sorted(safetensors_io.DTYPES))
     parser.add_argument("--verify", action="store_true", help="compare with the other library")
     args = parser.parse_args(argv)
+    if args.workdir and args.heads is not None:
+        parser.error("--heads belongs to --weights")
+    if args.weights and args.step is not None:
+        parser.error("--step belongs to --workdir")
     library = import_library(args.format) if args.verify else None  # before the work, not after it
 
     if args.workdir:
@@ -75,11 +79,11 @@ def main(argv: list[str] | None = None) -> int:
         what = f"{args.workdir}: step {run.step:,}"
         output = weights_export.export_run(run, args.format, args.output, args.dtype)
     else:
-        if args.step is not None:
-            parser.error("--step belongs to --workdir")
         loaded = load.open_(args.weights, heads=args.heads)
         method, params = loaded.method(), loaded.params
         what = f"{args.weights}: {loaded.family}, {load.size_name(loaded.vit)}"
+        if loaded.assumed:
+            print(f"assumed: {', '.join(loaded.assumed)}")
         output = weights_export.export_loaded(loaded, args.format, args.output, args.dtype)
     print(f"{what}, {params_lib.count(params):,} parameters")
     for file in sorted(output.iterdir()) if output.is_dir() else [output]:

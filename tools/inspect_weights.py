@@ -55,7 +55,8 @@ def inspect(
     """(facts by name, {kind of trouble: tensors or sentences}; empty if it fits).
 
     Raises:
-      WeightsError: if there are no headers to read, or none of their tensors is known.
+      UserError: if there are no headers to read, none of their tensors is known, or ``heads`` is
+        no number of heads.
     """
     files = load.open_files(path)
     best = load.best_family(files, family)
@@ -69,7 +70,7 @@ def inspect(
         "files": ", ".join(sorted({t.file.name for t in files.tensors.values()})),
     }
     try:
-        method, _ = load.describe(files, best, heads, None)
+        method, _, assumed = load.describe(files, best, heads)
     except WeightsError as error:
         return facts, {"what it is cannot be told": [str(error)]}
     c = method.encoder
@@ -80,6 +81,8 @@ def inspect(
         "positions": "MAE's fixed sin-cos table" if c.position == "sincos" else "trained",
         "decoder": "none",
     }
+    if assumed:
+        facts["assumed"] = ", ".join(assumed)
     template = load.template_of(method)
     table = best.table(method)
     parts = {leaf.split("/")[0]: 0 for row in table.rows for leaf in row.paths}

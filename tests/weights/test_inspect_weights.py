@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.weights import big_files, samples
+from webssl_jax.config import UserError
 from webssl_jax.models import sizes
 
 _spec = importlib.util.spec_from_file_location(
@@ -26,6 +27,26 @@ def test_a_whole_file_is_described_and_fits(tmp_path, capsys, family):
         assert fact in printed
     assert "MAE's fixed sin-cos table" in printed and "float32" in printed and "it fits" in printed
     assert ("1 blocks, width 16, 4 heads" in printed) == (family in samples.BOTH)
+
+
+def test_what_had_to_be_assumed_is_told(tmp_path, capsys):
+    path = samples.write("hf-vit", tmp_path)
+    assert tool.main([str(path)]) == 0 and "no config.json" not in capsys.readouterr().out
+    (path / "config.json").unlink()
+    assert tool.main([str(path / "model.safetensors")]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "assumed     heads = 2 (of the published size), norm_eps = 1e-06 (no config.json" in printed
+    )
+
+
+def test_the_flag_goes_before_the_published_size_and_must_be_a_number_of_heads(tmp_path, capsys):
+    path = samples.write("hf-vit", tmp_path)
+    with pytest.raises(UserError, match="heads=-2: must be at least 1"):
+        tool.main([str(path), "--heads", "-2"])
+    (path / "config.json").unlink()
+    assert tool.main([str(path / "model.safetensors"), "--heads", "4"]) == 0
+    assert "width 32, 4 heads" in capsys.readouterr().out
 
 
 def test_the_5b_model_is_known_from_its_headers(tmp_path, capsys):

@@ -13,6 +13,7 @@ import torch
 
 from tests.weights import big_files, samples
 from webssl_jax import params
+from webssl_jax.config import UserError
 from webssl_jax.models import sizes
 from webssl_jax.weights import export, load, safetensors_io
 from webssl_jax.weights.stored import WeightsError
@@ -100,6 +101,44 @@ def test_of_an_unknown_size_the_heads_are_asked_for(tmp_path):
     assert load.load(path, heads=3, decoder_heads=2).vit.heads == 3
 
 
+def bare_safetensors(tmp_path, **encoder):
+    """An encoder of transformers without its config.json."""
+    folder = samples.write("hf-vit", tmp_path, samples.make_method(**encoder))
+    return (folder / "model.safetensors").rename(tmp_path / "bare.safetensors")
+
+
+def test_heads_that_are_given_go_before_those_of_the_published_size(tmp_path):
+    path = bare_safetensors(tmp_path, heads=4)  # web-mae-micro has 2
+    assert load.open_(path).vit.heads == 2
+    assert load.open_(path, heads=4).vit.heads == 4
+
+
+def test_heads_that_contradict_the_file_are_refused(tmp_path):
+    path = samples.write("hf-vit-mae", tmp_path)
+    assert load.open_(path, heads=2, decoder_heads=4).vit.heads == 2
+    refused(path, "states heads = 2, but heads=4 was given", heads=4)
+    refused(path, "states decoder_heads = 4, but decoder_heads=2 was given", decoder_heads=2)
+
+
+@pytest.mark.parametrize("given", [{"heads": 0}, {"heads": -2}, {"decoder_heads": -2}], ids=str)
+def test_no_number_of_heads_is_refused_even_where_it_is_not_needed(tmp_path, given):
+    path = samples.write("hf-vit", tmp_path)
+    with pytest.raises(UserError, match=f"{next(iter(given))}=.*: must be at least 1"):
+        load.open_(path, **given)
+
+
+def test_what_nothing_says_is_told_as_assumed(tmp_path):
+    heads = "heads = 2 (of the published size)"
+    eps = "norm_eps = 1e-06 (no config.json says it; transformers' default is 1e-12)"
+    path = bare_safetensors(tmp_path)
+    assert load.open_(path).assumed == (heads, eps)
+    assert load.open_(path, heads=2).assumed == (eps,)
+    folder = samples.write("timm", tmp_path)
+    assert load.open_(folder).assumed == ()
+    bare = (folder / "model.safetensors").rename(tmp_path / "timm.safetensors")
+    assert load.open_(bare).assumed == (heads,)  # the epsilon is built into timm
+
+
 @pytest.mark.parametrize("size", sizes.WEB_MAE_SIZES)
 def test_every_published_size_is_known_by_its_shapes(size):
     c = sizes.web_mae(size)
@@ -155,11 +194,34 @@ def test_a_config_that_disagrees_is_refused_by_name(tmp_path, change):
     refused(path, {"num_attention_heads": "heads"}.get(name, name))
 
 
-@pytest.mark.parametrize("change", [{"embed_dim": 64}, {"depth": 3}, {"img_size": 48}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"embed_dim": 64},
+        {"depth": 3},
+        {"img_size": 48},
+        {"mlp_ratio": 3.9},
+        {"mlp_ratio": "4"},
+        {"act_layer": "quick_gelu"},
+        {"norm_layer": "layernorm"},
+        {"class_token": False},
+        {"init_values": 1e-5},
+        {"of_a_later_timm": [1]},
+    ],
+    ids=str,
+)
 def test_a_config_of_timm_that_disagrees_is_refused_by_name(tmp_path, change):
     path = samples.write("timm", tmp_path)
     configure(path, model_args=change)
     refused(path, next(iter(change)))
+
+
+def test_what_timm_may_say_of_a_plain_vit_is_taken(tmp_path):
+    path = samples.write("timm", tmp_path)
+    plain = dict(act_layer="gelu", norm_layer=None, class_token=True, reg_tokens=0, mlp_ratio=4.01)
+    free = dict(num_classes=1000, global_pool="avg", drop_path_rate=0.1, dynamic_img_size=True)
+    configure(path, model_args=plain | free | {"num_heads": 4})
+    assert load.open_(path).vit.heads == 4
 
 
 def test_colours_come_from_the_folder(tmp_path):

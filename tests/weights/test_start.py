@@ -83,6 +83,38 @@ def test_a_decoder_of_another_shape_is_left_and_the_line_says_why(tmp_path, capl
     )
 
 
+def test_a_decoder_of_other_heads_is_left_too(tmp_path, caplog):
+    path = samples.write("hf-vit-mae", tmp_path)
+    method = samples.make_method()
+    method = dataclasses.replace(method, decoder=dataclasses.replace(method.decoder, heads=2))
+    with caplog.at_level(logging.INFO):
+        start(path, method)
+    assert "left in the file: the decoder (heads = 4, not 2)" in caplog.messages[-1]
+
+
+def bare(folder):
+    return (folder / "model.safetensors").rename(folder.with_suffix(".safetensors"))
+
+
+def test_heads_of_the_run_do_not_hide_that_a_published_size_has_others(tmp_path):
+    path = bare(samples.write("timm", tmp_path))
+    with pytest.raises(WeightsError, match="heads = 2, not 4"):
+        start(path, samples.make_method(heads=4))
+
+
+def test_heads_that_the_file_states_go_before_those_of_the_published_size(tmp_path):
+    method = samples.make_method(heads=4)
+    start(samples.write("timm", tmp_path, method), method)
+
+
+def test_the_line_says_what_was_assumed(tmp_path, caplog):
+    method = samples.make_method(width=48, heads=3)
+    path = bare(samples.write("hf-vit", tmp_path, method))
+    with caplog.at_level(logging.INFO):
+        start(path, method)
+    assert "; assumed: heads = 3 (of the run), norm_eps = 1e-06 (no" in caplog.messages[-1]
+
+
 @pytest.mark.parametrize("mode", ["plain", "offset"])
 @pytest.mark.parametrize("theirs", ["learned", "sincos"])
 def test_trained_positions_are_resized_to_the_resolution_of_the_run(tmp_path, caplog, mode, theirs):

@@ -62,6 +62,10 @@ def export_loaded(
     """
     if family in FAMILIES and "decoder" in FAMILIES[family].needs and loaded.decoder is None:
         raise WeightsError(f"{family}: needs a decoder, and {loaded.source} has none")
+    source = pathlib.Path(loaded.source).absolute()
+    # replacing it would delete what is read
+    if pathlib.Path(output).resolve() in (source.resolve(), source.parent.resolve()):
+        raise WeightsError(f"--output {output}: the weights are read from there; name another")
     method, card = loaded.method(), None
     if _is_folder(family):
         card = imported_card(loaded, FAMILIES[family], dtype, os.fspath(output))
@@ -92,6 +96,9 @@ def write(
         holds something else, or the disk is full.
     """
     output = pathlib.Path(output)
+    # "." has no name to stage under; of a link, what it leads to is replaced
+    if not output.name or output.name == ".." or output.is_symlink():
+        output = output.resolve()
     table = table_of(family, method)
     # Constants stay in float32: they are small, and a position table rounded to bfloat16 moves the
     # features by 2e-4.
@@ -120,9 +127,7 @@ def write(
             texts["preprocessor_config.json"] = _json(preprocessor_config(method))
         for name, text in texts.items():
             safetensors_io.write_text(staging / name, text)
-        if output.exists():
-            shutil.rmtree(output)
-        os.replace(staging, output)
+        _put(staging, output)
     except OSError as error:
         raise WeightsError(f"cannot write {output}: {error.strerror or error}") from None
     finally:
@@ -176,6 +181,22 @@ def _check_replaceable(output: pathlib.Path, folder: bool) -> None:
                 f"--output {output}: holds other things ({', '.join(other[:3])}"
                 f"{', ...' if len(other) > 3 else ''}); name a new folder"
             )
+
+
+def _put(staging: pathlib.Path, output: pathlib.Path) -> None:
+    """Puts ``staging`` where ``output`` is. What was there goes aside and is removed last: whenever
+    this ends, no export that was whole is lost."""
+    if not output.exists():
+        os.replace(staging, output)
+        return
+    aside = output.with_name(f".{output.name}.{os.getpid()}.old")
+    os.replace(output, aside)
+    try:
+        os.replace(staging, output)
+    except BaseException:  # Ctrl-C too
+        os.replace(aside, output)
+        raise
+    shutil.rmtree(aside)
 
 
 def _counted(

@@ -25,38 +25,19 @@ from typing import Any
 
 import jax
 
-from webssl_jax.methods import pixels
+from webssl_jax.config import UserError
 from webssl_jax.methods.mae import MAE, View
 from webssl_jax.models import sizes
 from webssl_jax.models.sizes import ViTConfig
-from webssl_jax.weights import positions, safetensors_io, tables, torch_file
+from webssl_jax.weights import configs, mae, positions, safetensors_io, tables, torch_file
 from webssl_jax.weights.families import FAMILIES, Family
-from webssl_jax.weights.stored import Stored, WeightsError, shown
+from webssl_jax.weights.stored import Opened, Stored, WeightsError, shown
 from webssl_jax.weights.tables import Table
 
 TORCH_FILE = "pytorch_model.bin"
 # Names and sizes of published ViTs besides Web-MAE's: (width, depth): heads.
 _OTHER_HEADS = {(192, 12): 3, (384, 12): 6, (768, 12): 12}
 _DECODER_HEADS = {512: 16}  # original MAE, every size
-# What transformers takes when config.json does not say.
-_HF_DEFAULTS = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-12,
-    "image_size": 224,
-    "patch_size": 16,
-    "num_channels": 3,
-    "qkv_bias": True,
-    "decoder_hidden_size": 512,
-    "decoder_num_hidden_layers": 8,
-    "decoder_num_attention_heads": 16,
-    "decoder_intermediate_size": 2048,
-    "mask_ratio": 0.75,
-    "norm_pix_loss": False,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +49,7 @@ class Loaded:
       arrays from :func:`load`, of ``tables.Leaf`` from :func:`open_`.
     normalisation: (mean, std) per colour, of pixels in [0, 1].
     source: the path. dtype: of the weights in the file. left: tensors passed over on purpose.
+    assumed: what of the networks nothing said, in words.
     """
 
     family: str
@@ -81,6 +63,7 @@ class Loaded:
     left: tuple[str, ...] = ()
     mask_ratio: float = 0.75
     norm_pix_loss: bool = True
+    assumed: tuple[str, ...] = ()
 
     def method(self) -> MAE:
         """The method these weights are variables of. Where there is no decoder, it has MAE's stock
@@ -98,19 +81,6 @@ class Loaded:
             mean=mean,
             std=std,
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Opened:
-    """Files with their headers read: tensors by name, config.json (or None) and its path, what our
-    own ``.pth`` keeps beside the tensors, and preprocessing."""
-
-    path: pathlib.Path
-    tensors: dict[str, Stored]
-    config: dict[str, Any] | None = None
-    config_file: pathlib.Path | None = None
-    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    preprocessor: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def load(path: str | os.PathLike, family: str | None = None, **options: Any) -> Loaded:
@@ -131,19 +101,22 @@ def open_(
     family: str | None = None,
     heads: int | None = None,
     decoder_heads: int | None = None,
+    otherwise: Any = None,
 ) -> Loaded:
     """Checks everything that needs no tensor (and the position tables) and opens the rest.
 
     Args:
       family: one of ``families.FAMILIES``; found by the names in the file when left out.
-      heads, decoder_heads: for files that do not say them, of no published size.
+      heads, decoder_heads: for files that do not state them; go before those of a published size.
+      otherwise: a method whose heads are taken where nothing else says them.
 
     Raises:
+      UserError: if heads are given that no network can have.
       WeightsError: naming what is missing, unexpected, misshapen or contradictory; one line.
     """
     files = open_files(path)
     found = best_family(files, family)
-    method, dtype = describe(files, found, heads, decoder_heads)
+    method, dtype, assumed = describe(files, found, heads, decoder_heads, otherwise)
     template = template_of(method)
     table = found.table(method)
     where = f"{files.path}: {table.family}"
@@ -162,6 +135,7 @@ def open_(
         tuple(fit.ignored),
         method.mask_ratio,
         method.norm_pix_loss,
+        assumed,
     )
 
 
@@ -247,38 +221,67 @@ def best_family(files: Opened, name: str | None = None) -> Family:
 
 
 def describe(
-    files: Opened, family: Family, heads: int | None = None, decoder_heads: int | None = None
-) -> tuple[MAE, str]:
-    """(the method whose networks the shapes describe, dtype of the weights).
+    files: Opened,
+    family: Family,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    otherwise: Any = None,
+) -> tuple[MAE, str, tuple[str, ...]]:
+    """(the method whose networks the shapes describe, dtype of the weights, what was assumed).
+
+    Heads are those that the file states, else those given, else of the published size, else of
+    ``otherwise``, a method; see :func:`open_`.
 
     Raises:
-      WeightsError: if shapes are missing or make no sense, or config.json says otherwise.
+      UserError: if heads are given that no network can have.
+      WeightsError: if shapes are missing or make no sense, or config.json or the heads given say
+        otherwise.
     """
+    for name, given in (("heads", heads), ("decoder_heads", decoder_heads)):
+        if given is not None and given < 1:
+            raise UserError(f"{name}={given}: must be at least 1")
     shapes = _Shapes(files, family)
     facts = shapes.network("encoder")
     decoder = shapes.network("decoder") if "decoder" in family.needs else None
-    said = _config_facts(files, family, facts, decoder)
-    facts["heads"] = said.pop("heads", None) or _known_heads(facts) or heads
+    said = configs.facts_of(files, facts, decoder)
+    assumed: list[str] = []
+    own = getattr(otherwise, "encoder", None)
+    guesses = {"of the published size": _known_heads(facts), "of the run": own and own.heads}
+    stated, stated_decoder = said.pop("heads", None), said.pop("decoder_heads", None)
+    facts["heads"] = _heads(files, "heads", stated, heads, guesses, assumed)
+    if "norm_eps" not in said:
+        said["norm_eps"] = mae.NORM_EPS
+        if not family.fixed_eps:
+            assumed.append(
+                f"norm_eps = {mae.NORM_EPS:g} (no config.json says it; transformers' default is "
+                f"{configs.HF_DEFAULTS['layer_norm_eps']:g})"
+            )
     if facts["heads"] is None:
         raise WeightsError(
             f"{files.path}: does not say how many heads attention has, and width "
             f"{facts['width']} with {facts['depth']} blocks is no published size; give it: heads=N"
         )
     try:
-        stated = said.pop("decoder_heads", None)
         encoder = ViTConfig(
             **facts, norm_eps=said.pop("norm_eps"), position=shapes.position(facts), init="mae"
         )
         stock = dict(width=512, depth=8, heads=16, mlp_hidden=None)
         if decoder:
-            stated = stated or _DECODER_HEADS.get(decoder["width"]) or decoder_heads
-            if stated is None:
+            own = getattr(otherwise, "decoder", None)
+            guesses = {
+                "of the original MAE": _DECODER_HEADS.get(decoder["width"]),
+                "of the run": own and own.heads,
+            }
+            stock = decoder | {
+                "heads": _heads(
+                    files, "decoder_heads", stated_decoder, decoder_heads, guesses, assumed
+                )
+            }
+            if stock["heads"] is None:
                 raise WeightsError(
                     f"{files.path}: does not say how many heads its decoder has, of width "
                     f"{decoder['width']}; give it: decoder_heads=N"
                 )
-            stock = {key: decoder[key] for key in ("width", "depth", "mlp_hidden", "qkv_bias")}
-            stock["heads"] = stated
         # The file's decoder has no patch size or image size of its own.
         method = MAE(
             encoder,
@@ -288,7 +291,7 @@ def describe(
         )
     except ValueError as error:
         raise WeightsError(f"{files.path}: {error}") from None
-    return method, shapes.dtype
+    return method, shapes.dtype, tuple(assumed)
 
 
 @functools.lru_cache(maxsize=8)
@@ -307,6 +310,27 @@ def size_name(c: ViTConfig) -> str:
         ):
             return f"web-mae-{size}"
     return f"ViT of {c.depth} blocks, width {c.width}, {c.heads} heads, patch {c.patch_size}"
+
+
+def _heads(
+    files: Opened,
+    name: str,
+    stated: int | None,
+    given: int | None,
+    guesses: Mapping[str, int | None],
+    assumed: list[str],
+) -> int | None:
+    """What the file states, else what was given, else the first guess, which ``assumed`` gets."""
+    if stated is not None and given not in (None, stated):
+        raise WeightsError(f"{files.path}: states {name} = {stated}, but {name}={given} was given")
+    for number in (stated, given):
+        if number is not None:
+            return number
+    for whose, number in guesses.items():
+        if number is not None:
+            assumed.append(f"{name} = {number} ({whose})")
+            return number
+    return None
 
 
 def _known_heads(facts: Mapping[str, Any]) -> int | None:
@@ -384,108 +408,3 @@ class _Shapes:
 
     def _refuse(self, what: str) -> None:
         raise WeightsError(f"{self._files.path}: {self._family.name}: {what}")
-
-
-def _config_facts(
-    files: Opened, family: Family, facts: Mapping[str, Any], decoder: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """What shapes do not say: heads, decoder_heads, norm_eps, mask_ratio, norm_pix_loss, mean, std;
-    those that are known. Compares what both say."""
-    mean, std = pixels.IMAGENET_MEAN, pixels.IMAGENET_STD
-    config, file = files.config, files.config_file
-    said: dict[str, Any] = {"norm_eps": 1e-6}
-    if files.extra:
-        kinds = dict(heads=int, decoder_heads=int, mask_ratio=float, norm_pix_loss=bool)
-        for key, value in files.extra.items():
-            if type(value) is not kinds.get(key):
-                raise WeightsError(f"{files.path}: webssl_jax.{shown(key)} = {shown(value)}")
-        said |= files.extra
-    if config is not None and "model_type" in config:
-        if config["model_type"] not in ("vit", "vit_mae"):
-            raise WeightsError(
-                f"{file}: model_type = {shown(config['model_type'])} is no vit(_mae)"
-            )
-        config = _HF_DEFAULTS | config
-        _agree(
-            file,
-            config,
-            {
-                "hidden_size": facts["width"],
-                "num_hidden_layers": facts["depth"],
-                "intermediate_size": facts["mlp_hidden"],
-                "patch_size": facts["patch_size"],
-                "image_size": facts["image_size"],
-                "qkv_bias": facts["qkv_bias"],
-                "num_channels": 3,
-                "hidden_act": "gelu",
-            },
-        )
-        said["heads"] = _number(file, config, "num_attention_heads", int)
-        said["norm_eps"] = _number(file, config, "layer_norm_eps", float)
-        if decoder:
-            _agree(
-                file,
-                config,
-                {
-                    "decoder_hidden_size": decoder["width"],
-                    "decoder_num_hidden_layers": decoder["depth"],
-                    "decoder_intermediate_size": decoder["mlp_hidden"],
-                },
-            )
-            said["decoder_heads"] = _number(file, config, "decoder_num_attention_heads", int)
-            said["mask_ratio"] = _number(file, config, "mask_ratio", float)
-            said["norm_pix_loss"] = _number(file, config, "norm_pix_loss", bool)
-        colours = files.preprocessor
-        mean = _colours(file, colours.get("image_mean", mean))
-        std = _colours(file, colours.get("image_std", std))
-    elif config is not None and "architecture" in config:
-        given = config.get("model_args", {})
-        colours = config.get("pretrained_cfg", {})
-        if not isinstance(given, dict) or not isinstance(colours, dict):
-            raise WeightsError(f"{file}: model_args or pretrained_cfg is no object")
-        ours = {
-            "embed_dim": facts["width"],
-            "depth": facts["depth"],
-            "patch_size": facts["patch_size"],
-            "img_size": facts["image_size"],
-            "qkv_bias": facts["qkv_bias"],
-        }
-        _agree(file, given, {key: value for key, value in ours.items() if key in given})
-        if "num_heads" in given:
-            said["heads"] = _number(file, given, "num_heads", int)
-        mean = _colours(file, colours.get("mean", mean))
-        std = _colours(file, colours.get("std", std))
-    elif config is not None:
-        raise WeightsError(f"{file}: is a config.json neither of transformers nor of timm")
-    return said | {"mean": mean, "std": std}
-
-
-def _agree(file: Any, config: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
-    wrong = [
-        f"{key} = {shown(config[key])}, not {value}"
-        for key, value in shapes.items()
-        if config[key] != value
-    ]
-    if wrong:
-        raise WeightsError(
-            f"{file}: disagrees with the weights, or with this code: {'; '.join(wrong)}"
-        )
-
-
-def _number(file: Any, config: Mapping[str, Any], key: str, kind: type) -> Any:
-    value = config[key]
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind or kind is not bool and not 0 < value < math.inf:
-        raise WeightsError(f"{file}: {key} = {shown(value)} makes no sense")
-    return value
-
-
-def _colours(file: Any, value: Any) -> tuple[float, ...]:
-    if (
-        not isinstance(value, list | tuple)
-        or len(value) != 3
-        or not all(type(x) in (int, float) and math.isfinite(x) for x in value)
-    ):
-        raise WeightsError(f"{file}: colours {shown(value)} are no three numbers")
-    return tuple(map(float, value))

@@ -77,7 +77,7 @@ def model_card(run: Any, family: Family, dtype: str, folder: str) -> str:
     resolved = json.dumps(config_lib.resolved(run.config), indent=2, sort_keys=True)
     name = run.config.get("name") or "webssl_jax"
     return f"""\
-{_head(method, family)}
+{_head(f"self-supervised, {'mae' if hasattr(method, 'decoder') else 'vit'}", family)}
 # {name}, step {run.step:,}
 
 A vision transformer trained without labels by webssl_jax ({type(method).__name__}):
@@ -110,7 +110,7 @@ def imported_card(loaded: Any, family: Family, dtype: str, folder: str) -> str:
     """README.md for weights (:class:`~webssl_jax.weights.load.Loaded`) that were only converted."""
     method = loaded.method()
     return f"""\
-{_head(method, family)}
+{_head("mae" if loaded.decoder is not None else "vit", family)}
 # {pathlib.Path(loaded.source).name}, converted
 
 A vision transformer, converted by webssl_jax from `{loaded.source}` (`{loaded.family}`,
@@ -118,12 +118,12 @@ A vision transformer, converted by webssl_jax from `{loaded.source}` (`{loaded.f
 {_network_and_use(method, family, dtype, folder)}"""
 
 
-def _head(method: Any, family: Family) -> str:
+def _head(tags: str, family: Family) -> str:
     return f"""\
 ---
 library_name: {family.library}
 pipeline_tag: image-feature-extraction
-tags: [self-supervised, vision, {"mae" if hasattr(method, "decoder") else "vit"}, webssl_jax]
+tags: [vision, {tags}, webssl_jax]
 ---
 """
 

@@ -45,15 +45,15 @@ def from_weights(path: str, method: Any, trees: Mapping[str, Any]) -> dict[str, 
         filled = _from_weights(path, method, trees)
     except UserError as error:
         trouble = error
+    except OSError as error:
+        trouble = WeightsError(f"config.init_from = {path}: cannot be read ({error})")
     distributed.raise_together(trouble)
     return filled
 
 
 def _from_weights(path: str, method: Any, trees: Mapping[str, Any]) -> dict[str, Any]:
     decoder = getattr(method, "decoder", None)
-    loaded = load.open_(
-        path, heads=method.encoder.heads, decoder_heads=decoder.heads if decoder else None
-    )
+    loaded = load.open_(path, otherwise=method)
     where = f"config.init_from = {path}"
     wrong = _differences(method.encoder, loaded.vit)
     if wrong:
@@ -87,7 +87,7 @@ def _from_weights(path: str, method: Any, trees: Mapping[str, Any]) -> dict[str,
     fresh = sorted({p.split("/")[0] for p in flat["params"]} - set(takes))
     log.info(
         "starting from the weights of %s (%s, %s, %s): took the %s, %s parameters; %s%s; left in "
-        "the file: %s",
+        "the file: %s%s",
         path,
         loaded.family,
         load.size_name(loaded.vit),
@@ -97,6 +97,7 @@ def _from_weights(path: str, method: Any, trees: Mapping[str, Any]) -> dict[str,
         fitted,
         f"; fresh: {', '.join(fresh)}" if fresh else "",
         ", ".join(left) or "nothing",
+        f"; assumed: {', '.join(loaded.assumed)}" if loaded.assumed else "",
     )
     return {name: params_lib.unflatten(values) for name, values in flat.items()}
 

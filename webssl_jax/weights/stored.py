@@ -1,11 +1,13 @@
-"""A tensor that still lies in a file: where it is, and how to read it or a share of it."""
+"""A tensor that still lies in a file: where it is, and how to read it or a share of it; and the
+files that such tensors lie in."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -68,3 +70,16 @@ class Stored:
         if len(data) != size:
             raise WeightsError(f"{self.file}: has become shorter while it was read")
         return np.frombuffer(data, self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """Files with their headers read: tensors by name, config.json (or None) and its path, what our
+    own ``.pth`` keeps beside the tensors, and preprocessing."""
+
+    path: pathlib.Path
+    tensors: dict[str, Stored]
+    config: dict[str, Any] | None = None
+    config_file: pathlib.Path | None = None
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    preprocessor: Mapping[str, Any] = dataclasses.field(default_factory=dict)
