@@ -1,5 +1,7 @@
 import collections
+import json
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +9,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from webssl_jax import checkpoints, train_state
+from webssl_jax import checkpoints, train, train_state
+from webssl_jax import config as configs
 from webssl_jax.checkpoints import Checkpointer, CheckpointError
+from webssl_jax.config import ConfigError, UserError
 from webssl_jax.methods.base import Tables, Variables
 from webssl_jax.optim.optimizer import Optimizer
+from webssl_jax.sharding import distributed
 from webssl_jax.sharding import mesh as meshes
 
 
@@ -158,6 +163,53 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path, monkeypat
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
     with pytest.raises(Exception, match="is not a run"):
         checkpoints.load_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("{", "its JSON cannot be read"),
+        ("[]", "another program's"),
+        ('{"method": {}, "model": null, "optim": {}}', "another program's"),
+        ('{"method": {}, "model": {}, "optim": {"a.b": 1}}', "is not the config of a run"),
+    ],
+)
+def test_a_config_that_is_not_of_a_run_is_one_line(tmp_path, text, says):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=f"{tmp_path}.*{says}"):
+        checkpoints.read_config(tmp_path)
+
+
+def test_a_workdir_whose_config_was_edited_by_hand_is_refused_by_its_key(tmp_path):
+    config = configs.load("configs/web_mae.py:size=tiny")
+    values = configs.resolved(config)
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+
+    def refuse(**changes):
+        (tmp_path / "config.json").write_text(json.dumps(values | changes))
+        train._refuse_another_run(tmp_path, config, "--workdir")
+
+    refuse(total_steps=4, model={k: v for k, v in values["model"].items() if k != "remat"})
+    with pytest.raises(ConfigError, match=r"config.seed differs from what .*\(--workdir\)"):
+        refuse(seed=None)
+    with pytest.raises(UserError, match="another program's"):
+        refuse(model="micro")
+
+
+def test_what_fails_on_one_process_alone_ends_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "_gather", lambda flag: np.array([True, flag]))
+    with pytest.raises(UserError, match="process 0 stopped"):
+        with distributed.together():
+            pass
+    with pytest.raises(FileNotFoundError):  # its own, whatever it is
+        with distributed.together():
+            open(tmp_path / "none")
+    checkpointer, state = Checkpointer.__new__(Checkpointer), make((1, 1, 1))[0]
+    checkpointer.directory = tmp_path
+    checkpointer._manager = types.SimpleNamespace(all_steps=list)
+    with pytest.raises(UserError, match="process 0 stopped"):  # it has no room, we have
+        checkpointer.save(state)
 
 
 def test_a_storage_that_fails_now_sets_nothing_aside(tmp_path, monkeypatch):

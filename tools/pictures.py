@@ -84,6 +84,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.candidates < 2:
         raise UserError(f"--candidates {args.candidates}: must be at least 2")
 
+    output = pathlib.Path(args.output)
+    try:  # before the work, not after it
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be made ({error.strerror})") from error
+
     mesh = meshes.create(ConfigDict({"replica": 1, "fsdp": -1, "tensor": 1}))
     subject = _run(args, mesh) if args.workdir else _weights(args, mesh)
     method = subject.method
@@ -95,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{subject.name}: {len(images.pixels):,} of {len(source):,} images", flush=True)
     drawing = MethodPictures(method, mesh, images, names, args.count)
     for name, picture in drawing.draw(subject.variables, subject.step, subject.name).items():
-        path = pathlib.Path(args.output) / f"{name}.png"
+        path = output / f"{name}.png"
         save_png(path, picture)
         print(f"  {path}  {picture.shape[1]} x {picture.shape[0]}")
     if not subject.own:

@@ -39,6 +39,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from webssl_jax import params as paths
 from webssl_jax.config import UserError, from_resolved
 from webssl_jax.methods.base import Method, Variables
+from webssl_jax.sharding import distributed
 from webssl_jax.train_state import TrainState
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -124,7 +125,8 @@ class Checkpointer:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        self._check_space(paths.num_bytes(state))
+        with distributed.together():  # a disk can be full for one host alone
+            self._check_space(paths.num_bytes(state))
         sums = {path: int(value) for path, value in jax.device_get(checksums(state)).items()}
         arguments = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state._asdict()),
@@ -281,6 +283,19 @@ class Checkpointer:
                     f"{advice}"
                 )
 
+    def settle(self) -> None:
+        """For a run that ends with an error: lets the save in the background come to its end. Cut
+        off, its threads would print tracebacks of their own, and a checkpoint would be lost.
+
+        With several processes it does nothing: the others may be gone, and the save waits for them.
+        """
+        if jax.process_count() > 1:
+            return
+        try:
+            self.wait()
+        except Exception as error:  # the run has an error to tell already
+            log.warning("the checkpoint under way was not saved: %s", error)
+
     def close(self) -> None:
         """Waits for the last save and lets go of the folder."""
         self.wait()
@@ -380,7 +395,18 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
     path = epath.Path(workdir) / "config.json"
     if not path.exists():
         raise UserError(f"{workdir}: is not a run: it has no config.json")
-    return from_resolved(json.loads(path.read_text()))
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: its JSON cannot be read ({error})") from None
+    # exported weights have a config.json too
+    groups = ("method", "model", "optim")
+    if not isinstance(values, dict) or not all(isinstance(values.get(g), dict) for g in groups):
+        raise UserError(f"{workdir}: is not a run: its config.json is another program's")
+    try:
+        return from_resolved(values)
+    except ValueError as error:
+        raise UserError(f"{path}: is not the config of a run ({error})") from None
 
 
 def load_run(

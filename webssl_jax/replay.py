@@ -11,10 +11,14 @@ jax stops at the first operation that makes a NaN and shows the line of code.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import pathlib
-from typing import Any
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +34,7 @@ from webssl_jax.config import UserError
 from webssl_jax.methods.base import Method
 from webssl_jax.optim.guard import CAUSES, NOT_FINITE, Guard
 from webssl_jax.optim.optimizer import Optimizer
+from webssl_jax.sharding import distributed
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.telemetry import health
 from webssl_jax.train_step import jit_train_step, make_train_step, run_schedules, verdict
@@ -43,18 +48,10 @@ def run(config: ConfigDict, method: Method, mesh: Mesh, workdir: pathlib.Path, s
     Raises:
       UserError: if ``step`` was not saved, not completely, or does not fit ``config``.
     """
-    folder = health.folder_of(workdir, step)
-    if not (folder / "report.json").exists():
-        found = sorted(int(p.parent.name[5:]) for p in workdir.glob("bad_steps/step-*/report.json"))
-        have = f"saved are {', '.join(map(str, found))}" if found else "none was saved"
-        raise UserError(f"--replay {step}: {workdir}/bad_steps has no such step; {have}")
-    report = health.read_report(folder)
-    if config.global_batch != report["global_batch"]:
-        raise UserError(
-            f"--replay {step}: config.global_batch = {config.global_batch}, but the saved batch "
-            f"has {report['global_batch']} images; give the run's own"
-        )
-    images, batch = _read_batch(folder, method, mesh, config.global_batch)
+    with distributed.together():
+        saved = read(config, method, mesh, workdir, step)
+    folder, report, images = health.folder_of(workdir, step), saved.report, saved.images
+    batch = meshes.to_global(saved.views, mesh)
     schedules = run_schedules(config, method)
     state, metrics, seen = _take(config, method, mesh, folder, report, schedules, batch)
     figures = {name: float(value) for name, value in metrics.items()}
@@ -64,7 +61,7 @@ def run(config: ConfigDict, method: Method, mesh: Mesh, workdir: pathlib.Path, s
         f"replay of step {step}: {report['cause']} in the run, "
         f"{CAUSES[int(seen.cause)] or 'fine'} now"
     ]
-    lines += _differences(json.loads((folder / "config.json").read_text()), config)
+    lines += _differences(saved.config, config)
     lines += _table(report["figures"], figures)
     odd, largest = _values(state.params, mesh)
     lines.append(_list("parameters with values that are not finite", odd, len(grad_norms)))
@@ -80,17 +77,63 @@ def run(config: ConfigDict, method: Method, mesh: Mesh, workdir: pathlib.Path, s
     return "\n".join(lines)
 
 
+class Saved(NamedTuple):
+    """The files of a saved step. config: as it was resolved in the run. images: [{row, record,
+    ...}] by row. views: {name: this process's rows}."""
+
+    report: dict[str, Any]
+    config: dict[str, Any]
+    images: list[dict[str, Any]]
+    views: dict[str, np.ndarray]
+
+
+def read(config: ConfigDict, method: Method, mesh: Mesh, workdir: pathlib.Path, step: int) -> Saved:
+    """What lies in a saved step's folder, but for its checkpoint. Each process reads its own.
+
+    Raises:
+      UserError: if ``step`` was not saved, not completely, or does not fit ``config``.
+    """
+    folder = health.folder_of(workdir, step)
+    if not (folder / "report.json").exists():
+        names = [path.parent.name[5:] for path in workdir.glob("bad_steps/step-*/report.json")]
+        found = sorted(int(name) for name in names if name.isdecimal())
+        have = f"saved are {', '.join(map(str, found))}" if found else "none was saved"
+        raise UserError(f"--replay {step}: {workdir}/bad_steps has no such step; {have}")
+    with _reading(folder / "report.json"):
+        report = health.read_report(folder)
+        size = [report[key] for key in ("step", "cause", "figures", "global_batch")][-1]
+    if config.global_batch != size:
+        raise UserError(
+            f"--replay {step}: config.global_batch = {config.global_batch}, but the saved batch "
+            f"has {size} images; give the run's own"
+        )
+    with _reading(folder / "config.json"):
+        before = json.loads((folder / "config.json").read_text())
+    return Saved(report, before, *_read_batch(folder, method, mesh, size))
+
+
+@contextlib.contextmanager
+def _reading(path: pathlib.Path) -> Iterator[None]:
+    """Whatever a damaged or missing ``path`` raises, as one line."""
+    damage = (OSError, EOFError, LookupError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
+    try:
+        yield
+    except damage as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({reason}); was it copied whole?") from error
+
+
 def _read_batch(folder: pathlib.Path, method: Method, mesh: Mesh, size: int):
-    """([{row, record, ...}] by row, the saved views as a global batch)."""
     images = {}
     for path in sorted(folder.glob("images-*.json")):
-        images |= {image["row"]: image for image in json.loads(path.read_text())}
+        with _reading(path):
+            images |= {image["row"]: image for image in json.loads(path.read_text())}
     if sorted(images) != list(range(size)):
         raise UserError(f"{folder}: holds {len(images)} of {size} images; was it copied whole?")
     wanted, own = method.batch_spec(size), meshes.local_rows(mesh, size)
     views: dict[str, Any] = {name: [None] * size for name in wanted}
     for path in sorted(folder.glob("batch-*.npz")):
-        with np.load(path) as saved:
+        with _reading(path), np.load(path) as saved:
             for name, spec in wanted.items():
                 if name not in saved or saved[name].shape[1:] != spec.shape[1:]:
                     raise UserError(
@@ -100,8 +143,10 @@ def _read_batch(folder: pathlib.Path, method: Method, mesh: Mesh, size: int):
                 array = saved[name]
                 for place, row in enumerate(saved["rows"].tolist()):
                     views[name][row] = array[place]
+    if any(rows[row] is None for rows in views.values() for row in own):
+        raise UserError(f"{folder}: lacks views of some images; was it copied whole?")
     local = {name: np.stack([rows[row] for row in own]) for name, rows in views.items()}
-    return [images[row] for row in range(size)], meshes.to_global(local, mesh)
+    return [images[row] for row in range(size)], local
 
 
 def _take(config, method: Method, mesh: Mesh, folder, report, schedules, batch):

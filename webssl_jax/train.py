@@ -11,7 +11,6 @@ is.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -84,17 +83,13 @@ def main() -> int:
         if is_first:
             print(report)
         return 0
-    lock, source, trouble = None, None, None
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if is_first:
-            lock = checkpoints.WorkdirLock(workdir)
+    with distributed.together():
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            lock = checkpoints.WorkdirLock(workdir) if is_first else None
+        except OSError as error:
+            raise UserError(f"--workdir {workdir}: cannot be made ({error.strerror})") from error
         source = ArrayRecordSource(config.data.train)
-    except UserError as error:
-        trouble = error
-    except OSError as error:
-        trouble = UserError(f"--workdir {workdir}: cannot be made ({error.strerror})")
-    distributed.raise_together(trouble)  # what one host meets must end them all
     distributed.check_shared(workdir)
     stop = _StopRequest()
     log.info(
@@ -114,7 +109,8 @@ def main() -> int:
     template = train_state.abstract(method, optimizer, config.seed, config.global_batch, mesh)
     optimizer.check(template.params)
     rules.check(template.params, mesh, config.sharding.max_unsharded_fraction)
-    _refuse_another_run(workdir, config, "--workdir")
+    with distributed.together():
+        _refuse_another_run(workdir, config, "--workdir")
     checkpointer = checkpoints.Checkpointer(
         workdir,
         keep_last=config.checkpoint.keep_last,
@@ -130,9 +126,10 @@ def main() -> int:
             checkpointer.directory,
         )
         return 0
-    if is_first:
-        write_json(workdir / "config.json", configs.resolved(config))
-        write_json(workdir / "environment.json", configs.environment())
+    with distributed.together():
+        if is_first:
+            write_json(workdir / "config.json", configs.resolved(config))
+            write_json(workdir / "environment.json", configs.environment())
 
     # ---------------------------------------------------------------------- data and evaluation
     loader = TrainLoader(
@@ -146,15 +143,18 @@ def main() -> int:
         threads=config.data.threads,
         read_ahead=config.data.read_ahead,
     )
-    evaluation = None
-    if config.eval.train:
-        threads = config.data.threads
-        evaluation = RunEvaluation(config.eval, method, mesh, workdir, threads=threads)
-    # A fresh run starts before step 0, so that the rows of an earlier one that left no checkpoint
-    # go too.
-    writer = MetricWriter(
-        workdir, step=start or -1, enabled=is_first, tensorboard=config.log.tensorboard
-    )
+    with distributed.together():
+        evaluation = None
+        if config.eval.train:
+            threads = config.data.threads
+            evaluation = RunEvaluation(config.eval, method, mesh, workdir, threads=threads)
+        pictured = ArrayRecordSource(config.eval.test) if config.eval.test else source
+        drawing = MethodPictures.from_config(config, method, mesh, pictured, names)
+        # A fresh run starts before step 0, so that the rows of an earlier one that left no
+        # checkpoint go too.
+        writer = MetricWriter(
+            workdir, step=start or -1, enabled=is_first, tensorboard=config.log.tensorboard
+        )
 
     # --------------------------------------------------------- the step, compiled before step 0
     began = time.perf_counter()
@@ -182,8 +182,6 @@ def main() -> int:
     meter = Throughput(
         config.global_batch, method.train_flops(), jax.devices()[0].device_kind, jax.device_count()
     )
-    pictured = ArrayRecordSource(config.eval.test) if config.eval.test else source
-    drawing = MethodPictures.from_config(config, method, mesh, pictured, names)
 
     def look(step: int, state: train_state.TrainState, figures: bool, pictures: bool) -> dict:
         """Evaluates and draws; returns the figures for the step's row in metrics.jsonl."""
@@ -199,14 +197,17 @@ def main() -> int:
                 result.linear.se,
             )
         if pictures:
-            writer.pictures(step, drawing.draw(state.variables, step))
+            drawn = drawing.draw(state.variables, step)
+            with distributed.together():
+                writer.pictures(step, drawn)
         return out
 
     def draw_curves() -> None:
-        if is_first:
-            rows = read_rows(workdir / "metrics.jsonl")
-            baselines = evaluation.baselines() if evaluation else None
-            loss_curves(rows, workdir / "pictures" / "curves.png", baselines)
+        with distributed.together():
+            if is_first:
+                rows = read_rows(workdir / "metrics.jsonl")
+                baselines = evaluation.baselines() if evaluation else None
+                loss_curves(rows, workdir / "pictures" / "curves.png", baselines)
 
     logged_at, not_finite = start, 0
 
@@ -223,7 +224,8 @@ def main() -> int:
     def write(step: int, row: dict[str, float]) -> str:
         """Writes a row and returns the note for the progress line; ends a run that diverged."""
         nonlocal not_finite
-        writer.scalars(step, row)
+        with distributed.together():
+            writer.scalars(step, row)
         finite = math.isfinite(row["train/loss"]) and math.isfinite(row["optim/grad_norm"])
         not_finite = 0 if finite else not_finite + 1
         if not_finite >= config.optim.abort_after_skipped:
@@ -247,11 +249,12 @@ def main() -> int:
 
     # ---------------------------------------------------------------------------------- the loop
     if start == 0:
-        if is_first:
-            writer.pictures(0, {"crops": _crop_sheet(source, loader.batch_at(0), method)})
-        figures = look(0, state, figures=True, pictures=True)
-        if figures:
-            writer.scalars(0, figures)
+        with distributed.together():
+            if is_first:
+                writer.pictures(0, {"crops": _crop_sheet(source, loader.batch_at(0), method)})
+        if figures := look(0, state, figures=True, pictures=True):
+            with distributed.together():
+                writer.scalars(0, figures)
     else:
         log.info("resuming at step %d of %d", start, total_steps)
 
@@ -286,15 +289,17 @@ def main() -> int:
                 try:
                     row |= look(step, state, figures, pictures)
                 except Exception:  # whatever is wrong with it, an evaluation costs no training
-                    checkpointer.save(state)
-                    checkpointer.wait()
+                    if jax.process_count() == 1:  # others, who are fine, would not join the save
+                        checkpointer.save(state)
+                        checkpointer.wait()
                     raise
                 note = write(step, row)
                 if pictures:
                     draw_curves()
                 meter.restart(loader.wait_seconds)
             if saves:
-                writer.flush()
+                with distributed.together():
+                    writer.flush()
                 checkpointer.save(state)
             checkpointer.check()
             if figures or pictures:
@@ -311,6 +316,9 @@ def main() -> int:
             progress.close(note)
         take_step.look(state)
         checkpointer.close()
+    except BaseException:
+        checkpointer.settle()
+        raise
     finally:
         profiler.stop()
         loader.close()
@@ -335,7 +343,8 @@ def _restore_or_init(
     wanted = template._asdict()
     found = checkpointer.restore_newest(wanted)
     if found is None and config.resume_from:
-        _refuse_another_run(pathlib.Path(config.resume_from), config, "config.resume_from")
+        with distributed.together():
+            _refuse_another_run(pathlib.Path(config.resume_from), config, "config.resume_from")
         other = checkpoints.Checkpointer(config.resume_from, read_only=True)
         found = other.restore_newest(wanted)
         if found is None:
@@ -360,14 +369,13 @@ def _restore_or_init(
 
 def _refuse_another_run(workdir: pathlib.Path, config, flag: str) -> None:
     """What defines a run's batches and arrays must stay; other changes are told."""
-    path = workdir / "config.json"
-    if not path.exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
+    if not (workdir / "config.json").exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
         return  # nothing was saved yet, so nothing can be mixed up
-    before, now = json.loads(path.read_text()), configs.resolved(config)
+    before, now = checkpoints.read_config(workdir).to_dict(), configs.resolved(config)
     for values in (before, now):
-        values["model"].pop("remat")  # changes memory and speed, not results
+        values["model"].pop("remat", None)  # changes memory and speed, not results
     for key in ("seed", "global_batch", "method", "model"):
-        if before[key] != now[key]:
+        if before.get(key) != now[key]:
             raise ConfigError(
                 f"config.{key} differs from what {workdir} ({flag}) was started with; use another "
                 "workdir, or --config.init_from to take its weights"

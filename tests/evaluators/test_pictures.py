@@ -102,6 +102,9 @@ def test_pictures_are_chosen_by_name():
     assert pictures.choose("norms, pca,norms", own, "--pictures") == ("norms", "pca")
     with pytest.raises(UserError, match=r"config.pictures.kinds = pac: .*did you mean 'pca'"):
         pictures.choose("pac", own, "config.pictures.kinds")
+    for nothing in ("", " , "):
+        with pytest.raises(UserError, match="--pictures = .*names no picture; give all, none or"):
+            pictures.choose(nothing, own, "--pictures")
 
 
 class Shelf:

@@ -52,6 +52,14 @@ def test_a_profile_that_fails_costs_one_line(tmp_path, caplog):
     assert "no profile: " in caplog.text
 
 
+@pytest.mark.parametrize("text", ["9" * 5000, "9" * 10])
+def test_a_number_too_long_to_be_meant_costs_one_line(tmp_path, caplog, text):
+    (tmp_path / "PROFILE").write_text(text)
+    take(make(tmp_path), 2)
+    assert "holds '9999999999" in caplog.text and "not a number of steps" in caplog.text
+    assert not (tmp_path / "PROFILE").exists() and not (tmp_path / "profile").exists()
+
+
 def test_nothing_is_traced_unless_asked_for(tmp_path):
     take(make(tmp_path), 3)
     assert not (tmp_path / "profile").exists()

@@ -49,12 +49,16 @@ def choose(asked: str, own: Sequence[str], where: str) -> tuple[str, ...]:
       where: the key or flag that asks.
 
     Raises:
-      UserError: for a name that is neither ours nor the method's.
+      UserError: for a name that is neither ours nor the method's, and for no name at all.
     """
     known = (*own, *NAMES)
     names = tuple(name.strip() for name in asked.split(",") if name.strip())
     if names in (("all",), ("none",)):
         return known if names == ("all",) else ()
+    if not names:
+        raise UserError(
+            f"{where} = {asked!r}: names no picture; give all, none or some of {', '.join(known)}"
+        )
     for name in names:
         if name not in known:
             raise UserError(

@@ -26,6 +26,7 @@ from webssl_jax.evaluators.frozen import FrozenFeatureEvaluation, Measurement
 from webssl_jax.evaluators.report import report_table
 from webssl_jax.files import write_json
 from webssl_jax.methods.base import Features, Method, Variables
+from webssl_jax.sharding import distributed
 from webssl_jax.sharding import mesh as meshes
 
 log = logging.getLogger(__name__)
@@ -98,14 +99,16 @@ class RunEvaluation:
         self._writes = jax.process_index() == 0
 
     def run(self, variables: Variables, step: int) -> Measurement:
-        """Measures, and keeps the result in the workdir."""
+        """Measures, and keeps the result in the workdir. All processes call it; if the first cannot
+        write, it raises on all of them."""
         rows = self._baselines()
         result = self._evaluation.measure(self._bind(variables), step)
-        if self._writes:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            stored = {name: row.to_json() for name, row in rows.items()}
-            write_json(self._folder / "baselines.json", stored)
-            write_json(self._folder / f"{step:08d}.json", result.to_json())
+        with distributed.together():
+            if self._writes:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                stored = {name: row.to_json() for name, row in rows.items()}
+                write_json(self._folder / "baselines.json", stored)
+                write_json(self._folder / f"{step:08d}.json", result.to_json())
         return result
 
     def baselines(self) -> dict[str, dict[str, float]]:

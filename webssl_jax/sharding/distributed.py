@@ -7,8 +7,10 @@ three flags name them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import pathlib
 import secrets
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -61,24 +63,35 @@ def initialize(args: argparse.Namespace) -> None:
         )
 
 
-def raise_together(error: UserError | None) -> None:
-    """Ends all processes when one of them cannot go on; returns when all passed None.
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """What fails within it on one process ends all of them.
 
-    A process that stops alone leaves the others waiting in their next collective. So wherever only
-    some processes may meet a UserError (opening the shards, the lock, reading a checkpoint or the
-    config of the workdir, everything that ``process_index() == 0`` does alone), each catches its
-    own, and all of them call this right after, the same number of times, before the next
-    computation on several hosts. It is a collective itself. For one process it only raises.
+    A process that stops alone leaves the others waiting in their next collective. So whatever only
+    some processes may fail at (opening the shards, the lock, reading a checkpoint or the config of
+    the workdir, everything that ``process_index() == 0`` does alone) belongs in here, on all
+    processes alike; within it none waits for another.
 
-        error = None
-        try:
+        with distributed.together():
             source = ArrayRecordSource(config.data.train)
-        except UserError as found:
-            error = found
-        distributed.raise_together(error)
 
     Raises:
-      UserError: the process's own, or one that names the first process that has one.
+      UserError: that names the first process that failed; the failed ones raise their own error.
+    """
+    trouble = None
+    try:
+        yield
+    except Exception as error:  # of whatever kind: the others would wait for this process
+        trouble = error
+    raise_together(trouble)
+
+
+def raise_together(error: Exception | None) -> None:
+    """The end of :func:`together`, for errors that were caught by other means: a collective that
+    raises on all processes unless all of them passed None. For one process it only raises.
+
+    Raises:
+      UserError: see :func:`together`.
     """
     if jax.process_count() > 1:
         failed = np.flatnonzero(_gather(error is not None))

@@ -19,11 +19,13 @@ import json
 import logging
 import math
 import pathlib
+import shutil
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -111,29 +113,30 @@ class BadSteps:
         report = self._report(step, state, metrics, health)
         folder = folder_of(self._root.parent, step)
         what = f"step {step}: {_why(report)}; it changed nothing"
-        if folder.name in self._saved:
+        # The first process decides: the others may see an older state of the shared folder.
+        known, count = multihost_utils.broadcast_one_to_all(
+            np.asarray([folder.name in self._saved, len(self._saved)], np.int32)
+        )
+        if known:
             log.warning("%s; saved before in %s", what, folder)
             return
-        if len(self._saved) >= self._limit:
+        if count >= self._limit:
             log.warning("%s; not saved (config.guard.save_bad_steps)", what)
             return
         self._saved.add(folder.name)
-        trouble = None
-        try:
-            self._save_batch(step, folder)
-        except OSError as error:
-            trouble = UserError(f"{error.filename or folder}: {error.strerror or error}")
         try:  # a run must not end because of its own diagnosis
-            distributed.raise_together(trouble)
+            for action in (self._clear, self._save_batch):
+                with distributed.together():
+                    action(step, folder)
             checkpointer = Checkpointer(folder)
             checkpointer.save(state._replace(opt_state={}))
             checkpointer.close()
-        except UserError as error:
+            if self._is_first:
+                write_json(folder / "config.json", configs.resolved(self._config))
+                write_json(folder / "report.json", report)  # the last: now it is whole
+        except (UserError, OSError) as error:
             log.warning("%s; it could not be saved: %s", what, error)
             return
-        if self._is_first:
-            write_json(folder / "config.json", configs.resolved(self._config))
-            write_json(folder / "report.json", report)  # the last: now it is whole
         log.warning("%s; saved in %s; the same command with --replay %d", what, folder, step)
 
     def _report(self, step: int, state: TrainState, metrics, health: Health) -> dict[str, Any]:
@@ -151,6 +154,11 @@ class BadSteps:
             "figures": figures,
             "grad_norms": grad_norms,
         }
+
+    def _clear(self, step: int, folder: pathlib.Path) -> None:
+        # Left by a run that ended while it saved: its checkpoint may be of other parameters.
+        if self._is_first and folder.exists():
+            shutil.rmtree(folder)
 
     def _save_batch(self, step: int, folder: pathlib.Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from webssl_jax import params as params_lib
-from webssl_jax.config import UserError
 from webssl_jax.models import position
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.sharding import distributed
@@ -40,15 +39,11 @@ def from_weights(path: str, method: Any, trees: Mapping[str, Any]) -> dict[str, 
       UserError: on every process alike, if the weights are damaged or their encoder is not this
         one; one line. Nothing is changed then.
     """
-    filled, trouble = {}, None
-    try:
-        filled = _from_weights(path, method, trees)
-    except UserError as error:
-        trouble = error
-    except OSError as error:
-        trouble = WeightsError(f"config.init_from = {path}: cannot be read ({error})")
-    distributed.raise_together(trouble)
-    return filled
+    with distributed.together():
+        try:
+            return _from_weights(path, method, trees)
+        except OSError as error:
+            raise WeightsError(f"config.init_from = {path}: cannot be read ({error})") from error
 
 
 def _from_weights(path: str, method: Any, trees: Mapping[str, Any]) -> dict[str, Any]:
