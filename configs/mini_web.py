@@ -3,7 +3,7 @@
     bash tools/quickstart.sh --corpus mini-web
 
 Argument: corpus = the folder that tools/mini_web.py made (runs/mini-web). The recipe is that of
-quickstart.py for longer, with images of 64 pixels, so 64 patches.
+quickstart.py for longer.
 
 Measured so far, one seed, two fifths of this length (--config.total_images=400000: 1,562 steps, 24
 minutes of CPU time on a busy machine), top-1 of 16 topics on 1,941 test images none of which has a
@@ -24,7 +24,6 @@ and three seeds have not been run.
 """
 
 import quickstart
-from web_mae import mae
 
 from webssl_jax.config import parse_arg
 
@@ -35,7 +34,6 @@ def get_config(arg=None):
     config = quickstart.get_config()
     config.name = "mini_web"
     config.total_images = 1_000_000
-    config.method = mae(image_size=64, decoder=(96, 1, 4))
     config.data.train = f"{arg.corpus}/train-*.arrayrecord"
     config.data.threads = 4
     config.checkpoint.every_steps = 400

@@ -32,9 +32,9 @@ def get_config(arg=None):
     config = base()
     config.name = "quickstart"
     config.global_batch = 256
-    config.total_images = 240_000
+    config.total_images = 140_000
     config.model = vit("tiny", remat="none")
-    config.method = mae(image_size=48, decoder=(96, 1, 4))
+    config.method = mae(image_size=64, decoder=(96, 1, 4))
     config.data.train = arg.train
     config.optim.lr = 2e-3
     config.optim.lr_batch = 256
