@@ -1,6 +1,7 @@
 """Every test runs on the CPU, as eight devices, so that meshes are real."""
 
 import os
+import signal
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -11,6 +12,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 
 from tests.e2e import runner
+
+# A shell that starts something in the background has Ctrl-C ignored in it, and in all that it
+# starts in turn; the tests send Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

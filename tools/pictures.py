@@ -84,12 +84,6 @@ def main(argv: list[str] | None = None) -> int:
     if args.candidates < 2:
         raise UserError(f"--candidates {args.candidates}: must be at least 2")
 
-    output = pathlib.Path(args.output)
-    try:  # before the work, not after it
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot be made ({error.strerror})") from error
-
     mesh = meshes.create(ConfigDict({"replica": 1, "fsdp": -1, "tensor": 1}))
     subject = _run(args, mesh) if args.workdir else _weights(args, mesh)
     method = subject.method
@@ -99,6 +93,11 @@ def main(argv: list[str] | None = None) -> int:
     limit = images_needed(names, args.count, args.candidates)
     images = read_images(source, method.eval_view(args.size), limit)
     print(f"{subject.name}: {len(images.pixels):,} of {len(source):,} images", flush=True)
+    output = pathlib.Path(args.output)
+    try:  # before the work, not after it
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be made ({error.strerror})") from error
     drawing = MethodPictures(method, mesh, images, names, args.count)
     for name, picture in drawing.draw(subject.variables, subject.step, subject.name).items():
         path = output / f"{name}.png"

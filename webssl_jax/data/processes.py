@@ -24,9 +24,7 @@ def start_worker() -> None:
 
 def end_workers(pool: futures.ProcessPoolExecutor) -> None:
     """Ends a pool at once, whatever its workers are doing."""
-    workers = list((pool._processes or {}).values())
-    pool.shutdown(wait=False, cancel_futures=True)
-    for worker in workers:
+    for worker in list((pool._processes or {}).values()):
         worker.terminate()
-    for worker in workers:
-        worker.join()
+    # Waits for the pool's thread too: else Python, at its exit, may wake it through a closed pipe.
+    pool.shutdown(wait=True, cancel_futures=True)
