@@ -133,7 +133,7 @@ class DINO:
             ("ibot_head", HeadConfig),
         ):
             if name in fields:
-                fields[name] = sizes.construct(group, _tuples(fields[name]), f"method.{name}")
+                fields[name] = sizes.construct(group, fields[name], f"method.{name}")
         # None stands for the size's own value, so that every field is a key that can be overridden.
         model = {"image_size": fields.get("view", View()).global_size}
         model |= {key: value for key, value in config.model.items() if value is not None}
@@ -141,7 +141,7 @@ class DINO:
         encoder = sizes.build(model) if size is None else sizes.web_dino(size, **model)
         if encoder.drop_path_group is not None:
             raise ValueError("model.drop_path_group is method.group_images here; leave it None")
-        method = sizes.construct(cls, _tuples(fields) | {"encoder": encoder}, "method")
+        method = sizes.construct(cls, fields | {"encoder": encoder}, "method")
         if config.global_batch % method.group_images:
             raise ValueError(
                 f"global_batch = {config.global_batch} does not divide into groups of "
@@ -457,8 +457,3 @@ class DINO:
         student += (GLOBAL_CROPS + v.local_count) * dino + hidden * ibot
         teacher = trunk(v.global_size, GLOBAL_CROPS, 0.0) + GLOBAL_CROPS * dino + hidden * ibot
         return 3.0 * student + teacher
-
-
-def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """``fields`` with lists, as JSON gives them, as tuples."""
-    return {key: tuple(x) if isinstance(x, list) else x for key, x in fields.items()}

@@ -130,9 +130,6 @@ class MAE:
         shape = dict(config.method.get("decoder") or {})
         fields = dataclasses.asdict(encoder) | stock | shape
         decoder = sizes.construct(ViTConfig, fields, "method.decoder")
-        for colour in ("mean", "std"):
-            if isinstance(method.get(colour), list):  # as JSON gives it
-                method[colour] = tuple(method[colour])
         return sizes.construct(
             cls, dict(method, encoder=encoder, decoder=decoder, view=view), "method"
         )

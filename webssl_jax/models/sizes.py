@@ -209,7 +209,7 @@ def build(fields: Mapping[str, Any]) -> ViTConfig:
 
 def construct(cls: type, fields: Mapping[str, Any], what: str) -> Any:
     """``cls(**fields)`` for a dataclass of int, float, bool, str, tuple and dataclass fields, ``|
-    None`` included.
+    None`` included. A list, as JSON gives it, is taken as a tuple.
 
     Raises:
       ValueError: one line that says of ``what``: an unknown or missing field, a value that is not
@@ -227,6 +227,7 @@ def construct(cls: type, fields: Mapping[str, Any], what: str) -> Any:
                 + (", or a size by name" if cls is ViTConfig else "")
             )
     hints = typing.get_type_hints(cls)
+    fields = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
     for name, value in fields.items():
         if not _is_a(value, hints[name]):
             raise ValueError(f"{what}: {name} = {value!r} must be {_words(hints[name])}")
