@@ -34,7 +34,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["webssl_jax", "webssl_jax.*"]),
-    package_data={"webssl_jax.corpus": ["*.arrayrecord", "*.md", "*.json"]},
+    package_data={
+        "webssl_jax.corpus": ["*.arrayrecord", "*.md", "*.json"],
+        "webssl_jax.telemetry": ["reference/*.json"],
+    },
     install_requires=CORE,
     extras_require={
         "tpu": ["jax[tpu]>=0.10,<0.11"],

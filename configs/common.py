@@ -94,7 +94,7 @@ def base() -> ConfigDict:
                 "candidates": 256,  # images that neighbours and norms are taken from
             },
             "resume_from": "",  # another run's workdir: continue its whole state here
-            "init_from": "",  # another run's workdir, or a weight file: take the weights only
+            "init_from": "",  # take the weights of another run, or of files (FILE or FILE,FILE)
         }
     )
 

@@ -184,9 +184,13 @@ def test_metrics_have_their_final_names():
         "optim/weight_decay",
         "optim/param_norm",
         "optim/update_norm",
+        "optim/update_norm_encoder",
         "train/skipped_steps",
     } <= set(metrics)
     assert float(metrics["train/reconstruction"]) == float(metrics["train/loss"])
+    for norm in ("optim/grad_norm", "optim/update_norm"):
+        parts = [float(metrics[f"{norm}_{module}"]) for module in ("encoder", "decoder")]
+        assert np.hypot(*parts) == pytest.approx(float(metrics[norm]), rel=1e-5)
 
 
 def test_the_call_after_a_refused_step_changes_nothing_and_can_be_made_again():

@@ -39,6 +39,8 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from webssl_jax import params as paths
 from webssl_jax.config import UserError, from_resolved
 from webssl_jax.methods.base import Method, Variables
+from webssl_jax.models import position
+from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.sharding import distributed
 from webssl_jax.train_state import TrainState
 
@@ -373,6 +375,42 @@ class WorkdirLock:
     def release(self) -> None:
         """Lets another run in."""
         self._file.close()
+
+
+def weights_of_run(workdir: str, abstract: dict[str, Any], encoder: ViTConfig) -> dict[str, Any]:
+    """The newest good weights of another run, for ``config.init_from``. Learned positions of
+    another grid are resized to that of ``encoder``; all else must have the shapes of ``abstract``,
+    {"params": ..., "teacher": ...}.
+
+    Raises:
+      UserError: if there is no such run or checkpoint, or it does not fit.
+    """
+    from webssl_jax import methods
+
+    theirs = methods.create(read_config(workdir)).encoder
+    old, new, mode = theirs.grid, encoder.grid, encoder.position_resize
+    resized = old != new and "pos_embed" in abstract["params"]["encoder"]
+
+    def stored(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        shape = (1, 1 + theirs.num_patches, theirs.width)
+        return leaf.update(shape=shape) if path.endswith("encoder/pos_embed") else leaf
+
+    def fitted(path: str, leaf: jax.Array) -> jax.Array:
+        if not path.endswith("encoder/pos_embed"):
+            return leaf
+        resize = jax.jit(
+            lambda table: position.resize_table(table, old, new, mode), out_shardings=leaf.sharding
+        )
+        return resize(leaf)
+
+    if resized:
+        abstract = paths.map_with_path(stored, abstract)
+    weights = Checkpointer(workdir, read_only=True).restore_newest(abstract)
+    if weights is None:
+        raise UserError(f"config.init_from = {workdir}: has no checkpoint")
+    how = "positions resized from {}x{} to {}x{} patches ({})".format(*old, *new, mode)
+    log.info("starting from the weights of %s%s", workdir, f"; {how}" if resized else "")
+    return paths.map_with_path(fitted, weights) if resized else weights
 
 
 @dataclasses.dataclass(frozen=True)

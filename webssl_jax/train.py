@@ -36,13 +36,15 @@ from webssl_jax.optim.guard import Guard
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import distributed, rules
 from webssl_jax.sharding import mesh as meshes
+from webssl_jax.telemetry import checkup
+from webssl_jax.telemetry.alarms import Watch
 from webssl_jax.telemetry.health import BadSteps, WatchedStep
 from webssl_jax.telemetry.profiler import Profiler
 from webssl_jax.telemetry.progress import Progress, format_seconds
 from webssl_jax.telemetry.throughput import Throughput
 from webssl_jax.telemetry.writer import MetricWriter, read_rows
 from webssl_jax.train_step import jit_train_step, make_train_step, run_schedules, verdict
-from webssl_jax.visuals import crop_sheet, loss_curves
+from webssl_jax.visuals import crop_sheet, loss_curves, save_png
 from webssl_jax.weights.start import from_weights
 
 log = logging.getLogger("webssl_jax")
@@ -179,6 +181,10 @@ def main() -> int:
     bad_steps = BadSteps(workdir, config, mesh, source, loader, config.guard.save_bad_steps)
     take_step = WatchedStep(step_fn, mesh, bad_steps)
     profiler = Profiler(workdir, config.profile)
+    watch = Watch(method.vitals(config.global_batch), configs.steps(config.optim, "warmup", config))
+    if is_first:  # what was said before the run stopped is not said again
+        watch.look_at_all(read_rows(workdir / "metrics.jsonl"))
+    reference = checkup.stored_reference(config.method.name)
     meter = Throughput(
         config.global_batch, method.train_flops(), jax.devices()[0].device_kind, jax.device_count()
     )
@@ -208,6 +214,8 @@ def main() -> int:
                 rows = read_rows(workdir / "metrics.jsonl")
                 baselines = evaluation.baselines() if evaluation else None
                 loss_curves(rows, workdir / "pictures" / "curves.png", baselines)
+                picture = checkup.page(rows, watch, total_steps, config.name, reference)
+                save_png(workdir / "pictures" / "health.png", picture)
 
     logged_at, not_finite = start, 0
 
@@ -224,8 +232,17 @@ def main() -> int:
     def write(step: int, row: dict[str, float]) -> str:
         """Writes a row and returns the note for the progress line; ends a run that diverged."""
         nonlocal not_finite
+        begun = watch.look({"step": step, **row}) if is_first else []
+        for episode in begun:
+            log.warning("%s", episode.words)
+        for episode in watch.episodes:
+            if episode.end == step:
+                log.info("step %s: over: %s", f"{step:,}", episode.alarm.name)
+        row["health/alarms"] = float(len(watch.on))
         with distributed.together():
             writer.scalars(step, row)
+            for episode in begun:
+                writer.text(step, "health/alarm", episode.words)
         finite = math.isfinite(row["train/loss"]) and math.isfinite(row["optim/grad_norm"])
         not_finite = 0 if finite else not_finite + 1
         if not_finite >= config.optim.abort_after_skipped:
@@ -242,6 +259,7 @@ def main() -> int:
             parts.append(f"MFU {100 * row['perf/mfu']:.1f}%")
         if row["train/skipped_steps"]:
             parts.append(f"{row['train/skipped_steps']:.0f} steps skipped")
+        parts += [f"ALARM since step {e.start:,}: {e.alarm.name}" for e in watch.on]
         return ", ".join(parts)
 
     def due(every: int, step: int) -> bool:
@@ -357,12 +375,8 @@ def _restore_or_init(
         trees = {"params": state.params, "teacher": state.teacher}
         return state._replace(**from_weights(config.init_from, method, trees))
     if config.init_from:
-        weights = checkpoints.Checkpointer(config.init_from, read_only=True).restore_newest(
-            {"params": wanted["params"], "teacher": wanted["teacher"]}
-        )
-        if weights is None:
-            raise UserError(f"config.init_from = {config.init_from}: has no checkpoint")
-        log.info("starting from the weights of %s", config.init_from)
+        wanted = {"params": wanted["params"], "teacher": wanted["teacher"]}
+        weights = checkpoints.weights_of_run(config.init_from, wanted, method.encoder)
         state = state._replace(**weights)
     return state
 
@@ -373,7 +387,8 @@ def _refuse_another_run(workdir: pathlib.Path, config, flag: str) -> None:
         return  # nothing was saved yet, so nothing can be mixed up
     before, now = checkpoints.read_config(workdir).to_dict(), configs.resolved(config)
     for values in (before, now):
-        values["model"].pop("remat", None)  # changes memory and speed, not results
+        for group, key in (("model", "remat"), ("method", "stream_prototypes")):
+            values[group].pop(key, None)  # changes memory and speed, not results
     for key in ("seed", "global_batch", "method", "model"):
         if before.get(key) != now[key]:
             raise ConfigError(

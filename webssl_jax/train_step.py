@@ -103,16 +103,17 @@ def make_train_step(
         )
         memory = jax.tree.map(lambda n, o: jnp.where(void, o, n), memory, state.guard)
         skipped = state.skipped + ((cause != FINE) & ~void).astype(jnp.int32)
-        update_norm = optax.tree.norm(jax.tree.map(jnp.subtract, params, state.params))
+        updates = jax.tree.map(jnp.subtract, params, state.params)
 
         metrics = {
             "train/loss": out.loss,
             "train/skipped_steps": skipped,
             "optim/param_norm": optax.tree.norm(params),
-            "optim/update_norm": update_norm,
+            "optim/update_norm": optax.tree.norm(updates),
             "optim/grad_norm": norms.pop("all"),
         }
         metrics |= {f"optim/grad_norm_{name}": norm for name, norm in norms.items()}
+        metrics |= {f"optim/update_norm_{name}": optax.tree.norm(x) for name, x in updates.items()}
         metrics |= {f"train/{name}": value for name, value in (out.terms | out.report).items()}
         metrics |= {f"optim/{name}": value for name, value in values.items()}
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}

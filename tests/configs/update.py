@@ -8,12 +8,25 @@ from webssl_jax import config as configs
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
-SPECS = ["quickstart.py", "mini_web.py"] + [
+SPECS = ["quickstart.py", "mini_web.py", "mini_web.py:method=dino"] + [
     f"web_mae.py:size={size},recipe={recipe}"
     for recipe in ("paper", "stock")
     for size in ("300m", "700m", "1b", "2b", "3b", "5b", "tiny")
 ]
 SPECS += [f"web_dino.py:size={size}" for size in ("300m", "1b", "2b", "3b", "5b", "7b", "tiny")]
+SPECS += [
+    f"web_dino.py:size={rest}"
+    for rest in (
+        "7b,images=8_000_000_000",
+        "1b,data=imagenet",
+        "2b,data=light",
+        "2b,data=heavy",
+        "7b,res=378",
+        "7b,res=518",
+        "7b,res=518,images=20_480_000",
+    )
+]
+SPECS += [f"dinov2.py:recipe={recipe}" for recipe in ("vitl16_short", "vitl14", "vitg14")]
 
 
 def golden_file(spec: str) -> pathlib.Path:

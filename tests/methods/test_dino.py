@@ -89,11 +89,13 @@ def alone():
     return run((1, 1, 1))
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
-def test_losses_and_gradients_do_not_depend_on_the_devices(alone, shape):
+@pytest.mark.parametrize(
+    "shape, chunk", [((8, 1, 1), 0), ((1, 8, 1), 0), ((2, 2, 2), 0), ((1, 8, 1), 16)]
+)
+def test_losses_and_gradients_do_not_depend_on_the_devices(alone, shape, chunk):
     """With masks, stochastic depth and KoLeo drawn and paired in groups of four images, on devices
-    of two. float32; only the order of sums differs."""
-    ours, state = run(shape)
+    of two, and prototypes all at once or in chunks. float32; only the order of sums differs."""
+    ours, state = run(shape, dataclasses.replace(MICRO, stream_prototypes=chunk))
     np.testing.assert_allclose(ours, alone[0], rtol=1e-5)
     for a, b in zip(jax.tree.leaves(state.teacher), jax.tree.leaves(alone[1].teacher)):
         # Adam can turn a rounding difference into a step of up to a learning rate; of each step a

@@ -1,6 +1,7 @@
 """Positions: the fixed table against its formula, resizing against
 torch.nn.functional.interpolate."""
 
+import itertools
 import math
 
 import numpy as np
@@ -23,9 +24,10 @@ GRIDS = [
 TOLERANCES = {np.float64: 1e-6, np.float32: 2e-5}
 
 
-def torch_resize(table, old, **kwargs):
+def torch_resize(table, old, antialias=False, **kwargs):
     image = torch.tensor(table).reshape(1, *old, -1).permute(0, 3, 1, 2)
-    return interpolate(image, mode="bicubic", antialias=False, **kwargs)[0].permute(1, 2, 0).numpy()
+    resized = interpolate(image, mode="bicubic", antialias=antialias, **kwargs)
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 def random_table(grid):
@@ -43,6 +45,15 @@ def test_plain_resize_is_torch_bicubic_with_size(old, new):
 
 
 @pytest.mark.parametrize(("old", "new"), GRIDS)
+def test_antialiased_resize_is_torch_bicubic_with_antialias(old, new):
+    table = random_table(old)
+    ours = np.asarray(position.resize(table, old, new, "antialias")).reshape(*new, -1)
+    for dtype, tolerance in TOLERANCES.items():
+        theirs = torch_resize(table.astype(dtype), old, antialias=True, size=new)
+        np.testing.assert_allclose(ours, theirs, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize(("old", "new"), GRIDS)
 def test_offset_resize_is_torch_bicubic_with_the_scale_factor_of_dinov2(old, new):
     table = random_table(old)
     factors = tuple((n + 0.1) / o for n, o in zip(new, old, strict=True))
@@ -52,15 +63,14 @@ def test_offset_resize_is_torch_bicubic_with_the_scale_factor_of_dinov2(old, new
         np.testing.assert_allclose(ours, theirs, atol=tolerance, rtol=0)
 
 
-def test_the_two_modes_differ_visibly():
+def test_the_modes_differ_visibly():
     table = random_table((16, 16))
-    plain, offset = (
-        np.asarray(position.resize(table, (16, 16), (7, 7), mode)) for mode in ("plain", "offset")
-    )
-    assert np.abs(plain - offset).max() > 0.05
+    modes = [np.asarray(position.resize(table, (16, 16), (7, 7), m)) for m in position.MODES]
+    for one, other in itertools.combinations(modes, 2):
+        assert np.abs(one - other).max() > 0.05
 
 
-@pytest.mark.parametrize("mode", ["plain", "offset"])
+@pytest.mark.parametrize("mode", position.MODES)
 def test_the_same_grid_gives_the_same_table(mode):
     table = random_table((6, 6))
     assert position.resize(table, (6, 6), (6, 6), mode) is table

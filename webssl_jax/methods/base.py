@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from webssl_jax.methods.vitals import Vitals
 from webssl_jax.models.sizes import ViTConfig
 
 Params = dict[str, Any]
@@ -156,6 +157,9 @@ class Method(Protocol):
         self, variables: Variables, batch: Mapping[str, jax.Array], rng: jax.Array
     ) -> dict[str, np.ndarray]:
         """{name: (H, W, 3) uint8} worth looking at during training."""
+
+    def vitals(self, global_batch: int) -> Vitals:
+        """The logged figures that tell a healthy run from a sick one, and the alarms on them."""
 
     def train_flops(self) -> float:
         """Floating-point operations of one image's share of a training step, without recomputation

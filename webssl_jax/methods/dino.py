@@ -17,6 +17,7 @@ K prototypes; G groups of M = V * B / G global crops, U rows of the buffer of ma
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,13 +25,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from webssl_jax.methods import losses, pixels
+from webssl_jax.methods import losses, pixels, prototypes
 from webssl_jax.methods.base import Features, LossOutput, Params, Schedule, Tables, Variables
+from webssl_jax.methods.dino_vitals import dino_vitals
 from webssl_jax.methods.encoder import encode, eval_view
 from webssl_jax.methods.masking import BlockMasking, masked_patches
+from webssl_jax.methods.prototypes import Targets
+from webssl_jax.methods.vitals import Vitals, effective_rank
 from webssl_jax.models import sizes
 from webssl_jax.models.blocks import subset_size
-from webssl_jax.models.heads import Head, HeadConfig
+from webssl_jax.models.heads import Head, HeadConfig, Scores
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.vit import ViT
 from webssl_jax.optim import schedules
@@ -77,10 +81,13 @@ class DINO:
     """The method. Hashable, so it can be static under jit.
 
     encoder, dino_head, ibot_head: the networks of student and teacher alike; their trees are
-      ``params`` and ``teacher``, each {"encoder", "dino_head", "ibot_head"}.
+      ``params`` and ``teacher``, each {"encoder", "dino_head", "ibot_head"}. Where ibot_head is
+      None, the DINO head serves the patches too and there is no tree of that name.
     group_images: see the module's docstring.
     centering: of the teacher's assignments: ``sinkhorn`` (3 iterations over the global batch) or
       ``softmax`` (a running centre in ``aux``).
+    stream_prototypes: how many prototypes are compared at a time, 0 for all. It changes memory and
+      speed, not results; prototypes.py says when it is worth it.
     Lengths ``_images`` count from the start of the run; momentum rises by half a cosine over the
       whole run.
     layer_decay: the learning rate of block i of n is multiplied by this to the n - i, that of the
@@ -92,12 +99,13 @@ class DINO:
 
     encoder: ViTConfig
     dino_head: HeadConfig
-    ibot_head: HeadConfig
+    ibot_head: HeadConfig | None
     group_images: int
     view: View = View()
     masks: BlockMasking = BlockMasking()
     centering: str = "sinkhorn"
     centre_momentum: float = 0.9
+    stream_prototypes: int = 0
     dino_weight: float = 1.0
     ibot_weight: float = 1.0
     koleo_weight: float = 0.1
@@ -132,7 +140,7 @@ class DINO:
             ("dino_head", HeadConfig),
             ("ibot_head", HeadConfig),
         ):
-            if name in fields:
+            if fields.get(name) is not None:
                 fields[name] = sizes.construct(group, fields[name], f"method.{name}")
         # None stands for the size's own value, so that every field is a key that can be overridden.
         model = {"image_size": fields.get("view", View()).global_size}
@@ -160,6 +168,13 @@ class DINO:
             raise ValueError("the mask ratios hide no patch at all")
         if self.centering not in CENTRINGS:
             raise ValueError(f"centering = {self.centering!r} is not one of {', '.join(CENTRINGS)}")
+        counts = sorted({self.dino_head.prototypes, self._patch_head.prototypes})
+        chunk = self.stream_prototypes
+        if chunk < 0 or chunk and any(count % chunk for count in counts):
+            raise ValueError(
+                f"stream_prototypes = {chunk} must be 0 or divide the prototypes of every head: "
+                f"{', '.join(map(str, counts))}"
+            )
         for name in ("student_temperature", "teacher_temperature", "teacher_temperature_start"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} = {getattr(self, name)} must be positive")
@@ -175,6 +190,10 @@ class DINO:
     def _patches(self) -> int:
         return self._grid[0] * self._grid[1]
 
+    @property
+    def _patch_head(self) -> HeadConfig:
+        return self.ibot_head or self.dino_head
+
     # Variables and loss.
 
     def init(self, rng: jax.Array, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> Variables:
@@ -185,14 +204,15 @@ class DINO:
         encoder = ViT(self.encoder).init(encoder_rng, jnp.zeros((1, side, side, 3)))
         params = {
             "encoder": encoder["params"],
-            "dino_head": self._head("dino_head").init(dino_rng, token)["params"],
-            "ibot_head": self._head("ibot_head").init(ibot_rng, token)["params"],
+            "dino_head": Head(self.dino_head).init(dino_rng, token)["params"],
         }
+        if self.ibot_head:
+            params["ibot_head"] = Head(self.ibot_head).init(ibot_rng, token)["params"]
         aux = {}
         if self.centering == "softmax":
             aux = {
                 "dino_centre": jnp.zeros(self.dino_head.prototypes),
-                "ibot_centre": jnp.zeros(self.ibot_head.prototypes),
+                "ibot_centre": jnp.zeros(self._patch_head.prototypes),
             }
         return Variables(params, params, aux)
 
@@ -231,9 +251,6 @@ class DINO:
             chosen = jnp.take_along_axis(grouped, hidden.index[:, :, None], axis=1)
             return chosen.reshape(-1, patches.shape[-1])
 
-        def apply_head(name: str, tree: Params, x: jax.Array) -> jax.Array:
-            return self._head(name).apply({"params": tree[name]}, x)
-
         # Crops of an image stay together, so that images stay on their devices.
         globals_ = pixels.normalise(batch["global_crops"], self.mean, self.std)
         globals_ = globals_.reshape(-1, *globals_.shape[2:])
@@ -241,8 +258,8 @@ class DINO:
         locals_ = locals_.reshape(-1, *locals_.shape[2:])
 
         seen = ViT(self.encoder).apply({"params": teacher["encoder"]}, globals_)
-        teacher_cls = apply_head("dino_head", teacher, seen.cls)
-        teacher_patches = apply_head("ibot_head", teacher, at_masks(seen.patches))
+        teacher_cls = self._scores("dino_head", teacher, seen.cls)
+        teacher_patches = self._scores("ibot_head", teacher, at_masks(seen.patches))
         temperature = schedule_values["teacher_temperature"]
         targets, patch_targets, aux = self._assign(
             teacher_cls, teacher_patches, weights.reshape(groups, -1), aux, temperature
@@ -259,15 +276,18 @@ class DINO:
         cls = jnp.concatenate(
             [x.reshape(b, -1, self.encoder.width) for x in (whole.cls, parts.cls)], axis=1
         )
-        student_cls = apply_head("dino_head", params, cls)  # (B, V + L, K)
-        student_patches = apply_head("ibot_head", params, at_masks(whole.patches))
+        student_cls = self._scores("dino_head", params, cls)  # (B, V + L, K)
+        student_patches = self._scores("ibot_head", params, at_masks(whole.patches))
 
         # Every pair of views but a global crop with itself, weighing the same: DINOv2's own terms
         # and denominators come to that.
-        targets = targets.reshape(b, GLOBAL_CROPS, -1)
-        pairs = losses.cross_entropies(targets, student_cls, self.student_temperature).mean(axis=0)
+        cool, chunk = self.student_temperature, self.stream_prototypes
+        pairs = prototypes.cross_entropies(targets, student_cls, cool, chunk=chunk).mean(axis=0)
         count = pairs.size - GLOBAL_CROPS
         across = pairs[:, :GLOBAL_CROPS].sum() - jnp.trace(pairs)
+        patch_losses = prototypes.cross_entropies(
+            patch_targets, student_patches.reshape(-1, 1), cool, chunk=chunk
+        )
         koleo = sum(
             losses.koleo(x.reshape(groups, -1, x.shape[-1]))
             for x in whole.cls.reshape(b, GLOBAL_CROPS, -1).swapaxes(0, 1)
@@ -277,73 +297,64 @@ class DINO:
             "dino_global": self.dino_weight * across / count,
             "koleo": self.koleo_weight * koleo,
             "ibot": self.ibot_weight
-            * losses.masked_patch_loss(
-                patch_targets, student_patches, weights, b * GLOBAL_CROPS, self.student_temperature
-            ),
+            * losses.masked_patch_loss(patch_losses.reshape(-1), weights, b * GLOBAL_CROPS),
         }
-        report = self._report(targets, student_cls[:, :GLOBAL_CROPS], seen.cls, aux)
+        of_globals = student_cls._replace(features=student_cls.features[:, :GLOBAL_CROPS])
+        statistics = prototypes.statistics(targets, of_globals.reshape(-1), cool, chunk=chunk)
+        report = self._report(statistics, seen.cls, aux)
         report["masked_share"] = masks.mean()
         return LossOutput(sum(terms.values()), terms, report, aux)
 
+    def _scores(self, name: str, tree: Params, tokens: jax.Array) -> Scores:
+        name = "dino_head" if self.ibot_head is None else name
+        head = Head(getattr(self, name), self.encoder.dtype)
+        return head.apply({"params": tree[name]}, tokens)
+
     def _assign(
-        self,
-        cls: jax.Array,
-        patches: jax.Array,
-        weights: jax.Array,
-        aux: Params,
-        temperature: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, Params]:
-        """The teacher's probabilities for CLS tokens (B * V, K) and masked patches (G * U, K), from
-        its logits, and the next ``aux``. weights: (G, U), 0 at padding."""
-        valid = weights > 0
+        self, cls: Scores, patches: Scores, weights: jax.Array, aux: Params, temperature: jax.Array
+    ) -> tuple[Targets, Targets, Params]:
+        """The teacher's targets for CLS tokens (B * V, K) and masked patches (G * U, K), from its
+        scores, and the next ``aux``. weights: (G, U), 0 at padding."""
+        valid, chunk = weights > 0, self.stream_prototypes
         if self.centering == "sinkhorn":
+            flat = valid.reshape(-1)
             return (
-                losses.sinkhorn_knopp(cls, temperature),
-                losses.sinkhorn_knopp(patches, temperature, valid=valid.reshape(-1)),
+                prototypes.sinkhorn_knopp(cls, temperature, chunk=chunk),
+                prototypes.sinkhorn_knopp(patches, temperature, valid=flat, chunk=chunk),
                 aux,
             )
-        dino, ibot = aux["dino_centre"], aux["ibot_centre"]
+        dino, ibot, m = aux["dino_centre"], aux["ibot_centre"], self.centre_momentum
+        rows = cls.features.shape[0]
         # The mean of the groups' means, as the originals average over devices.
-        grouped = patches.reshape(*weights.shape, -1)
-        sums = jnp.where(valid[:, :, None], grouped, 0.0).sum(axis=1)
-        mean = (sums / jnp.maximum(valid.sum(axis=1, keepdims=True), 1)).mean(axis=0)
+        shares = valid / jnp.maximum(valid.sum(axis=1, keepdims=True), 1) / len(valid)
         new = {
-            "dino_centre": losses.next_centre(dino, cls.mean(axis=0), self.centre_momentum),
-            "ibot_centre": losses.next_centre(ibot, mean, self.centre_momentum),
+            "dino_centre": prototypes.next_centre(dino, cls, jnp.full(rows, 1 / rows), m),
+            "ibot_centre": prototypes.next_centre(ibot, patches, shares.reshape(-1), m),
         }
         return (
-            losses.centred_softmax(cls, dino, temperature),
-            losses.centred_softmax(patches, ibot, temperature),
+            prototypes.centred_softmax(cls, dino, temperature, chunk=chunk),
+            prototypes.centred_softmax(patches, ibot, temperature, chunk=chunk),
             new,
         )
 
     def _report(
-        self, targets: jax.Array, student: jax.Array, features: jax.Array, aux: Params
+        self, statistics: dict[str, jax.Array], features: jax.Array, aux: Params
     ) -> dict[str, jax.Array]:
-        """What tells a healthy run from a collapsed one, from the global crops: mean entropies in
-        nats of the teacher's targets (B, V, K) and of the student (B, V, K logits), the divergence
-        KL(teacher || student) of each crop with itself, the number of prototypes that some crop's
-        target favours, and the standard deviation over images of the teacher's L2-normalised CLS
-        (B * V, D), mean over channels times sqrt(D): near 1 when spread, 0 when collapsed."""
-        log_student = jax.nn.log_softmax(
-            jax.lax.stop_gradient(student) / self.student_temperature, axis=-1
-        )
-        teacher_entropy = losses.entropy(targets).mean()
-        favoured = jnp.zeros(targets.shape[-1], bool).at[jnp.argmax(targets, axis=-1)].set(True)
+        """What tells a healthy run from a collapsed one, from the global crops: what
+        ``prototypes.statistics`` says, and of the teacher's CLS (B * V, D) the effective rank and
+        the standard deviation over images, L2-normalised, mean over channels times sqrt(D): near 1
+        when spread, 0 when collapsed."""
         normed = features / jnp.linalg.norm(features, axis=-1, keepdims=True)
-        report = {
-            "teacher_entropy": teacher_entropy,
-            "student_entropy": losses.entropy(jnp.exp(log_student)).mean(),
-            "teacher_student_kl": -(targets * log_student).sum(axis=-1).mean() - teacher_entropy,
-            "prototypes_used": favoured.sum(),
+        report = statistics | {
             "feature_std": normed.std(axis=0).mean() * features.shape[-1] ** 0.5,
+            "effective_rank": effective_rank(features),
         }
         return report | {f"{name}_norm": jnp.linalg.norm(x) for name, x in aux.items()}
 
     def update_teacher(
         self, teacher: Params, params: Params, schedule_values: Mapping[str, jax.Array]
     ) -> Params:
-        """m * teacher + (1 - m) * student, of all three networks."""
+        """m * teacher + (1 - m) * student, of all networks."""
         m = schedule_values["momentum"]
         return jax.tree.map(lambda t, s: m * t + (1 - m) * s, teacher, params)
 
@@ -358,9 +369,6 @@ class DINO:
         the patches divide."""
         images = pixels.normalise(images, self.mean, self.std)
         return encode(self.encoder, variables.teacher["encoder"], images, layers, inside)
-
-    def _head(self, name: str) -> Head:
-        return Head(getattr(self, name), self.encoder.dtype)
 
     # What the loader, the optimiser and the reports need to know.
 
@@ -418,6 +426,19 @@ class DINO:
             ),
         )
 
+    def vitals(self, global_batch: int) -> Vitals:
+        """See methods/dino_vitals.py."""
+        dino, ibot = (math.log(head.prototypes) for head in (self.dino_head, self._patch_head))
+        local = self.view.local_count / (self.view.local_count + GLOBAL_CROPS - 1)
+        ignorance = {
+            "dino_local": self.dino_weight * dino * local,
+            "dino_global": self.dino_weight * dino * (1 - local),
+            "ibot": self.ibot_weight * ibot * self.masks.probability,
+        }
+        crops, centred = GLOBAL_CROPS * global_batch, self.centering == "softmax"
+        width = self.encoder.width
+        return dino_vitals(self.dino_head.prototypes, crops, width, ignorance, centred)
+
     def pictures(
         self, variables: Variables, batch: Mapping[str, jax.Array], rng: jax.Array
     ) -> dict[str, np.ndarray]:
@@ -451,7 +472,7 @@ class DINO:
 
         v = self.view
         hidden = self.masks.most(GLOBAL_CROPS * group, self._patches) / group
-        dino, ibot = self.dino_head.flops(e.width), self.ibot_head.flops(e.width)
+        dino, ibot = self.dino_head.flops(e.width), self._patch_head.flops(e.width)
         student = trunk(v.global_size, GLOBAL_CROPS, e.drop_path)
         student += trunk(v.local_size, v.local_count, e.drop_path)
         student += (GLOBAL_CROPS + v.local_count) * dino + hidden * ibot

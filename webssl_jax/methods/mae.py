@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from webssl_jax.methods import losses, masking, pixels
 from webssl_jax.methods.base import Features, LossOutput, Params, Schedule, Tables, Variables
 from webssl_jax.methods.encoder import encode, eval_view
+from webssl_jax.methods.vitals import Alarm, Limit, Sign, Vitals
 from webssl_jax.models import sizes
 from webssl_jax.models.decoder import MAEDecoder
 from webssl_jax.models.layers import patchify, unpatchify
@@ -247,6 +248,24 @@ class MAE:
         decayed (timm's rule, which MAE uses: whatever is one-dimensional in one block). CLS, mask
         and register tokens are decayed."""
         return Tables(decay=((r"/(bias|scale|gamma)$", 0.0),))
+
+    def vitals(self, global_batch: int) -> Vitals:
+        """The prediction's contrast beside that of its target, about 1, and the loss beside that of
+        a prediction of the mean: with ``norm_pix_loss`` 1, and less by the share of flat patches.
+        """
+        ignorance = 1.0 if self.norm_pix_loss else None
+        signs = (
+            Sign("train/reconstruction", "reconstruction loss", ignorance),
+            Sign("train/prediction_std", "prediction std", 1.0),
+        )
+        alarm = Alarm(
+            "the prediction is grey",
+            (Limit("train/prediction_std", below=0.05),),
+            "the decoder predicts the mean for every patch, so the encoder learns nothing",
+            "config.optim.lr (lower; the scaled one is in config.json), optim.warmup (longer), "
+            "method.mask_ratio (lower), model.dtype (float32, to rule it out)",
+        )
+        return Vitals(signs, (alarm,))
 
     def pictures(
         self, variables: Variables, batch: Mapping[str, jax.Array], rng: jax.Array

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -44,15 +45,34 @@ class HeadConfig:
         return 2.0 * sum(a * b for a, b in zip(sizes, sizes[1:]))
 
 
+class Scores(NamedTuple):
+    """Logits that are not multiplied out yet: of all K prototypes, those of a batch may be too many
+    to hold (``methods/prototypes.py``). features: (..., b) float32. kernel: (b, K), whose dtype is
+    that of the product."""
+
+    features: jax.Array
+    kernel: jax.Array
+
+    def reshape(self, *shape: int) -> Scores:
+        """With features of ``shape`` x b."""
+        return self._replace(features=self.features.reshape(*shape, self.features.shape[-1]))
+
+    def logits(self) -> jax.Array:
+        """(..., K) float32."""
+        return jnp.matmul(
+            self.features.astype(self.kernel.dtype), self.kernel, preferred_element_type=jnp.float32
+        )
+
+
 class Head(nn.Module):
-    """(B, D) -> (B, K) float32 logits, computed in ``dtype`` from float32 parameters: ``fc1`` ...
-    and ``last_layer`` {"g" (1, K), "v" (b, K)}."""
+    """(..., D) -> :class:`Scores`, computed in ``dtype`` from float32 parameters: ``fc1`` ... and
+    ``last_layer`` {"g" (1, K), "v" (b, K)}."""
 
     config: HeadConfig
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> Scores:
         c = self.config
         for i in range(1, c.layers + 1):
             size = c.hidden if i < c.layers else c.bottleneck
@@ -60,22 +80,20 @@ class Head(nn.Module):
             x = nn.Dense(size, dtype=self.dtype, kernel_init=init, name=f"fc{i}")(x)
             x = gelu(x) if i < c.layers else x
         x = l2_normalise(x.astype(jnp.float32), 1e-12)
-        return Prototypes(c.prototypes, self.dtype, name="last_layer")(x)
+        kernel = Prototypes(c.prototypes, c.bottleneck, name="last_layer")()
+        return Scores(x, kernel.astype(self.dtype))
 
 
 class Prototypes(nn.Module):
-    """The weight-normed linear layer without bias; see the module's docstring."""
+    """The kernel of the weight-normed linear layer without bias; see the module's docstring."""
 
     prototypes: int
-    dtype: str
+    bottleneck: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, b) -> (B, K) float32."""
-        shape = (x.shape[-1], self.prototypes)
+    def __call__(self) -> jax.Array:
+        """(b, K) float32."""
         g = self.param("g", nn.initializers.ones, (1, self.prototypes))
-        v = self.param("v", uniform(1 / math.sqrt(x.shape[-1])), shape)  # PyTorch's default
-        kernel = g * v / jnp.linalg.norm(v, axis=0, keepdims=True)
-        return jnp.matmul(
-            x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=jnp.float32
-        )
+        init = uniform(1 / math.sqrt(self.bottleneck))  # PyTorch's default
+        v = self.param("v", init, (self.bottleneck, self.prototypes))
+        return g * v / jnp.linalg.norm(v, axis=0, keepdims=True)

@@ -14,9 +14,10 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from webssl_jax.models import position
+
 MLPS = ("gelu", "swiglu")
 POSITIONS = ("learned", "sincos")
-RESIZES = ("offset", "plain")
 INITS = ("mae", "dinov2")
 DTYPES = ("bfloat16", "float32")
 REMATS = ("none", "full", "dots", "named")
@@ -67,7 +68,7 @@ class ViTConfig:
         for field, known in (
             ("mlp", MLPS),
             ("position", POSITIONS),
-            ("position_resize", RESIZES),
+            ("position_resize", tuple(position.MODES)),
             ("init", INITS),
             ("dtype", DTYPES),
             ("remat", REMATS),

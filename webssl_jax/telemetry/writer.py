@@ -25,7 +25,7 @@ def read_rows(path: str | os.PathLike) -> list[dict]:
     out.
 
     Raises:
-      UserError: if another line is not JSON.
+      UserError: if another line is no row.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -34,11 +34,13 @@ def read_rows(path: str | os.PathLike) -> list[dict]:
     rows = []
     for number, line in enumerate(path.read_text().split("\n")[:-1], start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            row = json.loads(line)
+            row["step"]
+        except (ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"{path}: line {number} is damaged; remove it and start again"
             ) from error
+        rows.append(row)
     return rows
 
 
@@ -92,6 +94,11 @@ class MetricWriter:
             for name, value in values.items():
                 if math.isfinite(value):
                     self._board.add_scalar(name, value, step)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Shows a sentence in TensorBoard."""
+        if self._enabled and self._board:
+            self._board.add_text(name, text, step)
 
     def pictures(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Writes (H, W, 3) uint8 pictures to ``pictures/NAME_STEP.png`` and to TensorBoard."""
