@@ -5,12 +5,24 @@ weight file this code reads, tensor by tensor.
         [--step N] [--dtype bfloat16] [--verify]
     python tools/export.py --weights FILE_OR_FOLDER --format mae-pth --output FILE.pth
 
-Formats: hf-vit (transformers' ViTModel: the encoder), hf-vit-mae (ViTMAEForPreTraining: encoder and
-decoder), timm (the encoder), mae-pth (a .pth file of the original MAE code: encoder and decoder).
+Formats:
+  hf-vit                the encoder, for transformers' ViTModel (MAE's blocks)
+  hf-dinov2             the encoder, for Dinov2Model (DINOv2's blocks)
+  hf-dinov2-registers   the encoder, for Dinov2WithRegistersModel
+  timm                  the encoder, of either kind
+  hf-vit-mae            encoder and decoder, for ViTMAEForPreTraining
+  mae-pth               encoder and decoder, a .pth file of the original MAE code
+  dinov2-pth            the encoder, a .pth file as DINOv2 and Web-SSL publish them
+  dinov2-teacher        encoder and heads, a .pth file as DINOv2's training writes it
+  dinov2-heads          the heads alone
+Of a run that has a teacher (DINO) the teacher is written: the weights that its features, figures
+and pictures come from.
+
 --verify reads the result back and compares it bit by bit, then loads it with the other library. For
-transformers and timm it compares features at the model's own image size (for transformers also at
-another, not square one, and for hf-vit-mae the loss under the same mask); for mae-pth the tensors
-that torch.load gives. It needs the export extra: pip install '.[export]', for timm also timm.
+transformers and timm it compares features at the model's own image size (for ViTModel, ViTMAE and
+Dinov2Model also at another, not square one, and for hf-vit-mae the loss under the same mask); for
+.pth files the tensors that torch.load gives. It needs the export extra: pip install '.[export]',
+for timm also timm.
 
 Exit codes: 0 done · 1 --verify found a difference · 2 bad input, a full disk, or PyTorch missing.
 """
@@ -30,9 +42,11 @@ from webssl_jax import params as params_lib
 from webssl_jax.config import UserError
 from webssl_jax.methods import pixels
 from webssl_jax.methods.base import Variables
+from webssl_jax.models import position
 from webssl_jax.weights import export as weights_export
-from webssl_jax.weights import load, safetensors_io, tables
-from webssl_jax.weights.families import FAMILIES, table_of
+from webssl_jax.weights import load, safetensors_io, shapes, tables
+from webssl_jax.weights.families import FAMILIES, Family, table_of
+from webssl_jax.weights.networks import Networks
 
 # Largest relative error |ours - theirs| / |theirs| (Euclidean norms) that still counts as the same
 # function computed in another order in float32. Measured: 3e-7 at 2 blocks of width 32, 1.5e-6 at
@@ -62,7 +76,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--format", required=True, choices=sorted(FAMILIES))
     parser.add_argument(
-        "--output", required=True, help="folder (mae-pth: file); an earlier export is replaced"
+        "--output", required=True, help="folder, or .pth file; an earlier export is replaced"
+    )
+    parser.add_argument(
+        "--chunks",
+        type=int,
+        help="name the blocks as a network built with this block_chunks has them (Web-SSL's are "
+        "built with 4); for dinov2-pth and dinov2-teacher",
     )
     parser.add_argument("--dtype", default="float32", choices=sorted(safetensors_io.DTYPES))
     parser.add_argument("--verify", action="store_true", help="compare with the other library")
@@ -75,22 +95,32 @@ def main(argv: list[str] | None = None) -> int:
 
     if args.workdir:
         run = checkpoints.load_run(args.workdir, args.step)
-        method, params = run.method, run.variables.params
+        networks, params = Networks.of(run.method), weights_export.trained_params(run)
         what = f"{args.workdir}: step {run.step:,}"
-        output = weights_export.export_run(run, args.format, args.output, args.dtype)
+        if run.variables.teacher:
+            what += ", its teacher"
+        output = weights_export.export_run(
+            run, args.format, args.output, args.dtype, chunks=args.chunks
+        )
     else:
         loaded = load.open_(args.weights, heads=args.heads)
-        method, params = loaded.method(), loaded.params
-        what = f"{args.weights}: {loaded.family}, {load.size_name(loaded.vit)}"
+        networks, params = loaded.networks, loaded.params
+        what = f"{args.weights}: {loaded.family}"
+        if networks.encoder:
+            what += f", {shapes.size_name(networks.encoder)}"
         if loaded.assumed:
             print(f"assumed: {', '.join(loaded.assumed)}")
-        output = weights_export.export_loaded(loaded, args.format, args.output, args.dtype)
+        output = weights_export.export_loaded(
+            loaded, args.format, args.output, args.dtype, chunks=args.chunks
+        )
     print(f"{what}, {params_lib.count(params):,} parameters")
     for file in sorted(output.iterdir()) if output.is_dir() else [output]:
         print(f"  {file}  {file.stat().st_size:,} bytes")
+    for note in _unsaid(networks, FAMILIES[args.format]):
+        print(f"note: {note}")
     if library is None:
         return 0
-    comparisons = verify(method, params, args.format, output, args.dtype, library)
+    comparisons = verify(networks, params, args.format, output, args.dtype, library)
     for c in comparisons:
         verdict = "same" if c.relative <= TOLERANCE else "DIFFERENT"
         print(
@@ -110,19 +140,35 @@ def main(argv: list[str] | None = None) -> int:
     return 1
 
 
+def _unsaid(networks: Networks, family: Family) -> list[str]:
+    """What a ``.pth`` cannot say of its encoder, where it is not what its reader will assume. (A
+    folder has config files and a model card.)"""
+    if family.config or not networks.encoder:
+        return []
+    notes, ours = [], networks.encoder.position_resize
+    if networks.encoder.position == "learned" and ours != family.resize:
+        notes.append(
+            f"at other sizes its reader resizes positions {position.MODES[family.resize]}, the "
+            f"training {position.MODES[ours]}"
+        )
+    if (networks.mean, networks.std) != (pixels.IMAGENET_MEAN, pixels.IMAGENET_STD):
+        notes.append(f"images were normalised by mean {networks.mean} and std {networks.std}")
+    return notes
+
+
 def import_library(family: str) -> Any:
     """The library that --verify compares with, with PyTorch behind it.
 
     Raises:
       UserError: if it is missing or broken; one line that names the reason.
     """
-    name = {"mae-pth": "torch"}.get(family, FAMILIES[family].library)
+    name = FAMILIES[family].library if FAMILIES[family].config else "torch"
     try:
         import torch  # noqa: F401
 
         library = importlib.import_module(name)
         if name == "transformers":
-            _ = library.ViTModel, library.ViTMAEForPreTraining
+            getattr(library, FAMILIES[family].opens)
             library.utils.logging.disable_progress_bar()
     except (ImportError, RuntimeError) as error:
         cause: BaseException = error
@@ -137,36 +183,36 @@ def import_library(family: str) -> Any:
 
 
 def verify(
-    method: Any, params: Any, family: str, output: pathlib.Path, dtype: str, library: Any
+    networks: Networks, params: Any, family: str, output: pathlib.Path, dtype: str, library: Any
 ) -> list[Comparison]:
     """Loads ``output`` with ``library`` and compares it with our own code, both in float32.
 
     The weights are first read back with our importer, which must give ``params``, bit by bit (in
     bfloat16: rounded once). These are then what our side computes with, so the comparison is about
-    layouts, not about rounding.
+    layouts, not about rounding. Positions are resized as ``library`` does.
 
     Raises:
       WeightsError: if our importer refuses the output.
       UserError: if the weights read back differ, or the library misses keys or meets unknown ones.
     """
-    method = _in_float32(method)
-    imported = load.load(output, family).params
-    _check_same_weights(params, imported, dtype)
-    if family == "mae-pth":
-        return _compare_tensors(method, imported, output, library)
-    model = _load(library, family, output)
+    heads = {}
+    if networks.encoder:
+        networks = _in_float32(networks, FAMILIES[family].resize)
+        if not FAMILIES[family].config:
+            heads["heads"] = networks.encoder.heads
+    imported = load.load(output, family, **heads).params
+    _check_same_weights(networks, params, imported, family, dtype)
+    if not FAMILIES[family].config:
+        return _compare_tensors(networks, imported, family, output, library)
+    model, method = _load(library, family, output), networks.method()
     side, patch = method.encoder.image_size, method.encoder.patch_size
-    sizes = [(side, side)]
-    if family != "timm":  # which resizes positions by a rule of its own
-        sizes.append((side + patch, side + 3 * patch))
     comparisons = []
-    for height, width in sizes:
+    for height, width in ((side, side), (side + patch, side + 3 * patch)):
         images = np.random.default_rng(0).integers(0, 256, (2, height, width, 3)).astype(np.uint8)
         with jax.default_matmul_precision("highest"):
             seen = jax.jit(method.features)(Variables(imported, {}, {}), images)
-        ours = np.concatenate(
-            [seen.cls[:, None], seen.patches.reshape(2, -1, seen.cls.shape[-1])], axis=1
-        )
+        patches = seen.patches.reshape(2, -1, seen.cls.shape[-1])
+        ours = np.concatenate([seen.cls[:, None], seen.registers, patches], axis=1)
         name = f"features at {height}x{width}"
         comparisons.append(_compare(name, ours, _their_tokens(model, _pixels(method, images))))
     if "decoder" in FAMILIES[family].needs:
@@ -174,35 +220,45 @@ def verify(
     return comparisons
 
 
-def _compare_tensors(method: Any, params: Any, file: pathlib.Path, torch: Any) -> list[Comparison]:
+def _compare_tensors(
+    networks: Networks, params: Any, family: str, file: pathlib.Path, torch: Any
+) -> list[Comparison]:
     """The original's code is not at hand: what it would be given, against what should be there."""
-    theirs = torch.load(file, map_location="cpu", weights_only=True)["model"]
-    ours = dict(tables.export(params, table_of("mae-pth", method)))
+    theirs = torch.load(file, map_location="cpu", weights_only=True)
+    table, key = table_of(family, networks), FAMILIES[family].key
+    names, _ = tables.canonical_names(table, theirs[key] if key else theirs)
+    theirs = {ours: (theirs[key] if key else theirs)[name] for ours, name in names.items()}
+    ours = dict(tables.export(params, table))
     if set(ours) != set(theirs):
         raise UserError(f"--verify: torch.load finds other tensors in {file} than were written")
     return [_compare(key, ours[key], theirs[key].float().numpy()) for key in ours]
 
 
-def _check_same_weights(params: Any, imported: Any, dtype: str) -> None:
-    original = params_lib.flatten(params)
-    for path, array in params_lib.flatten(imported).items():
-        wanted = np.asarray(original[path]).astype(safetensors_io.DTYPES[dtype]).astype(np.float32)
+def _check_same_weights(
+    networks: Networks, params: Any, imported: Any, family: str, dtype: str
+) -> None:
+    """What comes back makes the same file again: compared there, as two parameters that are only
+    ever added may have become one tensor."""
+    table = table_of(family, networks)
+    written, again = (tables.export(tree, table) for tree in (params, imported))
+    for tensor, (key, wanted), (_, array) in zip(tables.layout(table, params), written, again):
+        if not isinstance(tensor.row, tables.Constant):  # which is not rounded
+            wanted = wanted.astype(safetensors_io.DTYPES[dtype]).astype(np.float32)
         if not np.array_equal(array, wanted):
-            raise UserError(f"--verify: {path} read back from the export is not what the run holds")
+            raise UserError(f"--verify: {key} read back from the export is not what the run holds")
 
 
-def _in_float32(method: Any) -> Any:
-    """The method computing in float32, and without chance: its loss is that of training."""
+def _in_float32(networks: Networks, resize: str) -> Networks:
+    """The networks computing in float32, and without chance: their loss is that of training."""
 
     def exact(config):
-        return dataclasses.replace(config, dtype="float32", remat="none", drop_path=0.0)
+        return config and dataclasses.replace(
+            config, dtype="float32", remat="none", drop_path=0.0, position_resize=resize
+        )
 
-    parts = {
-        name: exact(getattr(method, name))
-        for name in ("encoder", "decoder")
-        if hasattr(method, name)
-    }
-    return dataclasses.replace(method, **parts)
+    return dataclasses.replace(
+        networks, encoder=exact(networks.encoder), decoder=exact(networks.decoder)
+    )
 
 
 def _load(library: Any, family: str, folder: pathlib.Path) -> Any:
@@ -274,6 +330,8 @@ def _compare(what: str, ours: np.ndarray, theirs: np.ndarray) -> Comparison:
     difference = ours.astype(np.float64) - theirs
     if not np.isfinite(difference).all():
         return Comparison(what, float("inf"), float("inf"))
+    if not difference.any():  # and both may be all zero
+        return Comparison(what, 0.0, 0.0)
     relative = np.linalg.norm(difference.ravel()) / np.linalg.norm(
         np.asarray(theirs, np.float64).ravel()
     )

@@ -3,8 +3,12 @@ are all that is read.
 
     python tools/inspect_weights.py FILE_OR_FOLDER [--family NAME] [--heads N] [--json]
 
-Family, size by name, parameters, number type, heads, decoder, positions and resolution; then every
+Family, size by name, parameters, number type, heads, decoder, projection heads (prototypes,
+bottleneck), resolution, and positions with the way the family's own code resizes them; then every
 tensor that is missing, unexpected or of another shape, against the family that fits best.
+
+Families: hf-vit, hf-vit-mae, hf-dinov2, hf-dinov2-registers (transformers), timm, mae-pth,
+dinov2-pth, dinov2-teacher, dinov2-heads (.pth files of the originals, blocks chunked or not).
 
 Exit codes: 0 it fits · 1 it does not · 2 it cannot be read at all.
 """
@@ -16,11 +20,13 @@ import json
 import math
 from typing import Any
 
-import jax
-
 from webssl_jax import cli
-from webssl_jax.weights import load, tables
-from webssl_jax.weights.stored import WeightsError, shown
+from webssl_jax.models import position
+from webssl_jax.models.sizes import ViTConfig
+from webssl_jax.params import count
+from webssl_jax.weights import load, shapes, tables
+from webssl_jax.weights.networks import template_of
+from webssl_jax.weights.stored import WeightsError, shown, some
 
 _SHOWN = 20  # tensors of each kind of trouble
 
@@ -45,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"  {name}")
         if len(names) > _SHOWN:
             print(f"  ... and {len(names) - _SHOWN} more")
-    print("\nit does not fit" if trouble else "\nit fits: init_from, pictures and export take it")
+    takers = "init_from and export" if "encoder" not in facts else "init_from, pictures and export"
+    print("\nit does not fit" if trouble else f"\nit fits: {takers} take it")
     return 1 if trouble else 0
 
 
@@ -69,35 +76,37 @@ def inspect(
         "numbers": f"{numbers:,}",
         "files": ", ".join(sorted({t.file.name for t in files.tensors.values()})),
     }
+    if files.inside:
+        facts["taken"] = f"what lies under {files.inside!r}"
     try:
-        method, _, assumed = load.describe(files, best, heads)
+        networks, _, assumed = shapes.describe(files, best, heads)
     except WeightsError as error:
         return facts, {"what it is cannot be told": [str(error)]}
-    c = method.encoder
-    facts |= {
-        "encoder": f"{load.size_name(c)}: {c.depth} blocks, width {c.width}, {c.heads} heads, "
-        f"MLP {c.hidden}, norm eps {c.norm_eps:g}",
-        "resolution": f"{c.image_size} pixels, {c.grid[0]}x{c.grid[1]} patches of {c.patch_size}",
-        "positions": "MAE's fixed sin-cos table" if c.position == "sincos" else "trained",
-        "decoder": "none",
-    }
+    if networks.encoder:
+        facts |= _encoder(networks.encoder)
+    facts["decoder"] = "none"
+    if networks.decoder:
+        d = networks.decoder
+        facts["decoder"] = f"{d.depth} blocks, width {d.width}, {d.heads} heads"
+        facts["objective"] = f"mask ratio {networks.mask_ratio:g}" + (
+            ", patches normalised" if networks.norm_pix_loss else ", raw pixels"
+        )
+    for name, head in networks.dino_heads.items():
+        facts[name] = (
+            f"{head.prototypes:,} prototypes, bottleneck {head.bottleneck}, "
+            f"{head.layers} layers of {head.hidden}"
+        )
     if assumed:
         facts["assumed"] = ", ".join(assumed)
-    template = load.template_of(method)
-    table = best.table(method)
-    parts = {leaf.split("/")[0]: 0 for row in table.rows for leaf in row.paths}
-    for part in parts:
-        parts[part] = sum(math.prod(x.shape) for x in jax.tree.leaves(template[part]))
-    facts["parameters"] = ", ".join(f"{part} {count:,}" for part, count in parts.items())
-    if "decoder" in parts:
-        d = method.decoder
-        facts["decoder"] = f"{d.depth} blocks, width {d.width}, {d.heads} heads"
-        facts["objective"] = f"mask ratio {method.mask_ratio:g}" + (
-            ", patches normalised" if method.norm_pix_loss else ", raw pixels"
-        )
-    fit = tables.compare(files.tensors, table, template)
+    template = template_of(networks)
+    table = best.table(networks)
+    facts["parameters"] = ", ".join(f"{name} {count(x):,}" for name, x in template.items())
+    try:
+        fit = tables.compare(files.tensors, table, template)
+    except WeightsError as error:
+        return facts, {"contradictory": [str(error)]}
     if fit.ignored:
-        facts["passed_over"] = ", ".join(map(shown, fit.ignored))
+        facts["passed_over"] = some(fit.ignored)
     trouble = {
         "missing": fit.missing,
         "not expected": list(map(shown, fit.unexpected)),
@@ -110,6 +119,26 @@ def inspect(
         except WeightsError as error:
             trouble["contradictory"] = [str(error)]
     return facts, {kind: names for kind, names in trouble.items() if names}
+
+
+def _encoder(c: ViTConfig) -> dict[str, str]:
+    mlp = "SwiGLU" if c.mlp == "swiglu" else "MLP"
+    extras = {
+        "LayerScale": c.layer_scale is not None,
+        f"{c.num_registers} registers": c.num_registers,
+        "a mask token": c.mask_token,
+    }
+    positions = "MAE's fixed sin-cos table"
+    if c.position == "learned":
+        how = position.MODES[c.position_resize]
+        positions = f"trained; for other sizes resized {how} (position_resize={c.position_resize})"
+    return {
+        "encoder": f"{shapes.size_name(c)}: {c.depth} blocks, width {c.width}, {c.heads} heads, "
+        f"{mlp} {c.hidden}, norm eps {c.norm_eps:g}",
+        "besides": ", ".join(name for name, there in extras.items() if there) or "nothing",
+        "resolution": f"{c.image_size} pixels, {c.grid[0]}x{c.grid[1]} patches of {c.patch_size}",
+        "positions": positions,
+    }
 
 
 if __name__ == "__main__":

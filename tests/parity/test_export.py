@@ -33,6 +33,7 @@ from webssl_jax.methods.base import Variables
 from webssl_jax.weights import export as weights_export
 from webssl_jax.weights import load, safetensors_io
 from webssl_jax.weights.families import table_of
+from webssl_jax.weights.networks import Networks
 from webssl_jax.weights.tables import WeightsError
 
 _spec = importlib.util.spec_from_file_location(
@@ -225,7 +226,8 @@ def test_module_names_of_transformers_5_are_imported_as_well(run, folders, tmp_p
 
 
 def verify(run, family, folder, dtype):
-    return export.verify(run.method, run.variables.params, family, folder, dtype, transformers)
+    networks = Networks.of(run.method)
+    return export.verify(networks, run.variables.params, family, folder, dtype, transformers)
 
 
 def rewrite(folder, change):

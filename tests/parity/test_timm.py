@@ -18,6 +18,11 @@ ORACLES = pathlib.Path(sys.prefix) / "oracles"
 SIZES = ((32, 32), (48, 48), (40, 24), (24, 56))
 TOLERANCE = 5e-6  # relative, Euclidean; float32 on both sides. Measured: 2.7e-7 to 3.9e-7
 ENCODERS = {"sincos": {}, "learned": {"position": "learned"}, "bare": {"qkv_bias": False}}
+DINO = {
+    "dino": {"mlp_hidden": 53},  # of an odd ratio to the width
+    "dino-gelu": {"mlp": "gelu"},
+    "dino-registers": {"num_registers": 3},
+}
 
 
 def images_of(height, width):
@@ -34,6 +39,9 @@ def timm(tmp_path_factory):
     for name, encoder in ENCODERS.items():
         method = samples.make_method(depth=3, **encoder)
         samples.write("timm", root, method)
+        folders.append((root / "timm").rename(root / name))
+    for name, encoder in DINO.items():
+        samples.write("timm", root, samples.make_dino(**encoder))
         folders.append((root / "timm").rename(root / name))
     method = samples.make_method()
     images = {f"{h}x{w}": images_of(h, w) for h, w in SIZES}
@@ -53,12 +61,13 @@ def difference(loaded, theirs, height, width):
     method = loaded.method()
     with jax.default_matmul_precision("highest"):
         seen = jax.jit(method.features)(Variables(loaded.params, {}, {}), images_of(height, width))
-    ours = np.concatenate([seen.cls[:, None], seen.patches.reshape(2, -1, 32)], axis=1)
+    patches = seen.patches.reshape(2, -1, 32)
+    ours = np.concatenate([seen.cls[:, None], seen.registers, patches], axis=1)
     return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
 
 
 @pytest.mark.parametrize("height, width", SIZES)
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", (*ENCODERS, *DINO))
 def test_timm_computes_what_we_compute_from_our_export(timm, name, height, width):
     root, _, features = timm
     loaded = load.load(root / name)
@@ -70,5 +79,19 @@ def test_timm_computes_what_we_compute_from_our_export(timm, name, height, width
 def test_we_compute_what_timm_computes_from_its_own_files(timm, file, height, width):
     _, theirs, features = timm
     loaded = load.load(theirs / file, heads=2)
-    assert loaded.vit.position == "learned" and set(loaded.left) == {"head.weight", "head.bias"}
+    assert loaded.networks.encoder.position == "learned" and set(loaded.left) == {
+        "head.weight",
+        "head.bias",
+    }
     assert difference(loaded, features[f"random/{height}x{width}"], height, width) < TOLERANCE
+
+
+@pytest.mark.parametrize("height, width", SIZES)
+@pytest.mark.parametrize("name", ("dinov2", "dinov2_reg4"))
+def test_we_compute_what_timm_computes_from_its_own_dinov2(timm, name, height, width):
+    _, theirs, features = timm
+    loaded = load.load(theirs / f"{name}.safetensors", heads=2)
+    c = loaded.networks.encoder
+    assert (loaded.family, c.mlp, c.hidden) == ("timm", "swiglu", 88)
+    assert c.num_registers == (4 if name == "dinov2_reg4" else 0)
+    assert difference(loaded, features[f"{name}/{height}x{width}"], height, width) < TOLERANCE

@@ -7,8 +7,9 @@ of their own (``tools/environment.sh``), so that nothing else, transformers leas
 them; of the operators timm calls none.
 
 PIXELS holds normalised images {name: (B, 3, H, W)}. OUTPUT becomes a folder: ``features.npz`` with
-{"FOLDER's name/name": tokens (B, 1 + N, D)}, a model of random weights as ``random.pth`` and
-``random.safetensors``, and its features under "random/name".
+{"FOLDER's name/name": tokens (B, 1 + registers + N, D)}, a model of random weights as
+``random.pth`` and ``random.safetensors``, and its features under "random/name"; so, too, small ones
+of timm's DINOv2 with SwiGLU, ``dinov2.safetensors`` and ``dinov2_reg4.safetensors``.
 """
 
 import json
@@ -33,26 +34,15 @@ from safetensors.torch import save_file  # noqa: E402
 
 
 def tokens(model, x):
-    """At another size the positions are resized by PyTorch's plain bicubic, as transformers does.
-    timm's own rule antialiases and has another cubic; that is its choice of positions, not part of
-    the weights' meaning."""
-    grid = model.patch_embed.grid_size
-    new = (
-        x.shape[2] // model.patch_embed.patch_size[0],
-        x.shape[3] // model.patch_embed.patch_size[1],
-    )
+    """At another size timm resizes the positions itself."""
+    side = model.patch_embed.grid_size[0] * model.patch_embed.patch_size[0]
     table = model.pos_embed.data
-    square = table[:, 1:].reshape(1, *grid, -1).permute(0, 3, 1, 2)
-    square = torch.nn.functional.interpolate(square, size=new, mode="bicubic")
-    patches = square.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], -1)
     try:
         model.set_input_size(img_size=x.shape[2:])
-        if new != tuple(grid):
-            model.pos_embed.data = torch.cat([table[:, :1], patches], dim=1)
         with torch.no_grad():
             return model.forward_features(x).numpy()
     finally:
-        model.set_input_size(img_size=(grid[0] * model.patch_embed.patch_size[0],) * 2)
+        model.set_input_size(img_size=(side, side))
         model.pos_embed.data = table
 
 
@@ -78,4 +68,11 @@ torch.save(model.state_dict(), output / "random.pth")
 save_file(model.state_dict(), output / "random.safetensors")
 for name, x in images.items():
     found[f"random/{name}"] = tokens(model, x)
+for name in ("dinov2", "dinov2_reg4"):
+    kind = {"dinov2": "vit_giant_patch14_dinov2", "dinov2_reg4": "vit_giant_patch14_reg4_dinov2"}
+    small = dict(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_ratio=5.5)
+    model = randomise(timm.create_model(kind[name], **small)).eval()
+    save_file(model.state_dict(), output / f"{name}.safetensors")
+    for image, x in images.items():
+        found[f"{name}/{image}"] = tokens(model, x)
 np.savez(output / "features.npz", **found)

@@ -1,4 +1,5 @@
-"""A small MAE with random weights, non-trivial biases and norms, written in every family."""
+"""Small networks with random weights, non-trivial biases and norms, written in every family: a MAE,
+and the networks of DINO."""
 
 import dataclasses
 
@@ -7,11 +8,15 @@ import numpy as np
 
 from webssl_jax import params
 from webssl_jax.methods.mae import MAE, View
+from webssl_jax.models.heads import HeadConfig
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.weights import export
+from webssl_jax.weights.families import FAMILIES as ALL
+from webssl_jax.weights.networks import Networks, template_of
 
 FAMILIES = ("hf-vit", "hf-vit-mae", "mae-pth", "timm")
 BOTH = ("hf-vit-mae", "mae-pth")  # hold a decoder too
+DINO = ("dinov2-pth", "dinov2-teacher", "dinov2-heads", "hf-dinov2", "timm")
 
 
 def make_method(**encoder):
@@ -23,7 +28,20 @@ def make_method(**encoder):
     )
 
 
+def make_dino(**encoder):
+    """The networks of DINO: all the blocks' extras, two heads of different shapes."""
+    fields = dict(width=32, depth=3, heads=2, patch_size=8, image_size=32, mlp="swiglu")
+    fields |= dict(layer_scale=1e-5, mask_token=True, position_resize="offset")
+    return Networks(
+        ViTConfig(**fields | encoder),
+        dino_head=HeadConfig(prototypes=24, bottleneck=8, hidden=20),
+        ibot_head=HeadConfig(prototypes=16, bottleneck=12, hidden=20),
+    )
+
+
 def shapes_of(method):
+    if isinstance(method, Networks):
+        return template_of(method)
     return jax.eval_shape(lambda: method.init(jax.random.key(0), method.batch_spec(1))).params
 
 
@@ -32,17 +50,17 @@ def make_params(method, seed=0):
 
     def draw(path, leaf):
         values = rng.normal(0, 0.15, leaf.shape).astype(np.float32)
-        return values + 1 if path.endswith("scale") else values
+        return values + 1 if path.endswith(("scale", "gamma", "last_layer/g")) else values
 
     return params.map_with_path(draw, shapes_of(method))
 
 
-def write(family, folder, method=None, weights=None, dtype="float32", max_file_bytes=2**40):
+def write(family, folder, method=None, weights=None, dtype="float32", max_file_bytes=2**40, **more):
     """The path of an export of ``weights``."""
     method = method or make_method()
-    output = folder / (f"{family}.pth" if family == "mae-pth" else family)
+    output = folder / (family if ALL[family].config else f"{family}.pth")
     weights = make_params(method) if weights is None else weights
-    return export.write(weights, method, family, output, dtype, max_file_bytes, "card")
+    return export.write(weights, method, family, output, dtype, max_file_bytes, "card", **more)
 
 
 def assert_same(tree, weights, kind):

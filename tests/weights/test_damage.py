@@ -92,7 +92,7 @@ def same(one, other):
     return (
         set(a) == set(b)
         and all(np.array_equal(a[k], b[k]) for k in a)
-        and (one.family, one.vit, one.decoder) == (other.family, other.vit, other.decoder)
+        and (one.family, one.networks) == (other.family, other.networks)
     )
 
 

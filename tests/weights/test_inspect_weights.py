@@ -83,3 +83,32 @@ def test_what_contradicts_the_config_is_told_with_what_is_known(tmp_path, capsys
     assert tool.main([str(path)]) == 1
     printed = capsys.readouterr().out
     assert "hidden_size = 64, not 32" in printed and "hf-vit (" in printed
+
+
+DINO = {
+    "dinov2-pth": ["trained; for other sizes resized with DINOv2's offset of 0.1"],
+    "dinov2-teacher": [
+        "what lies under 'teacher'",
+        "24 prototypes, bottleneck 8, 3 layers of 20",
+        "16 prototypes, bottleneck 12, 3 layers of 20",
+    ],
+    "dinov2-heads": ["24 prototypes, bottleneck 8", "init_from and export take it"],
+    "hf-dinov2": ["resized plainly (position_resize=plain)\n"],
+    "timm": ["resized with antialiasing (position_resize=antialias)"],
+}
+
+
+@pytest.mark.parametrize("family", samples.DINO)
+def test_of_dino_the_heads_the_extras_and_the_way_positions_are_resized_are_told(
+    tmp_path, capsys, family
+):
+    path = samples.write(family, tmp_path, samples.make_dino())
+    flags = [] if family == "dinov2-heads" else ["--heads", "2"]
+    assert tool.main([str(path), *flags]) == 0
+    printed = capsys.readouterr().out
+    facts = [f"{family} (", "it fits", *DINO[family]]
+    if family != "dinov2-heads":
+        token = "" if family == "timm" else ", a mask token"
+        facts += ["3 blocks, width 32, 2 heads, SwiGLU 88", f"LayerScale{token}\n"]
+    for fact in facts:
+        assert fact in printed

@@ -15,7 +15,7 @@ from tests.weights import big_files, samples
 from webssl_jax import params
 from webssl_jax.config import UserError
 from webssl_jax.models import sizes
-from webssl_jax.weights import export, load, safetensors_io
+from webssl_jax.weights import export, load, safetensors_io, shapes
 from webssl_jax.weights.stored import WeightsError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -44,10 +44,13 @@ def test_import_export_import_is_bit_identical_within_and_across_families(
     kind = "mae" if family in samples.BOTH else "encoder"
     assert (loaded.family, loaded.kind, loaded.dtype) == (family, kind, "float32")
     same = ("width", "depth", "heads", "patch_size", "image_size", "hidden", "position", "norm_eps")
-    for ours, theirs in ((method.encoder, loaded.vit), (method.decoder, loaded.decoder)):
+    for ours, theirs in (
+        (method.encoder, loaded.networks.encoder),
+        (method.decoder, loaded.networks.decoder),
+    ):
         assert theirs is None or all(getattr(ours, f) == getattr(theirs, f) for f in same)
     if kind == "mae":
-        assert (loaded.mask_ratio, loaded.norm_pix_loss) == (0.6, False)
+        assert (loaded.networks.mask_ratio, loaded.networks.norm_pix_loss) == (0.6, False)
     samples.assert_same(loaded.params, weights, kind)
     for other in samples.FAMILIES if kind == "mae" else ("hf-vit", "timm"):
         output = tmp_path / f"second-{other}.pth"
@@ -74,7 +77,7 @@ def test_float16_is_read_too(tmp_path):
     weights = samples.make_params(samples.make_method())
     halved = jax.tree.map(lambda x: x.astype(np.float16).astype(np.float32), weights)
     loaded = load.load(path)
-    assert loaded.dtype == "float16" and loaded.vit.position == "sincos"
+    assert loaded.dtype == "float16" and loaded.networks.encoder.position == "sincos"
     samples.assert_same(loaded.params, halved, "mae")
 
 
@@ -85,8 +88,8 @@ def test_a_published_file_needs_no_word_about_its_heads(tmp_path):
     bare = {k: v for k, v in model.items() if not k.startswith(("decoder", "mask_token"))}
     torch.save(bare, path)
     loaded = load.load(path)
-    assert (loaded.family, loaded.kind, loaded.vit.heads) == ("timm", "encoder", 2)
-    assert load.size_name(loaded.vit) == "web-mae-micro"
+    assert (loaded.family, loaded.kind, loaded.networks.encoder.heads) == ("timm", "encoder", 2)
+    assert shapes.size_name(loaded.networks.encoder) == "web-mae-micro"
     torch.save({"model": {f"module.{k}": v for k, v in bare.items()}}, path)
     samples.assert_same(load.load(path).params, loaded.params, "encoder")
 
@@ -98,7 +101,7 @@ def test_of_an_unknown_size_the_heads_are_asked_for(tmp_path):
     refused(path, "does not say how many heads.*heads=N")
     refused(path, "heads its decoder has.*decoder_heads=N", heads=3)
     refused(path, "48 does not divide", heads=5, decoder_heads=2)
-    assert load.load(path, heads=3, decoder_heads=2).vit.heads == 3
+    assert load.load(path, heads=3, decoder_heads=2).networks.encoder.heads == 3
 
 
 def bare_safetensors(tmp_path, **encoder):
@@ -109,13 +112,13 @@ def bare_safetensors(tmp_path, **encoder):
 
 def test_heads_that_are_given_go_before_those_of_the_published_size(tmp_path):
     path = bare_safetensors(tmp_path, heads=4)  # web-mae-micro has 2
-    assert load.open_(path).vit.heads == 2
-    assert load.open_(path, heads=4).vit.heads == 4
+    assert load.open_(path).networks.encoder.heads == 2
+    assert load.open_(path, heads=4).networks.encoder.heads == 4
 
 
 def test_heads_that_contradict_the_file_are_refused(tmp_path):
     path = samples.write("hf-vit-mae", tmp_path)
-    assert load.open_(path, heads=2, decoder_heads=4).vit.heads == 2
+    assert load.open_(path, heads=2, decoder_heads=4).networks.encoder.heads == 2
     refused(path, "states heads = 2, but heads=4 was given", heads=4)
     refused(path, "states decoder_heads = 4, but decoder_heads=2 was given", decoder_heads=2)
 
@@ -142,8 +145,8 @@ def test_what_nothing_says_is_told_as_assumed(tmp_path):
 @pytest.mark.parametrize("size", sizes.WEB_MAE_SIZES)
 def test_every_published_size_is_known_by_its_shapes(size):
     c = sizes.web_mae(size)
-    assert load.size_name(c) == f"web-mae-{size}"
-    assert load._known_heads({"width": c.width, "depth": c.depth}) == c.heads
+    assert shapes.size_name(c) == f"web-mae-{size}"
+    assert shapes.known_heads({"width": c.width, "depth": c.depth}) == c.heads
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5])
@@ -158,7 +161,7 @@ def test_positions_that_are_not_the_sin_cos_table_become_a_parameter(tmp_path, v
     data[tensor.offset : tensor.offset + table.nbytes] = table.tobytes()
     file.write_bytes(data)
     loaded = load.load(path)
-    assert loaded.vit.position == "learned"
+    assert loaded.networks.encoder.position == "learned"
     np.testing.assert_array_equal(loaded.params["encoder"]["pos_embed"], table)
 
 
@@ -221,14 +224,15 @@ def test_what_timm_may_say_of_a_plain_vit_is_taken(tmp_path):
     plain = dict(act_layer="gelu", norm_layer=None, class_token=True, reg_tokens=0, mlp_ratio=4.01)
     free = dict(num_classes=1000, global_pool="avg", drop_path_rate=0.1, dynamic_img_size=True)
     configure(path, model_args=plain | free | {"num_heads": 4})
-    assert load.open_(path).vit.heads == 4
+    assert load.open_(path).networks.encoder.heads == 4
 
 
 def test_colours_come_from_the_folder(tmp_path):
     path = samples.write("hf-vit", tmp_path)
-    assert load.open_(path).normalisation == (samples.make_method().mean, samples.make_method().std)
+    default, wanted = load.open_(path).networks, samples.make_method()
+    assert (default.mean, default.std) == (wanted.mean, wanted.std)
     configure(path, "preprocessor_config.json", image_mean=[0.5, 0.4, 0.3])
-    assert load.open_(path).normalisation[0] == (0.5, 0.4, 0.3)
+    assert load.open_(path).networks.mean == (0.5, 0.4, 0.3)
     configure(path, "preprocessor_config.json", image_std=[1, 2])
     refused(path, "colours")
 
@@ -336,5 +340,8 @@ def test_headers_alone_say_what_a_file_is(tmp_path):
     """Nothing but the position table of 5B parameters is read."""
     big_files.write(tmp_path / "in", sizes.web_mae("5b"))
     opened = load.open_(tmp_path / "in")
-    assert load.size_name(opened.vit) == "web-mae-5b" and opened.vit.position == "sincos"
+    assert (
+        shapes.size_name(opened.networks.encoder) == "web-mae-5b"
+        and opened.networks.encoder.position == "sincos"
+    )
     assert params.count(opened.params) == 4_937_035_264 - 257 * 3584

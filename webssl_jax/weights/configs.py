@@ -8,20 +8,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from webssl_jax.methods import pixels
+from webssl_jax.weights import dino
 from webssl_jax.weights.stored import Opened, WeightsError, shown
 
 # What transformers takes when config.json does not say.
-HF_DEFAULTS = {
+_SHARED = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
-    "intermediate_size": 3072,
     "hidden_act": "gelu",
-    "layer_norm_eps": 1e-12,
     "image_size": 224,
-    "patch_size": 16,
     "num_channels": 3,
     "qkv_bias": True,
+}
+_VIT = _SHARED | {"intermediate_size": 3072, "layer_norm_eps": 1e-12, "patch_size": 16}
+_MAE = {
     "decoder_hidden_size": 512,
     "decoder_num_hidden_layers": 8,
     "decoder_num_attention_heads": 16,
@@ -29,23 +30,26 @@ HF_DEFAULTS = {
     "mask_ratio": 0.75,
     "norm_pix_loss": False,
 }
+_DINO = _SHARED | {"mlp_ratio": 4, "layer_norm_eps": 1e-6, "use_swiglu_ffn": False}
+_DEFAULTS = {
+    "vit": _VIT,
+    "vit_mae": _VIT | _MAE,
+    "dinov2": _DINO | {"patch_size": 14, "use_mask_token": True},
+    "dinov2_with_registers": _DINO | {"patch_size": 16, "num_register_tokens": 4},
+}
 # timm's model_args that change what is computed, with the values that mean a plain ViT.
 _TIMM_PLAIN = {
     "in_chans": (3,),
     "class_token": (True,),
     "pos_embed": ("learn",),
-    "no_embed_class": (False,),
-    "reg_tokens": (0,),
     "pre_norm": (False,),
     "final_norm": (True,),
     "qk_norm": (False,),
     "scale_attn_norm": (False,),
     "scale_mlp_norm": (False,),
     "proj_bias": (True,),
-    "init_values": (None,),
     "embed_norm_layer": (None,),
     "norm_layer": (None,),  # LayerNorm of epsilon 1e-6; by any other name the epsilon is open
-    "act_layer": (None, "gelu"),
 }
 # Those that do not: they are about training, the classifier, or how images come in.
 _TIMM_FREE = (
@@ -66,103 +70,154 @@ _TIMM_FREE = (
 )
 
 
+def default(model_type: str, key: str) -> Any:
+    """What transformers takes for ``key`` of that kind of model."""
+    return _DEFAULTS[model_type][key]
+
+
 def facts_of(
-    files: Opened, facts: Mapping[str, Any], decoder: Mapping[str, Any] | None
+    files: Opened,
+    model_types: tuple[str, ...],
+    facts: Mapping[str, Any],
+    decoder: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """What shapes do not say: heads, decoder_heads, norm_eps, mask_ratio, norm_pix_loss, mean, std;
-    those that are known, the colours always.
+    """What shapes do not say: heads, decoder_heads, norm_eps, position_resize, mask_ratio,
+    norm_pix_loss, mean, std; those that are known, the colours always.
 
     Args:
+      model_types: of the transformers' models that the tensors can belong to.
       facts, decoder: what the shapes say, fields of a ViTConfig; decoder None without one.
 
     Raises:
       WeightsError: if config.json makes no sense, or says something else than the shapes do.
     """
-    mean, std = pixels.IMAGENET_MEAN, pixels.IMAGENET_STD
-    config, file = files.config, files.config_file
-    said: dict[str, Any] = {}
+    said: dict[str, Any] = {"mean": pixels.IMAGENET_MEAN, "std": pixels.IMAGENET_STD}
     if files.extra:
         kinds = dict(heads=int, decoder_heads=int, mask_ratio=float, norm_pix_loss=bool)
+        kinds["position_resize"] = str
         for key, value in files.extra.items():
             if type(value) is not kinds.get(key):
                 raise WeightsError(f"{files.path}: webssl_jax.{shown(key)} = {shown(value)}")
         said |= files.extra
-    if config is not None and "model_type" in config:
-        if config["model_type"] not in ("vit", "vit_mae"):
+    if files.config is None:
+        return said
+    if "model_type" in files.config:
+        return said | _transformers(files, model_types, facts, decoder)
+    if "architecture" in files.config:
+        return said | _timm(files, facts)
+    raise WeightsError(f"{files.config_file}: is a config.json neither of transformers nor of timm")
+
+
+def _transformers(
+    files: Opened,
+    model_types: tuple[str, ...],
+    facts: Mapping[str, Any],
+    decoder: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    file, kind = files.config_file, files.config["model_type"]
+    if kind not in model_types:
+        raise WeightsError(
+            f"{file}: model_type = {shown(kind)} is no {' and no '.join(model_types) or 'such'}"
+        )
+    config = _DEFAULTS[kind] | files.config
+    _agree(
+        file,
+        config,
+        {
+            "hidden_size": facts["width"],
+            "num_hidden_layers": facts["depth"],
+            "patch_size": facts["patch_size"],
+            "image_size": facts["image_size"],
+            "qkv_bias": facts["qkv_bias"],
+            "num_channels": 3,
+            "hidden_act": "gelu",
+        },
+    )
+    if "intermediate_size" in _DEFAULTS[kind]:
+        _agree(file, config, {"intermediate_size": facts["mlp_hidden"]})
+    else:
+        swiglu = facts["mlp"] == "swiglu"
+        tokens = {"use_mask_token": facts["mask_token"]}
+        tokens["num_register_tokens"] = facts["num_registers"]
+        tokens = {key: value for key, value in tokens.items() if key in _DEFAULTS[kind]}
+        _agree(file, config, {"use_swiglu_ffn": swiglu} | tokens)
+        hidden = dino.hf_hidden(facts["width"], _number(file, config, "mlp_ratio", int), swiglu)
+        if hidden != facts["mlp_hidden"]:
             raise WeightsError(
-                f"{file}: model_type = {shown(config['model_type'])} is no vit(_mae)"
+                f"{file}: mlp_ratio = {config['mlp_ratio']} makes an MLP of {hidden}, the weights "
+                f"have one of {facts['mlp_hidden']}"
             )
-        config = HF_DEFAULTS | config
+    said = {
+        "heads": _number(file, config, "num_attention_heads", int),
+        "norm_eps": _number(file, config, "layer_norm_eps", float),
+    }
+    if decoder:
+        config = _MAE | config
         _agree(
             file,
             config,
             {
-                "hidden_size": facts["width"],
-                "num_hidden_layers": facts["depth"],
-                "intermediate_size": facts["mlp_hidden"],
-                "patch_size": facts["patch_size"],
-                "image_size": facts["image_size"],
-                "qkv_bias": facts["qkv_bias"],
-                "num_channels": 3,
-                "hidden_act": "gelu",
+                "decoder_hidden_size": decoder["width"],
+                "decoder_num_hidden_layers": decoder["depth"],
+                "decoder_intermediate_size": decoder["mlp_hidden"],
             },
         )
-        said["heads"] = _number(file, config, "num_attention_heads", int)
-        said["norm_eps"] = _number(file, config, "layer_norm_eps", float)
-        if decoder:
-            _agree(
-                file,
-                config,
-                {
-                    "decoder_hidden_size": decoder["width"],
-                    "decoder_num_hidden_layers": decoder["depth"],
-                    "decoder_intermediate_size": decoder["mlp_hidden"],
-                },
-            )
-            said["decoder_heads"] = _number(file, config, "decoder_num_attention_heads", int)
-            said["mask_ratio"] = _number(file, config, "mask_ratio", float)
-            said["norm_pix_loss"] = _number(file, config, "norm_pix_loss", bool)
-        colours = files.preprocessor
-        mean = _colours(file, colours.get("image_mean", mean))
-        std = _colours(file, colours.get("image_std", std))
-    elif config is not None and "architecture" in config:
-        given = config.get("model_args", {})
-        colours = config.get("pretrained_cfg", {})
-        if not isinstance(given, dict) or not isinstance(colours, dict):
-            raise WeightsError(f"{file}: model_args or pretrained_cfg is no object")
-        ours = {
-            "embed_dim": facts["width"],
-            "depth": facts["depth"],
-            "patch_size": facts["patch_size"],
-            "img_size": facts["image_size"],
-            "qkv_bias": facts["qkv_bias"],
-        }
-        _agree(file, given, {key: value for key, value in ours.items() if key in given})
-        if "num_heads" in given:
-            said["heads"] = _number(file, given, "num_heads", int)
-        if "mlp_ratio" in given:
-            hidden = facts["width"] * _number(file, given, "mlp_ratio", float)
-            if abs(hidden - facts["mlp_hidden"]) >= 1:  # timm rounds it down
-                raise WeightsError(
-                    f"{file}: mlp_ratio = {given['mlp_ratio']} makes an MLP of {hidden:g}, the "
-                    f"weights have one of {facts['mlp_hidden']}"
-                )
-        other = [
-            f"{shown(key)} = {shown(value)}"
-            for key, value in given.items()
-            if key not in (*ours, "num_heads", "mlp_ratio", *_TIMM_FREE)
-            and value not in _TIMM_PLAIN.get(key, ())
-        ]
-        if other:
+        said["decoder_heads"] = _number(file, config, "decoder_num_attention_heads", int)
+        said["mask_ratio"] = _number(file, config, "mask_ratio", float)
+        said["norm_pix_loss"] = _number(file, config, "norm_pix_loss", bool)
+    for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
+        if theirs in files.preprocessor:
+            said[ours] = _colours(file, files.preprocessor[theirs])
+    return said
+
+
+def _timm(files: Opened, facts: Mapping[str, Any]) -> dict[str, Any]:
+    file = files.config_file
+    given = files.config.get("model_args", {})
+    colours = files.config.get("pretrained_cfg", {})
+    if not isinstance(given, dict) or not isinstance(colours, dict):
+        raise WeightsError(f"{file}: model_args or pretrained_cfg is no object")
+    swiglu, registers = facts["mlp"] == "swiglu", facts["num_registers"]
+    ours = {
+        "embed_dim": facts["width"],
+        "depth": facts["depth"],
+        "patch_size": facts["patch_size"],
+        "img_size": facts["image_size"],
+        "qkv_bias": facts["qkv_bias"],
+        "reg_tokens": registers,
+        "no_embed_class": bool(registers),
+    }
+    _agree(file, given, {key: value for key, value in ours.items() if key in given})
+    said = {}
+    if "num_heads" in given:
+        said["heads"] = _number(file, given, "num_heads", int)
+    if "mlp_ratio" in given:
+        hidden = facts["width"] * _number(file, given, "mlp_ratio", float)
+        if abs(hidden - facts["mlp_hidden"] * (2 if swiglu else 1)) >= 1:  # timm rounds it down
             raise WeightsError(
-                f"{file}: model_args name what this code does not compute or does not know: "
-                f"{', '.join(other)}"
+                f"{file}: mlp_ratio = {given['mlp_ratio']} makes an MLP of {hidden:g}, the "
+                f"weights have one of {facts['mlp_hidden']}"
             )
-        mean = _colours(file, colours.get("mean", mean))
-        std = _colours(file, colours.get("std", std))
-    elif config is not None:
-        raise WeightsError(f"{file}: is a config.json neither of transformers nor of timm")
-    return said | {"mean": mean, "std": std}
+    plain = _TIMM_PLAIN | {"act_layer": (None, "silu" if swiglu else "gelu")}
+    free = (*ours, "num_heads", "mlp_ratio", *_TIMM_FREE)
+    if facts["layer_scale"] is None:
+        plain["init_values"] = (None,)
+    else:
+        free += ("init_values",)  # the weights say what has become of them
+    other = [
+        f"{shown(key)} = {shown(value)}"
+        for key, value in given.items()
+        if key not in free and value not in plain.get(key, ())
+    ]
+    if other:
+        raise WeightsError(
+            f"{file}: model_args name what this code does not compute or does not know: "
+            f"{', '.join(other)}"
+        )
+    for name in ("mean", "std"):
+        if name in colours:
+            said[name] = _colours(file, colours[name])
+    return said
 
 
 def _agree(file: Any, config: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """Writes weights for other libraries: folders of ``transformers`` and timm with their configs,
-preprocessing and a model card, or a ``.pth`` file of the original MAE.
+preprocessing and a model card, or a ``.pth`` file of the original code.
 
-What is written comes from a run, or from weights of any family (``load.open_``): these pass through
-tensor by tensor.
+What is written comes from a run (of its teacher where it has one, as its features do), or from
+weights of any family (``load.open_``): these pass through tensor by tensor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from webssl_jax.telemetry.progress import Progress
-from webssl_jax.weights import mae, safetensors_io, tables, torch_file
+from webssl_jax.weights import dino, safetensors_io, tables, torch_file
 from webssl_jax.weights.families import FAMILIES, table_of
 from webssl_jax.weights.load import Loaded
 from webssl_jax.weights.model_card import imported_card, model_card
@@ -25,6 +25,8 @@ from webssl_jax.weights.stored import WeightsError
 from webssl_jax.weights.tables import Constant
 
 _BICUBIC = 3  # PIL's number
+_CHUNKED = ("dinov2-pth", "dinov2-teacher")
+_NAMES = {"encoder": "an encoder", "decoder": "a decoder", "dino_head": "heads"}
 _OURS = (
     "model*.safetensors",
     safetensors_io.INDEX_FILE,
@@ -40,12 +42,19 @@ def export_run(
     output: str | os.PathLike,
     dtype: str = "float32",
     max_file_bytes: int = safetensors_io.MAX_FILE_BYTES,
+    chunks: int | None = None,
 ) -> pathlib.Path:
     """Writes ``run`` (:class:`~webssl_jax.checkpoints.Run`); see :func:`write`."""
     card = None
     if _is_folder(family):
         card = model_card(run, FAMILIES[family], dtype, os.fspath(output))
-    return write(run.variables.params, run.method, family, output, dtype, max_file_bytes, card)
+    params = trained_params(run)
+    return write(params, run.method, family, output, dtype, max_file_bytes, card, chunks)
+
+
+def trained_params(run: Any) -> Any:
+    """What of a run is evaluated and exported: its teacher, or its parameters where it has none."""
+    return run.variables.teacher or run.variables.params
 
 
 def export_loaded(
@@ -54,22 +63,26 @@ def export_loaded(
     output: str | os.PathLike,
     dtype: str = "float32",
     max_file_bytes: int = safetensors_io.MAX_FILE_BYTES,
+    chunks: int | None = None,
 ) -> pathlib.Path:
     """Writes weights of another family, from ``load.open_`` or ``load.load``; see :func:`write`.
 
     Raises:
-      WeightsError: also when ``family`` has a decoder and the weights have none.
+      WeightsError: also when ``family`` has networks that the weights have not.
     """
-    if family in FAMILIES and "decoder" in FAMILIES[family].needs and loaded.decoder is None:
-        raise WeightsError(f"{family}: needs a decoder, and {loaded.source} has none")
+    for part in FAMILIES[family].needs if family in FAMILIES else ():
+        if getattr(loaded.networks, part) is None:
+            raise WeightsError(f"{family}: needs {_NAMES[part]}, and {loaded.source} has none")
     source = pathlib.Path(loaded.source).absolute()
     # replacing it would delete what is read
     if pathlib.Path(output).resolve() in (source.resolve(), source.parent.resolve()):
         raise WeightsError(f"--output {output}: the weights are read from there; name another")
-    method, card = loaded.method(), None
+    card = None
     if _is_folder(family):
         card = imported_card(loaded, FAMILIES[family], dtype, os.fspath(output))
-    return write(loaded.params, method, family, output, dtype, max_file_bytes, card)
+    return write(
+        loaded.params, loaded.networks, family, output, dtype, max_file_bytes, card, chunks
+    )
 
 
 def write(
@@ -80,16 +93,19 @@ def write(
     dtype: str,
     max_file_bytes: int,
     card: str | None,
+    chunks: int | None = None,
 ) -> pathlib.Path:
     """Writes the networks of ``method``. The result appears whole or not at all.
 
     Args:
+      method: one, or ``Networks``.
       params: arrays, or ``tables.Leaf``.
       family: a name in ``FAMILIES``.
       output: for a folder a new or empty one, or an earlier export, which is then replaced; for
-        ``mae-pth`` the file.
+        a ``.pth`` family the file.
       dtype: of the weights, ``float32`` or ``bfloat16``.
       card: README.md of a folder.
+      chunks: as which blocks are named, of DINOv2's ``.pth``; see ``dino.chunked_names``.
 
     Raises:
       WeightsError: if the family cannot hold the networks, a parameter is not finite, ``output``
@@ -99,30 +115,38 @@ def write(
     # "." has no name to stage under; of a link, what it leads to is replaced
     if not output.name or output.name == ".." or output.is_symlink():
         output = output.resolve()
-    table = table_of(family, method)
+    table, entry = table_of(family, method), FAMILIES[family]
+    config = entry.config(method) if entry.config else None
+    layout = tables.layout(table, params)
+    if chunks is not None and family not in _CHUNKED:
+        raise WeightsError(f"{family}: has no chunks of blocks; {', '.join(_CHUNKED)} have")
+    names = [t.key for t in layout]
+    if chunks is not None:
+        names = dino.chunked_names(names, method.encoder.depth, chunks)
     # Constants stay in float32: they are small, and a position table rounded to bfloat16 moves the
     # features by 2e-4.
     specs = [
-        safetensors_io.Spec(t.key, t.shape, "float32" if isinstance(t.row, Constant) else dtype)
-        for t in tables.layout(table, params)
+        safetensors_io.Spec(name, t.shape, "float32" if isinstance(t.row, Constant) else dtype)
+        for name, t in zip(names, layout)
     ]
     size = sum(spec.num_bytes for spec in specs)
     _check_replaceable(output, _is_folder(family))
     staging = output.with_name(f".{output.name}.{os.getpid()}.partial")
     progress = Progress(len(specs), f"writing {size / 1e6:,.1f} MB:", "tensors")
-    stream = _counted(tables.export(params, table), progress)
+    arrays = (array for _, array in tables.export(params, table))
+    stream = _counted(zip(names, arrays), progress)
     try:
         if not _is_folder(family):
             output.parent.mkdir(parents=True, exist_ok=True)
-            torch_file.write_file(output, "model", specs, stream, mae.mae_extra(method))
+            extra = {"webssl_jax": entry.extra(method)} if entry.extra else {}
+            torch_file.write_file(output, entry.key, specs, stream, extra)
             progress.close()
             return output
         staging.mkdir(parents=True)
         safetensors_io.write_folder(staging, specs, stream, max_file_bytes)
         progress.close()
-        config = FAMILIES[family].config(method)
         texts = {"config.json": _json(config), "README.md": card}
-        if FAMILIES[family].library == "transformers":
+        if entry.library == "transformers":
             texts["config.json"] = _json(config | {"dtype": dtype})
             texts["preprocessor_config.json"] = _json(preprocessor_config(method))
         for name, text in texts.items():

@@ -7,17 +7,22 @@ from collections.abc import Callable
 from typing import Any
 
 from webssl_jax.config import suggest
-from webssl_jax.weights import hf, mae
+from webssl_jax.weights import dino, hf, mae
 from webssl_jax.weights.tables import Table, WeightsError
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """How a family sees a method (``methods.base.Method``) whose networks' configs are its fields.
+    """How a family sees a method (``methods.base.Method``, or ``networks.Networks``) whose
+    networks' configs are its fields.
 
     table: rows for the method's networks. needs: the networks, as fields of the method.
     library, opens: who opens its files, and with what.
     config: the dict of its ``config.json``; None for a family that is a single ``.pth`` file.
+    model_types: of transformers, in that config.
+    key: what the tensors stand under in a ``.pth``; None where they are all there is.
+    extra: what is kept beside them.
+    resize: how its code fits positions to another image size (``ViTConfig.position_resize``).
     fixed_eps: its code has an epsilon built in; the files do not say.
     """
 
@@ -27,6 +32,10 @@ class Family:
     library: str
     opens: str
     config: Callable[[Any], dict[str, Any]] | None = None
+    model_types: tuple[str, ...] = ()
+    key: str | None = None
+    extra: Callable[[Any], dict[str, Any]] | None = None
+    resize: str = "plain"
     fixed_eps: bool = False
 
 
@@ -40,6 +49,7 @@ FAMILIES = {
             "transformers",
             "ViTModel",
             hf.vit_config,
+            model_types=("vit", "vit_mae"),
         ),
         Family(
             "hf-vit-mae",
@@ -48,6 +58,7 @@ FAMILIES = {
             "transformers",
             "ViTMAEForPreTraining",
             hf.vit_mae_config,
+            model_types=("vit", "vit_mae"),
         ),
         Family(
             "mae-pth",
@@ -55,6 +66,8 @@ FAMILIES = {
             lambda method: mae.mae_table(method.encoder, method.decoder),
             "original MAE",
             "torch.load",
+            key="model",
+            extra=mae.mae_extra,
             fixed_eps=True,
         ),
         Family(
@@ -64,10 +77,62 @@ FAMILIES = {
             "timm",
             "timm.create_model",
             mae.timm_config,
+            resize="antialias",
             fixed_eps=True,
+        ),
+        Family(
+            "dinov2-pth",
+            ("encoder",),
+            lambda method: dino.backbone_table(method.encoder),
+            "original DINOv2 and Web-SSL",
+            "torch.load",
+            resize="offset",
+            fixed_eps=True,
+        ),
+        Family(
+            "dinov2-teacher",
+            ("encoder", "dino_head"),
+            lambda method: dino.teacher_table(method.encoder, _heads(method)),
+            "original DINOv2 and Web-SSL",
+            "torch.load",
+            key="teacher",
+            extra=dino.teacher_extra,
+            resize="offset",
+            fixed_eps=True,
+        ),
+        Family(
+            "dinov2-heads",
+            ("dino_head",),
+            lambda method: dino.heads_table(_heads(method)),
+            "original DINOv2 and Web-SSL",
+            "torch.load",
+        ),
+        Family(
+            "hf-dinov2",
+            ("encoder",),
+            lambda method: dino.hf_table(method.encoder),
+            "transformers",
+            "Dinov2Model",
+            dino.hf_config,
+            model_types=("dinov2", "dinov2_with_registers"),
+        ),
+        Family(
+            "hf-dinov2-registers",
+            ("encoder",),
+            lambda method: dino.hf_registers_table(method.encoder),
+            "transformers",
+            "Dinov2WithRegistersModel",
+            dino.hf_registers_config,
+            model_types=("dinov2", "dinov2_with_registers"),
+            resize="antialias",
         ),
     )
 }
+
+
+def _heads(method: Any) -> dict[str, Any]:
+    heads = {name: getattr(method, name, None) for name in dino.HEADS}
+    return {name: head for name, head in heads.items() if head}
 
 
 def table_of(name: str, method: Any) -> Table:
@@ -84,6 +149,7 @@ def table_of(name: str, method: Any) -> Table:
         raise WeightsError(
             f"{name}: the method {type(method).__name__} has no {' and no '.join(missing)}"
         )
-    for part in family.needs if family.fixed_eps else ():
-        mae.check_original(getattr(method, part), name)
+    networks = (getattr(method, part) for part in ("encoder", "decoder") if part in family.needs)
+    for network in networks if family.fixed_eps else ():
+        mae.check_original(network, name)
     return family.table(method)

@@ -13,19 +13,22 @@ from __future__ import annotations
 from typing import Any
 
 from webssl_jax.models.sizes import ViTConfig
-from webssl_jax.weights.positions import constant
+from webssl_jax.weights import positions
 from webssl_jax.weights.tables import CONV, Constant, Row, Table, WeightsError, linear, norm
 
 # Other spellings found in files: module names of transformers 5, and what its save_pretrained makes
 # of the decoder (5.23 writes decoder.decoder_encoder.layer.0 where the hub's files have
 # decoder.decoder_layers.0).
-_ALIASES = (
-    (r"decoder_encoder\.layer\.", "decoder_layers."),
-    (r"^(vit\.)?layers\.", r"\1encoder.layer."),
+ATTENTION_ALIASES = (
     (r"attention\.q_proj", "attention.attention.query"),
     (r"attention\.k_proj", "attention.attention.key"),
     (r"attention\.v_proj", "attention.attention.value"),
     (r"attention\.o_proj", "attention.output.dense"),
+)
+_ALIASES = (
+    (r"decoder_encoder\.layer\.", "decoder_layers."),
+    (r"^(vit\.)?layers\.", r"\1encoder.layer."),
+    *ATTENTION_ALIASES,
     (r"mlp\.fc1", "intermediate.dense"),
     (r"mlp\.fc2", "output.dense"),
 )
@@ -70,7 +73,7 @@ def vit_mae_table(encoder: ViTConfig, decoder: ViTConfig) -> Table:
         *norm("decoder/norm", "decoder.decoder_norm"),
         *linear("decoder/pred", "decoder.decoder_pred"),
     )
-    constants += (constant(decoder, "decoder.decoder_pos_embed"),)
+    constants += (positions.constant(decoder, "decoder.decoder_pos_embed"),)
     return Table(
         "hf-vit-mae", rows, constants, leave_out=(r"^(?!encoder/|decoder/)",), aliases=_ALIASES
     )
@@ -81,7 +84,8 @@ def vit_config(method: Any) -> dict[str, Any]:
     return {
         "architectures": ["ViTModel"],
         "model_type": "vit",
-        **_shared(method.encoder),
+        **shared_config(method.encoder),
+        "intermediate_size": method.encoder.hidden,
         "encoder_stride": method.encoder.patch_size,
     }
 
@@ -92,7 +96,8 @@ def vit_mae_config(method: Any) -> dict[str, Any]:
     return {
         "architectures": ["ViTMAEForPreTraining"],
         "model_type": "vit_mae",
-        **_shared(method.encoder),
+        **shared_config(method.encoder),
+        "intermediate_size": method.encoder.hidden,
         "decoder_hidden_size": decoder.width,
         "decoder_num_hidden_layers": decoder.depth,
         "decoder_num_attention_heads": decoder.heads,
@@ -102,12 +107,12 @@ def vit_mae_config(method: Any) -> dict[str, Any]:
     }
 
 
-def _shared(c: ViTConfig) -> dict[str, Any]:
+def shared_config(c: ViTConfig) -> dict[str, Any]:
+    """What ``config.json`` says of any ViT."""
     return {
         "hidden_size": c.width,
         "num_hidden_layers": c.depth,
         "num_attention_heads": c.heads,
-        "intermediate_size": c.hidden,
         "hidden_act": "gelu",
         "layer_norm_eps": c.norm_eps,
         "hidden_dropout_prob": 0.0,
@@ -122,29 +127,35 @@ def _shared(c: ViTConfig) -> dict[str, Any]:
 
 def _encoder(c: ViTConfig, prefix: str) -> tuple[tuple[Row, ...], tuple[Constant, ...]]:
     embeddings = prefix + "embeddings."
+    table, constants = positions.rows(c, embeddings + "position_embeddings")
     rows = (
         Row("encoder/cls_token", embeddings + "cls_token"),
+        *table,
         Row("encoder/patch_embed/kernel", embeddings + "patch_embeddings.projection.weight", CONV),
         Row("encoder/patch_embed/bias", embeddings + "patch_embeddings.projection.bias"),
         *_blocks("encoder/blocks", prefix + "encoder.layer", c.qkv_bias),
         *norm("encoder/norm", prefix + "layernorm"),
     )
-    key = embeddings + "position_embeddings"
-    if c.position == "learned":
-        return (*rows, Row("encoder/pos_embed", key)), ()
-    return rows, (constant(c, key),)
+    return rows, constants
 
 
 def _blocks(ours: str, theirs: str, qkv_bias: bool) -> tuple[Row, ...]:
     block = theirs + ".{i}."
-    attention = block + "attention."
     return (
         *norm(f"{ours}/norm1", block + "layernorm_before"),
+        *attention_rows(ours, block, qkv_bias),
+        *norm(f"{ours}/norm2", block + "layernorm_after"),
+        *linear(f"{ours}/mlp/fc1", block + "intermediate.dense"),
+        *linear(f"{ours}/mlp/fc2", block + "output.dense"),
+    )
+
+
+def attention_rows(ours: str, block: str, qkv_bias: bool) -> tuple[Row, ...]:
+    """The rows of a block's attention, which ViT and Dinov2 call alike. block: "LAYERS.{i}."."""
+    attention = block + "attention."
+    return (
         *linear(f"{ours}/attn/q", attention + "attention.query", qkv_bias),
         *linear(f"{ours}/attn/k", attention + "attention.key", qkv_bias),
         *linear(f"{ours}/attn/v", attention + "attention.value", qkv_bias),
         *linear(f"{ours}/attn/out", attention + "output.dense"),
-        *norm(f"{ours}/norm2", block + "layernorm_after"),
-        *linear(f"{ours}/mlp/fc1", block + "intermediate.dense"),
-        *linear(f"{ours}/mlp/fc2", block + "output.dense"),
     )

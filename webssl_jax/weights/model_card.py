@@ -11,6 +11,8 @@ from typing import Any
 from webssl_jax import config as config_lib
 from webssl_jax.evaluators.frozen import Measurement
 from webssl_jax.evaluators.report import report_table
+from webssl_jax.models import position
+from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.telemetry.writer import read_rows
 from webssl_jax.weights.families import Family
 
@@ -20,7 +22,9 @@ _MEANINGS = (
         "train/loss",
         "training loss of one batch; for MAE the mean squared error of the hidden patches, in "
         "units of each patch's own variance when `norm_pix_loss` is on (1.0 = predicting the "
-        "patch's mean)",
+        "patch's mean); for DINO the sum of cross-entropies in nats between what student and "
+        "teacher make of an image's crops, which start near the logarithm of the number of "
+        "prototypes",
     ),
     (
         "eval/knn/top1",
@@ -44,6 +48,25 @@ inputs = processor(images=image, return_tensors="pt")  # image: PIL, RGB
 tokens = model(**inputs).last_hidden_state  # (1, 1 + patches, {width}), CLS first, normalised
 # Another size, sides multiples of {patch_size}: model(pixels, interpolate_pos_encoding=True)
 """,
+    "Dinov2Model": """\
+from transformers import AutoImageProcessor, Dinov2Model
+
+processor = AutoImageProcessor.from_pretrained("{folder}")
+model = Dinov2Model.from_pretrained("{folder}")
+inputs = processor(images=image, return_tensors="pt")  # image: PIL, RGB
+tokens = model(**inputs).last_hidden_state  # (1, 1 + patches, {width}), CLS first, normalised
+# Another size: any sides that are multiples of {patch_size}
+""",
+    "Dinov2WithRegistersModel": """\
+from transformers import AutoImageProcessor, Dinov2WithRegistersModel
+
+processor = AutoImageProcessor.from_pretrained("{folder}")
+model = Dinov2WithRegistersModel.from_pretrained("{folder}")
+inputs = processor(images=image, return_tensors="pt")  # image: PIL, RGB
+# (1, 1 + {registers} + patches, {width}): CLS, registers, patches; normalised
+tokens = model(**inputs).last_hidden_state
+# Another size: any sides that are multiples of {patch_size}
+""",
     "ViTMAEForPreTraining": """\
 from transformers import AutoImageProcessor, ViTMAEForPreTraining
 
@@ -58,7 +81,8 @@ import timm
 model = timm.create_model("local-dir:{folder}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 pixels = transform(image)[None]  # image: PIL, RGB
-tokens = model.forward_features(pixels)  # (1, 1 + patches, {width}), CLS first, normalised
+# (1, 1 + {registers} + patches, {width}): CLS, registers, patches; normalised
+tokens = model.forward_features(pixels)
 # Another size, sides multiples of {patch_size}: create_model(..., dynamic_img_size=True)
 """,
 }
@@ -71,16 +95,18 @@ def model_card(run: Any, family: Family, dtype: str, folder: str) -> str:
       run: a :class:`~webssl_jax.checkpoints.Run`.
       folder: the path to print in the example.
     """
-    method = run.method
+    method, teacher = run.method, run.variables.teacher
     workdir = pathlib.Path(run.workdir)
     figures = figures_table(read_rows(workdir / "metrics.jsonl"), run.step)
     resolved = json.dumps(config_lib.resolved(run.config), indent=2, sort_keys=True)
     name = run.config.get("name") or "webssl_jax"
     return f"""\
-{_head(f"self-supervised, {'mae' if hasattr(method, 'decoder') else 'vit'}", family)}
+{_head(f"self-supervised, {type(method).__name__.lower()}", family)}
 # {name}, step {run.step:,}
 
-A vision transformer trained without labels by webssl_jax ({type(method).__name__}):
+A vision transformer trained without labels by webssl_jax ({type(method).__name__}{
+        "; these are the weights of the teacher, the student's running average" if teacher else ""
+    }):
 {_network_and_use(method, family, dtype, folder)}
 ## Figures of this run
 
@@ -108,14 +134,13 @@ A vision transformer trained without labels by webssl_jax ({type(method).__name_
 
 def imported_card(loaded: Any, family: Family, dtype: str, folder: str) -> str:
     """README.md for weights (:class:`~webssl_jax.weights.load.Loaded`) that were only converted."""
-    method = loaded.method()
     return f"""\
-{_head("mae" if loaded.decoder is not None else "vit", family)}
+{_head(loaded.kind.replace("encoder", "vit"), family)}
 # {pathlib.Path(loaded.source).name}, converted
 
 A vision transformer, converted by webssl_jax from `{loaded.source}` (`{loaded.family}`,
 {loaded.dtype}); what it was trained on and its licence are those of that file:
-{_network_and_use(method, family, dtype, folder)}"""
+{_network_and_use(loaded.networks, family, dtype, folder)}"""
 
 
 def _head(tags: str, family: Family) -> str:
@@ -131,7 +156,10 @@ tags: [vision, {tags}, webssl_jax]
 def _network_and_use(method: Any, family: Family, dtype: str, folder: str) -> str:
     encoder, view = method.encoder, method.eval_view()
     usage = _USAGE[family.opens].format(
-        folder=folder, width=encoder.width, patch_size=encoder.patch_size
+        folder=folder,
+        width=encoder.width,
+        patch_size=encoder.patch_size,
+        registers=encoder.num_registers,
     )
     return f"""\
 {encoder.depth} blocks of width {encoder.width}, {encoder.heads} heads,
@@ -145,8 +173,19 @@ Weights: `{family.name}` ({family.opens}), {dtype}.
 
 Images: shorter side to {view.resize} pixels (bicubic), central {view.size} x {view.size} pixels,
 then minus {list(method.mean)} and over {list(method.std)} per colour.
-The folder's config files say the same.
+The folder's config files say the same. {_resize(encoder, family)}
 """
+
+
+def _resize(encoder: ViTConfig, family: Family) -> str:
+    """What there is to know about other sizes."""
+    ours, theirs = (position.MODES[mode] for mode in (encoder.position_resize, family.resize))
+    if encoder.position == "sincos" or ours == theirs:
+        return ""
+    return (
+        "At other sizes the features differ slightly from those of this training, as "
+        f"{family.library} resizes positions {theirs} and the training {ours}."
+    )
 
 
 def figures_table(rows: Sequence[Mapping[str, float]], step: int) -> str:

@@ -1,9 +1,12 @@
-"""``config.init_from`` with a weight file instead of a run: foreign weights in a sharded state."""
+"""``config.init_from`` with a weight file instead of a run, or with several and commas between them
+(an encoder and its heads): foreign weights in a sharded state."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,62 +17,109 @@ from webssl_jax.models import position
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.sharding import distributed
 from webssl_jax.telemetry.progress import Progress
-from webssl_jax.weights import load, positions
-from webssl_jax.weights.stored import WeightsError, shown
+from webssl_jax.weights import load, positions, shapes
+from webssl_jax.weights.stored import WeightsError, some
 from webssl_jax.weights.tables import Leaf, NotFinite
 
 log = logging.getLogger(__name__)
 # What a network must share with the weights it takes: their shapes, and what is computed with them.
 _SAME = ("width", "depth", "heads", "patch_size", "hidden", "mlp", "qkv_bias", "norm_eps")
+_SAME_HEAD = ("prototypes", "bottleneck", "hidden", "layers")
+_ORDER = ("encoder", "decoder", "dino_head", "ibot_head")
+_MASK_TOKEN = "encoder/mask_token"
 
 
 def from_weights(path: str, method: Any, trees: Mapping[str, Any]) -> dict[str, Any]:
-    """``trees`` with the encoder, and the decoder where it is the same, taken from ``path``.
+    """``trees`` with the networks that ``path`` holds taken from it: the encoder, which must be the
+    same, and decoder or heads where they are the same.
 
-    Reads leaf by leaf, block by block: a process holds of one stacked parameter what its own
-    devices will hold. Everything is checked that the headers tell before anything is read. One line
-    in the log says what was taken, what was left and how positions were fitted.
+    A student and its teacher begin alike, both as what the file holds. Reads leaf by leaf, block by
+    block: a process holds of one stacked parameter what its own devices will hold. Everything is
+    checked that the headers tell before anything is read. One line a file in the log says what was
+    taken, what was left and how positions were fitted.
 
     Args:
-      path: whatever ``load.open_`` opens.
-      method: has an ``encoder``, and a ``decoder`` if it trains one.
+      path: whatever ``load.open_`` opens, or several of them with commas between, each with other
+        networks.
+      method: has the networks it trains as fields.
       trees: {name: tree of sharded arrays}: ``params``, and ``teacher`` where there is one.
 
     Raises:
-      UserError: on every process alike, if the weights are damaged or their encoder is not this
-        one; one line. Nothing is changed then.
+      UserError: on every process alike, if the weights are damaged, no file has the encoder or it
+        is not this one, or two files have the same network; one line. Nothing is changed then.
     """
+    paths = [path] if os.path.exists(path) else [one.strip() for one in path.split(",")]
+    fresh = {p.split("/")[0] for p in params_lib.flatten(trees["params"])}
     with distributed.together():
-        try:
-            return _from_weights(path, method, trees)
-        except OSError as error:
-            raise WeightsError(f"config.init_from = {path}: cannot be read ({error})") from error
+        opened = [_open(path, one, method) for one in paths]
+        taken = [part for _, parts, _ in opened for part in parts]
+        if twice := sorted({part for part in taken if taken.count(part) > 1}):
+            raise WeightsError(f"config.init_from = {path}: two files have the {twice[0]}")
+        if "encoder" not in taken:
+            raise WeightsError(
+                f"config.init_from = {path}: has no encoder; give ENCODER.pth,HEADS.pth"
+            )
+        for i, (one, (loaded, parts, left)) in enumerate(zip(paths, opened)):
+            begun = fresh.difference(taken) if i + 1 == len(paths) else ()
+            try:
+                trees = _from_weights(one, loaded, parts, left, method, trees, begun)
+            except OSError as error:
+                raise WeightsError(f"config.init_from = {one}: cannot be read ({error})") from error
+    return trees
 
 
-def _from_weights(path: str, method: Any, trees: Mapping[str, Any]) -> dict[str, Any]:
-    decoder = getattr(method, "decoder", None)
-    loaded = load.open_(path, otherwise=method)
+def _open(given: str, path: str, method: Any) -> tuple[load.Loaded, list[str], list[str]]:
+    """(a file of the list ``given``, the networks to take, what is left and why)."""
+    if not path:
+        raise WeightsError(f"config.init_from = {given}: an empty name between commas")
     where = f"config.init_from = {path}"
-    wrong = _differences(method.encoder, loaded.vit)
-    if wrong:
-        raise WeightsError(f"{where}: holds another encoder: {'; '.join(wrong)}")
-    takes, left = ["encoder"], list(map(shown, loaded.left))
-    if loaded.decoder is not None:
-        wrong = _differences(decoder, loaded.decoder) if decoder else ["this method has none"]
-        if wrong:
-            left.append(f"the decoder ({'; '.join(wrong)})")
-        else:
-            takes.append("decoder")
-    theirs = params_lib.flatten({part: loaded.params[part] for part in takes})
-    table, fitted = _positions(where, loaded, method.encoder)
-    theirs.pop("encoder/pos_embed", None)
-    if table is not None:
-        theirs["encoder/pos_embed"] = table
+    try:
+        loaded = load.open_(path, otherwise=method)
+    except OSError as error:
+        raise WeightsError(f"{where}: cannot be read ({error})") from error
+    return loaded, *_networks(where, loaded, method)
+
+
+def _from_weights(
+    path: str,
+    loaded: load.Loaded,
+    parts: Sequence[str],
+    left: Sequence[str],
+    method: Any,
+    trees: Mapping[str, Any],
+    fresh: Iterable[str],
+) -> dict[str, Any]:
+    """``trees`` with the networks ``parts`` of one file. For the log: ``left``, what is not taken,
+    and ``fresh``, the networks that no file has."""
+    where, left = f"config.init_from = {path}", list(left)
+    taken, fitted = set(parts), ""
+    theirs = params_lib.flatten({part: loaded.params[part] for part in parts})
+    if "encoder" in taken:
+        table, fitted = _positions(where, loaded, method.encoder)
+        theirs.pop("encoder/pos_embed", None)
+        if table is not None:
+            theirs["encoder/pos_embed"] = table
 
     flat = {name: params_lib.flatten(tree) for name, tree in trees.items()}
-    lacking = [p for p in flat["params"] if p.split("/")[0] in takes and p not in theirs]
+    own = flat["params"]
+    lacking = [p for p in own if p.split("/")[0] in taken and p not in theirs]
+    begun = [p for p in lacking if p == _MASK_TOKEN]  # of nothing but masked training
+    lacking = [p for p in lacking if p not in begun]
     if lacking:
-        raise WeightsError(f"{where}: has nothing for {', '.join(lacking[:6])}")
+        raise WeightsError(f"{where}: has nothing for {some(lacking)}")
+    if _MASK_TOKEN in theirs and _MASK_TOKEN not in own:
+        del theirs[_MASK_TOKEN]
+        left.append(_MASK_TOKEN)
+    foreign = [p for p in theirs if p not in own]
+    if foreign:
+        raise WeightsError(f"{where}: this network has no {some(foreign)}")
+    wrong = [
+        f"{p} is {tuple(theirs[p].shape)}, not {own[p].shape}"
+        for p in theirs
+        if tuple(theirs[p].shape) != own[p].shape
+    ]
+    if wrong:
+        raise WeightsError(f"{where}: of another shape: {some(wrong)}")
     wanted = [(name, p) for name in flat for p in flat[name] if p in theirs]
     progress = Progress(len(wanted), "reading weights:", "arrays")
     for name, p in wanted:
@@ -79,35 +129,66 @@ def _from_weights(path: str, method: Any, trees: Mapping[str, Any]) -> dict[str,
             raise WeightsError(f"{where}: NaN or infinity in {error}; nothing was loaded") from None
         progress.update()
     progress.close()
-    fresh = sorted({p.split("/")[0] for p in flat["params"]} - set(takes))
-    log.info(
-        "starting from the weights of %s (%s, %s, %s): took the %s, %s parameters; %s%s; left in "
-        "the file: %s%s",
-        path,
-        loaded.family,
-        load.size_name(loaded.vit),
-        loaded.dtype,
-        " and the ".join(takes),
-        f"{sum(int(np.prod(theirs[p].shape)) for name, p in wanted if name == 'params'):,}",
+    begun = sorted(fresh) + begun
+    details = [
+        f"took the {' and the '.join(sorted(taken, key=_ORDER.index))}"
+        + (" for student and teacher alike" if trees.get("teacher") else "")
+        + f", {sum(math.prod(theirs[p].shape) for name, p in wanted if name == 'params'):,} "
+        "parameters",
         fitted,
-        f"; fresh: {', '.join(fresh)}" if fresh else "",
-        ", ".join(left) or "nothing",
-        f"; assumed: {', '.join(loaded.assumed)}" if loaded.assumed else "",
+        f"fresh: {', '.join(begun)}" if begun else "",
+        f"left in the file: {', '.join(left) or 'nothing'}",
+        f"assumed: {', '.join(loaded.assumed)}" if loaded.assumed else "",
+    ]
+    what = [loaded.family, loaded.dtype]
+    if loaded.networks.encoder:
+        what.insert(1, shapes.size_name(loaded.networks.encoder))
+    if loaded.inside in ("teacher", "student"):
+        what.append(f"its {loaded.inside}")
+    log.info(
+        "starting from the weights of %s (%s): %s",
+        path,
+        ", ".join(what),
+        "; ".join(filter(None, details)),
     )
     return {name: params_lib.unflatten(values) for name, values in flat.items()}
 
 
-def _differences(ours: ViTConfig, theirs: ViTConfig) -> list[str]:
+def _networks(where: str, loaded: load.Loaded, method: Any) -> tuple[list[str], list[str]]:
+    """(names of the networks to take, what is left in the file and why)."""
+    takes, left = [], [some(loaded.left)] if loaded.left else []
+    for part in loaded.params:
+        theirs, ours = getattr(loaded.networks, part), getattr(method, part, None)
+        same = _SAME if isinstance(theirs, ViTConfig) else _SAME_HEAD
+        if same is _SAME_HEAD and ours and ours.layers == theirs.layers == 1:
+            same = tuple(field for field in same if field != "hidden")  # it has no hidden layer
+        wrong = _differences(same, ours, theirs) if ours else ["this method has none"]
+        if part != "encoder" and "encoder" not in loaded.params:
+            width = loaded.networks.head_input
+            if width != method.encoder.width:
+                wrong.append(f"for an encoder of width {width}")
+        if part == "encoder" and wrong:
+            raise WeightsError(f"{where}: holds another encoder: {'; '.join(wrong)}")
+        if wrong:
+            left.append(f"the {part} ({'; '.join(wrong)})")
+        else:
+            takes.append(part)
+    if not takes:
+        raise WeightsError(f"{where}: holds nothing that fits: {'; '.join(left)}")
+    return takes, left
+
+
+def _differences(fields: tuple[str, ...], ours: Any, theirs: Any) -> list[str]:
     return [
         f"{field} = {getattr(theirs, field)}, not {getattr(ours, field)}"
-        for field in _SAME
+        for field in fields
         if getattr(ours, field) != getattr(theirs, field)
     ]
 
 
 def _positions(where: str, loaded: load.Loaded, ours: ViTConfig) -> tuple[np.ndarray | None, str]:
     """(the table for our parameter ``encoder/pos_embed``, or None without one; what was done)."""
-    theirs = loaded.vit
+    theirs = loaded.networks.encoder
     old, new = (f"{c.grid[0]}x{c.grid[1]}" for c in (theirs, ours))
     if ours.position == "sincos":
         if theirs.position != "sincos":
@@ -126,16 +207,26 @@ def _positions(where: str, loaded: load.Loaded, ours: ViTConfig) -> tuple[np.nda
     else:
         table = positions.table(theirs.width, theirs.grid)
     if old == new:
-        return table, f"positions taken ({new} patches)"
-    patches = position.resize(table[0, 1:], theirs.grid, ours.grid, ours.position_resize)
-    table = np.concatenate([table[:, :1], np.asarray(patches)[None]], axis=1)
-    return table, f"positions resized from {old} to {new} patches ({ours.position_resize})"
+        return table, f"positions taken ({new} patches); {_other_sizes(loaded, ours)}"
+    table = position.resize_table(table, theirs.grid, ours.grid, ours.position_resize)
+    return (
+        np.asarray(table),
+        f"positions resized from {old} to {new} patches ({ours.position_resize}); "
+        f"{_other_sizes(loaded, ours)}",
+    )
+
+
+def _other_sizes(loaded: load.Loaded, ours: ViTConfig) -> str:
+    """How positions follow crops of other sizes: the run's setting, and the file's own code's."""
+    theirs = loaded.networks.encoder.position_resize
+    same = ours.position_resize == theirs
+    return f"other sizes by model.position_resize={ours.position_resize}, " + (
+        "as the file's code" if same else f"where the file's code has {theirs}"
+    )
 
 
 def _place(leaf: Leaf | np.ndarray, like: jax.Array) -> jax.Array:
     """``leaf`` as an array sharded as ``like``; every block is read once."""
-    if tuple(leaf.shape) != like.shape:
-        raise WeightsError(f"a parameter of shape {tuple(leaf.shape)} where {like.shape} is wanted")
     sharding = like.sharding
 
     def key(index: tuple[slice, ...]) -> tuple[tuple[int, int], ...]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,12 @@ def shown(name: object) -> str:
     text = str(name)
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"
+
+
+def some(names: Sequence[object], limit: int = 6) -> str:
+    """The first few of ``names``, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(map(shown, names[:limit])) + more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +80,13 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """Files with their headers read: tensors by name, config.json (or None) and its path, what our
-    own ``.pth`` keeps beside the tensors, and preprocessing."""
+    """Files with their headers read: tensors by name, the key of a ``.pth`` that they stood under,
+    config.json (or None) and its path, what our own ``.pth`` keeps beside the tensors, and
+    preprocessing."""
 
     path: pathlib.Path
     tensors: dict[str, Stored]
+    inside: str = ""
     config: dict[str, Any] | None = None
     config_file: pathlib.Path | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -69,11 +69,15 @@ class Row:
       (qkv; the two halves of a packed SwiGLU).
     theirs: the tensor's name. ``{i}`` in it means that ours is stacked over blocks on its leading
       axis and theirs is one tensor a block, named by its number. ``transform`` sees single blocks.
+    plus: (path, function): theirs is the sum of ours and of what ``function`` takes from another
+      parameter, which are only ever added. Import cannot part them and puts all of it in ours; that
+      other parameter's own row leaves its part out.
     """
 
     ours: str | tuple[str, ...]
     theirs: str
     transform: Transform = SAME
+    plus: tuple[str, Callable[[np.ndarray], np.ndarray]] | None = None
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -190,6 +194,9 @@ def export(params: Any, table: Table) -> Iterator[tuple[str, np.ndarray]]:
                     "nothing was exported"
                 )
             parts.append(tensor.row.transform.to_theirs(part))
+        if tensor.row.plus:
+            path, taken = tensor.row.plus
+            parts[0] = parts[0] + taken(np.asarray(flat[path]))
         yield tensor.key, parts[0] if len(parts) == 1 else np.concatenate(parts, axis=0)
 
 

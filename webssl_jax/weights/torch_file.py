@@ -401,12 +401,13 @@ def _tensor(storage: Any, first: Any, shape: Any, strides: Any) -> Stored:
 
 def write_file(
     path: pathlib.Path,
-    key: str,
+    key: str | None,
     specs: Sequence[safetensors_io.Spec],
     tensors: Iterable[tuple[str, np.ndarray]],
     extra: Mapping[str, Mapping[str, int | float | str]],
 ) -> None:
-    """Writes ``{key: {name: tensor, ...}, **extra}`` as ``torch.save`` does, one tensor at a time.
+    """Writes ``{key: {name: tensor, ...}, **extra}`` as ``torch.save`` does, one tensor at a time;
+    ``{name: tensor, ...}`` alone when ``key`` is None.
 
     specs: every tensor, in the order in which ``tensors`` yields them.
 
@@ -439,7 +440,7 @@ def _write_member(archive: zipfile.ZipFile, file: Any, name: str, parts: list[An
 
 
 def _pickle(
-    key: str,
+    key: str | None,
     specs: Sequence[safetensors_io.Spec],
     extra: Mapping[str, Mapping[str, int | float | str]],
 ) -> bytes:
@@ -466,7 +467,7 @@ def _pickle(
         return word(value) if isinstance(value, str) else b"G" + struct.pack(">d", value)
 
     ordered_dict = b"ccollections\nOrderedDict\n)R"
-    out = [b"\x80\x02}(", word(key), ordered_dict, b"("]
+    out = [b"\x80\x02"] + ([] if key is None else [b"}(", word(key)]) + [ordered_dict, b"("]
     for i, spec in enumerate(specs):
         shape = spec.shape
         strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
@@ -476,6 +477,8 @@ def _pickle(
         out += [number(math.prod(shape)), b"tQ", number(0), numbers(shape), numbers(strides)]
         out += [b"\x89", ordered_dict, b"tR"]
     out.append(b"u")
+    if key is None:
+        return b"".join([*out, b"."])
     for name, values in extra.items():
         out += [word(name), b"}("]
         for field, value in values.items():

@@ -1,0 +1,305 @@
+"""Which networks a weight file holds: what the shapes of its tensors say, and what they cannot say
+(heads, epsilon, colours) by the ``config.json`` beside them, by what our own exports keep in a
+``.pth``, or by the published sizes. What they say twice must agree.
+
+Positions: a table that equals MAE's sin-cos one is not kept, as the model computes it
+(``position = "sincos"``); any other becomes a parameter (``position = "learned"``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import types
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from webssl_jax.config import UserError
+from webssl_jax.models import sizes
+from webssl_jax.models.heads import HeadConfig
+from webssl_jax.models.sizes import ViTConfig
+from webssl_jax.weights import configs, dino, mae, positions, tables
+from webssl_jax.weights.families import Family
+from webssl_jax.weights.networks import Networks
+from webssl_jax.weights.stored import Opened, Stored, WeightsError, shown
+from webssl_jax.weights.tables import Row, Table
+
+# Published ViTs besides Web-SSL's: (width, depth): heads.
+_OTHER_HEADS = {(192, 12): 3, (384, 12): 6, (768, 12): 12}
+_DECODER_HEADS = {512: 16}  # original MAE, every size
+_LAYER_SCALE = 1e-5  # stands for "there is one": its initial value is of no use any more
+
+
+def describe(
+    files: Opened,
+    family: Family,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    otherwise: Any = None,
+) -> tuple[Networks, str, tuple[str, ...]]:
+    """(the networks that the shapes describe, dtype of the weights, what was assumed).
+
+    Heads are those that the file states, else those given, else of the published size, else of
+    ``otherwise``, a method; see ``load.open_``.
+
+    Raises:
+      UserError: if heads are given that no network can have.
+      WeightsError: if shapes are missing or make no sense, or config.json or the heads given say
+        otherwise.
+    """
+    for name, given in (("heads", heads), ("decoder_heads", decoder_heads)):
+        if given is not None and given < 1:
+            raise UserError(f"{name}={given}: must be at least 1")
+    shapes = _Shapes(files, family)
+    fields: dict[str, Any] = shapes.heads() if "dino_head" in family.needs else {}
+    if "encoder" not in family.needs:
+        networks = Networks(**fields, head_input=shapes.head_input())
+        return networks, shapes.dtype("dino_head/last_layer/v"), ()
+    facts = shapes.encoder()
+    decoder = shapes.decoder() if "decoder" in family.needs else None
+    said = configs.facts_of(files, family.model_types, facts, decoder)
+    assumed: list[str] = []
+    own = getattr(otherwise, "encoder", None)
+    guesses = {"of the published size": known_heads(facts), "of the run": own and own.heads}
+    stated, stated_decoder = said.pop("heads", None), said.pop("decoder_heads", None)
+    facts["heads"] = _heads(files, "heads", stated, heads, guesses, assumed)
+    if "norm_eps" not in said:
+        said["norm_eps"] = mae.NORM_EPS
+        if not family.fixed_eps:
+            assumed.append(
+                f"norm_eps = {mae.NORM_EPS:g} (no config.json says it; transformers' default is "
+                f"{configs.default(family.model_types[0], 'layer_norm_eps'):g})"
+            )
+    if facts["heads"] is None:
+        raise WeightsError(
+            f"{files.path}: does not say how many heads attention has, and width "
+            f"{facts['width']} with {facts['depth']} blocks is no published size; give it: heads=N"
+        )
+    try:
+        encoder = fields["encoder"] = ViTConfig(
+            **facts,
+            norm_eps=said.pop("norm_eps"),
+            position=shapes.position(facts),
+            position_resize=said.pop("position_resize", family.resize),
+        )
+        if decoder:
+            own = getattr(otherwise, "decoder", None)
+            guesses = {
+                "of the original MAE": _DECODER_HEADS.get(decoder["width"]),
+                "of the run": own and own.heads,
+            }
+            number = _heads(files, "decoder_heads", stated_decoder, decoder_heads, guesses, assumed)
+            if number is None:
+                raise WeightsError(
+                    f"{files.path}: does not say how many heads its decoder has, of width "
+                    f"{decoder['width']}; give it: decoder_heads=N"
+                )
+            # The file's decoder has no patch size or image size of its own.
+            own_shape = decoder | {"position": "sincos", "heads": number}
+            fields["decoder"] = dataclasses.replace(encoder, **own_shape)
+        networks = Networks(**fields, **said)
+    except ValueError as error:
+        raise WeightsError(f"{files.path}: {error}") from None
+    return networks, shapes.dtype("encoder/patch_embed/kernel"), tuple(assumed)
+
+
+def size_name(c: ViTConfig) -> str:
+    """``web-mae-1b`` or ``web-dino-1b`` for a published size, else a short description."""
+    for family, known in (("web-mae", _web_mae()), ("web-dino", _web_dino())):
+        for size, one in known.items():
+            same = ("width", "depth", "heads", "patch_size", "hidden", "mlp", "num_registers")
+            if all(getattr(one, field) == getattr(c, field) for field in same):
+                return f"{family}-{size}"
+    return f"ViT of {c.depth} blocks, width {c.width}, {c.heads} heads, patch {c.patch_size}"
+
+
+def known_heads(facts: Mapping[str, Any]) -> int | None:
+    """Attention heads of the published size of that width and depth."""
+    published = (*_web_dino().values(), *_web_mae().values())
+    known = {(c.width, c.depth): c.heads for c in published}
+    return (known | _OTHER_HEADS).get((facts["width"], facts["depth"]))
+
+
+def _web_mae() -> dict[str, ViTConfig]:
+    return {size: sizes.web_mae(size) for size in sizes.WEB_MAE_SIZES}
+
+
+def _web_dino() -> dict[str, ViTConfig]:
+    return {size: sizes.web_dino(size) for size in sizes.WEB_DINO_SIZES}
+
+
+def _heads(
+    files: Opened,
+    name: str,
+    stated: int | None,
+    given: int | None,
+    guesses: Mapping[str, int | None],
+    assumed: list[str],
+) -> int | None:
+    """What the file states, else what was given, else the first guess, which ``assumed`` gets."""
+    if stated is not None and given not in (None, stated):
+        raise WeightsError(f"{files.path}: states {name} = {stated}, but {name}={given} was given")
+    for number in (stated, given):
+        if number is not None:
+            return number
+    for whose, number in guesses.items():
+        if number is not None:
+            assumed.append(f"{name} = {number} ({whose})")
+            return number
+    return None
+
+
+def probe(family: Family, mlp: str = "gelu", **fields: Any) -> Table:
+    """The family's table for some network that has everything: names are the same in every
+    size."""
+    plain = ViTConfig(width=4, depth=1, heads=1, patch_size=1, image_size=1, mlp=mlp)
+    everything = dict(num_registers=1, layer_scale=_LAYER_SCALE, mask_token=True)
+    some = dataclasses.replace(plain, **everything | fields)
+    head = HeadConfig(1, 1)
+    return family.table(
+        types.SimpleNamespace(encoder=some, decoder=plain, dino_head=head, ibot_head=head)
+    )
+
+
+class _Shapes:
+    """What the shapes in a file say about its networks."""
+
+    def __init__(self, files: Opened, family: Family):
+        self._files, self._family = files, family
+        named = dataclasses.replace(probe(family), family=f"{files.path}: {family.name}")
+        self._names, _ = tables.canonical_names(named, files.tensors)
+        self._use(probe(family))
+
+    def _use(self, table: Table) -> None:
+        self._rows: dict[str, Row] = {path: row for row in table.rows for path in row.paths}
+        self._keys = {path: row.theirs for path, row in self._rows.items()}
+        if table.constants:  # of the decoder
+            self._keys["decoder/pos_embed"] = table.constants[-1].theirs
+
+    def encoder(self) -> dict[str, Any]:
+        """Fields of a ViTConfig; what only a config says is not among them."""
+        patch = self._tensor("encoder/patch_embed/kernel", 4)
+        if patch.shape[1] != 3 or patch.shape[2] != patch.shape[3]:
+            self._refuse(f"patches {patch.shape} are not square patches of 3 colours")
+        facts = self._mlp()
+        self._use(probe(self._family, facts["mlp"]))
+        registers = "encoder/register_tokens"
+        facts |= dict(
+            width=patch.shape[0],
+            depth=self._depth("encoder"),
+            qkv_bias=self._has("encoder/blocks/attn/q/bias"),
+            patch_size=patch.shape[2],
+            mask_token=self._has("encoder/mask_token"),
+            layer_scale=_LAYER_SCALE if self._has("encoder/blocks/layer_scale1/gamma") else None,
+            num_registers=self._tensor(registers, 3).shape[1] if self._has(registers) else 0,
+        )
+        self._use(probe(self._family, facts["mlp"], num_registers=facts["num_registers"]))
+        table = self._tensor("encoder/pos_embed", 3)
+        patches = table.shape[1] - self._cls_rows()
+        side = math.isqrt(max(patches, 0))
+        if not side or side * side != patches:
+            self._refuse(f"positions {table.shape} are no square")
+        return facts | {"image_size": side * patch.shape[2]}
+
+    def decoder(self) -> dict[str, Any]:
+        """Fields of a ViTConfig."""
+        return dict(
+            width=self._tensor("decoder/embed/kernel", 2).shape[0],
+            depth=self._depth("decoder"),
+            mlp_hidden=self._tensor("decoder/blocks/mlp/fc1/kernel", 2).shape[0],
+            qkv_bias=self._has("decoder/blocks/attn/q/bias"),
+        )
+
+    def heads(self) -> dict[str, HeadConfig]:
+        """The heads that are there, by name; the first of ``dino.HEADS`` must be."""
+        found = {}
+        for name in dino.HEADS:
+            if name != dino.HEADS[0] and not self._has(f"{name}/last_layer/v"):
+                continue
+            prototypes, bottleneck = self._tensor(f"{name}/last_layer/v", 2).shape
+            hidden = self._first_layer(name)[0] if self._layers(name) > 1 else 1
+            found[name] = HeadConfig(prototypes, bottleneck, hidden, self._layers(name))
+        return found
+
+    def head_input(self) -> int:
+        """The width of what goes into the heads."""
+        return self._first_layer(dino.HEADS[0])[1]
+
+    def _layers(self, head: str) -> int:
+        linear = re.compile(rf"{head}\.mlp\.\d+\.weight")
+        return sum(bool(linear.fullmatch(key)) for key in self._names) or 1
+
+    def _first_layer(self, head: str) -> tuple[int, ...]:
+        return self._named(f"{dino.layer_name(head, 0, self._layers(head))}.weight", 2).shape
+
+    def position(self, facts: Mapping[str, Any]) -> str:
+        """``sincos`` or ``learned``; reads the table, a few MB at most."""
+        tensor = self._tensor("encoder/pos_embed", 3)
+        side = facts["image_size"] // facts["patch_size"]
+        if tensor.shape != (1, self._cls_rows() + side * side, facts["width"]):
+            self._refuse(
+                f"positions {tensor.shape} do not fit {side}x{side} patches of width "
+                f"{facts['width']}"
+            )
+        if tensor.dtype.name not in tables.DTYPES:
+            self._refuse(f"positions are {tensor.dtype}")
+        return positions.kind(tensor.read(), (side, side))
+
+    def dtype(self, path: str) -> str:
+        """Of the tensor that holds our parameter ``path``."""
+        name = self._names.get(self._keys[path].format(i=0))
+        if name is None:
+            self._refuse(f"missing from the file: {self._keys[path]}")
+        return self._files.tensors[name].dtype.name
+
+    def _mlp(self) -> dict[str, Any]:
+        """Kind and hidden width of the encoder's MLPs. Where both kinds bear the same names, the
+        first layer's shape says whether it is packed."""
+        kinds = []
+        for mlp, first, last in (("gelu", "fc1", "fc2"), ("swiglu", "w1", "w3")):
+            self._use(probe(self._family, mlp))
+            first, last = (f"encoder/blocks/mlp/{name}/kernel" for name in (first, last))
+            if not self._has(first):
+                continue
+            packed = len(self._rows[first].paths)
+            rows, hidden = self._tensor(first, 2).shape[0], self._tensor(last, 2).shape[1]
+            kinds.append((rows != packed * hidden, dict(mlp=mlp, mlp_hidden=rows // packed)))
+        if not kinds:
+            self._use(probe(self._family))
+            self._tensor("encoder/blocks/mlp/fc1/kernel", 2)
+        return min(kinds, key=lambda kind: kind[0])[1]
+
+    def _depth(self, part: str) -> int:
+        prefix = self._keys[f"{part}/blocks/norm1/scale"].split("{i}")[0]
+        rest = (name[len(prefix) :] for name in self._names if name.startswith(prefix))
+        numbers = [int(x.split(".")[0]) for x in rest if x.split(".")[0].isdecimal()]
+        if not numbers:
+            self._refuse(f"missing from the file: {prefix}0")
+        if max(numbers) >= len(self._names):
+            self._refuse(f"block {shown(max(numbers))} is there, most before it are not")
+        return max(numbers) + 1
+
+    def _cls_rows(self) -> int:
+        """1 where the position table begins with the CLS token's row, else 0."""
+        theirs = self._rows["encoder/pos_embed"].transform.to_theirs(np.empty((1, 2, 1)))
+        return theirs.shape[1] - 1
+
+    def _has(self, path: str) -> bool:
+        return path in self._keys and self._keys[path].format(i=0) in self._names
+
+    def _tensor(self, path: str, axes: int) -> Stored:
+        return self._named(self._keys[path].format(i=0), axes)
+
+    def _named(self, key: str, axes: int) -> Stored:
+        if key not in self._names:
+            self._refuse(f"missing from the file: {key}")
+        tensor = self._files.tensors[self._names[key]]
+        if len(tensor.shape) != axes or 0 in tensor.shape:
+            self._refuse(f"of another shape: {key} is {tensor.shape}")
+        return tensor
+
+    def _refuse(self, what: str) -> None:
+        raise WeightsError(f"{self._files.path}: {self._family.name}: {what}")
