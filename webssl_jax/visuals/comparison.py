@@ -1,0 +1,60 @@
+"""Figures of several groups of runs over the images they have seen, a panel for each figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+_COLOURS = ("#1f5fa8", "#c8511b", "#2c8a57", "#8a4fa3", "#b8860b")
+_GREY = "#8c8c94"
+
+# (x (n,), y (runs, n))
+Curves = tuple[np.ndarray, np.ndarray]
+
+
+def comparison(
+    panels: Mapping[str, Mapping[str, Curves]], levels: Mapping[str, Sequence[tuple[str, float]]]
+) -> np.ndarray:
+    """Draws each run of a group thinly and their mean on top.
+
+    Args:
+      panels: {title: {group: (images seen (n,), accuracies (runs, n))}}.
+      levels: {title: [(name, accuracy)]}, drawn as level lines.
+
+    Returns:
+      The picture, (H, W, 3) uint8.
+    """
+    figure = Figure(figsize=(6.2 * len(panels), 4.6), dpi=100, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, groups) in zip(axes, panels.items()):
+        axis.set_title(f"{title}, top-1", fontsize=11, loc="left")
+        for i, (name, (x, y)) in enumerate(groups.items()):
+            colour = _COLOURS[i % len(_COLOURS)]
+            axis.plot(x, y.T, color=colour, alpha=0.35, linewidth=0.9)
+            axis.plot(x, y.mean(axis=0), "o-", color=colour, linewidth=2, markersize=4, label=name)
+        for name, level in levels.get(title, ()):
+            axis.axhline(level, color=_GREY, linewidth=1, linestyle="--")
+            axis.annotate(
+                name,
+                (0.99, level),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom",
+                fontsize=8,
+                color=_GREY,
+            )
+        axis.set_xlabel("images seen", fontsize=9, color="#55555c", loc="right")
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axis.tick_params(labelsize=8, colors="#55555c", length=3)
+        axis.grid(True, color="#e6e6ea", linewidth=0.8)
+        axis.set_axisbelow(True)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+        axis.legend(fontsize=9, frameon=False, loc="upper left")
+    figure.tight_layout()
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
