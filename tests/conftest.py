@@ -6,6 +6,9 @@ import signal
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    # Else XLA's CPU devices may start independent collectives in different orders and wait for each
+    # other for ever: seen on two cores with eight devices.
+    " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 )
 os.environ["HF_HUB_OFFLINE"] = "1"
 

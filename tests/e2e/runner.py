@@ -56,7 +56,9 @@ def environment(devices=1, cache=None):
         os.environ,
         JAX_PLATFORMS="cpu",
         PYTHONPATH=str(ROOT),
-        XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
+        # the second: see tests/conftest.py
+        XLA_FLAGS=f"--xla_force_host_platform_device_count={devices} "
+        "--xla_cpu_enable_concurrency_optimized_scheduler=false",
     )
     if cache:  # the step is compiled once for all runs of a test
         env |= {
