@@ -31,9 +31,7 @@ import importlib.util
 import io
 import itertools
 import json
-import multiprocessing
 import os
-import signal
 import statistics
 import sys
 import tempfile
@@ -54,6 +52,7 @@ from webssl_jax.data.multicrop import MultiCropView
 from webssl_jax.data.pipeline import TrainLoader
 from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.data.views import RandomResizedCropView, sample_crop
+from webssl_jax.telemetry.sides import Side, shown, spread
 
 VIEWS = {
     "dino": MultiCropView(),
@@ -119,11 +118,11 @@ def main() -> int:
 
 def _compare(name: str, pattern: str, args) -> dict[str, Any]:
     """Runs the sides in turns. Rates are images per CPU second."""
-    sides = {side: _Side(side, name, pattern, args.workers, args.threads) for side in SIDES}
+    sides = {side: _Side(_serve, side, name, pattern, args.workers, args.threads) for side in SIDES}
     rates: dict[str, list[float]] = {side: [] for side in SIDES}
     try:
         for side in sides.values():
-            side.wait_ready()
+            side.receive()
         for number in range(args.rounds):
             for key, side in sides.items():
                 rates[key].append(_BATCHES[name] * _BATCH / side.run(_BATCHES[name]))
@@ -135,15 +134,10 @@ def _compare(name: str, pattern: str, args) -> dict[str, Any]:
     ratios = [o / t for o, t in zip(rates["ours"], rates["torch"], strict=True)]
     floors = [o / f for o, f in zip(rates["ours"], rates["floor"], strict=True)]
     return {
-        "images_per_cpu_second": {key: _spread(found) for key, found in rates.items()},
-        "ratio": _spread(ratios),
-        "share_of_floor": _spread(floors),
+        "images_per_cpu_second": {key: spread(found) for key, found in rates.items()},
+        "ratio": spread(ratios),
+        "share_of_floor": spread(floors),
     }
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    found = {"median": statistics.median(values), "low": min(values), "high": max(values)}
-    return {key: float(f"{value:.4g}") for key, value in found.items()}
 
 
 def _table(result: dict[str, Any]) -> str:
@@ -155,49 +149,20 @@ def _table(result: dict[str, Any]) -> str:
     ]
     for name, view in result["views"].items():
         for side in SIDES:
-            lines.append(f"{name:5s} {side:6s} {_shown(view['images_per_cpu_second'][side])}")
-        lines.append(f"{name:5s} ratio ours / torch  {_shown(view['ratio'])}")
-        lines.append(f"{name:5s} ratio ours / floor  {_shown(view['share_of_floor'])}")
+            lines.append(f"{name:5s} {side:6s} {shown(view['images_per_cpu_second'][side])}")
+        lines.append(f"{name:5s} ratio ours / torch  {shown(view['ratio'])}")
+        lines.append(f"{name:5s} ratio ours / floor  {shown(view['share_of_floor'])}")
     return "\n".join(lines)
 
 
-def _shown(spread: dict[str, float]) -> str:
-    return f"{spread['median']:g} ({spread['low']:g} to {spread['high']:g})"
-
-
-class _Side:
-    """One side in a process of its own, which works only when told to."""
-
-    def __init__(self, side: str, name: str, pattern: str, workers: int, threads: int):
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(theirs, side, name, pattern, workers, threads)
-        )
-        self._process.start()
-        theirs.close()
-
-    def wait_ready(self) -> None:
-        if (error := self._receive()) is not None:
-            raise UserError(error)
+class _Side(Side):
+    """One side in a process of its own, whose CPU time is counted with that of its children."""
 
     def run(self, batches: int) -> float:
         """CPU seconds of so many batches."""
         before = self._idle_cpu_seconds()
-        self._pipe.send(batches)
-        self._receive()
+        self.ask(batches)
         return self._idle_cpu_seconds() - before
-
-    def stop(self) -> None:
-        if self._process.is_alive():
-            self._pipe.send(0)
-        self._process.join()
-
-    def _receive(self) -> Any:
-        try:
-            return self._pipe.recv()
-        except EOFError:
-            raise RuntimeError("a side of the benchmark died; see above") from None
 
     def _idle_cpu_seconds(self) -> float:
         """CPU time so far, once everything that is read ahead is ready: no CPU time passes, and no
@@ -205,7 +170,7 @@ class _Side:
         before, quiet, running = -1, 0, True
         while quiet < 3 or running:
             time.sleep(0.05)
-            ticks, running = _activity(self._process.pid)
+            ticks, running = _activity(self.pid)
             before, quiet = ticks, quiet + 1 if ticks == before else 0
         return ticks / os.sysconf("SC_CLK_TCK")
 
@@ -238,15 +203,9 @@ def _stat(file: Path) -> list[str] | None:
 
 def _serve(pipe, side: str, name: str, pattern: str, workers: int, threads: int) -> None:
     """The process of one side: so many batches for every number received, until 0."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
     make = {"ours": _ours, "torch": _torch, "floor": _floor}[side]
-    try:
-        batches = make(name, ArrayRecordSource(pattern), workers, threads)
-        next(batches)
-    except UserError as error:
-        pipe.send(str(error))
-        pipe.recv()
-        return
+    batches = make(name, ArrayRecordSource(pattern), workers, threads)
+    next(batches)
     pipe.send(None)
     while wanted := pipe.recv():
         for _ in range(wanted):

@@ -44,9 +44,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
-import multiprocessing
 import os
-import signal
 import statistics
 import sys
 import tempfile
@@ -59,6 +57,7 @@ import numpy as np
 
 from webssl_jax import cli
 from webssl_jax.config import UserError
+from webssl_jax.telemetry.sides import Side, shown, spread
 
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _VIT_S = ("global_batch=16", "model.width=384", "model.depth=12", "model.heads=6")
@@ -138,19 +137,21 @@ def _compare(args, overrides: list[str], start: str) -> dict[str, Any]:
         "ours": functools.partial(Ours, args.method, overrides, start),
         "torch": functools.partial(_torch, args.method, start, args.dinov2, args.fused_adamw),
     }
-    sides: dict[str, _Side] = {}
+    sides: dict[str, Side] = {}
+    facts: dict[str, dict[str, Any]] = {}
     seconds: dict[str, list[list[float]]] = {side: [] for side in make}
     cpu_seconds: dict[str, list[list[float]]] = {side: [] for side in make}
     load = os.getloadavg()[0]
     try:
         for side in make:  # one after the other: the second needs what the first writes
-            sides[side] = _Side(make[side])
+            sides[side] = Side(_serve, make[side])
+            facts[side] = sides[side].receive()
             print(f"{side}: ready", file=sys.stderr)
-        ours, torch = sides["ours"].facts, sides["torch"].facts
+        ours, torch = facts["ours"], facts["torch"]
         _same_work(ours, torch)
         for number in range(args.rounds):
             for name, side in sides.items():
-                wall, cpu = side.run(args.steps)
+                wall, cpu = side.ask(args.steps)
                 seconds[name].append(wall)
                 cpu_seconds[name].append(cpu)
             latest = ", ".join(
@@ -169,8 +170,8 @@ def _compare(args, overrides: list[str], start: str) -> dict[str, Any]:
         "compile_seconds": ours["compile_seconds"],
         "threads": torch["threads"],
         "load": [round(load, 1), round(os.getloadavg()[0], 1)],
-        "seconds": {name: _spread(sum(rounds, [])) for name, rounds in seconds.items()},
-        "cpu_seconds": {name: _spread(sum(rounds, [])) for name, rounds in cpu_seconds.items()},
+        "seconds": {name: spread(sum(rounds, [])) for name, rounds in seconds.items()},
+        "cpu_seconds": {name: spread(sum(rounds, [])) for name, rounds in cpu_seconds.items()},
         "ratio": _ratio(seconds),
         "cpu_ratio": _ratio(cpu_seconds),
     }
@@ -188,12 +189,7 @@ def _same_work(ours: dict[str, Any], torch: dict[str, Any]) -> None:
 def _ratio(seconds: dict[str, list[list[float]]]) -> dict[str, float]:
     """How many times as fast ours is, round by round."""
     rounds = zip(seconds["ours"], seconds["torch"], strict=True)
-    return _spread([statistics.median(t) / statistics.median(o) for o, t in rounds])
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    found = {"median": statistics.median(values), "low": min(values), "high": max(values)}
-    return {key: float(f"{value:.4g}") for key, value in found.items()}
+    return spread([statistics.median(t) / statistics.median(o) for o, t in rounds])
 
 
 def _table(result: dict[str, Any]) -> str:
@@ -216,60 +212,17 @@ def _table(result: dict[str, Any]) -> str:
     for side in ("ours", "torch"):
         wall, cpu = result["seconds"][side], result["cpu_seconds"][side]
         rate = result["images"] / wall["median"]
-        lines.append(f"{side:5s}  {_shown(wall):23s}  {_shown(cpu):23s}  {rate:.4g}")
+        lines.append(f"{side:5s}  {shown(wall):23s}  {shown(cpu):23s}  {rate:.4g}")
     lines.append(
-        f"ours is {_shown(result['ratio'])} times as fast as torch; by CPU time "
-        f"{_shown(result['cpu_ratio'])} times"
+        f"ours is {shown(result['ratio'])} times as fast as torch; by CPU time "
+        f"{shown(result['cpu_ratio'])} times"
     )
     return "\n".join(lines)
 
 
-def _shown(spread: dict[str, float]) -> str:
-    return f"{spread['median']:g} ({spread['low']:g} to {spread['high']:g})"
-
-
-# -------------------------------------------------------------------- a side in its own process
-
-
-class _Side:
-    """One side in a process of its own, which works only when told to. ``facts``: its own."""
-
-    def __init__(self, make: Callable[[], Any]):
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, make))
-        self._process.start()
-        theirs.close()
-        self.facts = self._receive()
-        if isinstance(self.facts, UserError):
-            self._process.join()
-            raise self.facts
-
-    def run(self, steps: int) -> tuple[list[float], list[float]]:
-        """Seconds and CPU seconds of each of so many steps."""
-        self._pipe.send(steps)
-        return self._receive()
-
-    def stop(self) -> None:
-        if self._process.is_alive():
-            self._pipe.send(0)
-        self._process.join()
-
-    def _receive(self) -> Any:
-        try:
-            return self._pipe.recv()
-        except EOFError:
-            raise RuntimeError("a side of the benchmark died; see above") from None
-
-
 def _serve(pipe, make: Callable[[], Any]) -> None:
     """The process of one side: so many steps for every number received, until 0."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
-    try:
-        side = make()
-    except UserError as error:
-        pipe.send(error)
-        return
+    side = make()
     for _ in range(_WARMUP):
         side.step()
     pipe.send(side.facts)

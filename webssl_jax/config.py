@@ -401,6 +401,12 @@ def resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
     }
 
 
+def drop_costs(values: dict[str, Any]) -> None:
+    """Takes out of a resolved config, in place, what changes memory and speed and not results."""
+    for group, key in (("model", "remat"), ("method", "stream_prototypes")):
+        values[group].pop(key, None)
+
+
 def from_resolved(values: dict[str, Any]) -> ml_collections.ConfigDict:
     """Inverse of :func:`resolved`, for evaluating and exporting a finished run."""
     return ml_collections.ConfigDict({k: v for k, v in values.items() if k != "derived"}).lock()

@@ -387,8 +387,7 @@ def _refuse_another_run(workdir: pathlib.Path, config, flag: str) -> None:
         return  # nothing was saved yet, so nothing can be mixed up
     before, now = checkpoints.read_config(workdir).to_dict(), configs.resolved(config)
     for values in (before, now):
-        for group, key in (("model", "remat"), ("method", "stream_prototypes")):
-            values[group].pop(key, None)  # changes memory and speed, not results
+        configs.drop_costs(values)
     for key in ("seed", "global_batch", "method", "model"):
         if before.get(key) != now[key]:
             raise ConfigError(

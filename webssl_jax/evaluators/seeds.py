@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from webssl_jax import checkpoints
-from webssl_jax.config import UserError
+from webssl_jax.config import UserError, drop_costs
 from webssl_jax.evaluators.base import Difference, Score
 from webssl_jax.evaluators.frozen import Measurement
 
@@ -72,8 +72,7 @@ def read_seeds(name: str, workdirs: Sequence[str]) -> Seeds:
     for workdir in workdirs:
         config = checkpoints.read_config(workdir).to_dict()
         config.pop("seed")
-        for group, key in (("model", "remat"), ("method", "stream_prototypes")):
-            config[group].pop(key, None)  # memory and speed, not results
+        drop_costs(config)
         first = first or config
         differs = sorted(k for k in first.keys() | config.keys() if first.get(k) != config.get(k))
         if differs:

@@ -8,8 +8,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-_COLOURS = ("#1f5fa8", "#c8511b", "#2c8a57", "#8a4fa3", "#b8860b")
-_GREY = "#8c8c94"
+from webssl_jax.visuals.axes import COLOURS, GREY, INK, dress
 
 # (x (n,), y (runs, n))
 Curves = tuple[np.ndarray, np.ndarray]
@@ -33,11 +32,11 @@ def comparison(
     for axis, (title, groups) in zip(axes, panels.items()):
         axis.set_title(f"{title}, top-1", fontsize=11, loc="left")
         for i, (name, (x, y)) in enumerate(groups.items()):
-            colour = _COLOURS[i % len(_COLOURS)]
+            colour = COLOURS[i % len(COLOURS)]
             axis.plot(x, y.T, color=colour, alpha=0.35, linewidth=0.9)
             axis.plot(x, y.mean(axis=0), "o-", color=colour, linewidth=2, markersize=4, label=name)
         for name, level in levels.get(title, ()):
-            axis.axhline(level, color=_GREY, linewidth=1, linestyle="--")
+            axis.axhline(level, color=GREY, linewidth=1, linestyle="--")
             axis.annotate(
                 name,
                 (0.99, level),
@@ -45,15 +44,11 @@ def comparison(
                 ha="right",
                 va="bottom",
                 fontsize=8,
-                color=_GREY,
+                color=GREY,
             )
-        axis.set_xlabel("images seen", fontsize=9, color="#55555c", loc="right")
+        axis.set_xlabel("images seen", fontsize=9, color=INK, loc="right")
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axis.tick_params(labelsize=8, colors="#55555c", length=3)
-        axis.grid(True, color="#e6e6ea", linewidth=0.8)
-        axis.set_axisbelow(True)
-        for side in ("top", "right"):
-            axis.spines[side].set_visible(False)
+        dress(axis, label_size=8)
         axis.legend(fontsize=9, frameon=False, loc="upper left")
     figure.tight_layout()
     canvas.draw()

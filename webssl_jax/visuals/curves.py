@@ -10,11 +10,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from webssl_jax.visuals.axes import COLOURS, GREY, INK, dress, say_empty
 from webssl_jax.visuals.png import save_png
 
-_COLOURS = ("#1f5fa8", "#c8511b", "#2c8a57", "#8a4fa3", "#b8860b")
 _LINE_STYLES = (":", "--", "-.", (0, (6, 1, 1, 1, 1, 1)))
-_GREY = "#8c8c94"
 
 
 def loss_curves(
@@ -56,22 +55,18 @@ def loss_curves(
     if title:
         figure.suptitle(title, fontsize=13, x=0.05, ha="left")
     _plot_loss(axes[0, 0], series.get("train/loss"))
-    _plot_line(axes[0, 1], series.get("optim/learning_rate"), "learning rate", _COLOURS[2])
+    _plot_line(axes[0, 1], series.get("optim/learning_rate"), "learning rate", COLOURS[2])
     _plot_line(
         axes[0, 2],
         series.get("optim/grad_norm"),
         "gradient norm, before clipping",
-        _COLOURS[3],
+        COLOURS[3],
         log=True,
     )
     _plot_evaluation(axes[1, 0], series, "eval/linear/top1", "linear probe, top-1", baselines or {})
     _plot_evaluation(axes[1, 1], series, "eval/knn/top1", "k-NN, top-1", baselines or {})
     _plot_line(
-        axes[1, 2],
-        series.get("perf/images_per_s"),
-        "images per second",
-        _COLOURS[4],
-        from_zero=True,
+        axes[1, 2], series.get("perf/images_per_s"), "images per second", COLOURS[4], from_zero=True
     )
     last = max((steps[-1] for steps, _ in series.values()), default=1)
     for axis in axes.flat:
@@ -121,11 +116,11 @@ def _plot_loss(axis, series) -> None:
     steps, values = series
     window = max(len(values) // 40, 1)
     if window < 3:
-        _line(axis, steps, values, _COLOURS[0])
+        _line(axis, steps, values, COLOURS[0])
     else:
-        _line(axis, steps, values, _COLOURS[0], alpha=0.25, linewidth=0.8)
+        _line(axis, steps, values, COLOURS[0], alpha=0.25, linewidth=0.8)
         at, smoothed = smooth(values, window)
-        _line(axis, steps[at], smoothed, _COLOURS[0], mark_gaps=False)
+        _line(axis, steps[at], smoothed, COLOURS[0], mark_gaps=False)
     finite = values[np.isfinite(values)]
     if len(finite):
         axis.annotate(
@@ -135,7 +130,7 @@ def _plot_loss(axis, series) -> None:
             ha="right",
             va="top",
             fontsize=10,
-            color=_COLOURS[0],
+            color=COLOURS[0],
         )
 
 
@@ -161,7 +156,7 @@ def _plot_evaluation(axis, series, key, title, baselines) -> None:
         steps,
         values,
         [errors.get(step, 0.0) for step in steps],
-        color=_COLOURS[0],
+        color=COLOURS[0],
         marker="o",
         markersize=4,
         linewidth=1.5,
@@ -173,7 +168,7 @@ def _plot_evaluation(axis, series, key, title, baselines) -> None:
         if key in metrics:
             axis.axhline(
                 metrics[key],
-                color=_GREY,
+                color=GREY,
                 linewidth=1.2,
                 linestyle=_LINE_STYLES[i % len(_LINE_STYLES)],
                 label=f"{name} {metrics[key]:.3f}",
@@ -217,24 +212,9 @@ def _line(axis, steps, values, colour, mark_gaps=True, alpha=1.0, linewidth=1.5)
 
 def _dress(axis, last: int) -> None:
     axis.set_xlim(-0.015 * max(last, 1), 1.015 * max(last, 1))
-    axis.set_xlabel("step", fontsize=9, color="#55555c", loc="right", labelpad=1)
+    axis.set_xlabel("step", fontsize=9, color=INK, loc="right", labelpad=1)
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axis.tick_params(labelsize=9, colors="#55555c", length=3)
-    axis.grid(True, color="#e6e6ea", linewidth=0.8)
-    axis.set_axisbelow(True)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axis.spines[side].set_color("#b5b5bc")
+    dress(axis, label_size=9)
     if not axis.lines:
-        axis.text(
-            0.5,
-            0.5,
-            "nothing logged yet",
-            transform=axis.transAxes,
-            ha="center",
-            va="center",
-            color=_GREY,
-            fontsize=10,
-        )
+        say_empty(axis, "nothing logged yet", 10, GREY)
         axis.set_yticks([])

@@ -12,9 +12,10 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from webssl_jax.visuals.axes import COLOURS, INK, dress, say_empty
+
 _COLUMNS = 5
-_COLOURS = ("#1f5fa8", "#c8511b", "#2c8a57", "#8a4fa3", "#b8860b", "#3a8fa0")
-_REFERENCE, _GREY, _SICK, _WELL = "#b9b9c2", "#55555c", "#d01c1c", "#2c8a57"
+_REFERENCE, _SICK, _WELL = "#b9b9c2", "#d01c1c", "#2c8a57"
 _LEGEND = "x: how much of the run is done · y: a share, of what stands at the right · red: alarms"
 _FLAT = 0.25  # a curve of shares that spans less is drawn enlarged
 
@@ -64,7 +65,7 @@ def health_figure(
     figure = Figure(figsize=(15, height), dpi=100, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     figure.text(0.03, 1 - 0.15 / height, title, fontsize=13, va="top")
-    figure.text(0.99, 1 - 0.2 / height, _LEGEND, fontsize=8.5, va="top", ha="right", color=_GREY)
+    figure.text(0.99, 1 - 0.2 / height, _LEGEND, fontsize=8.5, va="top", ha="right", color=INK)
     figure.text(
         0.03,
         1 - 0.43 / height,
@@ -98,11 +99,11 @@ def health_figure(
 def _draw(axis, panel: Panel, spans: Sequence[tuple[float, float]]) -> None:
     axis.set_title(panel.title, fontsize=10, loc="left", pad=4)
     if panel.unit:
-        axis.set_title(panel.unit, fontsize=8, loc="right", pad=4, color=_GREY)
+        axis.set_title(panel.unit, fontsize=8, loc="right", pad=4, color=INK)
     if panel.reference:
         axis.plot(*panel.reference, color=_REFERENCE, linewidth=4, solid_capstyle="round")
     for i, line in enumerate(panel.lines):
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = COLOURS[i % len(COLOURS)]
         if line.raw:
             axis.plot(*line.raw, color=colour, alpha=0.25, linewidth=0.8)
         mark = "o" if np.isfinite(line.y).sum() < 3 else None
@@ -121,26 +122,11 @@ def _draw(axis, panel: Panel, spans: Sequence[tuple[float, float]]) -> None:
     axis.set_ylim(low, high)
     axis.set_xlim(-1.5, 101.5)
     axis.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
-    axis.tick_params(labelsize=8, colors=_GREY, length=3)
-    axis.grid(True, color="#e6e6ea", linewidth=0.7)
-    axis.set_axisbelow(True)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axis.spines[side].set_color("#b5b5bc")
+    dress(axis, label_size=8, grid_width=0.7)
     if any(line.label for line in panel.lines):
         axis.legend(fontsize=7.5, frameon=False, loc="best", handlelength=1.2, labelspacing=0.2)
     if not panel.lines:
-        axis.text(
-            0.5,
-            0.5,
-            "not logged",
-            transform=axis.transAxes,
-            ha="center",
-            va="center",
-            color=_GREY,
-            fontsize=9,
-        )
+        say_empty(axis, "not logged", 9, INK)
 
 
 def _scale(axis, panel: Panel) -> None:

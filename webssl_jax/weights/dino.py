@@ -34,6 +34,12 @@ _HEAD_ALIASES = (
 _STUDENT = r"^(student|dino_loss|ibot_patch_loss)\."  # beside the teacher in a whole checkpoint
 
 
+def heads_of(method: Any) -> dict[str, HeadConfig]:
+    """The heads that a method, or ``networks.Networks``, has, by name."""
+    heads = {name: getattr(method, name, None) for name in HEADS}
+    return {name: head for name, head in heads.items() if head}
+
+
 def backbone_table(encoder: ViTConfig) -> Table:
     """The encoder alone; heads in a file are passed over on import."""
     rows, constants = _backbone(encoder, "")

@@ -92,7 +92,7 @@ FAMILIES = {
         Family(
             "dinov2-teacher",
             ("encoder", "dino_head"),
-            lambda method: dino.teacher_table(method.encoder, _heads(method)),
+            lambda method: dino.teacher_table(method.encoder, dino.heads_of(method)),
             "original DINOv2 and Web-SSL",
             "torch.load",
             key="teacher",
@@ -103,7 +103,7 @@ FAMILIES = {
         Family(
             "dinov2-heads",
             ("dino_head",),
-            lambda method: dino.heads_table(_heads(method)),
+            lambda method: dino.heads_table(dino.heads_of(method)),
             "original DINOv2 and Web-SSL",
             "torch.load",
         ),
@@ -128,11 +128,6 @@ FAMILIES = {
         ),
     )
 }
-
-
-def _heads(method: Any) -> dict[str, Any]:
-    heads = {name: getattr(method, name, None) for name in dino.HEADS}
-    return {name: head for name, head in heads.items() if head}
 
 
 def table_of(name: str, method: Any) -> Table:

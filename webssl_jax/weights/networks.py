@@ -19,6 +19,7 @@ from webssl_jax.methods.mae import MAE, View
 from webssl_jax.models.heads import Head, HeadConfig
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.vit import ViT
+from webssl_jax.weights import dino
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +66,7 @@ class Networks:
     @property
     def dino_heads(self) -> dict[str, HeadConfig]:
         """The heads of self-distillation by name."""
-        named = {"dino_head": self.dino_head, "ibot_head": self.ibot_head}
-        return {name: head for name, head in named.items() if head}
+        return dino.heads_of(self)
 
     def method(self) -> Any:
         """What computes with them: the whole method where it needs nothing else, for ``mae``; else

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -61,10 +62,8 @@ def from_weights(path: str, method: Any, trees: Mapping[str, Any]) -> dict[str, 
             )
         for i, (one, (loaded, parts, left)) in enumerate(zip(paths, opened)):
             begun = fresh.difference(taken) if i + 1 == len(paths) else ()
-            try:
+            with _reading(one):
                 trees = _from_weights(one, loaded, parts, left, method, trees, begun)
-            except OSError as error:
-                raise WeightsError(f"config.init_from = {one}: cannot be read ({error})") from error
     return trees
 
 
@@ -72,12 +71,17 @@ def _open(given: str, path: str, method: Any) -> tuple[load.Loaded, list[str], l
     """(a file of the list ``given``, the networks to take, what is left and why)."""
     if not path:
         raise WeightsError(f"config.init_from = {given}: an empty name between commas")
-    where = f"config.init_from = {path}"
-    try:
+    with _reading(path):
         loaded = load.open_(path, otherwise=method)
+    return loaded, *_networks(f"config.init_from = {path}", loaded, method)
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise WeightsError(f"{where}: cannot be read ({error})") from error
-    return loaded, *_networks(where, loaded, method)
+        raise WeightsError(f"config.init_from = {path}: cannot be read ({error})") from error
 
 
 def _from_weights(

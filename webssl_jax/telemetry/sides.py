@@ -1,0 +1,77 @@
+"""The sides of a benchmark that take turns, each in a process of its own, and their figures."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from webssl_jax.config import UserError
+
+
+class Side:
+    """A process that works only when told to.
+
+    Args:
+      serve: ``serve(pipe, *arguments)`` runs in the process. It sends one object when it is ready
+        and one for every number received, until that is 0.
+    """
+
+    def __init__(self, serve: Callable[..., None], *arguments: Any):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_run, args=(serve, theirs, arguments))
+        self._process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def receive(self) -> Any:
+        """The next object that it sends.
+
+        Raises:
+          UserError: what ``serve`` raised of that kind.
+          RuntimeError: if the process died otherwise.
+        """
+        try:
+            answer = self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            raise RuntimeError("a side of the benchmark died; see above") from None
+        if isinstance(answer, UserError):
+            self._process.join()
+            raise answer
+        return answer
+
+    def ask(self, number: int) -> Any:
+        """Sends ``number``, above 0, and returns the answer; raises as :meth:`receive`."""
+        self._pipe.send(number)
+        return self.receive()
+
+    def stop(self) -> None:
+        if self._process.is_alive():
+            self._pipe.send(0)
+        self._process.join()
+
+
+def _run(serve: Callable[..., None], pipe: Any, arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
+    try:
+        serve(pipe, *arguments)
+    except UserError as error:
+        pipe.send(error)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, lowest and highest, to four digits."""
+    found = {"median": statistics.median(values), "low": min(values), "high": max(values)}
+    return {key: float(f"{value:.4g}") for key, value in found.items()}
+
+
+def shown(spread: dict[str, float]) -> str:
+    """A :func:`spread` in words."""
+    return f"{spread['median']:g} ({spread['low']:g} to {spread['high']:g})"

@@ -1,0 +1,31 @@
+"""How the axes of all curves look."""
+
+from __future__ import annotations
+
+COLOURS = ("#1f5fa8", "#c8511b", "#2c8a57", "#8a4fa3", "#b8860b", "#3a8fa0")
+INK, GREY = "#55555c", "#8c8c94"
+
+
+def dress(axis, label_size: float, grid_width: float = 0.8) -> None:
+    """A light grid behind the curves, and no frame above and to the right of them."""
+    axis.tick_params(labelsize=label_size, colors=INK, length=3)
+    axis.grid(True, color="#e6e6ea", linewidth=grid_width)
+    axis.set_axisbelow(True)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axis.spines[side].set_color("#b5b5bc")
+
+
+def say_empty(axis, words: str, size: float, colour: str) -> None:
+    """``words`` in the middle of an axis that has no curve."""
+    axis.text(
+        0.5,
+        0.5,
+        words,
+        transform=axis.transAxes,
+        ha="center",
+        va="center",
+        color=colour,
+        fontsize=size,
+    )
