@@ -24,7 +24,10 @@ CORE = [
     "matplotlib>=3.10,<4",
     "safetensors>=0.5,<1",
     "tensorboardX>=2.6.4,<3",
+    "ftfy>=6.3,<7",  # CLIP's tokenizer is defined by both
+    "regex>=2024.11",
 ]
+PLAN = ["libtpu>=0.0.42,<0.1"]  # the compiler; it needs no TPU
 EXPORT = ["torch>=2.6", "transformers>=5.0,<6"]
 
 setup(
@@ -36,16 +39,18 @@ setup(
     packages=find_packages(include=["webssl_jax", "webssl_jax.*"]),
     package_data={
         "webssl_jax.corpus": ["*.arrayrecord", "*.md", "*.json"],
+        "webssl_jax.data": ["vocabulary/*"],
         "webssl_jax.telemetry": ["reference/*.json"],
     },
     install_requires=CORE,
     extras_require={
         "tpu": ["jax[tpu]>=0.10,<0.11"],
+        "plan": PLAN,
         "gcp": ["gcsfs>=2025.2"],
         "export": EXPORT,
         # In an environment of its own, without tools/constraints.txt: 2.77 asks for pillow<13,
         # protobuf<7, pyarrow<26 and python-dateutil<3.
         "beam": ["apache-beam>=2.77,<3"],
-        "test": [*EXPORT, "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1"],
+        "test": [*EXPORT, *PLAN, "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1"],
     },
 )

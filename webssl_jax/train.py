@@ -32,7 +32,6 @@ from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.evaluators.pictures import MethodPictures, choose
 from webssl_jax.evaluators.runs import RunEvaluation
 from webssl_jax.files import write_json
-from webssl_jax.optim.guard import Guard
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import distributed, rules
 from webssl_jax.sharding import mesh as meshes
@@ -43,7 +42,7 @@ from webssl_jax.telemetry.profiler import Profiler
 from webssl_jax.telemetry.progress import Progress, format_seconds
 from webssl_jax.telemetry.throughput import Throughput
 from webssl_jax.telemetry.writer import MetricWriter, read_rows
-from webssl_jax.train_step import jit_train_step, make_train_step, run_schedules, verdict
+from webssl_jax.train_step import lower_train_step
 from webssl_jax.visuals import crop_sheet, loss_curves, save_png
 from webssl_jax.weights.start import from_weights
 
@@ -160,20 +159,8 @@ def main() -> int:
 
     # --------------------------------------------------------- the step, compiled before step 0
     began = time.perf_counter()
-    sharding = meshes.batch_sharding(mesh)
-    spec = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-        for name, x in method.batch_spec(config.global_batch).items()
-    }
-    step_fn = make_train_step(
-        method,
-        optimizer,
-        Guard.from_config(config.guard),
-        run_schedules(config, method),
-        mesh,
-        config.accumulation_steps,
-    )
-    step_fn = jit_train_step(step_fn, template, mesh).lower(template, spec, verdict(0, mesh))
+    fed = method.batch_spec(config.global_batch)  # of what the loader delivers
+    step_fn = lower_train_step(config, method, optimizer, template, mesh)
     step_fn = step_fn.compile()
     log.info("%s", _memory_report(template, mesh, step_fn, time.perf_counter() - began))
 
@@ -284,7 +271,7 @@ def main() -> int:
     try:
         for step in range(start + 1, total_steps + 1):
             local = next(loader)
-            batch = meshes.to_global({name: local[name] for name in spec}, mesh)
+            batch = meshes.to_global({name: local[name] for name in fed}, mesh)
             # Started; the step before is complete and was looked at. So all that the host reads is
             # one step late, and the device already works on this one.
             state, metrics = take_step(step, state, batch)
@@ -407,14 +394,10 @@ def _memory_report(template, mesh, compiled, seconds: float) -> str:
     if ways > 1:
         sharded, _ = rules.sharded_fraction(template.params, mesh)
         spread = f"{100 * sharded:.1f}% of their bytes cut over {ways} devices"
-    state_bytes = sum(
-        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
-        for x in jax.tree.leaves(template)
-    )
     lines = [
         params.describe(template.params, "sharding" if mesh.size > 1 else None),
         f"{params.count(template.params):,} parameters, {spread}; state "
-        f"{state_bytes / 2**20:,.1f} MiB a device",
+        f"{train_state.device_bytes(template) / 2**20:,.1f} MiB a device",
     ]
     memory = compiled.memory_analysis()
     if memory is not None:
@@ -432,7 +415,9 @@ def _crop_sheet(source, batch: dict[str, np.ndarray], method, images: int = 12) 
     rows = np.flatnonzero(~batch["substituted"])[:images]
     originals = [view(records.decode(source[int(index)]).image) for index in batch["record"][rows]]
     views = {}
-    for name in method.batch_spec(1):
+    for name, spec in method.batch_spec(1).items():
+        if spec.dtype != np.uint8:
+            continue  # tokens
         crops = batch[name][rows]
         if crops.ndim == 4:
             views["crop"] = crops

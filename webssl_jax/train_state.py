@@ -3,6 +3,7 @@ device."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -64,6 +65,14 @@ def abstract(method: Method, optimizer: Optimizer, seed: int, batch: int, mesh: 
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         shapes,
         rules.shardings(shapes, mesh),
+    )
+
+
+def device_bytes(state: TrainState) -> int:
+    """Bytes that each device holds of a sharded state, abstract or not."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(state)
     )
 
 

@@ -173,6 +173,28 @@ def jit_train_step(step: Callable, abstract_state: TrainState, mesh: Mesh, donat
     )
 
 
+def lower_train_step(
+    config: ConfigDict, method: Method, optimizer: Optimizer, abstract_state: TrainState, mesh: Mesh
+) -> jax.stages.Lowered:
+    """The step of a run, traced for ``mesh`` and ready to compile; nothing is allocated, so the
+    mesh may be of devices that are not here (plan.py)."""
+    sharding = meshes.batch_sharding(mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        for name, x in method.batch_spec(config.global_batch).items()
+    }
+    step = make_train_step(
+        method,
+        optimizer,
+        Guard.from_config(config.guard),
+        run_schedules(config, method),
+        mesh,
+        config.accumulation_steps,
+    )
+    cause = jax.ShapeDtypeStruct((), np.int32, sharding=meshes.replicated(mesh))
+    return jit_train_step(step, abstract_state, mesh).lower(abstract_state, batch, cause)
+
+
 def verdict(cause: int, mesh: Mesh) -> jax.Array:
     """A cause as the step takes it, on every device of ``mesh``."""
     value = np.asarray(cause, np.int32)

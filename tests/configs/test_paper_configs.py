@@ -1,6 +1,6 @@
 """The configs of the Web-DINO and DINOv2 runs at full size, abstractly: what they hold, how many
-bytes, that the whole train step traces, and the schedules of high resolution. Nothing is
-allocated."""
+bytes, that the whole train step lowers and, with two blocks, compiles, and the schedules of high
+resolution. Nothing is allocated."""
 
 import math
 import pathlib
@@ -14,11 +14,10 @@ from webssl_jax import config as configs
 from webssl_jax import methods, train_state
 from webssl_jax import params as paths
 from webssl_jax.config import ConfigError
-from webssl_jax.optim.guard import Guard
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.sharding import rules
-from webssl_jax.train_step import make_train_step, run_schedules, verdict
+from webssl_jax.train_step import lower_train_step, run_schedules
 
 CONFIGS = pathlib.Path(__file__).parent.parent.parent / "configs"
 # {config: (encoder parameters (recipes.md 1.1), width, head bottlenecks, prototypes)}
@@ -81,20 +80,53 @@ def test_the_docstring_says_these_bytes():
         assert float(row.split()[1]) == pytest.approx(16 * total / 2**30, abs=0.006)
 
 
-@pytest.mark.parametrize(
-    "spec", [spec for spec in PAPER if "size=1b" in spec or "7b" in spec or "short" in spec]
-)
-def test_the_whole_train_step_of_a_paper_config_traces_at_full_size(spec):
-    config, method, optimizer = load(spec, "method.stream_prototypes=8192")
+def lowered(spec, *overrides):
+    """(the abstract state, the train step lowered for it), on eight devices."""
+    config, method, optimizer = load(spec, *overrides)
     mesh = meshes.create(config.sharding)
     state = train_state.abstract(method, optimizer, 0, config.global_batch, mesh)
-    step = make_train_step(method, optimizer, Guard(), run_schedules(config, method), mesh)
-    batch = method.batch_spec(config.global_batch)
-    after, metrics, _ = jax.eval_shape(step, state, batch, verdict(0, mesh))
+    return state, lower_train_step(config, method, optimizer, state, mesh)
+
+
+# One of every graph; the others differ in widths alone.
+FAST = ("size=1b", "size=7b,res=518", "short")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [spec if spec.endswith(FAST) else pytest.param(spec, marks=pytest.mark.slow) for spec in PAPER],
+)
+def test_the_whole_train_step_of_a_paper_config_lowers_at_full_size(spec):
+    state, step = lowered(spec, "method.stream_prototypes=8192")
+    after, metrics, _ = step.out_info
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
         lambda x: (x.shape, x.dtype), state
     )
     assert metrics["train/loss"].shape == () and "train/prototypes_used" in metrics
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", PAPER)
+def test_two_blocks_of_a_paper_config_compile_with_all_parameters_cut(spec):
+    """At full width and resolution; what a device is handed is an eighth of the state and of the
+    batch."""
+    heads = ("dino_head", "ibot_head")[: len(PAPER[spec][2])]
+    few = [f"method.{head}.prototypes=1024" for head in heads]
+    state, step = lowered(spec, "model.depth=2", "global_batch=16", "method.group_images=8", *few)
+    # the code itself is never run: what is compiled is how it is spread over devices
+    compiled = step.compile(compiler_options={"xla_backend_optimization_level": 0})
+    leaves = jax.tree.leaves(state)
+    held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+    whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+    assert held == pytest.approx(whole / 8, rel=0.01)
+    held += sum(math.prod(x.shape) // 8 for x in jax.tree.leaves(step.args_info[0][1]))  # uint8
+    assert held <= compiled.memory_analysis().argument_size_in_bytes < held + 2**20
+    cut = jax.tree.map(
+        lambda found, x: found.is_equivalent_to(x.sharding, len(x.shape)),
+        compiled.output_shardings[0],
+        state,
+    )
+    assert jax.tree.all(cut)
 
 
 def test_the_8_billion_image_run_is_four_times_as_long():

@@ -27,6 +27,14 @@ SPECS += [
     )
 ]
 SPECS += [f"dinov2.py:recipe={recipe}" for recipe in ("vitl16_short", "vitl14", "vitg14")]
+SPECS += [
+    f"clip.py:size={rest}"
+    for rest in (
+        *("300m", "1b", "2b", "3b", "5b", "7b", "7b,images=8_000_000_000", "tiny"),
+        *("b32", "b16", "l14", "h14", "g14", "bigg14"),
+        *("b16,loss=sigmoid", "l14,loss=sigmoid", "tiny,loss=sigmoid"),
+    )
+]
 
 
 def golden_file(spec: str) -> pathlib.Path:

@@ -2,6 +2,7 @@
 changes."""
 
 import dataclasses
+import io
 import json
 import math
 import pathlib
@@ -12,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from webssl_jax import config as configs
 from webssl_jax import methods, train_state
 from webssl_jax import params as paths
 from webssl_jax.config import ConfigError
+from webssl_jax.data.multicrop import MultiCropView
 from webssl_jax.methods.base import Variables
 from webssl_jax.methods.dino import DINO, View
 from webssl_jax.methods.encoder import encode
@@ -259,6 +262,37 @@ def test_the_schedules_are_the_original_s():
     assert jax.vmap(made["last_layer_rate"])(steps).tolist() == [0.0] * 20 + [1.0] * 85
 
 
+# Views.
+
+NO_COLOURS = {"jitter": 0.0, "grayscale": 0.0, "solarize": (0.0, 0.0, 0.0)}
+COLOUR = (200, 60, 30)
+
+
+def test_the_default_views_are_those_of_the_original():
+    sides = {"global_size": 32, "local_size": 16, "local_count": 3}
+    assert MICRO.train_view() == MultiCropView(**sides)
+
+
+@pytest.mark.parametrize(
+    "distortion, touched",
+    [
+        ({}, False),
+        ({"jitter": 1.0}, True),
+        ({"grayscale": 1.0}, True),
+        ({"solarize": (1.0, 1.0, 1.0)}, True),
+    ],
+    ids=lambda value: ",".join(value) or "none" if isinstance(value, dict) else "",
+)
+def test_each_distortion_of_colours_can_be_turned_off_alone(distortion, touched):
+    fields = NO_COLOURS | distortion
+    method = dataclasses.replace(MICRO, view=dataclasses.replace(MICRO.view, **fields))
+    file = io.BytesIO()
+    Image.new("RGB", (50, 40), COLOUR).save(file, "PNG")
+    for crops in method.train_view()(file.getvalue(), np.random.default_rng(0)).values():
+        same = (crops == np.uint8(COLOUR)).all(axis=(1, 2, 3))
+        assert (same == (not touched)).all()
+
+
 # Config.
 
 
@@ -286,11 +320,17 @@ def test_a_paper_config_has_the_original_s_parameters(size):
         ("method.centering=none", "centering = 'none' is not one of sinkhorn, softmax"),
         ("method.view.local_size=20", "an image of 20x20 pixels"),
         ("method.group_images=1", "KoLeo needs at least 2"),
+        ("method.view.flip=1.5", "method.view: flip = 1.5 must be a probability"),
+        ("method.view.jitter=-0.1", "method.view: jitter = -0.1 must be a probability"),
+        ("method.view.grayscale=2.0", "method.view: grayscale = 2.0 must be a probability"),
+        ("method.view.blur=(0,0,2)", r"blur = \(0, 0, 2\) must be 3 probabilities"),
+        ("method.view.solarize=(0.5,0.5)", r"solarize = \(0.5, 0.5\) must be 3 probabilities"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(override, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         methods.create(configs.load("configs/web_dino.py:size=tiny", [override]))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_config_that_has_been_json_gives_the_same_method():

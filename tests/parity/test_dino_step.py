@@ -10,6 +10,10 @@ random numbers, none 0 or 1. Crops and masks are those of the shared vectors ``i
 shared ``i_ssl_step_sinkhorn_separate`` cannot serve: its student0 and teacher0 are bit for bit its
 student3 and teacher3, so its start is lost.
 
+golden/dino_step_shared.npz is one step from the same start and batch with one head for both losses
+(their ``ibot.separate_head=false``), which reads CLS tokens and masked patches in one go: losses,
+norms, and the gradients of the head and of the tokens and positions.
+
 The bias of the keys is left out after the steps: softmax ignores a shift of the keys, so its true
 gradient is 0 and Adam turns rounding noise into steps of the size of the learning rate.
 """
@@ -20,6 +24,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from ml_collections import ConfigDict
 
@@ -35,6 +40,7 @@ from webssl_jax.train_step import jit_train_step, make_train_step, verdict
 
 HERE = pathlib.Path(__file__).parent / "golden"
 GOLDEN = np.load(HERE / "dino_step.npz")
+SHARED = np.load(HERE / "dino_step_shared.npz")
 BATCH, STEPS = 4, 3
 VALUES = {
     "learning_rate": (1e-3, 8e-4, 5e-4),
@@ -69,12 +75,26 @@ METHOD = DINO(
 )
 
 
+def under(prefix, golden):
+    """The original's {name: array} of one prefix."""
+    return {key.removeprefix(prefix): golden[key] for key in golden.files if key.startswith(prefix)}
+
+
+def head_of(theirs, name):
+    """Takes one head out of the original's names: {our path: array}."""
+    tree = {}
+    for i in range(3):
+        tree[f"{name}/fc{i + 1}/kernel"] = theirs.pop(f"{name}.mlp.{2 * i}.weight").T
+        tree[f"{name}/fc{i + 1}/bias"] = theirs.pop(f"{name}.mlp.{2 * i}.bias")
+    for part in "gv":
+        tree[f"{name}/last_layer/{part}"] = theirs.pop(f"{name}.last_layer.weight_{part}").T
+    return tree
+
+
 def ours(prefix):
     """The original's tree of one prefix in our layout."""
-    tree = {}
-    theirs = {
-        key.partition("/")[2]: GOLDEN[key] for key in GOLDEN.files if key.startswith(f"{prefix}/")
-    }
+    theirs = under(f"{prefix}/", GOLDEN)
+    tree = head_of(theirs, "dino_head") | head_of(theirs, "ibot_head")
 
     def blocks(name):
         return np.stack(
@@ -89,10 +109,6 @@ def ours(prefix):
             tree[f"encoder/blocks/mlp/{name}/{kind}"] = turn(part)
         tree[f"encoder/blocks/attn/out/{kind}"] = turn(blocks(f"attn.proj.{other}"))
         tree[f"encoder/blocks/mlp/w3/{kind}"] = turn(blocks(f"mlp.w3.{other}"))
-        for head in ("dino_head", "ibot_head"):
-            for i in range(3):
-                value = theirs.pop(f"{head}.mlp.{2 * i}.{other}")
-                tree[f"{head}/fc{i + 1}/{kind}"] = value.T
     for kind, other in (("scale", "weight"), ("bias", "bias")):
         for i in (1, 2):
             tree[f"encoder/blocks/norm{i}/{kind}"] = blocks(f"norm{i}.{other}")
@@ -104,9 +120,6 @@ def ours(prefix):
     kernel = theirs.pop("backbone.patch_embed.proj.weight")
     tree["encoder/patch_embed/kernel"] = kernel.transpose(2, 3, 1, 0)
     tree["encoder/patch_embed/bias"] = theirs.pop("backbone.patch_embed.proj.bias")
-    for head in ("dino_head", "ibot_head"):
-        for name in "gv":
-            tree[f"{head}/last_layer/{name}"] = theirs.pop(f"{head}.last_layer.weight_{name}").T
     assert not theirs
     return paths.unflatten(tree)
 
@@ -237,3 +250,37 @@ def test_the_centres_after_three_steps_equal_the_original(softmax):
     for name, value in softmax[0].aux.items():
         theirs = GOLDEN[f"softmax/{name}3"]
         np.testing.assert_allclose(value, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("centering", ["sinkhorn", "softmax"])
+def test_one_head_for_both_losses_gives_the_original_s_losses_and_gradients(centering):
+    """To the tolerances of the separate heads."""
+    method = dataclasses.replace(METHOD, ibot_head=None, centering=centering)
+    params, teacher = ours("student0"), ours("teacher0")
+    del params["ibot_head"], teacher["ibot_head"]
+    centres = {"dino_centre": np.zeros(96), "ibot_centre": np.zeros(96)}
+    aux = centres if centering == "softmax" else {}
+    values = {"teacher_temperature": VALUES["teacher_temperature"][0]}
+
+    def loss(params):
+        out = method.loss(params, teacher, aux, batch(0), jax.random.key(0), values)
+        return out.loss, (out.terms, out.aux)
+
+    (_, (terms, after)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    found = [terms[name] for name in TERMS]
+    np.testing.assert_allclose(found, SHARED[f"{centering}/losses0"], atol=2e-5)
+    assert grads.keys() == {"encoder", "dino_head"}
+    norms = [optax.tree.norm(grads[name]) for name in MODULES[:2]]
+    np.testing.assert_allclose(norms, SHARED[f"{centering}/norms0"], rtol=2e-5)
+    for name, value in after.items():
+        theirs = SHARED[f"softmax/{name}1"]
+        np.testing.assert_allclose(value, theirs, atol=1e-5 * np.abs(theirs).max())
+
+    theirs = under(f"{centering}/grad0/", SHARED)
+    wanted = head_of(theirs, "dino_head")
+    wanted |= {name.replace("backbone.", "encoder/"): grad for name, grad in theirs.items()}
+    assert len(wanted) == 8 + 3
+    grads = paths.flatten(grads)
+    for path, grad in wanted.items():
+        bound = 1e-5 * np.abs(grad).max()
+        np.testing.assert_allclose(grads[path], grad, atol=bound, err_msg=path)

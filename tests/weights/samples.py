@@ -10,7 +10,7 @@ from webssl_jax import params
 from webssl_jax.methods.mae import MAE, View
 from webssl_jax.models.heads import HeadConfig
 from webssl_jax.models.sizes import ViTConfig
-from webssl_jax.weights import export
+from webssl_jax.weights import export, load, safetensors_io, torch_file
 from webssl_jax.weights.families import FAMILIES as ALL
 from webssl_jax.weights.networks import Networks, template_of
 
@@ -61,6 +61,19 @@ def write(family, folder, method=None, weights=None, dtype="float32", max_file_b
     output = folder / (family if ALL[family].config else f"{family}.pth")
     weights = make_params(method) if weights is None else weights
     return export.write(weights, method, family, output, dtype, max_file_bytes, "card", **more)
+
+
+def damaged(path, family, folder, change):
+    """A copy in ``folder`` of a family's export after ``change`` of its {name: array}."""
+    tensors = {name: x.read().copy() for name, x in load.open_files(path).tensors.items()}
+    change(tensors)
+    specs = [safetensors_io.Spec(name, x.shape) for name, x in tensors.items()]
+    if not ALL[family].config:
+        torch_file.write_file(folder / "x.pth", "model", specs, iter(tensors.items()), {})
+        return folder / "x.pth"
+    safetensors_io.write_file(folder / "model.safetensors", specs, tensors.items())
+    (folder / "config.json").write_text((path / "config.json").read_text())
+    return folder
 
 
 def assert_same(tree, weights, kind):

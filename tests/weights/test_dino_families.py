@@ -7,6 +7,7 @@ import logging
 import re
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ from webssl_jax.config import UserError
 from webssl_jax.methods.dino import DINO, View
 from webssl_jax.models import position, sizes
 from webssl_jax.models.heads import HeadConfig
-from webssl_jax.weights import dino, export, load, safetensors_io, shapes, tables
+from webssl_jax.weights import dino, export, load, shapes, tables
 from webssl_jax.weights.families import FAMILIES, table_of
 from webssl_jax.weights.networks import Networks, template_of
 from webssl_jax.weights.start import from_weights
@@ -80,6 +81,27 @@ def test_import_of_an_export_is_bit_identical(files, networks, weights, family):
         same = {"mask_token": ours.mask_token and family != "timm", "mlp_hidden": ours.hidden}
         same |= {"position_resize": FAMILIES[family].resize, "dtype": theirs.dtype}
         assert theirs == dataclasses.replace(ours, **same)
+
+
+@pytest.mark.parametrize("family", samples.DINO)
+def test_bfloat16_is_written_everywhere_and_comes_back_as_it_was_rounded(
+    tmp_path, networks, weights, family
+):
+    rounded = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), weights)
+    path = samples.write(family, tmp_path, networks, weights, "bfloat16", max_file_bytes=20_000)
+    stored = load.open_files(path).tensors.values()
+    assert {x.dtype.name for x in stored} == {"bfloat16"}
+    assert len({x.file for x in stored}) > 1 or not FAMILIES[family].config
+    loaded = load.load(path, heads=None if family == "dinov2-heads" else 2)
+    assert loaded.dtype == "bfloat16"
+    leave = {"encoder/mask_token"} if family == "timm" else ()
+    assert_equal(loaded.params, {part: rounded[part] for part in parts_of(family)}, leave)
+
+
+@pytest.mark.parametrize("given", ({"heads": 2}, {"decoder_heads": 2}), ids=str)
+def test_attention_heads_are_refused_where_nothing_has_attention(files, given):
+    with pytest.raises(UserError, match="=2: .* is dinov2-heads and has no .*; leave it out"):
+        load.open_(files["dinov2-heads"], **given)
 
 
 @pytest.mark.parametrize("family", ("dinov2-pth", "timm", "hf-dinov2-registers"))
@@ -211,22 +233,6 @@ def test_every_published_size_has_the_originals_number_of_parameters_and_is_know
     assert int(c.width * ratio) == 2 * c.hidden
 
 
-def damaged(tmp_path, files, family, change):
-    """A copy of the family's file after ``change`` of its tensors."""
-    if not FAMILIES[family].config:
-        tensors = state_dict(files[family])
-        change(tensors)
-        return save(tensors, tmp_path / "x.pth", FAMILIES[family].key)
-    stored = safetensors_io.open_file(files[family])
-    tensors = {name: torch.from_numpy(x.read().copy()) for name, x in stored.items()}
-    change(tensors)
-    arrays = {name: x.numpy() for name, x in tensors.items()}
-    specs = [safetensors_io.Spec(name, x.shape) for name, x in arrays.items()]
-    safetensors_io.write_file(tmp_path / "model.safetensors", specs, arrays.items())
-    (tmp_path / "config.json").write_text((files[family] / "config.json").read_text())
-    return tmp_path
-
-
 NAMES = {  # a tensor of the encoder, of its packed MLP, and the last one
     "dinov2-pth": ("blocks.1.ls2.gamma", "blocks.2.mlp.w12.weight", "norm.bias"),
     "dinov2-teacher": (
@@ -253,22 +259,21 @@ NAMES = {  # a tensor of the encoder, of its packed MLP, and the last one
 def test_what_does_not_fit_is_refused_by_name(tmp_path, files, family, kind):
     small, matrix, last = NAMES[family]
 
+    again = f"{'dinov2' if family == 'hf-dinov2' else 'module'}.{small}"  # another spelling
+
     def change(t):
         if kind == "missing":
             del t[small]
         elif kind == "another shape":
-            t[matrix] = t[matrix][:-1].clone()
+            t[matrix] = t[matrix][:-1].copy()
         elif kind == "NaN":
-            t[last] = t[last].clone()
-            t[last].view(-1)[-1] = float("nan")
+            t[last].reshape(-1)[-1] = float("nan")
         else:
-            t["blocks.0.attn.scale" if kind == "not expected" else f"module.{small}"] = t[small]
+            t["blocks.0.attn.scale" if kind == "not expected" else again] = t[small]
 
     named = {"missing": small, "another shape": matrix, "NaN": last, "not expected": "attn.scale"}
-    named["twice"] = f"module.{small}"
-    if family == "dinov2-teacher" and kind == "not expected":
-        named[kind] = "blocks.0.attn.scale"
-    path = damaged(tmp_path, files, family, change)
+    named["twice"] = f"{small} and {again} are two spellings of one tensor"
+    path = samples.damaged(files[family], family, tmp_path, change)
     with pytest.raises(WeightsError, match=re.escape(named[kind])) as caught:
         load.load(path, heads=None if family == "dinov2-heads" else 2)
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
@@ -291,7 +296,7 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path, files, family, kind):
     ids=str,
 )
 def test_a_config_that_disagrees_is_refused_by_name(tmp_path, files, change):
-    path = damaged(tmp_path, files, "hf-dinov2", lambda tensors: None)
+    path = samples.damaged(files["hf-dinov2"], "hf-dinov2", tmp_path, lambda tensors: None)
     config = json.loads((path / "config.json").read_text()) | change
     (path / "config.json").write_text(json.dumps(config))
     name = "num_register_tokens" if "with" in str(change) else next(iter(change))

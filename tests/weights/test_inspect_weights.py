@@ -76,6 +76,35 @@ def test_what_does_not_fit_is_listed_by_kind(tmp_path, capsys):
     assert "not expected (1)\n  blocks.0.ls1.gamma\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "family, names",
+    [
+        ("hf-dinov2", ["encoder.layer.0.layer_scale1.lambda1"]),
+        (
+            "hf-dinov2",
+            [f"encoder.layer.{i}.layer_scale{j}.lambda1" for j in (1, 2) for i in (0, 1, 2)],
+        ),
+        ("dinov2-pth", ["blocks.0.ls1.gamma"]),
+        ("dinov2-pth", [f"blocks.{i}.ls1.gamma" for i in (0, 1, 2)]),
+        ("dinov2-pth", ["blocks.0.attn.qkv.bias"]),
+        ("dinov2-teacher", ["backbone.blocks.0.mlp.w12.bias"]),
+    ],
+)
+def test_what_of_the_first_block_is_missing_is_named(tmp_path, capsys, family, names):
+    """It is in the first block that one looks for what a network has."""
+    whole = samples.write(family, tmp_path, samples.make_dino())
+
+    def change(tensors):
+        for name in names:
+            del tensors[name]
+
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    path = samples.damaged(whole, family, folder, change)
+    assert tool.main([str(path), "--heads", "2", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["does_not_fit"] == {"missing": names}
+
+
 def test_what_contradicts_the_config_is_told_with_what_is_known(tmp_path, capsys):
     path = samples.write("hf-vit", tmp_path)
     config = json.loads((path / "config.json").read_text()) | {"hidden_size": 64}

@@ -100,6 +100,12 @@ def test_torch_loads_what_we_write_bit_for_bit(tmp_path, mmap):
     assert zipfile.ZipFile(tmp_path / "x.pth").testzip() is None
 
 
+def test_what_would_be_lost_beside_bare_tensors_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no place for webssl_jax"):
+        torch_file.write_file(tmp_path / "x.pth", None, [], iter(()), {"webssl_jax": {"heads": 2}})
+    assert list(tmp_path.iterdir()) == []
+
+
 class _Runs:
     """Unpickling it calls a function."""
 

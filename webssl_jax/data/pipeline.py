@@ -30,11 +30,13 @@ from absl import flags
 
 from webssl_jax.config import UserError
 from webssl_jax.data import processes, records
+from webssl_jax.data.captioned import CaptionedView
 from webssl_jax.data.decode import DecodeError
 from webssl_jax.data.sources import DamagedRecord
 
 Batch = dict[str, np.ndarray]
-TrainView = Callable[[bytes, np.random.Generator], Mapping[str, np.ndarray]]
+# of an encoded image; or of a whole record
+TrainView = Callable[[bytes, np.random.Generator], Mapping[str, np.ndarray]] | CaptionedView
 EvalView = Callable[[bytes], np.ndarray]
 
 # What a record may do wrong. Anything else is a bug or a broken machine and stops the run.
@@ -89,7 +91,8 @@ class TrainLoader:
 
     Args:
       source: see :class:`Source`. With workers it must pickle.
-      view: from an encoded image and a generator to a dict of arrays. With workers it must pickle.
+      view: from an encoded image (:class:`CaptionedView`: a record) and a generator to a dict of
+        arrays. With workers it must pickle.
       global_batch: rows of a batch over all hosts.
       seed: 0 <= seed < 2**32.
       rows: the rows of each global batch that this process delivers (``sharding.mesh.local_rows``):
@@ -233,7 +236,7 @@ class _Load:
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         for candidate in self._candidates(index):
             try:
-                row = self.view(records.decode(self.source[candidate]).image, rng)
+                row = self._see(candidate, rng)
             except DAMAGE:
                 continue
             return {**row, "record": np.int64(index), "substituted": np.bool_(candidate != index)}
@@ -242,6 +245,10 @@ class _Load:
             f"the last reason: {self.explain(candidate)}. The shard set looks broken: check it, or "
             "copy it again"
         )
+
+    def _see(self, index: int, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
+        record = records.decode(self.source[index])
+        return self.view(record if isinstance(self.view, CaptionedView) else record.image, rng)
 
     def _candidates(self, index: int) -> Iterator[int]:
         yield index
@@ -253,7 +260,7 @@ class _Load:
     def explain(self, index: int) -> str:
         """Why a record is damaged, found by trying it again."""
         try:
-            self.view(records.decode(self.source[index]).image, np.random.default_rng(0))
+            self._see(index, np.random.default_rng(0))
         except DAMAGE as error:
             return " ".join(str(error).split())
         return "failed once, readable now"

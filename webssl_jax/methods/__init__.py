@@ -10,7 +10,11 @@ from webssl_jax.config import ConfigError, suggest
 from webssl_jax.methods.base import Method
 
 # name -> "module:class". Imported when used, so that a method's dependencies are its own.
-METHODS = {"dino": "webssl_jax.methods.dino:DINO", "mae": "webssl_jax.methods.mae:MAE"}
+METHODS = {
+    "clip": "webssl_jax.methods.clip:CLIP",
+    "dino": "webssl_jax.methods.dino:DINO",
+    "mae": "webssl_jax.methods.mae:MAE",
+}
 
 
 def create(config: ConfigDict) -> Method:

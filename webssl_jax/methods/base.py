@@ -82,11 +82,13 @@ class Tables:
     learning_rate: multiplier of the learning rate (default 1.0): a number, a tuple of numbers, one
       for each block of a stacked parameter, or the name of one of the method's schedules.
     frozen: rows with True are not trained and hold no optimiser state.
+    bounds: (least, most) that every step clamps a parameter to.
     """
 
     decay: Sequence[tuple[str, float]] = ()
     learning_rate: Sequence[tuple[str, float | tuple[float, ...] | str]] = ()
     frozen: Sequence[tuple[str, bool]] = ()
+    bounds: Sequence[tuple[str, tuple[float, float]]] = ()
 
 
 class Method(Protocol):

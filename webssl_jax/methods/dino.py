@@ -47,8 +47,9 @@ _HIDDEN_GREY = 128  # what a masked patch looks like in a picture
 @dataclasses.dataclass(frozen=True)
 class View:
     """The crops: two of ``global_size`` and ``local_count`` of ``local_size`` pixels, each with an
-    area share between its two scales, flipped and distorted as in ``data/multicrop.py``. ``blur``:
-    probabilities for the first global, the second global and the local crops.
+    area share between its two scales, flipped and distorted as in ``data/multicrop.py``. Colour
+    jitter and greyscale have one probability for all crops; ``blur`` and ``solarize`` have three:
+    for the first global, the second global and the local crops.
 
     Raises:
       ValueError: when a field is out of range.
@@ -60,7 +61,10 @@ class View:
     global_scale: tuple[float, ...] = (0.32, 1.0)
     local_scale: tuple[float, ...] = (0.05, 0.32)
     flip: float = 0.5
+    jitter: float = 0.8
+    grayscale: float = 0.2
     blur: tuple[float, ...] = (0.0, 0.9, 0.5)
+    solarize: tuple[float, ...] = (0.0, 0.2, 0.0)
 
     def __post_init__(self):
         for name in ("global_size", "local_size", "local_count"):
@@ -70,10 +74,12 @@ class View:
             scale = getattr(self, name)
             if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
                 raise ValueError(f"{name} = {scale} must be (least, most), 0 < least <= most <= 1")
-        if len(self.blur) != 3 or not all(0 <= p <= 1 for p in (*self.blur, self.flip)):
-            raise ValueError(
-                f"blur = {self.blur}, flip = {self.flip}: must be three probabilities and one"
-            )
+        counts = {"flip": 1, "jitter": 1, "grayscale": 1, "blur": 3, "solarize": 3}
+        for name, count in counts.items():
+            chances = np.atleast_1d(getattr(self, name))
+            if len(chances) != count or not all(0 <= p <= 1 for p in chances):
+                what = "a probability" if count == 1 else f"{count} probabilities"
+                raise ValueError(f"{name} = {getattr(self, name)} must be {what}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -375,8 +381,11 @@ class DINO:
     def train_view(self) -> Callable[[bytes, np.random.Generator], dict[str, np.ndarray]]:
         # the loader's side of the house: not needed to compute a loss
         from webssl_jax.data.multicrop import MultiCropView
+        from webssl_jax.data.photometric import Distortion
 
-        return MultiCropView(**dataclasses.asdict(self.view))
+        crops = dataclasses.asdict(self.view)
+        distortion = Distortion(jitter=crops.pop("jitter"), grayscale=crops.pop("grayscale"))
+        return MultiCropView(**crops, distortion=distortion)
 
     def eval_view(self, size: int | None = None) -> Callable[[bytes], np.ndarray]:
         return eval_view(size or self.view.global_size)

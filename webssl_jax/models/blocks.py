@@ -3,7 +3,7 @@
 The stack compiles one block whatever the depth: parameters of all blocks lie stacked along a
 leading axis L.
 
-What the backward pass keeps of each block (``ViTConfig.remat``):
+What the backward pass keeps of each block (``BlockConfig.remat``):
   none   everything; fastest where memory allows.
   full   only the block's input; the block runs a second time. Least memory.
   dots   the outputs of linear layers; attention and element-wise work run again.
@@ -24,7 +24,7 @@ import numpy as np
 
 from webssl_jax.models.attention import Attention
 from webssl_jax.models.layers import LayerScale, Mlp, layer_norm, on_batch
-from webssl_jax.models.sizes import ViTConfig
+from webssl_jax.models.sizes import BlockConfig
 
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -46,7 +46,7 @@ class Block(nn.Module):
     weights are gathered and its gradients reduced once; only attention goes crop by crop.
     """
 
-    config: ViTConfig
+    config: BlockConfig
     train: bool
 
     @nn.compact
@@ -75,7 +75,7 @@ class Block(nn.Module):
         return (x, store), None
 
 
-def block_stack(config: ViTConfig, train: bool, name: str = "blocks") -> nn.Module:
+def block_stack(config: BlockConfig, train: bool, name: str = "blocks") -> nn.Module:
     """``config.depth`` blocks as one module of type ((tokens, store), slots (L,)) ->
     ((tokens, store), None)."""
     block = Block

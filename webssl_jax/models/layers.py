@@ -1,19 +1,24 @@
 """The small parts of a ViT: patches, linear layers with the originals' initial values, MLPs,
 LayerScale.
 
-Initial values (``ViTConfig.init``):
-  mae     xavier-uniform, the fused query-key-value matrix counted as one; biases 0; tokens
-          normal 0.02.
-  dinov2  normal 0.02 (its truncation at +-2 never bites); biases 0; CLS and registers
-          normal 1e-6; mask token 0.
-In both the patch bias is PyTorch's default for a convolution, and in ``dinov2`` the patch kernel
-too.
+Initial values (``BlockConfig.init``):
+  mae        xavier-uniform, the fused query-key-value matrix counted as one; biases 0; tokens
+             normal 0.02.
+  dinov2     normal 0.02 (its truncation at +-2 never bites); biases 0; CLS and registers
+             normal 1e-6; mask token 0.
+  clip       PyTorch's defaults: q, k, v as in ``mae``, kernels of the other layers and biases of
+             the MLP uniform +-1/sqrt(inputs), biases of attention 0; CLS and positions
+             normal 1/sqrt(D).
+  clip_text  normal, of std 1/sqrt(D) for q, k, v, 1/sqrt(2 D) for fc1, 1/sqrt(2 D L) where a branch
+             ends (out, fc2), L blocks; biases as in ``clip``.
+The patch bias is PyTorch's default for a convolution, and but for ``mae`` the patch kernel too.
 
 Shape letters: B images, H x W pixels, h x w patches, p patch side, T tokens, D width.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -23,7 +28,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from webssl_jax.models.sizes import ViTConfig
+from webssl_jax.models.sizes import BlockConfig, ViTConfig
 
 Initializer = Callable[..., jax.Array]
 
@@ -58,11 +63,16 @@ def uniform(limit: float) -> Initializer:
     )
 
 
-def kernel_init(config: ViTConfig, fused: int = 1) -> Initializer:
-    """For a (in, out) kernel that the originals store as one of ``fused`` equal parts of a larger
-    matrix."""
+def kernel_init(config: BlockConfig, fused: int = 1, name: str | None = None) -> Initializer:
+    """For the (in, out) kernel of the layer ``name``, which the originals store as one of ``fused``
+    equal parts of a larger matrix."""
     if config.init == "dinov2":
         return nn.initializers.normal(0.02)
+    if config.init == "clip_text":
+        variances = {"fc1": 2, "out": 2 * config.depth, "fc2": 2 * config.depth}
+        return nn.initializers.normal((variances.get(name, 1) * config.width) ** -0.5)
+    if config.init == "clip" and name not in ("q", "k", "v"):
+        return lambda key, shape, dtype=jnp.float32: uniform(shape[0] ** -0.5)(key, shape, dtype)
 
     def xavier(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
         return uniform(math.sqrt(6 / (shape[0] + fused * shape[1])))(key, shape, dtype)
@@ -70,25 +80,55 @@ def kernel_init(config: ViTConfig, fused: int = 1) -> Initializer:
     return xavier
 
 
+def bias_init(config: BlockConfig, name: str | None) -> Initializer:
+    """For the bias of the layer ``name``."""
+    if config.init in ("clip", "clip_text"):
+        if name in ("fc1", "w1", "w2"):
+            return uniform(config.width**-0.5)
+        if name in ("fc2", "w3"):
+            return uniform(config.hidden**-0.5)
+    return nn.initializers.zeros
+
+
 def token_init(config: ViTConfig) -> Initializer:
     """For CLS and register tokens."""
-    return nn.initializers.normal(0.02 if config.init == "mae" else 1e-6)
+    stds = {"mae": 0.02, "clip": config.width**-0.5}
+    return nn.initializers.normal(stds.get(config.init, 1e-6))
+
+
+def position_init(config: ViTConfig) -> Initializer:
+    """For a learned table of positions."""
+    return nn.initializers.normal(config.width**-0.5 if config.init == "clip" else 0.02)
 
 
 def dense(
-    config: ViTConfig, features: int, name: str | None, *, fused: int = 1, use_bias: bool = True
+    config: BlockConfig, features: int, name: str | None, *, fused: int = 1, use_bias: bool = True
 ) -> nn.Dense:
     """A linear layer: float32 parameters, computed in ``config.dtype``."""
     return nn.Dense(
         features,
         use_bias=use_bias,
         dtype=config.dtype,
-        kernel_init=kernel_init(config, fused),
+        kernel_init=kernel_init(config, fused, name),
+        bias_init=bias_init(config, name),
         name=name,
     )
 
 
-def layer_norm(config: ViTConfig, name: str | None, dtype: str | None = None) -> nn.LayerNorm:
+def projection(inputs: int, embedding: int, use_bias: bool = False) -> nn.Dense:
+    """CLIP's way from ``inputs`` channels of a tower into the space of images and texts: a matrix,
+    normal 1/sqrt(inputs). In float32 throughout: it costs nothing beside a tower, and the loss
+    compares all pairs of what comes out."""
+    return nn.Dense(
+        embedding,
+        use_bias=use_bias,
+        dtype="float32",
+        kernel_init=nn.initializers.normal(inputs**-0.5),
+        name="projection",
+    )
+
+
+def layer_norm(config: BlockConfig, name: str | None, dtype: str | None = None) -> nn.LayerNorm:
     """Statistics in float32, in two passes: E[x^2] - E[x]^2 cancels where activations have large
     means."""
     return nn.LayerNorm(
@@ -140,9 +180,12 @@ class PatchEmbed(nn.Module):
         torch_default = 1 / math.sqrt(fan_in)
         limit = math.sqrt(6 / (fan_in + c.width)) if c.init == "mae" else torch_default
         kernel = self.param("kernel", uniform(limit), (c.patch_size, c.patch_size, 3, c.width))
+        patches, kernel = nn.dtypes.promote_dtype(patches, kernel, dtype=c.dtype)
+        embedded = patches @ kernel.reshape(fan_in, c.width)
+        if not c.patch_bias:
+            return embedded
         bias = self.param("bias", uniform(torch_default), (c.width,))
-        patches, kernel, bias = nn.dtypes.promote_dtype(patches, kernel, bias, dtype=c.dtype)
-        return patches @ kernel.reshape(fan_in, c.width) + bias
+        return embedded + bias.astype(c.dtype)
 
 
 @jax.custom_jvp
@@ -166,27 +209,53 @@ def _gelu_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return (x32 * phi).astype(x.dtype), (phi + x32 * density).astype(x.dtype)
 
 
-class Mlp(nn.Module):
-    """fc2(gelu(fc1(x))), or with SwiGLU w3(silu(x w1) * (x w2)). The hidden activations bear the
-    name ``mlp``."""
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def gated(gate: jax.Array, x: jax.Array) -> jax.Array:
+    """silu(gate) * x. The backward pass keeps the two and works the rest out again, where autodiff
+    would keep three arrays more."""
+    return nn.silu(gate) * x
 
-    config: ViTConfig
+
+@jax.custom_jvp
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x * sigmoid(1.702 x), CLIP's approximation of GELU, evaluated in float32."""
+    return _quick_gelu_and_slope(x)[0]
+
+
+@quick_gelu.defjvp
+def _quick_gelu_jvp(primals, tangents):
+    value, slope = _quick_gelu_and_slope(*primals)
+    return value, slope * tangents[0]
+
+
+def _quick_gelu_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x32 = x.astype(jnp.float32)
+    gate = jax.nn.sigmoid(1.702 * x32)
+    return (x32 * gate).astype(x.dtype), (gate + 1.702 * x32 * gate * (1 - gate)).astype(x.dtype)
+
+
+class Mlp(nn.Module):
+    """fc2(activation(fc1(x))), or with SwiGLU w3(silu(x w1) * (x w2)). The hidden activations bear
+    the name ``mlp``."""
+
+    config: BlockConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
         if c.mlp == "swiglu":
             gate = dense(c, c.hidden, "w1", fused=2)(x)
-            hidden = nn.silu(gate) * dense(c, c.hidden, "w2", fused=2)(x)
+            hidden = gated(gate, dense(c, c.hidden, "w2", fused=2)(x))
             return dense(c, c.width, "w3")(save_as("mlp", hidden))
         hidden = save_as("mlp", dense(c, c.hidden, "fc1")(x))
-        return dense(c, c.width, "fc2")(gelu(hidden))
+        activation = quick_gelu if c.mlp == "quick_gelu" else gelu
+        return dense(c, c.width, "fc2")(activation(hidden))
 
 
 class LayerScale(nn.Module):
     """A learned factor per channel on a residual branch (CaiT, arXiv 2103.17239)."""
 
-    config: ViTConfig
+    config: BlockConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

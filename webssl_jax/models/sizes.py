@@ -1,4 +1,5 @@
-"""What a ViT is made of, and the sizes of the Web-SSL paper (arXiv 2504.01017, Table 1) by name.
+"""What transformers and ViTs are made of, and the sizes of the Web-SSL paper (arXiv 2504.01017,
+Table 1) by name.
 
 Web-DINO: patch 14, SwiGLU, LayerScale, learned positions, a mask token (DINOv2's own block).
 Web-MAE: GELU MLP of 4 x width, fixed sin-cos positions, patch 14 (300m: 16), no LayerScale.
@@ -16,27 +17,24 @@ from typing import Any
 
 from webssl_jax.models import position
 
-MLPS = ("gelu", "swiglu")
+MLPS = ("gelu", "quick_gelu", "swiglu")
 POSITIONS = ("learned", "sincos")
-INITS = ("mae", "dinov2")
+INITS = ("mae", "dinov2", "clip", "clip_text")
 DTYPES = ("bfloat16", "float32")
 REMATS = ("none", "full", "dots", "named")
 
 
-@dataclasses.dataclass(frozen=True)
-class ViTConfig:
-    """One vision transformer. Lengths are in pixels for images and patches, in channels for widths.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """A stack of transformer blocks. Widths are in channels.
 
+    mlp: two layers with the exact GELU or with CLIP's x * sigmoid(1.702 x) between, or ``swiglu``.
     mlp_hidden: hidden width; ``None`` takes the originals' rule (``hidden`` below).
-    position: ``learned`` (a parameter, CLS included) or ``sincos`` (fixed, MAE's table, never a
-      parameter).
-    position_resize: how the table follows another image size; see ``position.py``.
     layer_scale: initial gamma, ``None`` for no LayerScale.
     drop_path: rate of the batch-subset stochastic depth, the same in every block (``blocks.py``).
     drop_path_group: images that draw their subset together, ``None`` for the whole batch. The
       originals draw per device; naming the group keeps the result independent of the mesh.
-    mask_token: whether masked patches can be replaced by a learned token (iBOT).
-    init: ``mae`` (xavier) or ``dinov2`` (normal 0.02); see ``layers.py``.
+    init: ``mae`` (xavier), ``dinov2`` (normal 0.02), ``clip`` or ``clip_text``; see ``layers.py``.
     dtype: of the computation. Parameters and outputs are float32 always.
     remat: what the backward pass recomputes; see ``blocks.py``.
 
@@ -47,63 +45,42 @@ class ViTConfig:
     width: int
     depth: int
     heads: int
-    patch_size: int
-    image_size: int = 224
     mlp: str = "gelu"
     mlp_hidden: int | None = None
-    position: str = "learned"
-    position_resize: str = "plain"
-    num_registers: int = 0
     layer_scale: float | None = None
     drop_path: float = 0.0
     drop_path_group: int | None = None
-    mask_token: bool = False
     qkv_bias: bool = True
     norm_eps: float = 1e-6
     init: str = "dinov2"
     dtype: str = "float32"
     remat: str = "none"
 
+    # whether a token sees only itself and those before it: a field of text towers
+    causal: typing.ClassVar[bool] = False
+
     def __post_init__(self):
-        for field, known in (
-            ("mlp", MLPS),
-            ("position", POSITIONS),
-            ("position_resize", tuple(position.MODES)),
-            ("init", INITS),
-            ("dtype", DTYPES),
-            ("remat", REMATS),
-        ):
-            if getattr(self, field) not in known:
-                raise ValueError(
-                    f"{field} = {getattr(self, field)!r} is not one of {', '.join(known)}"
-                )
-        for field in (
-            "width",
-            "depth",
-            "heads",
-            "patch_size",
-            "image_size",
-            "mlp_hidden",
-            "drop_path_group",
-        ):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise ValueError(f"{field} = {value} must be at least 1")
-        if self.num_registers < 0:
-            raise ValueError(f"num_registers = {self.num_registers} must be zero or positive")
+        self._check_words(mlp=MLPS, init=INITS, dtype=DTYPES, remat=REMATS)
+        self._check_counts("width", "depth", "heads", "mlp_hidden", "drop_path_group")
         if self.norm_eps <= 0:
             raise ValueError(f"norm_eps = {self.norm_eps} must be positive")
         if self.width % self.heads:
             raise ValueError(f"width = {self.width} does not divide into heads = {self.heads}")
-        if self.position == "sincos" and self.width % 4:
-            raise ValueError(f"width = {self.width} must be a multiple of 4 for sincos positions")
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size = {self.image_size} is not a multiple of patch_size = "
-                f"{self.patch_size}"
-            )
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"drop_path = {self.drop_path} must lie in [0, 1)")
+
+    def _check_words(self, **fields: tuple[str, ...]) -> None:
+        for field, known in fields.items():
+            if getattr(self, field) not in known:
+                raise ValueError(
+                    f"{field} = {getattr(self, field)!r} is not one of {', '.join(known)}"
+                )
+
+    def _check_counts(self, *fields: str) -> None:
+        for field in fields:
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"{field} = {value} must be at least 1")
 
     @property
     def hidden(self) -> int:
@@ -118,6 +95,54 @@ class ViTConfig:
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
+
+    def block_flops(self, tokens: int) -> float:
+        """Floating-point operations of all blocks, forward, for one sequence of ``tokens``: the
+        matrix products of the four projections, the MLP and the two attention products, two
+        operations a multiply-add."""
+        projections = 4 * self.width * self.width
+        mlp = (3 if self.mlp == "swiglu" else 2) * self.width * self.hidden
+        attention = 2 * tokens * self.width
+        return 2.0 * self.depth * tokens * (projections + mlp + attention)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViTConfig(BlockConfig):
+    """One vision transformer. Lengths of images and patches are in pixels.
+
+    patch_bias: whether the patch embedding has one; CLIP's has none.
+    position: ``learned`` (a parameter, CLS included) or ``sincos`` (fixed, MAE's table, never a
+      parameter).
+    position_resize: how the table follows another image size; see ``position.py``.
+    mask_token: whether masked patches can be replaced by a learned token (iBOT).
+    pre_norm: a LayerNorm of all tokens before the first block (CLIP).
+
+    Raises:
+      ValueError: when a field is out of range or two do not fit; one line.
+    """
+
+    patch_size: int
+    image_size: int = 224
+    patch_bias: bool = True
+    position: str = "learned"
+    position_resize: str = "plain"
+    num_registers: int = 0
+    mask_token: bool = False
+    pre_norm: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check_words(position=POSITIONS, position_resize=tuple(position.MODES))
+        self._check_counts("patch_size", "image_size")
+        if self.num_registers < 0:
+            raise ValueError(f"num_registers = {self.num_registers} must be zero or positive")
+        if self.position == "sincos" and self.width % 4:
+            raise ValueError(f"width = {self.width} must be a multiple of 4 for sincos positions")
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size = {self.image_size} is not a multiple of patch_size = "
+                f"{self.patch_size}"
+            )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -140,15 +165,6 @@ class ViTConfig:
                 f"{self.patch_size}"
             )
         return height // self.patch_size, width // self.patch_size
-
-    def block_flops(self, tokens: int) -> float:
-        """Floating-point operations of all blocks, forward, for one sequence of ``tokens``: the
-        matrix products of the four projections, the MLP and the two attention products, two
-        operations a multiply-add."""
-        projections = 4 * self.width * self.width
-        mlp = (3 if self.mlp == "swiglu" else 2) * self.width * self.hidden
-        attention = 2 * tokens * self.width
-        return 2.0 * self.depth * tokens * (projections + mlp + attention)
 
 
 # name: (width, depth, heads). Twins follow the same rules at sizes that a CPU trains.
@@ -175,7 +191,7 @@ def web_dino(size: str, **overrides: Any) -> ViTConfig:
     Raises:
       ValueError: for an unknown name or field, or fields that do not fit.
     """
-    fields = _shape("Web-DINO", size, WEB_DINO_SIZES, patch_size=14)
+    fields = shape("Web-DINO", size, WEB_DINO_SIZES, patch_size=14)
     fields |= dict(
         mlp="swiglu",
         position="learned",
@@ -193,7 +209,7 @@ def web_mae(size: str, **overrides: Any) -> ViTConfig:
     Raises:
       ValueError: for an unknown name or field, or fields that do not fit.
     """
-    fields = _shape("Web-MAE", size, WEB_MAE_SIZES, patch_size=16 if size == "300m" else 14)
+    fields = shape("Web-MAE", size, WEB_MAE_SIZES, patch_size=16 if size == "300m" else 14)
     fields |= dict(mlp="gelu", position="sincos", position_resize="plain", init="mae")
     return build(fields | overrides)
 
@@ -260,7 +276,12 @@ def _words(hint: Any) -> str:
     return known.get(hint, "none" if hint is types.NoneType else hint.__name__)
 
 
-def _shape(family: str, size: str, known: tuple[str, ...], patch_size: int) -> dict[str, Any]:
+def shape(family: str, size: str, known: tuple[str, ...], patch_size: int) -> dict[str, Any]:
+    """The fields that follow from a size of the paper, or of a twin.
+
+    Raises:
+      ValueError: if it is not one of those ``known`` in the family.
+    """
     if size not in known:
         raise ValueError(f"no {family} size {size!r}; known: {', '.join(known)}")
     if size in _TWINS:

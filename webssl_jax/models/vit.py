@@ -1,4 +1,5 @@
-"""The vision transformer encoder of Web-DINO and Web-MAE (Dosovitskiy et al., arXiv 2010.11929).
+"""The vision transformer encoder of Web-DINO, Web-MAE and CLIP (Dosovitskiy et al., arXiv
+2010.11929).
 
 Tokens stand in the order [CLS, registers, patches row-major]. Positions are added to CLS and
 patches before the registers come in, which have none; a masked patch is replaced before its
@@ -20,7 +21,14 @@ import numpy as np
 
 from webssl_jax.models import position
 from webssl_jax.models.blocks import block_stack
-from webssl_jax.models.layers import PatchEmbed, gather_tokens, layer_norm, patchify, token_init
+from webssl_jax.models.layers import (
+    PatchEmbed,
+    gather_tokens,
+    layer_norm,
+    patchify,
+    position_init,
+    token_init,
+)
 from webssl_jax.models.sizes import ViTConfig
 
 
@@ -125,11 +133,10 @@ class ViT(nn.Module):
         cls = self.param("cls_token", token_init(c), (1, 1, c.width))
         table = None
         if c.position == "learned":
-            table = self.param(
-                "pos_embed", nn.initializers.normal(0.02), (1, c.num_patches + 1, c.width)
-            )
+            table = self.param("pos_embed", position_init(c), (1, c.num_patches + 1, c.width))
         if c.num_registers:
             registers = self.param("register_tokens", token_init(c), (1, c.num_registers, c.width))
+        norm = layer_norm(c, "pre_norm") if c.pre_norm else lambda tokens: tokens
 
         out = []
         for batch, x, mask, keep in zip(images, embedded, masks, keeps):
@@ -143,7 +150,7 @@ class ViT(nn.Module):
             if c.num_registers:
                 first = jnp.concatenate([first, registers.astype(x.dtype)], axis=1)
             first = jnp.broadcast_to(first, (x.shape[0], *first.shape[1:]))
-            out.append(jnp.concatenate([first, x], axis=1))
+            out.append(norm(jnp.concatenate([first, x], axis=1)))
         return tuple(out)
 
     def _positions(

@@ -129,6 +129,8 @@ class Optimizer:
                 multiplier = np.reshape(np.float32(multiplier), (-1,) + (1,) * (param.ndim - 1))
             lr = schedule_values["learning_rate"] * multiplier
             decay = schedule_values["weight_decay"] * paths.lookup(self.tables.decay, path, 1.0)
-            return param - lr * (direction + decay * param)
+            new = param - lr * (direction + decay * param)
+            bounds = paths.lookup(self.tables.bounds, path)
+            return new if bounds is None else jnp.clip(new, *bounds)
 
         return paths.map_with_path(step, params, directions), opt_state

@@ -144,7 +144,10 @@ def table_of(name: str, method: Any) -> Table:
         raise WeightsError(
             f"{name}: the method {type(method).__name__} has no {' and no '.join(missing)}"
         )
-    networks = (getattr(method, part) for part in ("encoder", "decoder") if part in family.needs)
+    networks = [getattr(method, part) for part in ("encoder", "decoder") if part in family.needs]
+    for network in networks:
+        if network.mlp == "quick_gelu":
+            raise WeightsError(f"{name}: its code has no mlp = 'quick_gelu'")
     for network in networks if family.fixed_eps else ():
         mae.check_original(network, name)
     return family.table(method)

@@ -87,10 +87,11 @@ def open_(
     Args:
       family: one of ``families.FAMILIES``; found by the names in the file when left out.
       heads, decoder_heads: for files that do not state them; go before those of a published size.
+        To be left out where there is no such network.
       otherwise: a method whose heads are taken where nothing else says them.
 
     Raises:
-      UserError: if heads are given that no network can have.
+      UserError: if heads are given that no network can have, or for a network that is not there.
       WeightsError: naming what is missing, unexpected, misshapen or contradictory; one line.
     """
     files = open_files(path)

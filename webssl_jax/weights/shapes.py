@@ -46,13 +46,20 @@ def describe(
     ``otherwise``, a method; see ``load.open_``.
 
     Raises:
-      UserError: if heads are given that no network can have.
+      UserError: if heads are given that no network can have, or for a network that is not there.
       WeightsError: if shapes are missing or make no sense, or config.json or the heads given say
         otherwise.
     """
-    for name, given in (("heads", heads), ("decoder_heads", decoder_heads)):
+    for name, given, part in (
+        ("heads", heads, "encoder"),
+        ("decoder_heads", decoder_heads, "decoder"),
+    ):
         if given is not None and given < 1:
             raise UserError(f"{name}={given}: must be at least 1")
+        if given is not None and part not in family.needs:
+            raise UserError(
+                f"{name}={given}: {files.path} is {family.name} and has no {part}; leave it out"
+            )
     shapes = _Shapes(files, family)
     fields: dict[str, Any] = shapes.heads() if "dino_head" in family.needs else {}
     if "encoder" not in family.needs:
@@ -185,15 +192,20 @@ class _Shapes:
         if patch.shape[1] != 3 or patch.shape[2] != patch.shape[3]:
             self._refuse(f"patches {patch.shape} are not square patches of 3 colours")
         facts = self._mlp()
+        bare = probe(self._family, facts["mlp"], layer_scale=None, mask_token=False)
         self._use(probe(self._family, facts["mlp"]))
+        # What a family has of every network is named where a file lacks it.
+        always = {path for row in bare.rows for path in row.paths}
         registers = "encoder/register_tokens"
+        scales = [f"encoder/blocks/layer_scale{i}/gamma" for i in (1, 2)]
+        scaled = any(path in always or self._has(path) for path in scales)
         facts |= dict(
             width=patch.shape[0],
             depth=self._depth("encoder"),
             qkv_bias=self._has("encoder/blocks/attn/q/bias"),
             patch_size=patch.shape[2],
-            mask_token=self._has("encoder/mask_token"),
-            layer_scale=_LAYER_SCALE if self._has("encoder/blocks/layer_scale1/gamma") else None,
+            mask_token="encoder/mask_token" in always or self._has("encoder/mask_token"),
+            layer_scale=_LAYER_SCALE if scaled else None,
             num_registers=self._tensor(registers, 3).shape[1] if self._has(registers) else 0,
         )
         self._use(probe(self._family, facts["mlp"], num_registers=facts["num_registers"]))
@@ -288,7 +300,11 @@ class _Shapes:
         return theirs.shape[1] - 1
 
     def _has(self, path: str) -> bool:
-        return path in self._keys and self._keys[path].format(i=0) in self._names
+        """Whether it is there, of any block."""
+        if path not in self._keys:
+            return False
+        key = re.escape(self._keys[path]).replace(r"\{i\}", r"\d+")
+        return any(re.fullmatch(key, name) for name in self._names)
 
     def _tensor(self, path: str, axes: int) -> Stored:
         return self._named(self._keys[path].format(i=0), axes)

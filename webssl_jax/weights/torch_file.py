@@ -412,8 +412,11 @@ def write_file(
     specs: every tensor, in the order in which ``tensors`` yields them.
 
     Raises:
+      ValueError: for ``extra`` without a ``key``: tensors alone have no place for it.
       WeightsError: if it cannot be written; nothing is then left under the name.
     """
+    if extra and key is None:
+        raise ValueError(f"no place for {', '.join(extra)} beside tensors that stand under no key")
     prefix = path.stem
 
     def write(file) -> None:

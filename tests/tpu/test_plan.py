@@ -1,0 +1,153 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from tests.tpu import jaxpr_flops, programs
+from tests.tpu.update import GATED, GOLDEN, figures
+from webssl_jax import config as configs
+from webssl_jax import methods, plan, train_state
+from webssl_jax.optim.guard import Guard
+from webssl_jax.optim.optimizer import Optimizer
+from webssl_jax.sharding import mesh as meshes
+from webssl_jax.sharding import slices
+from webssl_jax.telemetry import hlo
+from webssl_jax.train_step import make_train_step, run_schedules
+
+TOLERANCE = 0.02  # of the gate: less than any change that matters, more than a rounding
+KEYS = (
+    "fits peak_hbm_gib mfu_modelled mfu_with_exposed_ici executed_over_model_flops wire_gb "
+    "exposed_gb images_per_s chip_hours"
+).split()
+
+
+def run(monkeypatch, capsys, *argv) -> tuple[int, str]:
+    monkeypatch.setattr("sys.argv", ["plan", *argv])
+    code = plan.main()
+    return code, capsys.readouterr().out
+
+
+def stand_in(monkeypatch, name: str) -> None:
+    """Has the plan compile a small program instead of the config's step."""
+
+    def lower(config, method, optimizer, state, mesh):
+        return programs.lower(name, mesh)[0]
+
+    monkeypatch.setattr(plan, "lower_train_step", lower)
+
+
+def test_the_figures_of_a_plan_follow_from_one_another(monkeypatch, capsys, tmp_path):
+    stand_in(monkeypatch, "loop")
+    hlo_file = tmp_path / "step.hlo"
+    argv = ["--config", "configs/web_mae.py:size=tiny", "--slice", "v5e-4", "--json"]
+    code, out = run(monkeypatch, capsys, *argv, "--hlo", str(hlo_file))
+    r = json.loads(out)
+    assert code == 0 and r["fits"] is True and set(KEYS) <= set(r)
+    assert hlo_file.read_text().startswith("HloModule")
+    config = configs.load("configs/web_mae.py:size=tiny")
+    assert r["model_flops"] == methods.create(config).train_flops() * 64
+    assert r["compute_s"] == pytest.approx(r["modelled_cycles"] / 1.5e9)
+    # a 2 x 2 of v5e is no torus: two links of 45 GB/s a chip
+    assert r["exposed_ici_s"] == pytest.approx(r["exposed_gb"] / 90)
+    step = r["compute_s"] + r["exposed_ici_s"]
+    assert r["mfu_with_exposed_ici"] == pytest.approx(r["model_flops"] / step / (4 * 197e12))
+    assert r["images_per_s"] == pytest.approx(64 / step)
+    assert r["chip_hours"] == pytest.approx(4 * step * configs.total_steps(config) / 3600)
+    assert r["peak_hbm_gib"] + r["spare_gib"] == pytest.approx(15.75)
+    text = plan.table(r)
+    for word in ("fits", "left out", "costliest", "web_mae.py:size=tiny on v5e-4"):
+        assert word in text
+
+
+def test_what_does_not_fit_is_said_with_the_compilers_own_figures(monkeypatch, capsys):
+    stand_in(monkeypatch, "too_large")
+    argv = ["--config", "configs/web_dino.py:size=tiny", "--slice", "v5e-4", "--json"]
+    code, out = run(monkeypatch, capsys, *argv)
+    r = json.loads(out)
+    assert code == plan.EXIT_DOES_NOT_FIT and r["fits"] is False
+    assert r["hbm_gib"] == 15.75 == slices.find("v5e-4").chip.hbm_gib
+    assert f"({r['peak_hbm_gib']:.2f}G) exceeds available HBM (15.75G)" in r["error"]
+    assert r["peak_hbm_gib"] >= 32 and r["spare_gib"] == 15.75 - r["peak_hbm_gib"]
+    assert r["mfu_modelled"] is None
+    assert any("stream_prototypes" in tip for tip in r["try_next"])
+    assert "NO, " in plan.table(r)
+
+
+def test_bytes_between_slices_are_counted_apart_and_not_timed():
+    slice_ = slices.find("v5e-16")
+    sharding = configs.load("configs/web_mae.py:size=tiny", ["sharding.replica=2"]).sharding
+    mesh = meshes.create(sharding, slice_.devices(2))
+    ids = np.arange(32).reshape(2, 16)  # in the order of the mesh: its first axis is the slice
+    within = hlo.Collective("all-gather", 3.0, 2e9, True, ids, "")
+    across = hlo.Collective("all-reduce", 1.0, 5e9, True, ids.T, "")
+    cost = hlo.Cost(1e12, 1.5e9, {"all": 1.5e9}, (within, across), (), ())
+    known = {"model_flops": 32 * 197e12 / 2, "global_batch": 64, "chips": 32}
+    r = plan.speed(cost, slice_, mesh, known, steps=3600)
+    assert (r["wire_gb"], r["exposed_gb"], r["dcn_gb"]) == (6, 6, 5)
+    assert r["compute_s"] == 1 and r["mfu_modelled"] == 0.5
+    assert r["exposed_ici_s"] == pytest.approx(6 / 90)  # 4 x 4 is no torus: two links of 45 GB/s
+    assert r["chip_hours"] == pytest.approx(32 * (1 + 6 / 90))
+
+
+def test_both_wordings_of_the_compilers_refusal_are_read():
+    for message, sizes in (
+        ("temporaries (608.00G) exceeds available HBM (15.75G).", (608, 15.75)),
+        ("Used 24.44G of 15.75G hbm. Exceeded hbm capacity by 8.69G.", (24.44, 15.75)),
+        ("total (512.00M) exceeds available HBM (1.50G)", (0.5, 1.5)),
+    ):
+        refusal = plan.OutOfMemory(f"RESOURCE_EXHAUSTED: Ran out of memory on HBM, {message}")
+        assert (refusal.needs, refusal.available) == sizes
+
+
+def test_bad_input_is_refused_before_anything_compiles(monkeypatch, capsys):
+    argv = ["--config", "configs/web_mae.py:size=tiny"]
+    with pytest.raises(configs.UserError, match="nearest are v5e-4, v5e-8"):
+        run(monkeypatch, capsys, *argv, "--slice", "v5e-5")
+    with pytest.raises(configs.UserError, match="do not divide over 256"):
+        run(monkeypatch, capsys, *argv, "--slice", "v5e-256")
+    with pytest.raises(configs.UserError, match="replica = 1: must be a multiple of the 2 slices"):
+        run(monkeypatch, capsys, *argv, "--slice", "v5e-16", "--slices", "2")
+    with pytest.raises(configs.UserError, match="folder does not exist"):
+        run(monkeypatch, capsys, *argv, "--slice", "v5e-4", "--hlo", "/nowhere/at/all")
+
+
+def test_a_step_that_computes_on_the_missing_devices_is_told_so(monkeypatch, capsys):
+    def lower(config, method, optimizer, state, mesh):
+        return jax.device_put(1.0, meshes.replicated(mesh))
+
+    monkeypatch.setattr(plan, "lower_train_step", lower)
+    argv = ["--config", "configs/web_mae.py:size=tiny", "--slice", "v5e-4"]
+    with pytest.raises(RuntimeError, match="Make it from shapes"):
+        run(monkeypatch, capsys, *argv)
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_no_program_costs_more_than_it_did(name):
+    """A change that moves these for a reason runs python -m tests.tpu.update and says why."""
+    golden = json.loads(GOLDEN.read_text())[name]
+    assert figures(name) == pytest.approx(golden, rel=TOLERANCE)
+
+
+@pytest.mark.slow
+# DINO's jaxpr multiplies the same logits out several times, which the compiler does once.
+@pytest.mark.parametrize(
+    "spec, share", [("web_mae.py:size=tiny", 0), ("web_dino.py:size=tiny", 0.01)]
+)
+def test_a_real_steps_flops_agree_with_its_jaxpr(spec, share, monkeypatch, capsys):
+    argv = ["--config", f"configs/{spec}", "--slice", "v5e-4", "--json"]
+    code, out = run(monkeypatch, capsys, *argv)
+    r = json.loads(out)
+    assert code == 0 and r["fits"] and r["unknown_loops"] == []
+
+    config = configs.load(f"configs/{spec}")
+    method = methods.create(config)
+    mesh = meshes.create(config.sharding, jax.devices()[:4])
+    optimizer = Optimizer.from_config(config.optim, method.tables())
+    state = train_state.abstract(method, optimizer, 0, config.global_batch, mesh)
+    guard, schedules = Guard.from_config(config.guard), run_schedules(config, method)
+    step = make_train_step(method, optimizer, guard, schedules, mesh)
+    cause = jax.ShapeDtypeStruct((), "int32")
+    batch = method.batch_spec(config.global_batch)
+    counted = jaxpr_flops.count(step, state, batch, cause)
+    assert r["executed_flops"] == pytest.approx(counted, rel=share, abs=0.5)

@@ -1,0 +1,330 @@
+"""Contrastive image-text learning: CLIP (Radford et al., arXiv 2103.00020), as MetaCLIP trains it
+(Xu et al., arXiv 2309.16671), and with SigLIP's loss (Zhai et al., arXiv 2303.15343).
+
+Two towers put images and texts into one space; an image and its caption shall be closer than the
+image is to any other caption of the global batch. Cosines are multiplied with a learned scale, and
+with the sigmoid loss a learned bias is added. Batches cannot be cut: every pair is compared with
+all others.
+
+Shape letters: B pairs, H x W pixels, C context, E channels of the shared space.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from webssl_jax.methods import pixels
+from webssl_jax.methods.base import Features, LossOutput, Params, Schedule, Tables, Variables
+from webssl_jax.methods.contrastive import sigmoid_contrast, softmax_contrast
+from webssl_jax.methods.encoder import encode
+from webssl_jax.methods.vitals import Alarm, Limit, Sign, Vitals
+from webssl_jax.models import clip_sizes, sizes
+from webssl_jax.models.clip import CLIPVision
+from webssl_jax.models.layers import l2_normalise
+from webssl_jax.models.sizes import ViTConfig
+from webssl_jax.models.text import TextConfig, TextTower
+
+# What each begins with, as the originals: scale, bias.
+_STARTS = {"softmax": (1 / 0.07, None), "sigmoid": (10.0, -10.0)}
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """The augmentation: a random resized crop of ``image_size`` pixels over an area share between
+    ``scale_min`` and ``scale_max``, and nothing else (MetaCLIP's). ``uncaptioned`` as of
+    ``data.captioned.CaptionedView``.
+
+    Raises:
+      ValueError: when a field is out of range.
+    """
+
+    image_size: int = 224
+    scale_min: float = 0.9
+    scale_max: float = 1.0
+    uncaptioned: str = "empty"
+
+    def __post_init__(self):
+        if self.image_size < 1:
+            raise ValueError(f"image_size = {self.image_size} must be at least 1")
+        if not 0 < self.scale_min <= self.scale_max <= 1:
+            raise ValueError(
+                f"scale_min = {self.scale_min}, scale_max = {self.scale_max}: must satisfy "
+                "0 < scale_min <= scale_max <= 1"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIP:
+    """The method. ``encoder`` and ``text`` describe the two towers; hashable, so it can be static
+    under jit.
+
+    contrast: ``softmax`` (CLIP) or ``sigmoid`` (SigLIP). scale, bias: what cosines are multiplied
+    with and what is added at the start, ``None`` for the originals' values; there is no bias with
+    softmax. scale_max: every step ends with the scale clamped to 1 ... this. block: rows of logits
+    that a device holds at a time (``contrastive.py``), 0 for all of its own.
+    """
+
+    encoder: ViTConfig
+    text: TextConfig
+    contrast: str = "softmax"
+    scale: float | None = None
+    bias: float | None = None
+    scale_max: float = 100.0
+    block: int = 1024
+    view: View = View()
+    mean: tuple[float, ...] = pixels.CLIP_MEAN
+    std: tuple[float, ...] = pixels.CLIP_STD
+
+    couples_batch = True
+    picture_names = ()
+
+    @classmethod
+    def from_config(cls, config: Any) -> CLIP:
+        """Reads ``config.model`` (``size`` and/or fields of :class:`ViTConfig`) and
+        ``config.method`` (``text``, fields of :class:`TextConfig` and perhaps its own ``size``;
+        ``view`` and the fields of this class; all optional with a size).
+
+        Raises:
+          ValueError: for an unknown or ill-fitting field; one line.
+        """
+        method = {key: value for key, value in config.method.items() if key != "name"}
+        view = sizes.construct(View, dict(method.pop("view", None) or {}), "method.view")
+        # None stands for the size's own value, so that every field is a key that can be overridden.
+        model = {"image_size": view.image_size} | _given(config.model)
+        size = model.pop("size", None)
+        encoder = clip_sizes.vision(size, **model) if size else sizes.build(model)
+        # The text tower is computed as the image tower is.
+        same = {"dtype": encoder.dtype, "remat": encoder.remat}
+        text = same | _given(method.pop("text", None) or {})
+        size = text.pop("size", size)
+        text = clip_sizes.text(size, **text) if size else clip_sizes.build_text(text)
+        return sizes.construct(cls, dict(method, encoder=encoder, text=text, view=view), "method")
+
+    def __post_init__(self):
+        pixels.check(self.mean, self.std)
+        self.encoder.grid_of(self.view.image_size, self.view.image_size)
+        if self.contrast not in _STARTS:
+            raise ValueError(f"contrast = {self.contrast!r} is not one of {', '.join(_STARTS)}")
+        if self.contrast == "softmax" and self.bias is not None:
+            raise ValueError(f"bias = {self.bias}: softmax has none, for it would change nothing")
+        if not 1 <= self.start[0] <= self.scale_max:
+            raise ValueError(
+                f"scale = {self.start[0]}, scale_max = {self.scale_max}: must satisfy "
+                "1 <= scale <= scale_max"
+            )
+        if self.block < 0:
+            raise ValueError(f"block = {self.block} must be zero or positive")
+
+    @property
+    def start(self) -> tuple[float, float | None]:
+        """Scale and bias before the first step."""
+        scale, bias = _STARTS[self.contrast]
+        return (
+            scale if self.scale is None else self.scale,
+            bias if self.bias is None else self.bias,
+        )
+
+    # Variables and loss.
+
+    def init(self, rng: jax.Array, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> Variables:
+        """Fresh parameters: ``encoder`` and ``projection`` of the image tower, ``text``,
+        ``logit_scale`` (the scale's logarithm) and with sigmoid ``logit_bias``; no teacher."""
+        image_rng, text_rng = jax.random.split(rng)
+        image = jnp.zeros((1, *batch_spec["image"].shape[1:]))
+        tokens = jnp.zeros((1, self.text.context), jnp.int32)
+        vision = CLIPVision(self.encoder, self.text.embedding).init(image_rng, image)
+        text = TextTower(self.text).init(text_rng, tokens)
+        scale, bias = self.start
+        params = vision["params"] | {"text": text["params"]}
+        params["logit_scale"] = jnp.float32(math.log(scale))
+        if bias is not None:
+            params["logit_bias"] = jnp.float32(bias)
+        return Variables(params, {}, {})
+
+    def loss(
+        self,
+        params: Params,
+        teacher: Params,
+        aux: Params,
+        batch: Mapping[str, jax.Array],
+        rng: jax.Array,
+        schedule_values: Mapping[str, jax.Array],
+    ) -> LossOutput:
+        """The contrast of one global batch: ``image`` (B, H, W, 3) uint8 and ``tokens`` (B, C)
+        int32."""
+        image_rng, text_rng = jax.random.split(rng)
+        images = self.embed_images(params, batch["image"], image_rng)
+        texts = self.embed_texts(params, batch["tokens"], text_rng)
+        scale = jnp.exp(params["logit_scale"])
+        pair = [x.astype(self.encoder.dtype) for x in (images, texts)]
+        if self.contrast == "softmax":
+            found = softmax_contrast(*pair, scale, block=self.block)
+        else:
+            found = sigmoid_contrast(*pair, scale, params["logit_bias"], block=self.block)
+        report = self._report(images, texts) | {
+            "image_accuracy": found.image_accuracy,
+            "text_accuracy": found.text_accuracy,
+            "logit_scale": scale,
+            # nothing between the start of the text and its end, which is the largest id
+            "empty_texts": (batch["tokens"][:, 1] == self.text.vocabulary - 1).mean(),
+        }
+        if "logit_bias" in params:
+            report["logit_bias"] = params["logit_bias"]
+        return LossOutput(found.loss, {"contrast": found.loss}, report, aux)
+
+    def embed_images(
+        self, params: Params, images: jax.Array, rng: jax.Array | None = None
+    ) -> jax.Array:
+        """uint8 (B, H, W, 3) -> (B, E) float32, L2-normalised. ``rng``: as in training, with
+        stochastic depth."""
+        tower = CLIPVision(self.encoder, self.text.embedding)
+        own = {name: params[name] for name in ("encoder", "projection")}
+        images = pixels.normalise(images, self.mean, self.std)
+        return _embed(tower, own, images, rng)
+
+    def embed_texts(
+        self, params: Params, tokens: jax.Array, rng: jax.Array | None = None
+    ) -> jax.Array:
+        """int32 (B, C) -> (B, E) float32, L2-normalised. ``rng`` as for images."""
+        return _embed(TextTower(self.text), params["text"], tokens, rng)
+
+    def _report(self, images: jax.Array, texts: jax.Array) -> dict[str, jax.Array]:
+        """The mean cosines of pairs and of all others, and by how much pairs are closer."""
+        images, texts = jax.lax.stop_gradient((images, texts))
+        b = images.shape[0]
+        pairs = (images * texts).sum()
+        # All products of the sums are all sums of the products.
+        others = ((images.sum(axis=0) * texts.sum(axis=0)).sum() - pairs) / max(b * (b - 1), 1)
+        pairs = pairs / b
+        return {"pair_cosine": pairs, "other_cosine": others, "pair_margin": pairs - others}
+
+    def update_teacher(
+        self, teacher: Params, params: Params, schedule_values: Mapping[str, jax.Array]
+    ) -> Params:
+        return teacher
+
+    def features(
+        self,
+        variables: Variables,
+        images: jax.Array,
+        layers: Sequence[int] = (),
+        inside: bool = False,
+    ) -> Features:
+        """Features of the image tower before its projection: uint8 (B, H, W, 3) of any size the
+        patches divide."""
+        images = pixels.normalise(images, self.mean, self.std)
+        return encode(self.encoder, variables.params["encoder"], images, layers, inside)
+
+    # What the loader, the optimiser and the reports need to know.
+
+    def train_view(self) -> Callable[[Any, np.random.Generator], dict[str, np.ndarray]]:
+        # the loader's side of the house: not needed to compute a loss
+        from webssl_jax.data.captioned import CaptionedView
+        from webssl_jax.data.views import RandomResizedCropView
+
+        v = self.view
+        crop = RandomResizedCropView(v.image_size, scale=(v.scale_min, v.scale_max), flip=0.0)
+        return CaptionedView(crop, self.text.context, v.uncaptioned)
+
+    def eval_view(self, size: int | None = None) -> Callable[[bytes], np.ndarray]:
+        """The shorter side resized to ``size``, then the centre: CLIP's has no margin."""
+        from webssl_jax.data.views import EvalView
+
+        size = size or self.view.image_size
+        return EvalView(size, resize=size)
+
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        side = self.view.image_size
+        return {
+            "image": jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8),
+            "tokens": jax.ShapeDtypeStruct((batch, self.text.context), jnp.int32),
+        }
+
+    def schedules(self, total_steps: int, global_batch: int) -> dict[str, Schedule]:
+        return {}
+
+    def tables(self) -> Tables:
+        """open_clip's rule: whatever is one-dimensional in one block is not decayed, the CLS token
+        too; positions, token embeddings and projections are. The scale is clamped."""
+        return Tables(
+            decay=((r"/(bias|scale|gamma|cls_token)$", 0.0), (r"^logit_(scale|bias)$", 0.0)),
+            bounds=((r"^logit_scale$", (0.0, math.log(self.scale_max))),),
+        )
+
+    def vitals(self, global_batch: int) -> Vitals:
+        """How far pairs are told apart, and what a falling loss does not show. The limits are first
+        guesses: no sick run has been measured yet, as those of docs/health.md were."""
+        ignorance = math.log(global_batch) if self.contrast == "softmax" else None
+        chance = 1 / global_batch
+        signs = (
+            Sign("train/contrast", "contrastive loss", ignorance),
+            Sign("train/pair_margin", "cosine of pairs above others", 1.0),
+            Sign("train/image_accuracy", "images that find their text", 1.0, chance),
+            Sign("train/text_accuracy", "texts that find their image", 1.0, chance),
+            Sign("train/logit_scale", "logit scale", self.scale_max),
+            Sign("train/empty_texts", "empty texts", 1.0),
+        )
+        alarms = (
+            Alarm(
+                "captions do not fit their images",
+                (Limit("train/pair_margin", below=0.01), Limit("train/image_accuracy", below=0.05)),
+                "an image is no closer to its own caption than to others",
+                "the records (tools/inspect_records.py --sheet: are pairs mixed up?), "
+                "config.optim.lr (lower), optim.warmup (longer)",
+                waits=5.0,  # towers first shrink to a point, and only then tell pairs apart
+            ),
+            Alarm(
+                "the batch is too easy",
+                tuple(Limit(f"train/{side}_accuracy", above=0.995) for side in ("image", "text")),
+                "nearly every image finds its caption among all of the batch, so there is little "
+                "left to learn from it, or the images are known by heart",
+                "config.global_batch (larger), config.total_images (fewer passes over the data)",
+            ),
+            Alarm(
+                "the logit scale is at its limit",
+                (Limit("train/logit_scale", above=0.999),),
+                "the clamp holds it, so the loss asks for sharper choices than it may make; late "
+                "in a long run that is usual, early the rate is too high or texts repeat",
+                "config.optim.lr (lower), method.scale_max, repeated captions in the records",
+            ),
+            Alarm(
+                "many texts are empty",
+                (Limit("train/empty_texts", above=0.1),),
+                "records without captions teach nothing and are all each other's rivals",
+                "method.view.uncaptioned (replace), or convert the records without these",
+                waits=0.0,
+            ),
+        )
+        return Vitals(signs, alarms)
+
+    def pictures(
+        self, variables: Variables, batch: Mapping[str, jax.Array], rng: jax.Array
+    ) -> dict[str, np.ndarray]:
+        return {}
+
+    def train_flops(self) -> float:
+        """Three times the forward matrix products of both towers; the comparison of a pair with all
+        others of the batch, less than 3% of them, is left out."""
+        e = self.encoder
+        h, w = e.grid_of(self.view.image_size, self.view.image_size)
+        vision = 2.0 * h * w * e.patch_size**2 * 3 * e.width
+        vision += e.block_flops(1 + h * w + e.num_registers)
+        vision += 2.0 * e.width * self.text.embedding
+        return 3.0 * (vision + self.text.flops())
+
+
+def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _embed(tower: Any, params: Params, inputs: jax.Array, rng: jax.Array | None) -> jax.Array:
+    drop = {} if rng is None else {"drop_path": rng}
+    out = tower.apply({"params": params}, inputs, train=rng is not None, rngs=drop)
+    return l2_normalise(out.astype(jnp.float32), 1e-12)

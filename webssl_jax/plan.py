@@ -1,0 +1,315 @@
+"""Compiles a config's real train step for a TPU slice that is not here: does it fit, and how fast
+can it be at best?
+
+    python -m webssl_jax.plan --config configs/web_dino.py:size=7b --slice v5p-512 [--slices 2]
+        [--json] [--hlo FILE] [--config.key.path=value ...]
+
+Needs libtpu (pip install 'webssl_jax[plan]') and no TPU: the compiler runs on this machine's CPU,
+for a minute or ten. Exit codes: 0 it fits; 3 it does not; 2 bad input. What the figures mean and
+what they leave out: docs/tpu.md.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import logging
+import pathlib
+import re
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from webssl_jax import cli, methods, train_state
+from webssl_jax import config as configs
+from webssl_jax.config import UserError
+from webssl_jax.optim.optimizer import Optimizer
+from webssl_jax.sharding import mesh as meshes
+from webssl_jax.sharding import rules, slices
+from webssl_jax.telemetry import hlo
+from webssl_jax.telemetry.progress import format_seconds
+from webssl_jax.telemetry.throughput import PEAK_FLOPS
+from webssl_jax.train_step import lower_train_step
+
+EXIT_DOES_NOT_FIT = 3
+IGNORED = (
+    "waiting for data and for the host, launch gaps, stragglers",
+    "latency of collectives, contention, and async collectives that do not hide after all",
+    "the network between slices (its bytes are counted apart)",
+    "time of kernels that state no cost, and of async copies",
+    "clocks below the nominal, and any overlap between operations",
+)
+_COSTLIEST = 5
+_GIB, _GB = 2**30, 1e9
+# what only a compiled program tells
+_COMPILED = (
+    "temporary_gib executed_flops executed_over_model_flops modelled_cycles compute_s "
+    "exposed_ici_s wire_gb exposed_gb dcn_gb wire_gb_by_kind mfu_modelled mfu_with_exposed_ici "
+    "images_per_s days chip_hours operations unknown_loops unpriced_kernels"
+).split()
+log = logging.getLogger(__name__)
+
+
+class OutOfMemory(Exception):
+    """The compiler's own refusal: needs and available are GiB of a device's HBM."""
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.needs, self.available = _sizes(message)
+
+
+def main() -> int:
+    """The entry point. Returns an exit code of the module's docstring."""
+    parser = cli.ArgumentParser(prog="python -m webssl_jax.plan", description=__doc__)
+    parser.add_argument("--config", required=True, help="configs/NAME.py[:key=value,...]")
+    parser.add_argument("--slice", required=True, help="as gcloud calls it: v5p-512, v5e-256, ...")
+    parser.add_argument("--slices", type=int, default=1, help="so many of them, joined by network")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--hlo", metavar="FILE", help="write the optimised HLO, for a recount")
+    args, overrides = parser.parse_with_overrides()
+    if args.slices < 1:
+        raise UserError(f"--slices {args.slices}: must be at least 1")
+    if args.hlo and not pathlib.Path(args.hlo).parent.is_dir():
+        raise UserError(f"--hlo {args.hlo}: its folder does not exist")
+    slice_ = slices.find(args.slice)
+    config = configs.load(args.config, overrides)
+    if jax.config.jax_platforms != "cpu":
+        jax.config.update("jax_platforms", "cpu")  # on a TPU VM, too, its chips are left alone
+    result = plan(config, slice_, args.slices, args.hlo)
+    result = {"config": args.config, "overrides": overrides} | result
+    print(json.dumps(result, indent=1) if args.json else table(result), flush=True)
+    return 0 if result["fits"] else EXIT_DOES_NOT_FIT
+
+
+def plan(
+    config: ConfigDict, slice_: slices.Slice, count: int = 1, hlo_file: str | None = None
+) -> dict[str, Any]:
+    """Compiles the step and returns its figures under the keys of ``--json``. Those of a program
+    that does not fit are None where only a compiled one tells.
+
+    Raises:
+      UserError: if config and slice do not go together, or libtpu is missing.
+    """
+    method = methods.create(config)
+    mesh = meshes.create(config.sharding, slice_.devices(count))
+    meshes.check_batch(config, mesh)
+    optimizer = Optimizer.from_config(config.optim, method.tables())
+    state = train_state.abstract(method, optimizer, config.seed, config.global_batch, mesh)
+    optimizer.check(state.params)
+    rules.check(state.params, mesh, config.sharding.max_unsharded_fraction)
+    where = f"{count} x {slice_.name}" if count > 1 else slice_.name
+    log.info("compiling the step of %s for %s; minutes of CPU", config.name, where)
+    result = {
+        "slice": slice_.name,
+        "slices": count,
+        "chips": slice_.chips * count,
+        "devices": mesh.size,
+        "hosts": slice_.hosts * count,
+        "mesh": dict(mesh.shape),
+        "versions": {k: configs.environment()["packages"][k] for k in ("jax", "libtpu")},
+        "global_batch": int(config.global_batch),
+        "images_per_chip": config.global_batch / (slice_.chips * count),
+        "hbm_gib": slice_.chip.hbm_gib,
+        "state_gib": train_state.device_bytes(state) / _GIB,
+        "model_flops": method.train_flops() * config.global_batch,
+    }
+    wall, cpu = time.perf_counter(), time.process_time()
+    with _nothing_runs():
+        lowered = lower_train_step(config, method, optimizer, state, mesh)
+    try:
+        compiled = compile_or_refuse(lowered)
+    except OutOfMemory as refusal:
+        result |= dict.fromkeys(_COMPILED)
+        result |= {
+            "fits": False,
+            "hbm_gib": refusal.available,
+            "peak_hbm_gib": refusal.needs,
+            "spare_gib": refusal.available - refusal.needs,
+            "error": str(refusal),
+            "try_next": advice(config, slice_, result["state_gib"], refusal),
+        }
+        seconds = {}
+    else:
+        text = compiled.as_text()
+        if hlo_file:
+            pathlib.Path(hlo_file).write_text(text)
+        peak = compiled.memory_analysis().peak_memory_in_bytes / _GIB
+        result |= {"fits": True, "error": None, "try_next": []}
+        result |= {"peak_hbm_gib": peak, "spare_gib": slice_.chip.hbm_gib - peak}
+        result["temporary_gib"] = peak - result["state_gib"]
+        seconds = speed(hlo.cost(text), slice_, mesh, result, configs.total_steps(config))
+    result["compile_s"] = time.perf_counter() - wall
+    result["compile_cpu_s"] = time.process_time() - cpu
+    return result | seconds | {"ignored": list(IGNORED)}
+
+
+@contextlib.contextmanager
+def _nothing_runs() -> Iterator[None]:
+    """Puts into words what jax says when something is computed on devices that are not here."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, AttributeError) as error:
+        if "compile-only" not in str(error) and "local_devices" not in str(error):
+            raise
+        raise RuntimeError(
+            "the step computes a value while it is traced, on the devices of the mesh; plan's are "
+            "not here. Make it from shapes, or inside the step"
+        ) from error
+
+
+def compile_or_refuse(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compiles.
+
+    Raises:
+      OutOfMemory: where the compiler says that the program exceeds a device's HBM.
+    """
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        message = str(error)
+        if "RESOURCE_EXHAUSTED" in message and _sizes(message):
+            raise OutOfMemory(message) from error
+        raise
+
+
+def speed(
+    cost: hlo.Cost, slice_: slices.Slice, mesh: Mesh, known: Mapping[str, Any], steps: int
+) -> dict[str, Any]:
+    """The modelled time of a step, and what follows from it for a run of ``steps``."""
+    chip = slice_.chip
+    slice_of = [getattr(device, "slice_index", 0) or 0 for device in mesh.devices.flat]
+    wire, kinds, exposed, between = 0.0, collections.Counter(), 0.0, 0.0
+    for collective in cost.collectives:
+        sent = collective.count * collective.wire
+        if any(len({slice_of[device] for device in group}) > 1 for group in collective.groups):
+            between += sent
+            continue
+        wire += sent
+        kinds[collective.kind] += sent / _GB
+        exposed += sent * collective.exposed
+    compute_s = cost.cycles / chip.clock
+    exposed_s = exposed / slice_.ici if exposed else 0.0
+    step_s = compute_s + exposed_s
+    peak_s = known["model_flops"] / (PEAK_FLOPS[chip.device_kind] * mesh.size)
+    costliest = sorted(cost.operations.items(), key=lambda row: -row[1])[:_COSTLIEST]
+    return {
+        "executed_flops": cost.flops * mesh.size,
+        "executed_over_model_flops": cost.flops * mesh.size / known["model_flops"],
+        "modelled_cycles": cost.cycles,
+        "compute_s": compute_s,
+        "exposed_ici_s": exposed_s,
+        "wire_gb": wire / _GB,
+        "exposed_gb": exposed / _GB,
+        "dcn_gb": between / _GB,
+        "wire_gb_by_kind": dict(kinds),
+        "mfu_modelled": peak_s / compute_s,
+        "mfu_with_exposed_ici": peak_s / step_s,
+        "images_per_s": known["global_batch"] / step_s,
+        "days": steps * step_s / 86400,
+        "chip_hours": steps * step_s / 3600 * known["chips"],
+        "operations": [
+            {"name": name, "seconds": cycles / chip.clock, "share": cycles / cost.cycles}
+            for name, cycles in costliest
+        ],
+        "unknown_loops": list(cost.unknown_loops),
+        "unpriced_kernels": list(cost.unpriced),
+    }
+
+
+def advice(
+    config: ConfigDict, slice_: slices.Slice, state_gib: float, refusal: OutOfMemory
+) -> list[str]:
+    """What may make it fit, the cheapest first."""
+    tips = []
+    if state_gib > refusal.available / 2:
+        if config.sharding.fsdp != -1 or config.sharding.replica != 1:
+            tips.append("cut the state over more devices: --config.sharding.fsdp=-1, replica 1")
+        else:
+            tips.append(f"the state alone is {state_gib:.1f} GiB a device: take a larger slice")
+    if config.model.get("remat", "full") != "full":
+        tips.append("keep less for the backward pass: --config.model.remat=full")
+    if config.method.get("stream_prototypes") == 0:
+        tips.append("hold fewer logits at a time: --config.method.stream_prototypes=8192")
+    tips.append(
+        f"fewer images a chip: half of --config.global_batch={config.global_batch}, or twice the "
+        f"chips of {slice_.name}"
+    )
+    return tips
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The figures for people."""
+    r = result
+    mesh = " x ".join(f"{axis} {size}" for axis, size in r["mesh"].items())
+    slices_ = f"{r['slices']} x {r['slice']}" if r["slices"] > 1 else r["slice"]
+    name = " ".join([r["config"], *r["overrides"]])
+    versions = ", ".join(f"{name} {version}" for name, version in r["versions"].items())
+    head = (
+        f"{name} on {slices_}: {r['chips']} chips, {r['devices']} devices, {r['hosts']} hosts, "
+        f"mesh {mesh} ({versions})"
+    )
+    rows = []
+    if r["fits"]:
+        rows.append(("fits", f"yes, {r['spare_gib']:.2f} of {r['hbm_gib']:.2f} GiB to spare"))
+        parts = f"state {r['state_gib']:.2f}, temporary {r['temporary_gib']:.2f}"
+        rows.append(("peak HBM a device", f"{r['peak_hbm_gib']:.2f} GiB: {parts}"))
+    else:
+        need = f"{r['peak_hbm_gib']:.2f} GiB of {r['hbm_gib']:.2f}, state {r['state_gib']:.2f}"
+        rows.append(("fits", f"NO, {-r['spare_gib']:.2f} GiB too much"))
+        rows.append(("needed HBM a device", need))
+        rows.append(("the compiler says", r["error"].split("\n")[0]))
+    seconds = f"{format_seconds(r['compile_s'])}, {r['compile_cpu_s']:.0f} s of CPU"
+    rows.append(("compiled in", seconds))
+    rows.append(("batch", f"{r['global_batch']:,} images, {r['images_per_chip']:g} a chip"))
+    if not r["fits"]:
+        rows += [("try next" if i == 0 else "", tip) for i, tip in enumerate(r["try_next"])]
+        return _lines(head, rows)
+    kinds = ", ".join(f"{kind} {gb:.3g}" for kind, gb in sorted(r["wire_gb_by_kind"].items()))
+    rows += [
+        ("model flops", f"{r['model_flops']:.4g} a step"),
+        ("executed flops", f"{r['executed_over_model_flops']:.3f} times that"),
+        ("modelled cycles", f"{r['modelled_cycles']:,.0f} a device: {r['compute_s']:.4f} s"),
+        ("wire a device", f"{r['wire_gb']:.3g} GB a step ({kinds or 'none'})"),
+        ("of it exposed", f"{r['exposed_gb']:.3g} GB: {r['exposed_ici_s']:.4f} s"),
+    ]
+    if r["slices"] > 1:
+        rows.append(("between slices", f"{r['dcn_gb']:.3g} GB a device and step, not timed"))
+    with_ici = f"{100 * r['mfu_with_exposed_ici']:.1f}% with exposed ICI"
+    rows += [
+        ("modelled MFU", f"{100 * r['mfu_modelled']:.1f}%, {with_ici}"),
+        ("at best", f"{r['images_per_s']:,.0f} images/s"),
+        ("the whole run", f"{r['days']:.3g} days, {r['chip_hours']:,.0f} chip-hours"),
+    ]
+    for i, op in enumerate(r["operations"]):
+        line = f"{op['seconds']:.4f} s  {100 * op['share']:4.1f}%  {op['name']}"
+        rows.append(("costliest" if i == 0 else "", line))
+    if r["unknown_loops"]:
+        rows.append(("counted once", "loops of unknown length: " + ", ".join(r["unknown_loops"])))
+    if r["unpriced_kernels"]:
+        rows.append(("counted as free", "kernels: " + ", ".join(r["unpriced_kernels"])))
+    rows += [("left out" if i == 0 else "", text) for i, text in enumerate(r["ignored"])]
+    return _lines(head, rows)
+
+
+def _lines(head: str, rows: list[tuple[str, str]]) -> str:
+    return "\n".join([head, *(f"  {label:<20}{text}" for label, text in rows)])
+
+
+def _sizes(message: str) -> tuple[float, float] | None:
+    """(needed, available) GiB of HBM in the compiler's error; None when it is of something else."""
+    size = r"([\d.]+)([KMG]?)"
+    patterns = (rf"\({size}\) exceeds available HBM \({size}\)", rf"Used {size} of {size} hbm")
+    for pattern in patterns:
+        if match := re.search(pattern, message):
+            unit = {"": 2.0**-30, "K": 2.0**-20, "M": 2.0**-10, "G": 1.0}
+            return float(match[1]) * unit[match[2]], float(match[3]) * unit[match[4]]
+    return None
+
+
+if __name__ == "__main__":
+    cli.run(main)

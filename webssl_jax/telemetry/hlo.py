@@ -1,0 +1,401 @@
+"""What a compiled TPU program costs, read from the text of its optimised HLO.
+
+``compiled.cost_analysis()`` counts the body of a loop once, whatever its trip count, and charges
+no interconnect; its ``optimal_seconds`` is wrong for every scanned step. The text has what is
+needed: beside each scheduled operation the compiler's own estimate of its cycles
+(``estimated_cycles``), and every collective in the form in which it was scheduled. Here the call
+graph is walked with the trip counts of its loops.
+
+What one device sends in a ring of g devices, for an operand of n bytes on it (Chan et al.,
+Collective communication, 2007): all-gather n (g - 1), reduce-scatter and all-to-all n (g - 1) / g,
+all-reduce 2 n (g - 1) / g, permute n. A collective is exposed when it is scheduled as one operation
+that waits; started and finished apart, it may hide behind what lies between.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+_NO_ESTIMATE = 2**62  # the compiler writes int64's greatest value where it has none
+_BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8, "f4e2m1fn": 4}
+# opcode -> what a device sends of each operand byte, in a group of g
+_WIRE = {
+    "all-gather": lambda g: g - 1,
+    "all-reduce": lambda g: 2 * (g - 1) / g,
+    "reduce-scatter": lambda g: (g - 1) / g,
+    "all-to-all": lambda g: (g - 1) / g,
+    "ragged-all-to-all": lambda g: (g - 1) / g,
+    "collective-permute": lambda g: 1.0,
+    "collective-broadcast": lambda g: 1.0,
+}
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%(\S+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%(\S+) = (.*)$")
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
+_CALLED = {
+    "fusion": re.compile(r"calls=%([\w.\-]+)"),
+    "call": re.compile(r"to_apply=%([\w.\-]+)"),
+    "async-start": re.compile(r"calls=%([\w.\-]+)"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line: ``name = shape opcode(operands), attributes``. ``text``: what stands between the
+    parentheses, which is a constant's value or a parameter's number."""
+
+    name: str
+    shape: str
+    opcode: str
+    operands: tuple[str, ...]
+    text: str
+    attributes: str
+    root: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective of the schedule. count: how often a step runs it. wire: bytes one device sends
+    in one run. groups: (number, size) partition ids."""
+
+    kind: str
+    count: float
+    wire: float
+    exposed: bool
+    groups: np.ndarray
+    where: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of one run of the program on one device.
+
+    flops: of its matrix products and convolutions. cycles: the compiler's estimates, summed.
+    operations: {where in the model: cycles}. unknown_loops: loops whose trip count the text does
+    not tell; counted once. unpriced: kernels (custom calls) without an estimate, counted as free.
+    """
+
+    flops: float
+    cycles: float
+    operations: Mapping[str, float]
+    collectives: tuple[Collective, ...]
+    unknown_loops: tuple[str, ...]
+    unpriced: tuple[str, ...]
+
+
+def cost(text: str) -> Cost:
+    """Reads a program: the output of ``compiled.as_text()``.
+
+    Raises:
+      ValueError: if ``text`` has no entry computation.
+    """
+    program, entry = _parse(text)
+    if entry is None:
+        raise ValueError("this is no HLO module: it has no ENTRY computation")
+    header = text.partition("\n")[0]
+    devices = int(_search(r"num_partitions=(\d+)", header) or 1)
+    flops = cycles = 0.0
+    operations = collections.Counter()
+    found, unknown, unpriced = [], set(), set()
+    for run in _runs(program, entry):
+        count, computation = run.count, program[run.name]
+        if not run.trips_known:
+            unknown.add(run.name)
+        for instruction in computation.values():
+            if instruction.opcode in ("convolution", "dot"):
+                flops += count * _flops(instruction, computation)
+            if run.scheduled:
+                spent = count * _cycles(instruction)
+                cycles += spent
+                if spent:
+                    operations[where(instruction)] += spent
+            target = _search(r'custom_call_target="([^"]*)"', instruction.attributes)
+            if target in ("tpu_custom_call", "mosaic") and not _cycles(instruction):
+                unpriced.add(where(instruction))
+        found += _collectives(computation, run, devices)
+    lists = (tuple(found), tuple(sorted(unknown)), tuple(sorted(unpriced)))
+    return Cost(flops, cycles, dict(operations), *lists)
+
+
+def where(instruction: Instruction) -> str:
+    """The place in the model that an operation stems from, in words for people."""
+    name = _search(r'op_name="([^";]*)', instruction.attributes)
+    if not name:
+        return instruction.opcode
+    again = "rematted_computation" in name
+    phase = "backward" if "transpose(" in name else "forward" if "jvp(" in name else ""
+    phase = "recomputed" if again else phase
+    drop = r"^jit\([^)]*\)/|while/body/|closed_call/|checkpoint/|rematted_computation/|jit\(\w+\)/"
+    name = re.sub(drop, "", name)
+    name = re.sub(r"(?:transpose\()?jvp\(([^)]*)\)+", r"\1", name)
+    return f"{phase} {name.strip('/')}".strip()
+
+
+def array_bytes(shape: str) -> float:
+    """Bytes of an array or a tuple of arrays, as HLO writes it, without the padding of tiles."""
+    total = 0.0
+    for dtype, dims in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", shape)):
+        bits = _BITS.get(dtype) or int(_search(r"(\d+)", dtype) or 0)
+        total += math.prod(map(int, dims.split(","))) * bits / 8 if dims else bits / 8
+    return total
+
+
+def groups_of(attributes: str, devices: int) -> np.ndarray:
+    """``replica_groups`` in any of its notations as (groups, size) partition ids.
+
+    Raises:
+      ValueError: for a notation that is not known.
+    """
+    text = _search(r"replica_groups=(.*?)(?:, [a-z_]+=|$)", attributes) or "{}"
+    if match := re.match(r"mesh\[([^\]]*)\] \{([^}]*)\}", text):
+        axes = re.findall(r"'(\w+)'=(\d+)", match[1])
+        sizes, names = [int(size) for _, size in axes], [name for name, _ in axes]
+        used = [names.index(name) for name in re.findall(r"'(\w+)'", match[2])]
+        if ":(" not in match[2]:
+            ids = np.arange(math.prod(sizes)).reshape(sizes)
+            ids = np.moveaxis(ids, used, range(-len(used), 0))
+            return ids.reshape(-1, math.prod(sizes[i] for i in used))
+    elif match := re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        shape, dims = (tuple(map(int, match[i].split(","))) for i in (1, 2))
+        ids = np.arange(math.prod(dims)).reshape(dims)
+        if match[3]:
+            ids = ids.transpose(tuple(map(int, match[3].split(","))))
+        return ids.reshape(shape)
+    elif text.startswith("{{"):
+        rows = re.findall(r"\{([\d,]+)\}", text)
+        return np.array([[int(i) for i in row.split(",")] for row in rows])
+    elif text.startswith("{}"):
+        return np.arange(devices)[None]
+    raise ValueError(f"replica_groups={text}: a notation that this reader does not know")
+
+
+# ------------------------------------------------------------------------------------- the reader
+
+
+def _parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str | None]:
+    program, entry, current = {}, None, None
+    for line in text.splitlines():
+        if current is None:
+            if match := _COMPUTATION.match(line):
+                current = program.setdefault(match[1], {})
+                entry = match[1] if line.startswith("ENTRY") else entry
+        elif line.startswith("}"):
+            current = None
+        elif match := _INSTRUCTION.match(line):
+            instruction = _instruction(match[1], match[2], "ROOT %" in line[:12])
+            current[match[1]] = instruction
+    return program, entry
+
+
+def _instruction(name: str, rest: str, root: bool) -> Instruction:
+    end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
+    shape, rest = rest[:end], rest[end:].lstrip()
+    start = rest.index("(")
+    end = _closing(rest, start)
+    text = rest[start + 1 : end - 1]
+    operands = tuple(re.findall(r"%([\w.\-]+)", text))
+    return Instruction(name, shape, rest[:start], operands, text, rest[end:], root)
+
+
+def _closing(text: str, start: int) -> int:
+    """The place after the parenthesis that closes the one at ``start``."""
+    depth = 0
+    for match in re.compile(r"[()]").finditer(text, start):
+        depth += 1 if match[0] == "(" else -1
+        if depth == 0:
+            return match.end()
+    raise ValueError(f"a parenthesis is not closed in {text[:80]!r}")
+
+
+class _Run(NamedTuple):
+    """A computation, called from one place. scheduled: its operations each for itself, not as parts
+    of a fusion. hidden: it is started and finished apart. trips_known: False for the body of a loop
+    that runs nobody knows how often."""
+
+    name: str
+    count: float
+    scheduled: bool = True
+    hidden: bool = False
+    trips_known: bool = True
+
+
+def _runs(program, entry: str) -> Iterator[_Run]:
+    """Everything that the program runs. Of a conditional's branches each is taken to run."""
+    stack = [_Run(entry, 1.0)]
+    while stack:
+        run = stack.pop()
+        yield run
+        for instruction in program[run.name].values():
+            attributes = instruction.attributes
+            again = run._replace(trips_known=True)
+            if instruction.opcode == "while":
+                trips = _trips(program, program[run.name], instruction)
+                body = _search(r"body=%([\w.\-]+)", attributes)
+                count, known = run.count * (1 if trips is None else trips), trips is not None
+                stack.append(again._replace(name=body, count=count, trips_known=known))
+            elif instruction.opcode == "conditional":
+                names = _search(r"branch_computations=\{([^}]*)\}", attributes) or attributes
+                called = re.findall(r"%([\w.\-]+)", names)
+                stack += [again._replace(name=name) for name in called if name in program]
+            elif pattern := _CALLED.get(instruction.opcode):
+                if match := pattern.search(attributes):
+                    apart = run.hidden or instruction.opcode == "async-start"
+                    whole = run.scheduled and instruction.opcode != "fusion"
+                    stack.append(again._replace(name=match[1], scheduled=whole, hidden=apart))
+
+
+def _trips(program, caller: Mapping[str, Instruction], loop: Instruction) -> int | None:
+    """How often a loop runs that counts one number up to a constant, as all scans do; else None."""
+    if known := _search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
+        return int(known)
+    condition = program[_search(r"condition=%([\w.\-]+)", loop.attributes)]
+    body = program[_search(r"body=%([\w.\-]+)", loop.attributes)]
+    test = _root(condition)
+    if test.opcode == "fusion":  # of the comparison alone
+        inner = program[_search(r"calls=%([\w.\-]+)", test.attributes)]
+        test, given = _root(inner), test.operands
+        sides = [
+            condition[given[int(inner[name].text)]]
+            if inner[name].opcode == "parameter"
+            else inner[name]
+            for name in test.operands
+        ]
+    else:
+        sides = [condition[name] for name in test.operands]
+    if test.opcode != "compare" or "direction=LT" not in test.attributes:
+        return None
+    start, limit = (_number_of(side, loop, caller) for side in sides)
+    step = _step(sides[0], body)
+    if start is None or limit is None or step is None:
+        return None
+    return max(math.ceil((limit - start) / step), 0)
+
+
+def _number_of(side: Instruction, loop: Instruction, caller) -> int | None:
+    """A constant, or the constant that a loop's variable begins with."""
+    if side.opcode == "get-tuple-element":
+        index = int(_search(r"index=(\d+)", side.attributes))
+        side = caller[caller[loop.operands[0]].operands[index]]
+        while side.opcode in ("copy", "bitcast"):
+            side = caller[side.operands[0]]
+    if side.opcode == "constant" and re.fullmatch(r"-?\d+", side.text):
+        return int(side.text)
+    return None
+
+
+def _step(counter: Instruction, body: Mapping[str, Instruction]) -> int | None:
+    """What the body adds to the loop's variable that the condition looks at."""
+    if counter.opcode != "get-tuple-element":
+        return None
+    index = int(_search(r"index=(\d+)", counter.attributes))
+    new = body[_root(body).operands[index]]
+    if new.opcode != "add":
+        return None
+    steps = [body[name] for name in new.operands if body[name].opcode == "constant"]
+    return int(steps[0].text) if len(steps) == 1 else None
+
+
+def _root(computation: Mapping[str, Instruction]) -> Instruction:
+    return next(instruction for instruction in computation.values() if instruction.root)
+
+
+def _cycles(instruction: Instruction) -> int:
+    found = _search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
+    cycles = int(found or 0)
+    return cycles if cycles < _NO_ESTIMATE else 0
+
+
+# ------------------------------------------------------------------------------ products and wires
+
+
+def _flops(instruction: Instruction, computation: Mapping[str, Instruction]) -> float:
+    """Two operations a multiply-add, of those that meet no padding and no hole of a dilation: the
+    TPU compiler writes a batched product as a convolution that is dilated along the batch."""
+    out = _dims(instruction.shape)
+    left, right = (_dims(computation[name].shape) for name in instruction.operands[:2])
+    attributes = instruction.attributes
+    if instruction.opcode == "dot":
+        contracted = _search(r"lhs_contracting_dims=\{([\d,]*)\}", attributes)
+        return 2.0 * math.prod(out) * math.prod(left[int(i)] for i in contracted.split(",") if i)
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
+    size_of = [dict(zip(label, dims)) for label, dims in zip(labels.groups(), (left, right, out))]
+    base, kernel, result = size_of
+    window = _search(r"window=\{([^}]*)\}", attributes) or ""
+    spatial = sorted(label for label in base if label.isdigit())
+    pairs = 1
+    for number, label in enumerate(spatial):
+        pairs *= _meetings(base[label], result[label], _window(window, number))
+    batch_groups = int(_search(r"batch_group_count=(\d+)", attributes) or 1)
+    return 2.0 * pairs * base["b"] / batch_groups * kernel["i"] * kernel["o"]
+
+
+def _window(text: str, number: int) -> dict[str, int]:
+    """Size, stride, padding below and dilations of one spatial axis."""
+    values = {"size": 1, "stride": 1, "low": 0, "lhs_dilate": 1, "rhs_dilate": 1}
+    for name, entries in re.findall(r"(\w+)=(\S+)", text):
+        entry = entries.split("x")[number]
+        if name == "pad":
+            values["low"] = int(entry.split("_")[0])
+        elif name in values:
+            values[name] = int(entry)
+    return values
+
+
+def _meetings(base: int, result: int, window: Mapping[str, int]) -> int:
+    """Pairs of (place in the result, place in the kernel) that meet an element of the input."""
+    places = np.arange(result)[:, None] * window["stride"] - window["low"]
+    places = places + np.arange(window["size"])[None] * window["rhs_dilate"]
+    inside = (places >= 0) & (places <= (base - 1) * window["lhs_dilate"])
+    return int(np.count_nonzero(inside & (places % window["lhs_dilate"] == 0)))
+
+
+def _collectives(
+    computation: Mapping[str, Instruction], run: _Run, devices: int
+) -> Iterator[Collective]:
+    # A gather that the compiler takes apart appears in every piece of it, each a fusion; it is
+    # counted where it starts.
+    started = {
+        operand
+        for instruction in computation.values()
+        if 'target="AsyncCollectiveStart"' in instruction.attributes
+        for operand in instruction.operands
+    }
+    for instruction in computation.values():
+        kind = instruction.opcode.removesuffix("-start")
+        if kind not in _WIRE:
+            continue
+        piece = "async_collective_fusion_config" in instruction.attributes and not run.scheduled
+        if piece and instruction.name not in started:
+            continue
+        if kind == "all-reduce" and run.name.startswith("all-reduce-scatter"):
+            kind = "reduce-scatter"  # a fusion of the sum and of cutting out one's own part
+        if kind == "collective-permute":
+            pairs = _search(r"source_target_pairs=\{(.*?)\}\}", instruction.attributes) or ""
+            pairs = [tuple(map(int, pair)) for pair in re.findall(r"(\d+),(\d+)", pairs)]
+            groups = np.array([pair for pair in pairs if pair[0] != pair[1]]).reshape(-1, 2)
+            size = min(2, 1 + len(groups))
+        else:
+            groups = groups_of(instruction.attributes, devices)
+            size = groups.shape[1]
+        if size == 1:
+            continue
+        sent = sum(array_bytes(computation[operand].shape) for operand in instruction.operands)
+        hidden = run.hidden or instruction.name in started or instruction.opcode.endswith("-start")
+        wire = sent * _WIRE[kind](size)
+        yield Collective(kind, run.count, wire, not hidden, groups, where(instruction))
+
+
+def _dims(shape: str) -> list[int]:
+    dims = _ARRAY.match(shape)[2]
+    return [int(size) for size in dims.split(",")] if dims else []
+
+
+def _search(pattern: str, text: str) -> str | None:
+    match = re.search(pattern, text)
+    return match[1] if match else None
