@@ -105,6 +105,7 @@ def test_config_reaches_both_towers():
         ({"method.text": {"layers": 7}}, "a text tower has no field 'layers'"),
         ({"method.view": {"image_size": 32, "scale_min": 0.0}}, "method.view: scale_min = 0.0"),
         ({"method.view": {"image_size": 36}}, "image_size = 36 is not a multiple of"),
+        ({"method.view": {"uncaptioned": "skip"}}, "uncaptioned = 'skip' is not one of empty"),
         ({"method.mean": (0.5, 0.5)}, "mean = (0.5, 0.5) must be three numbers"),
         ({"method.loss": "softmax"}, "method has no field 'loss'"),
     ],

@@ -121,6 +121,7 @@ class CLIP:
             )
         if self.block < 0:
             raise ValueError(f"block = {self.block} must be zero or positive")
+        self.train_view()  # what it refuses is refused here, and not when the loader starts
 
     @property
     def start(self) -> tuple[float, float | None]:
