@@ -1,5 +1,6 @@
 """Makes encoded images, records and shards for the data tests."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -21,6 +22,22 @@ def smooth_image(rng: np.random.Generator, width: int, height: int) -> np.ndarra
     coarse = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
     image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(image)
+
+
+@dataclasses.dataclass(frozen=True)
+class ListSource:
+    """Encoded records in memory."""
+
+    items: tuple[bytes, ...]
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+    def describe(self, index):
+        return f"list record {index}"
 
 
 def write_shard(path, items: list[bytes]) -> None:

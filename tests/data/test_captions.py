@@ -7,7 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
-from image_shards import encode_image, make_record, smooth_image
+from image_shards import ListSource, encode_image, make_record, smooth_image
 
 from webssl_jax.data import records
 from webssl_jax.data.captioned import CaptionedView
@@ -22,22 +22,6 @@ CROP = RandomResizedCropView(16, scale=(0.9, 1.0), flip=0.0)
 def record(captions=CAPTIONS, number=0):
     image = encode_image(smooth_image(np.random.default_rng(number), 40, 30))
     return dataclasses.replace(make_record(image, number), captions=captions)
-
-
-@dataclasses.dataclass(frozen=True)
-class ListSource:
-    """Encoded records in memory."""
-
-    items: tuple[bytes, ...]
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, index):
-        return self.items[index]
-
-    def describe(self, index):
-        return f"list record {index}"
 
 
 def text_of(tokens):

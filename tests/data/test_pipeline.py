@@ -13,7 +13,7 @@ import time
 import grain
 import numpy as np
 import pytest
-from image_shards import encode_image, make_record, write_shard
+from image_shards import ListSource, encode_image, make_record, write_shard
 
 from webssl_jax.config import UserError
 from webssl_jax.data import records
@@ -22,22 +22,6 @@ from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.data.views import EvalView, RandomResizedCropView
 
 VIEW = RandomResizedCropView(16)
-
-
-@dataclasses.dataclass(frozen=True)
-class ListSource:
-    """Encoded records in memory."""
-
-    items: tuple[bytes, ...]
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, index):
-        return self.items[index]
-
-    def describe(self, index):
-        return f"list record {index}"
 
 
 @dataclasses.dataclass(frozen=True)
