@@ -16,6 +16,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 
 from webssl_jax.config import UserError, suggest
@@ -77,6 +78,26 @@ def log_to_stderr(level: int = logging.INFO) -> None:
     logging.basicConfig(level=level, format="%(message)s", force=True)
     logging.getLogger("jax").setLevel(logging.ERROR)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # One write of a checkpoint that fails is told by the main thread. The hundred that fail with it
+    # would be told by asyncio and by tensorstore's threads, and bury that line.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    sys.unraisablehook = _unraisablehook
+
+
+_told: set[str] = set()
+
+
+def _unraisablehook(event) -> None:
+    """What Python code raised where nobody can catch it, as in a call from a thread of C++: a line
+    of each kind, once."""
+    if _wants_traceback():
+        sys.__unraisablehook__(event)
+        return
+    line = f"in the background: {event.exc_type.__name__}: {event.exc_value}"
+    if line not in _told:
+        _told.add(line)
+        logging.warning(line)
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -102,7 +123,12 @@ def run(main: Callable[[], int | None]) -> None:
 
 
 def _fail(line: str) -> None:
-    if "--traceback" in sys.argv or os.environ.get("WEBSSL_TRACEBACK"):
+    if _wants_traceback():
         raise
-    print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    # One write: print() makes two, and other threads may write between them.
+    sys.stderr.write(f"error: {' '.join(line.split())}\n")
     sys.exit(EXIT_BAD_INPUT)
+
+
+def _wants_traceback() -> bool:
+    return "--traceback" in sys.argv or bool(os.environ.get("WEBSSL_TRACEBACK"))

@@ -131,7 +131,8 @@ def test_a_full_disk_ends_the_run_with_the_last_good_checkpoint_intact(tmp_path,
     runner.train(tmp_path, {"total_steps": 3, "optim.warmup_steps": 2}, cache=cache)
     result = runner.train(tmp_path, largest_file_kib=20)
     assert result.code == 2, result.output
-    # tensorstore's threads may print around it: they find orbax's event loop closed.
+    # A hundred writes fail at once, in tasks of asyncio and threads of tensorstore.
+    assert "Traceback" not in result.output and "never retrieved" not in result.output
     (line,) = [line for line in result.output.splitlines() if line.startswith("error: ")]
     assert "no space left for a checkpoint" in line and "last good one is of step 3" in line
     result = runner.train(tmp_path, cache=cache)
