@@ -1,0 +1,280 @@
+#!/usr/bin/env python3
+"""Curates captioned records as MetaCLIP does (arXiv 2309.16671): see docs/curation.md.
+
+    python tools/curate.py match --input 'SHARDS/train-*.arrayrecord' --entries entries.txt \\
+        --output INDEX
+    python tools/curate.py balance --index INDEX --threshold 20000 --output CURATED
+
+``match`` finds which entries each caption holds and prints what thresholds would mean; ``balance``
+writes the sampled records, and can be run again with another threshold into another folder. Both
+continue where they were stopped, by whatever, and their result does not depend on that or on the
+number of workers. A list of entries is made from texts in two steps:
+
+    python tools/curate.py count --text wiki/*.txt.gz --output COUNTS
+    python tools/curate.py entries --unigrams COUNTS/unigrams.tsv --bigrams COUNTS/bigrams.tsv \\
+        --words wordnet.txt --pageviews views/*.gz --output entries.txt
+
+Exit codes as everywhere in webssl_jax: 0 done, 2 bad input or full disk (one line says what), 130
+stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from webssl_jax import cli
+from webssl_jax.config import UserError
+from webssl_jax.curation import entries as listing
+from webssl_jax.curation import matching, ngrams, passes
+from webssl_jax.files import write_text
+from webssl_jax.telemetry.progress import Progress
+
+
+def main() -> int:
+    parser = cli.ArgumentParser(description=__doc__)
+    parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (words, add_flags, _) in COMMANDS.items():
+        mine = parsers.add_parser(name, help=words)
+        add_flags(mine)
+        mine.add_argument("--output", type=Path, required=True)
+    args, unknown = parser.parse_known_args()
+    if unknown:  # said by the subparser, so that it suggests its own flags
+        parsers.choices[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+    try:
+        return COMMANDS[args.command][2](args)
+    except KeyboardInterrupt:
+        resumable = args.command in ("match", "balance")
+        print("stopped; the same command continues" if resumable else "stopped", file=sys.stderr)
+        return cli.EXIT_INTERRUPTED
+
+
+def _count_flags(parser: cli.ArgumentParser) -> None:
+    parser.add_argument(
+        "--text", nargs="+", type=Path, default=[], metavar="FILE", help="a text in each line; .gz"
+    )
+    parser.add_argument(
+        "--captions", nargs="+", default=[], metavar="PATTERN", help="shards of captioned records"
+    )
+
+
+def _count(args) -> int:
+    if not (args.text or args.captions):
+        raise UserError("nothing to count: give --text or --captions")
+    if args.output.exists() and not args.output.is_dir():
+        raise UserError(f"--output {args.output}: is a file; give a folder")
+    texts = itertools.chain.from_iterable(map(ngrams.lines_of, args.text))
+    damaged: list[str] = []
+    if args.captions:
+        texts = itertools.chain(texts, ngrams.captions_of(args.captions, damaged.append))
+    words, pairs = ngrams.count(_with_progress(texts, "counting", "texts"), args.output)
+    print(f"{words:,} different words, {pairs:,} different pairs, in {args.output}")
+    if damaged:
+        print(f"{len(damaged):,} damaged records left out, {damaged[0]} first", file=sys.stderr)
+    return 0
+
+
+def _entries_flags(parser: cli.ArgumentParser) -> None:
+    limits = listing.Limits()
+    parser.add_argument(
+        "--words",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="entries to take as they are, one in each line (WordNet's, say)",
+    )
+    parser.add_argument("--unigrams", type=Path, metavar="FILE", help="lines count<TAB>word")
+    parser.add_argument(
+        "--bigrams", type=Path, metavar="FILE", help="lines count<TAB>word<TAB>word"
+    )
+    parser.add_argument(
+        "--pageviews",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="hourly files of dumps.wikimedia.org/other/pageviews",
+    )
+    parser.add_argument("--project", default="en", help="of the page views (default: en)")
+    parser.add_argument("--min-unigram", type=_positive, default=limits.min_unigram, metavar="N")
+    parser.add_argument(
+        "--min-pmi",
+        type=float,
+        default=limits.min_pmi,
+        metavar="X",
+        help="pointwise mutual information of a pair, in bits",
+    )
+    parser.add_argument("--min-bigram", type=_positive, default=limits.min_bigram, metavar="N")
+    parser.add_argument("--min-views", type=_positive, default=limits.min_views, metavar="N")
+    parser.add_argument("--max-entries", type=_positive, default=limits.max_entries, metavar="N")
+
+
+def _entries(args) -> int:
+    if args.output.is_dir():
+        raise UserError(f"--output {args.output}: is a folder; give a file")
+    limits = listing.Limits(
+        args.min_unigram, args.min_pmi, args.min_bigram, args.min_views, args.max_entries
+    )
+    entries, sources = listing.build(
+        args.words, args.unigrams, args.bigrams, args.pageviews, limits, args.project
+    )
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(args.output, "".join(f"{entry}\n" for entry in entries))
+    print(f"{'source':10} {'read':>12} {'over limit':>12} {'taken':>12}")
+    for source in sources:
+        print(f"{source.name:10} {source.read:>12,} {source.enough:>12,} {source.taken:>12,}")
+    never = sum(not matching.can_match(entry) for entry in entries)
+    print(
+        f"{len(entries):,} entries in {args.output}"
+        + (f"; {never:,} of them can match no text: a mark without spaces" if never else "")
+    )
+    return 0
+
+
+def _with_progress(items: Iterable[str], label: str, unit: str) -> Iterator[str]:
+    progress = Progress(None, label, unit)
+    number = 0
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % 1000 == 0:
+            progress.update(1000)
+    progress.update(number % 1000)
+    progress.close()
+
+
+def _match_flags(parser: cli.ArgumentParser) -> None:
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="PATTERN",
+        help="shards: globs, files, folders, or corpus:train",
+    )
+    parser.add_argument(
+        "--entries",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="one in each line, or a JSON list (*.json)",
+    )
+    _add_workers(parser)
+
+
+def _match(args) -> int:
+    progress = _Progress("matching")
+    summary = passes.match(args.input, args.entries, args.output, args.workers, progress)
+    progress.close()
+    print((args.output / "match.txt").read_text("utf-8"), end="")
+    _tell_damaged(summary["damaged"], args.output / "match.json")
+    return 0
+
+
+def _balance_flags(parser: cli.ArgumentParser) -> None:
+    parser.add_argument(
+        "--index", type=Path, required=True, metavar="DIR", help="what match has written"
+    )
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument(
+        "--threshold",
+        type=_positive,
+        metavar="T",
+        help="captions that each frequent entry asks for; MetaCLIP: 20000 of its pool of 400M "
+        "pairs, 170000 of 2.5B",
+    )
+    how.add_argument(
+        "--tail-share",
+        type=_share,
+        metavar="P",
+        help="choose the threshold at which the tail holds this share of all matches",
+    )
+    parser.add_argument("--seed", type=_natural, default=0)
+    parser.add_argument("--split", default="train", type=_name, help="first part of shards' names")
+    _add_workers(parser)
+
+
+def _balance(args) -> int:
+    progress = _Progress("balancing")
+    summary = passes.balance(
+        args.index,
+        args.output,
+        args.split,
+        args.threshold,
+        args.tail_share,
+        args.seed,
+        args.workers,
+        progress,
+    )
+    progress.close()
+    print((args.output / f"{args.split}.table.txt").read_text("utf-8"), end="")
+    _tell_damaged(summary["after"]["damaged"], args.output / f"{args.split}.summary.json")
+    return 0
+
+
+class _Progress:
+    """A progress line from what the passes call: first (done, total), then records more."""
+
+    def __init__(self, label: str):
+        self._label, self._line = label, None
+
+    def __call__(self, records: int, total: int | None = None) -> None:
+        if total is not None:
+            self._line = Progress(total, self._label, "records", done=records)
+        else:
+            self._line.update(records)
+
+    def close(self) -> None:
+        self._line.close()
+
+
+def _tell_damaged(damaged: dict, where: Path) -> None:
+    if count := damaged["count"]:
+        records = "1 damaged record" if count == 1 else f"{count:,} damaged records"
+        named = damaged["records"][0] + (", ..." if count > 1 else "")
+        print(f'{records} left out ({named}); see "damaged" in {where}', file=sys.stderr)
+
+
+def _add_workers(parser: cli.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=_positive, default=os.cpu_count(), metavar="N")
+
+
+COMMANDS = {
+    "count": ("count words and pairs of words in texts", _count_flags, _count),
+    "entries": ("make a list of entries from counts", _entries_flags, _entries),
+    "match": ("which entries the captions of shards hold", _match_flags, _match),
+    "balance": ("write the sampled records of matched shards", _balance_flags, _balance),
+}
+
+
+def _positive(text: str) -> int:
+    return _checked(int(text), lambda value: value >= 1)
+
+
+def _natural(text: str) -> int:
+    return _checked(int(text), lambda value: value >= 0)
+
+
+def _share(text: str) -> float:
+    return _checked(float(text), lambda value: 0 < value < 1)
+
+
+def _checked(value, test):
+    if not test(value):
+        raise ValueError  # argparse turns it into its own one-line error
+    return value
+
+
+def _name(text: str) -> str:
+    return _checked(text, lambda name: name.replace("_", "").isalnum())
+
+
+# argparse names the type in its message: "invalid positive whole number value: '0'".
+_positive.__name__, _natural.__name__ = "positive whole number", "whole number"
+_share.__name__, _name.__name__ = "share (above 0, below 1)", "name (letters, digits, _)"
+
+
+if __name__ == "__main__":
+    cli.run(main)
