@@ -1,0 +1,216 @@
+"""tools/tpu.py as a person calls it, and host.sh on machines that are folders here."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import stat
+import subprocess
+import time
+
+import pytest
+
+from tests.e2e.runner import ROOT
+from webssl_jax.config import UserError
+from webssl_jax.launch import job
+
+HOST = ROOT / "webssl_jax" / "launch" / "host.sh"
+COMMON = ["run", "--zone=z", "--project=p"]
+TINY = "configs/web_mae.py:size=tiny"
+TRAINING = [f"--config={TINY}", "--workdir=/w"]
+WANTED = ["--slice=v5e-16", "--price=2"]
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    spec = importlib.util.spec_from_file_location("tpu_tool", ROOT / "tools" / "tpu.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture
+def machines(world_on_path, tmp_path):
+    """Commands sent to machines really run, in a folder each. Their python3 brings an environment
+    whose python is this training: it writes what it is given, and ends as the file ``codes`` says,
+    one code an attempt; "wait" waits for SIGTERM, and ends with 75."""
+    folder = tmp_path / "machines"
+    folder.mkdir()
+    training = tmp_path / "training"
+    training.write_text(
+        "#!/bin/bash\n"
+        'echo "$PWD: $*"\n'
+        "trap 'echo saved; exit 75' TERM\n"
+        'code=$(head -n 1 "$HOME/codes"); sed -i 1d "$HOME/codes"\n'
+        'while [ "$code" = wait ]; do sleep 0.05; done\n'
+        'exit "$code"\n'
+    )
+    python3 = tmp_path / "bin" / "python3"
+    python3.write_text(
+        "#!/bin/bash\n"
+        'case "$*" in "-m uv venv"*)\n'
+        f'    mkdir -p "${{@: -1}}/bin"; cp {training} "${{@: -1}}/bin/python" ;;\n'
+        "esac\n"
+    )
+    for file in (training, python3):
+        file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    world_on_path.change(local=str(folder), queue=[0.0])
+    for name in ("run-w-0", "run-w-1"):
+        (folder / name).mkdir()
+    return folder
+
+
+def _codes(machines, *codes):
+    for home in machines.iterdir():
+        (home / "codes").write_text("".join(f"{code}\n" for code in codes))
+
+
+def _log(machines, name="run-w-0"):
+    return (machines / name / "webssl_job" / "log").read_text()
+
+
+def test_a_training_that_asks_to_be_started_again_is_and_everything_is_deleted(
+    tool, machines, world_on_path, capsys
+):
+    _codes(machines, 75, 0)
+    arguments = ["babysit", *COMMON, *WANTED, *TRAINING, "--max-hours=1", "--poll-seconds=0.1"]
+    assert tool([*arguments, "--config.optim.lr=1e-3", "--env=A=b c"]) == 0
+    assert world_on_path.read()["resources"] == {}
+    for name in ("run-w-0", "run-w-1"):
+        log = _log(machines, name)
+        assert log.count("--- ") == 2
+        wanted = f"-m webssl_jax.train --config={TINY} --workdir=/w --config.optim.lr=1e-3"
+        assert log.count(f"{name}/webssl_jax: {wanted}\n") == 2
+    said = capsys.readouterr().out
+    assert said.index("cost: v5e-16 spot = 16 chips x $2") < said.index("queued-resources create")
+    assert "1 restarts asked for by the training" in said
+
+
+def test_step_by_step_each_command_can_be_repeated(tool, machines, world_on_path, capsys):
+    _codes(machines, "wait")
+    for _ in range(2):
+        assert tool(["create", *COMMON, *WANTED]) == 0
+    assert len(world_on_path.calls("create")) == 1
+    world_on_path.change(now=1.0)
+    for _ in range(2):
+        assert tool(["install", *COMMON]) == 0
+    for _ in range(2):
+        assert tool(["run", *COMMON, *TRAINING]) == 0
+    assert _log(machines).count("--- ") == 1
+    capsys.readouterr()
+    tool(["status", *COMMON])
+    assert "run-w-1: running" in capsys.readouterr().out
+    with pytest.raises(UserError, match="runs another command"):
+        tool(["run", *COMMON, *TRAINING, "--config.optim.lr=1e-3"])
+    tool(["stop", *COMMON])
+    _until(lambda: "saved" in _log(machines) and "saved" in _log(machines, "run-w-1"))
+    _until(lambda: (machines / "run-w-1" / "webssl_job" / "exit").exists())
+    capsys.readouterr()
+    tool(["status", *COMMON])
+    assert "run-w-1: exited with 75" in capsys.readouterr().out
+    tool(["logs", *COMMON, "--lines=1"])
+    assert capsys.readouterr().out.splitlines() == ["run-w-0: saved", "run-w-1: saved"]
+    tool(["exec", *COMMON, "--command=echo $WEBSSL_HOST"])
+    assert "run-w-0\nrun-w-1" in capsys.readouterr().out
+    for _ in range(2):
+        assert tool(["delete", *COMMON]) == 0
+    assert world_on_path.read()["resources"] == {}
+
+
+def test_a_dry_run_prints_every_command_and_runs_none(tool, world_on_path, capsys):
+    arguments = ["babysit", *COMMON, "--slice=v5p-256", "--price=1", "--max-dollars=1000"]
+    training = ["--config=configs/web_dino.py:size=7b", "--workdir=/mnt/b/run", "--dry-run"]
+    several = ["--slices=2", "--config.sharding.replica=2", "--mount=gs://b=/mnt/b"]
+    assert tool([*arguments, *training, *several, "--create-flag=--network=n"]) == 0
+    assert not pathlib.Path(f"{world_on_path.path}.calls").exists()
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("$ gcloud")]
+    verbs = [line.split()[4:6] for line in printed]
+    assert [verb for _, verb in verbs] == [
+        "describe",
+        "create",
+        "scp",
+        "ssh",
+        "ssh",
+        "ssh",
+        "ssh",
+        "delete",
+    ]
+    assert printed[1] == (
+        "$ gcloud compute tpus queued-resources create run --accelerator-type=v5p-256 "
+        "--runtime-version=v2-alpha-tpuv5 --node-count=2 --node-prefix=run --spot --network=n "
+        "--async --zone=z --project=p --quiet"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["create", "--slice=v5e-16"], "give either --price DOLLARS"),
+        (["create", "--slice=tpu7x-64", "--price=1"], "only in GKE"),
+        (["create", "--slice=v5e-17", "--price=1"], "the nearest are v5e-16, v5e-32"),
+        (["create", "--tier=spott", *WANTED], "did you mean 'spot'"),
+        (["babysit", *WANTED, *TRAINING], "give its budget"),
+        (["babysit", *WANTED, *TRAINING, "--max-hours=9", "--config.optim.lrr=1"], "optim.lr"),
+        (["babysit", *WANTED, "--max-hours=9", f"--config={TINY}"], "give --config and --workdir"),
+        (["babysit", *WANTED, *TRAINING, "--max-hours=9", "--slices=2"], "multiple of the 2 slic"),
+        (["resume", *WANTED, *TRAINING, "--config.global_batch=24"], "does not divide over the 16"),
+        (["run", f"--config={TINY}", "--workdir=runs/a"], "give an absolute path"),
+        (["run", *TRAINING, "--env=A"], "write NAME=VALUE"),
+        (["install", "--mount=bucket"], "write BUCKET=/FOLDER"),
+        (["run", *TRAINING], "not there; it must be ACTIVE"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_created(tool, world, arguments, words):
+    with pytest.raises(UserError, match=words):
+        tool([arguments[0], *COMMON, *arguments[1:]])
+    assert world.read()["asked"] == 0
+
+
+def test_prices_come_from_a_file_by_generation_and_tier(tool, world, tmp_path, capsys):
+    file = tmp_path / "prices.json"
+    file.write_text(json.dumps({"v5e": {"reserved": 0.5}}))
+    wanted = ["--slice=v5e-16", f"--prices={file}"]
+    assert tool(["create", *COMMON, *wanted, "--tier=reserved"]) == 0
+    assert "16 chips x $0.5 an hour = $8.00 an hour" in capsys.readouterr().out
+    assert "--reserved" in world.calls("create")[0]
+    with pytest.raises(UserError, match="has no 'spot'"):
+        tool(["create", *COMMON, *wanted])
+
+
+def _until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _host(home, *words):
+    env = dict(os.environ, HOME=str(home), WEBSSL_HOST="h")
+    done = subprocess.run(["bash", str(HOST), *words], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()[2:4]
+
+
+def test_a_machine_tells_running_exited_and_lost_apart_and_starts_an_attempt_once(tmp_path):
+    assert _host(tmp_path, "status") == ["absent", "-"]
+    assert _host(tmp_path, "start", "1", "sleep 60") == ["running", "-"]
+    assert _host(tmp_path, "start", "2", "sleep 61") == ["running", "-"]  # not beside it
+    assert _host(tmp_path, "stop", "KILL") == ["exited", "137"]
+    assert _host(tmp_path, "start", "3", "bash -c 'exit 7'")[0] in ("running", "exited")
+    _until(lambda: _host(tmp_path, "status") == ["exited", "7"])
+    assert _host(tmp_path, "start", "3", "bash -c 'exit 7'") == ["exited", "7"]
+    assert _host(tmp_path, "start", "4", "sleep 60") == ["running", "-"]
+    (tmp_path / "webssl_job" / "boot").write_text("another")  # the machine was started anew
+    assert _host(tmp_path, "status") == ["lost", "-"]
+    pid = (tmp_path / "webssl_job" / "pid").read_text().strip()
+    subprocess.run(["pkill", "-KILL", "--session", pid], check=True)
+
+
+def test_the_command_keeps_its_words_whatever_is_in_them():
+    command = job.train_command("c.py:size=7b", "/a b", ["data.train=/x/*.arrayrecord"], ["X=1 2"])
+    words = subprocess.run(
+        ["bash", "-c", f"set -f; printf '%s\\n' {command}"], capture_output=True, text=True
+    ).stdout.splitlines()
+    assert words[:2] == ["env", "X=1 2"]
+    assert words[-2:] == ["--workdir=/a b", "--config.data.train=/x/*.arrayrecord"]
