@@ -40,6 +40,7 @@ setup(
     package_data={
         "webssl_jax.corpus": ["*.arrayrecord", "*.md", "*.json"],
         "webssl_jax.data": ["vocabulary/*"],
+        "webssl_jax.evaluators": ["templates/*"],
         "webssl_jax.telemetry": ["reference/*.json"],
     },
     install_requires=CORE,

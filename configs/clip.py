@@ -1,5 +1,5 @@
 """CLIP on the paper's web images: the controlled baseline (Web-SSL, ICCV 2025, appendix A and C);
-MetaCLIP's own sizes too, with CLIP's softmax or SigLIP's sigmoid.
+MetaCLIP's own sizes too, with CLIP's softmax or SigLIP's sigmoid; and SigLIP's own towers.
 
     python -m webssl_jax.train --config configs/clip.py:size=1b --workdir RUN \
         --config.data.train='SHARDS/train-*.arrayrecord'
@@ -7,9 +7,12 @@ MetaCLIP's own sizes too, with CLIP's softmax or SigLIP's sigmoid.
 Arguments, with commas between:
 
   size    1b 2b 3b 5b 7b (the paper's), 300m (their smallest shape), b32 b16 l14 h14 bigg14
-          (MetaCLIP's), g14 (open_clip's), or tiny
-  loss    softmax (CLIP) or sigmoid (SigLIP)
+          (MetaCLIP's), g14 (open_clip's), siglip_b16 siglip_l16 siglip_so400m (SigLIP's), or tiny
+          and siglip_tiny
+  loss    softmax (CLIP) or sigmoid (SigLIP); of SigLIP's towers sigmoid unless said otherwise
   images  pairs seen, instead of the recipe's length
+  res     pixels a side of images: 224 when left out; SigLIP's B was trained at 256, too
+  preset  v4, v5e, v5p or v6e: sharding and remat for a slice of such chips (common.py)
 
 The paper's runs: 1b to 7b, and the 7b on 1, 4 and 8 billion pairs:
 
@@ -30,8 +33,19 @@ text tower that of bigG/14 for every size from 300m to 7b. Known difference: the
 is 0 and not 1 / 2,000 of the peak. bfloat16 stands for their float16. A record without a caption
 counts as one with an empty caption (``--config.method.view.uncaptioned=replace`` takes another
 record). ``loss=sigmoid`` changes the loss and its start (scale 10, bias -10) and nothing else, to
-compare losses; it is not SigLIP's own recipe, whose towers are not here either. ``tiny`` is no
-recipe of theirs: the same method at sizes for a laptop.
+compare losses: the towers stay CLIP's. ``tiny`` and ``siglip_tiny`` are no recipes of theirs: the
+same methods at sizes for a laptop.
+
+SigLIP (arXiv 2303.15343) in its own towers: attention pooling instead of a CLS token, tanh-GELU, no
+projection of images; texts of 64 tokens seen both ways, filled up with the end, whose last place is
+pooled. Shapes, initial values and which parameters decay are big_vision's (models/vit.py,
+text_transformer.py, optax.py), which has no config of a training from scratch. Taken instead is
+what the report on SigLIP 2 (arXiv 2502.14786) says of its authors' next: batch 32768, cosine, a
+warm-up of 20,000 steps, 40 billion pairs. Assumptions, as no text that says so was at hand: lr
+1e-3, clipping to norm 1, AdamW (0.9, 0.95), big_vision's decay of 1e-4, which there the rate does
+not multiply, so 0.1 here. Known differences: CLIP's tokenizer and its 49,408 ids stand for
+sentencepiece's 32,000, which is not shipped; AdamW for big_vision's Adafactor; MetaCLIP's crops for
+the whole image squeezed into a square.
 
 Hardware: no size has been run on real chips with this code. The first lines of a run say what the
 compiled step needs of each device's memory. A device holds ``method.block`` (1024) rows of logits
@@ -53,10 +67,11 @@ near 10.
 
 import dataclasses
 
-from common import base, vit
+from common import apply_preset, base, vit
 
 from webssl_jax.config import ConfigError, parse_arg, suggest
-from webssl_jax.methods.pixels import CLIP_MEAN, CLIP_STD
+from webssl_jax.methods.pixels import CLIP_MEAN, CLIP_STD, SIGLIP_MEAN, SIGLIP_STD
+from webssl_jax.models.clip_sizes import SIGLIP_SIZES
 from webssl_jax.models.text import TextConfig
 
 LOSSES = ("softmax", "sigmoid")
@@ -65,11 +80,15 @@ METACLIP_SIZES = ("b32", "b16", "l14", "h14", "g14", "bigg14")
 
 def get_config(arg=None):
     """See the module's docstring."""
-    arg = parse_arg(arg, size="300m", loss="softmax", images=0)
+    arg = parse_arg(arg, size="300m", loss="", images=0, res=0, preset="")
+    siglip = arg.size in SIGLIP_SIZES
+    arg.loss = arg.loss or ("sigmoid" if siglip else "softmax")
     if arg.loss not in LOSSES:
         raise ConfigError(f"config argument loss={arg.loss}: {suggest(arg.loss, LOSSES)}")
     config = base()
     config.name = "_".join(["clip", arg.size] + ["sigmoid"] * (arg.loss == "sigmoid"))
+    if siglip:
+        config.name = "_".join([arg.size] + ["softmax"] * (arg.loss == "softmax"))
     config.global_batch = 32_768
     config.total_images = 12_800_000_000 if arg.size in METACLIP_SIZES else 2_000_000_000
     config.model = vit(arg.size, dtype="bfloat16", remat="full")
@@ -81,7 +100,16 @@ def get_config(arg=None):
     config.optim.weight_decay = 0.2
     config.optim.b2 = 0.98
     config.optim.eps = 1e-6
-    if arg.size == "tiny":
+    if siglip:
+        config.total_images = 40_000_000_000
+        config.optim.lr = 1e-3
+        config.optim.warmup_images = 20_000 * 32_768
+        config.optim.weight_decay = 0.1
+        config.optim.b2 = 0.95
+        config.optim.eps = 1e-8
+        config.optim.clip = "global"
+        config.method.mean, config.method.std = SIGLIP_MEAN, SIGLIP_STD
+    if arg.size in ("tiny", "siglip_tiny"):
         config.global_batch = 128
         config.total_images = 240_000
         config.optim.lr = 1e-3
@@ -91,8 +119,11 @@ def get_config(arg=None):
         config.model.remat = "none"
         config.method.view.image_size = 48
         config.data.train = "corpus:train"
+    if arg.res:
+        config.method.view.image_size = arg.res
     if arg.images:
         config.total_images = arg.images
+    apply_preset(config, arg.preset)
     return config
 
 

@@ -9,7 +9,33 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from webssl_jax.config import ConfigError, suggest
 from webssl_jax.models.sizes import ViTConfig
+
+# What suits a run on a slice of such chips: how many devices the state is cut over, the rest
+# holding copies of it, and what the backward pass runs again. What it gains: docs/plan.md; that of
+# v5p was measured on two blocks, the others follow from memory alone. A smaller fsdp sends fewer
+# bytes and takes more memory. The compiler's options: webssl_jax/sharding/compiler_options.py.
+PRESETS = {
+    "v4": {"fsdp": 16, "remat": "full"},
+    "v5e": {"fsdp": 16, "remat": "full"},
+    "v5p": {"fsdp": 16, "remat": "named"},
+    "v6e": {"fsdp": 16, "remat": "full"},
+}
+
+
+def apply_preset(config: ConfigDict, chip: str) -> None:
+    """Sets the keys of :data:`PRESETS` in place; "" changes nothing.
+
+    Raises:
+      ConfigError: for a chip that is not in it.
+    """
+    if not chip:
+        return
+    if chip not in PRESETS:
+        raise ConfigError(f"config argument preset={chip}: {suggest(chip, PRESETS)}")
+    config.sharding.update({"replica": -1, "fsdp": PRESETS[chip]["fsdp"]})
+    config.model.remat = PRESETS[chip]["remat"]
 
 
 def base() -> ConfigDict:
@@ -74,8 +100,17 @@ def base() -> ConfigDict:
                 "every_steps": 5000,
                 "keep_last": 2,
                 "keep_every_steps": 0,  # also keep every multiple of this for good; 0 = off
+                # the first replica reads a checkpoint, the others get it over the network
+                "restore_once": False,
             },
             "log": {"every_steps": 50, "tensorboard": True},
+            # what a process owes the others; webssl_jax/telemetry/host.py
+            "host": {
+                "gc_every_steps": 200,  # garbage is collected by all at the same step; 0 = at will
+                # a step that takes longer prints the stacks and ends the process; 0 = no limit
+                "stuck_minutes": 60.0,
+                "compilation_cache": "",  # folder for compiled programs; empty = jax's own setting
+            },
             # a profile of the steps after start_step (0 = none); `touch RUN/PROFILE` takes one, too
             "profile": {"start_step": 0, "steps": 3},
             "eval": {
@@ -85,6 +120,14 @@ def base() -> ConfigDict:
                 "batch": 256,
                 "max_images": 0,  # per split; 0 = all
                 "last_blocks": 4,  # the probe is offered the last block and these together
+                # of methods with texts (CLIP): the test images are put into classes by words, with
+                # templates: imagenet (80), short (7), or a file with one a line; empty = not
+                "zero_shot": "",
+                # for them: a file with one name a line in the order of the sorted labels, or lines
+                # of a label, a tab and its name; empty = the labels themselves
+                "class_names": "",
+                "retrieval": "",  # captioned shards: images find texts, texts images; empty = not
+                "retrieval_images": 0,  # at most so many; 0 = all. Fewer are easier to tell apart
             },
             "pictures": {
                 "every_steps": 0,  # besides the first and the last step

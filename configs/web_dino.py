@@ -11,6 +11,7 @@ Arguments, with commas between:
           charts and documents; 2 billion seen), imagenet (the control: 300 epochs of ImageNet-1k)
   res     224, or 378 or 518: high-resolution adaptation of a run at 224
   images  images seen, instead of that length
+  preset  v4, v5e, v5p or v6e: sharding and remat for a slice of such chips (common.py)
 
 The paper's runs besides: the 7b on 8 billion images (also 1 and 4), filtered data, the control, and
 20,000 steps at high resolution, or 10,000 (its appendix C names both):
@@ -89,7 +90,7 @@ A network that knows nothing starts near a DINO loss (local and global) of ln 13
 iBOT loss of half of that.
 """
 
-from common import base, vit
+from common import apply_preset, base, vit
 from ml_collections import ConfigDict
 
 from webssl_jax.config import ConfigError, parse_arg, suggest
@@ -103,7 +104,7 @@ RESOLUTIONS = (224, 378, 518)
 
 def get_config(arg=None):
     """See the module's docstring."""
-    arg = parse_arg(arg, size="300m", data="web", res=224, images=0)
+    arg = parse_arg(arg, size="300m", data="web", res=224, images=0, preset="")
     for name, known in (("data", tuple(LENGTHS)), ("res", RESOLUTIONS)):
         if arg[name] not in known:
             known = map(str, known)
@@ -151,6 +152,7 @@ def get_config(arg=None):
         config.method.teacher_temperature_warmup_images = 24_000
         config.method.freeze_last_layer_images = 640
         config.data.train = "corpus:train"
+    apply_preset(config, arg.preset)
     return config
 
 

@@ -4,7 +4,8 @@ of the MAE repository.
     python -m webssl_jax.train --config configs/web_mae.py:size=1b --workdir RUN \
         --config.data.train='SHARDS/train-*.arrayrecord'
 
-Arguments: size = 300m 700m 1b 2b 3b 5b (the paper's) or tiny; recipe = paper or stock.
+Arguments: size = 300m 700m 1b 2b 3b 5b (the paper's) or tiny; recipe = paper or stock;
+preset = v4, v5e, v5p or v6e: sharding and remat for a slice of such chips (common.py).
 
   paper   batch 4096, lr 1.6e-3, warm-up 80,000 steps, 2 billion images (488,281 steps), one pass
   stock   the MAE repository's command: lr 1.5e-4 x 4096 / 256 = 2.4e-3, warm-up 40 of 800 epochs
@@ -35,7 +36,7 @@ The paper has no Web-MAE rows for ImageNet, ADE20K and NYUd (tables 3, 7 and 9),
 and 700m. For comparison it gives MAE ViT-H on ImageNet-1k: VQA 45.21; linear probe 76.6.
 """
 
-from common import base, vit
+from common import apply_preset, base, vit
 
 from webssl_jax.config import ConfigError, parse_arg, suggest
 from webssl_jax.methods.pixels import IMAGENET_MEAN, IMAGENET_STD
@@ -46,7 +47,7 @@ RECIPES = ("paper", "stock")
 
 def get_config(arg=None):
     """See the module's docstring."""
-    arg = parse_arg(arg, size="300m", recipe="paper")
+    arg = parse_arg(arg, size="300m", recipe="paper", preset="")
     if arg.recipe not in RECIPES:
         raise ConfigError(f"config argument recipe={arg.recipe}: {suggest(arg.recipe, RECIPES)}")
     config = base()
@@ -74,6 +75,7 @@ def get_config(arg=None):
         config.model.remat = "none"
         config.method = mae(image_size=48, decoder=(96, 1, 4))
         config.data.train = "corpus:train"
+    apply_preset(config, arg.preset)
     return config
 
 

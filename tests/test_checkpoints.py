@@ -83,6 +83,34 @@ def test_a_state_comes_back_bit_for_bit_on_another_mesh(tmp_path):
     assert kernel.sharding.spec[-1] == "fsdp"
 
 
+def test_one_replica_reads_and_the_others_get_the_same_bits(tmp_path, monkeypatch):
+    """Negative zero, NaN and infinity too, which a sum of floats would change or spread."""
+    state, _ = make((1, 1, 1))
+    bias = jnp.asarray([-0.0, jnp.nan, -jnp.inf, 1e-38] * 4, jnp.bfloat16)
+    state.params["encoder"]["patch_embed"]["bias"] = bias
+    Checkpointer(tmp_path).save(state._replace(step=jnp.asarray(5, jnp.int32)))
+    _, template = make((2, 2, 2))
+    _, whole = make((1, 4, 2))
+    read = []
+    handler = checkpoints.ocp.PyTreeCheckpointHandler.restore
+    monkeypatch.setattr(
+        checkpoints.ocp.PyTreeCheckpointHandler,
+        "restore",
+        lambda *a, **k: read.append(handler(*a, **k)) or read[-1],
+    )
+    checkpointer = Checkpointer(tmp_path, restore_once=True)
+    restored = checkpointer.restore_newest(template)
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(read)} == {4}
+    assert int(restored.pop("step")) == 5
+    for a, b in zip(jax.tree.leaves(state._asdict() | {"step": None}), jax.tree.leaves(restored)):
+        assert a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    wanted = jax.tree.leaves(template | {"step": None})
+    for leaf, made in zip(jax.tree.leaves(restored), wanted, strict=True):
+        assert leaf.sharding == made.sharding
+    checkpointer.restore_newest(whole)  # one replica: the ordinary way
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(read[-1])} == {8}
+
+
 def test_parts_of_a_state_can_be_read_alone(tmp_path):
     checkpointer, state, template = saved(tmp_path, [5])
     part = Checkpointer(tmp_path, read_only=True).restore_newest({"params": template["params"]})

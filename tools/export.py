@@ -15,14 +15,21 @@ Formats:
   dinov2-pth            the encoder, a .pth file as DINOv2 and Web-SSL publish them
   dinov2-teacher        encoder and heads, a .pth file as DINOv2's training writes it
   dinov2-heads          the heads alone
+  hf-clip               both towers, for CLIPModel; with the tokenizer's files, so that the folder
+                        opens in pipeline("zero-shot-image-classification")
+  hf-clip-vision        CLIP's image tower alone, for CLIPVisionModel
+  hf-siglip             SigLIP's towers, for SiglipModel, as hf-clip
+  hf-siglip-vision      its image tower alone, for SiglipVisionModel
+  open-clip             both towers, a folder for open_clip ("local-dir:DIR")
+  open-clip-pth         both towers, a .pt file for open_clip and MetaCLIP
 Of a run that has a teacher (DINO) the teacher is written: the weights that its features, figures
 and pictures come from.
 
 --verify reads the result back and compares it bit by bit, then loads it with the other library. For
 transformers and timm it compares features at the model's own image size (for ViTModel, ViTMAE and
-Dinov2Model also at another, not square one, and for hf-vit-mae the loss under the same mask); for
-.pth files the tensors that torch.load gives. It needs the export extra: pip install '.[export]',
-for timm also timm.
+Dinov2Model also at another, not square one, and for hf-vit-mae the loss under the same mask); of
+two towers their embeddings and logits; for .pth files the tensors that torch.load gives. It needs
+the export extra: pip install '.[export]', for timm also timm, for open-clip open_clip_torch.
 
 Exit codes: 0 done · 1 --verify found a difference · 2 bad input, a full disk, or PyTorch missing.
 """
@@ -43,10 +50,11 @@ from webssl_jax.config import UserError
 from webssl_jax.methods import pixels
 from webssl_jax.methods.base import Variables
 from webssl_jax.models import position
+from webssl_jax.weights import clip, load, safetensors_io, shapes, tables
 from webssl_jax.weights import export as weights_export
-from webssl_jax.weights import load, safetensors_io, shapes, tables
 from webssl_jax.weights.families import FAMILIES, Family, table_of
 from webssl_jax.weights.networks import Networks
+from webssl_jax.weights.tokenizer_files import has_tokenizer
 
 # Largest relative error |ours - theirs| / |theirs| (Euclidean norms) that still counts as the same
 # function computed in another order in float32. Measured: 3e-7 at 2 blocks of width 32, 1.5e-6 at
@@ -74,6 +82,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--heads", type=int, help="attention heads, where --weights does not say them"
     )
+    parser.add_argument(
+        "--mlp", choices=clip.MLPS, help="of CLIP's towers, where --weights does not say it"
+    )
     parser.add_argument("--format", required=True, choices=sorted(FAMILIES))
     parser.add_argument(
         "--output", required=True, help="folder, or .pth file; an earlier export is replaced"
@@ -87,8 +98,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", default="float32", choices=sorted(safetensors_io.DTYPES))
     parser.add_argument("--verify", action="store_true", help="compare with the other library")
     args = parser.parse_args(argv)
-    if args.workdir and args.heads is not None:
-        parser.error("--heads belongs to --weights")
+    for flag in ("heads", "mlp"):
+        if args.workdir and getattr(args, flag) is not None:
+            parser.error(f"--{flag} belongs to --weights")
     if args.weights and args.step is not None:
         parser.error("--step belongs to --workdir")
     library = import_library(args.format) if args.verify else None  # before the work, not after it
@@ -103,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
             run, args.format, args.output, args.dtype, chunks=args.chunks
         )
     else:
-        loaded = load.open_(args.weights, heads=args.heads)
+        loaded = load.open_(args.weights, heads=args.heads, mlp=args.mlp)
         networks, params = loaded.networks, loaded.params
         what = f"{args.weights}: {loaded.family}"
         if networks.encoder:
@@ -143,6 +155,11 @@ def main(argv: list[str] | None = None) -> int:
 def _unsaid(networks: Networks, family: Family) -> list[str]:
     """What a ``.pth`` cannot say of its encoder, where it is not what its reader will assume. (A
     folder has config files and a model card.)"""
+    if "text" in family.needs and not has_tokenizer(networks.text.vocabulary):
+        return [
+            f"no tokenizer is written: {networks.text.vocabulary:,} ids are not those of "
+            "webssl_jax.data.tokens"
+        ]
     if family.config or not networks.encoder:
         return []
     notes, ours = [], networks.encoder.position_resize
@@ -151,7 +168,10 @@ def _unsaid(networks: Networks, family: Family) -> list[str]:
             f"at other sizes its reader resizes positions {position.MODES[family.resize]}, the "
             f"training {position.MODES[ours]}"
         )
-    if (networks.mean, networks.std) != (pixels.IMAGENET_MEAN, pixels.IMAGENET_STD):
+    assumed = (pixels.IMAGENET_MEAN, pixels.IMAGENET_STD)
+    if family.towers == "clip":
+        assumed = (pixels.CLIP_MEAN, pixels.CLIP_STD)
+    if (networks.mean, networks.std) != assumed:
         notes.append(f"images were normalised by mean {networks.mean} and std {networks.std}")
     return notes
 
@@ -174,7 +194,8 @@ def import_library(family: str) -> Any:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        install = "timm and torchvision" if name == "timm" else "'.[export]'"
+        install = {"timm": "timm and torchvision", "open_clip": "open_clip_torch"}
+        install = install.get(name, "'.[export]'")
         raise UserError(
             f"--verify needs torch and {name}: pip install {install} "
             f"({type(cause).__name__}: {str(cause).splitlines()[0]})"
@@ -195,16 +216,18 @@ def verify(
       WeightsError: if our importer refuses the output.
       UserError: if the weights read back differ, or the library misses keys or meets unknown ones.
     """
-    heads = {}
+    stated = {}
     if networks.encoder:
         networks = _in_float32(networks, FAMILIES[family].resize)
         if not FAMILIES[family].config:
-            heads["heads"] = networks.encoder.heads
-    imported = load.load(output, family, **heads).params
+            stated["heads"] = networks.encoder.heads
+    imported = load.load(output, family, **stated).params
     _check_same_weights(networks, params, imported, family, dtype)
     if not FAMILIES[family].config:
         return _compare_tensors(networks, imported, family, output, library)
     model, method = _load(library, family, output), networks.method()
+    if "text" in FAMILIES[family].needs:
+        return _compare_towers(method, imported, model)
     side, patch = method.encoder.image_size, method.encoder.patch_size
     comparisons = []
     for height, width in ((side, side), (side + patch, side + 3 * patch)):
@@ -251,19 +274,23 @@ def _check_same_weights(
 def _in_float32(networks: Networks, resize: str) -> Networks:
     """The networks computing in float32, and without chance: their loss is that of training."""
 
-    def exact(config):
-        return config and dataclasses.replace(
-            config, dtype="float32", remat="none", drop_path=0.0, position_resize=resize
-        )
+    def exact(config, **more):
+        plain = dict(dtype="float32", remat="none", drop_path=0.0)
+        return config and dataclasses.replace(config, **plain, **more)
 
     return dataclasses.replace(
-        networks, encoder=exact(networks.encoder), decoder=exact(networks.decoder)
+        networks,
+        encoder=exact(networks.encoder, position_resize=resize),
+        decoder=exact(networks.decoder, position_resize=resize),
+        text=exact(networks.text),
     )
 
 
 def _load(library: Any, family: str, folder: pathlib.Path) -> Any:
     if family == "timm":
         return library.create_model(f"local-dir:{folder}", pretrained=True).float().eval()
+    if family == "open-clip":
+        return library.create_model_from_pretrained(f"local-dir:{folder}")[0].float().eval()
     model_class = FAMILIES[family].opens
     options = {"add_pooling_layer": False} if model_class == "ViTModel" else {}
     model, info = getattr(library, model_class).from_pretrained(
@@ -288,6 +315,12 @@ def _their_tokens(model: Any, pixel_values: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         if hasattr(model, "forward_features"):  # timm
             return model.forward_features(x).numpy()
+        if hasattr(model, "use_head"):  # SigLIP's image tower
+            seen = model(x, interpolate_pos_encoding=True)
+            return torch.cat([seen.pooler_output[:, None], seen.last_hidden_state], 1).numpy()
+        if hasattr(model, "post_layernorm"):  # CLIP's, which normalises CLS alone
+            seen = model(x, interpolate_pos_encoding=True).last_hidden_state
+            return model.post_layernorm(seen).numpy()
         if not hasattr(model, "decoder"):
             return model(x, interpolate_pos_encoding=True).last_hidden_state.numpy()
         # ViTMAE always masks: hide nothing, and let rising noise keep the patches in their order.
@@ -324,6 +357,32 @@ def _compare_decoder(method: Any, params: Any, model: Any) -> list[Comparison]:
     return [
         _compare("reconstruction loss under the same mask", np.asarray(loss), theirs.loss.numpy())
     ]
+
+
+def _compare_towers(method: Any, params: Any, model: Any) -> list[Comparison]:
+    """Embeddings of images and texts, and their logits."""
+    import torch
+
+    side, text = method.encoder.image_size, method.text
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (3, side, side, 3)).astype(np.uint8)
+    tokens = rng.integers(0, text.vocabulary - 1, (3, text.context)).astype(np.int32)
+    tokens[:, -1] = text.vocabulary - 1  # the end, once
+    with jax.default_matmul_precision("highest"):
+        seen = jax.jit(method.embed_images)(params, images)
+        read = jax.jit(method.embed_texts)(params, tokens)
+    scale, bias = np.exp(params["logit_scale"]), params.get("logit_bias", np.float32(0))
+    ours = (seen, read, np.asarray(seen @ read.T) * scale + bias)
+    x, ids = torch.from_numpy(_pixels(method, images)), torch.from_numpy(tokens).long()
+    with torch.no_grad():
+        if hasattr(model, "encode_image"):  # open_clip
+            theirs = [model.encode_image(x, normalize=True), model.encode_text(ids, normalize=True)]
+            theirs.append(model.get_logits(x, ids)[0])
+        else:
+            out = model(input_ids=ids, pixel_values=x)
+            theirs = [out.image_embeds, out.text_embeds, out.logits_per_image]
+    names = ("image embeddings", "text embeddings", "logits")
+    return [_compare(name, np.asarray(a), b.numpy()) for name, a, b in zip(names, ours, theirs)]
 
 
 def _compare(what: str, ours: np.ndarray, theirs: np.ndarray) -> Comparison:

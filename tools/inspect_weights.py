@@ -3,12 +3,15 @@ are all that is read.
 
     python tools/inspect_weights.py FILE_OR_FOLDER [--family NAME] [--heads N] [--json]
 
-Family, size by name, parameters, number type, heads, decoder, projection heads (prototypes,
-bottleneck), resolution, and positions with the way the family's own code resizes them; then every
-tensor that is missing, unexpected or of another shape, against the family that fits best.
+Family, size by name, parameters, number type, heads, decoder, text tower, projection heads
+(prototypes, bottleneck), resolution, and positions with the way the family's own code resizes them;
+then every tensor that is missing, unexpected or of another shape, against the family that fits
+best.
 
-Families: hf-vit, hf-vit-mae, hf-dinov2, hf-dinov2-registers (transformers), timm, mae-pth,
-dinov2-pth, dinov2-teacher, dinov2-heads (.pth files of the originals, blocks chunked or not).
+Families: hf-vit, hf-vit-mae, hf-dinov2, hf-dinov2-registers, hf-clip, hf-clip-vision, hf-siglip,
+hf-siglip-vision (transformers), timm, open-clip, mae-pth, dinov2-pth, dinov2-teacher, dinov2-heads
+(.pth files of the originals, blocks chunked or not). A file of open_clip or MetaCLIP is open-clip,
+whatever its container.
 
 Exit codes: 0 it fits · 1 it does not · 2 it cannot be read at all.
 """
@@ -24,11 +27,14 @@ from webssl_jax import cli
 from webssl_jax.models import position
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.params import count
-from webssl_jax.weights import load, shapes, tables
-from webssl_jax.weights.networks import template_of
+from webssl_jax.weights import clip, load, shapes, tables
+from webssl_jax.weights.networks import Networks, template_of
 from webssl_jax.weights.stored import WeightsError, shown, some
+from webssl_jax.weights.tokenizer_files import has_tokenizer
 
 _SHOWN = 20  # tensors of each kind of trouble
+_MLPS = {"gelu": "MLP", "quick_gelu": "quick-GELU MLP", "gelu_tanh": "tanh-GELU MLP"}
+_MLPS["swiglu"] = "SwiGLU"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,9 +42,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("path", help="a .pth or .safetensors file, an index, or a folder")
     parser.add_argument("--family", help="instead of the one that fits best")
     parser.add_argument("--heads", type=int, help="attention heads, where nothing says them")
+    parser.add_argument("--mlp", choices=clip.MLPS, help="of CLIP's towers, where nothing says it")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     args = parser.parse_args(argv)
-    facts, trouble = inspect(args.path, args.family, args.heads)
+    facts, trouble = inspect(args.path, args.family, args.heads, args.mlp)
     if args.json:
         print(json.dumps(facts | {"does_not_fit": trouble}, indent=1))
         return 1 if trouble else 0
@@ -57,13 +64,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def inspect(
-    path: str, family: str | None = None, heads: int | None = None
+    path: str, family: str | None = None, heads: int | None = None, mlp: str | None = None
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """(facts by name, {kind of trouble: tensors or sentences}; empty if it fits).
 
     Raises:
-      UserError: if there are no headers to read, none of their tensors is known, or ``heads`` is
-        no number of heads.
+      UserError: if there are no headers to read, none of their tensors is known, or ``heads`` or
+        ``mlp`` can be of no such network.
     """
     files = load.open_files(path)
     best = load.best_family(files, family)
@@ -79,7 +86,7 @@ def inspect(
     if files.inside:
         facts["taken"] = f"what lies under {files.inside!r}"
     try:
-        networks, _, assumed = shapes.describe(files, best, heads)
+        networks, _, assumed = load.describe(files, best, heads, mlp=mlp)
     except WeightsError as error:
         return facts, {"what it is cannot be told": [str(error)]}
     if networks.encoder:
@@ -91,6 +98,8 @@ def inspect(
         facts["objective"] = f"mask ratio {networks.mask_ratio:g}" + (
             ", patches normalised" if networks.norm_pix_loss else ", raw pixels"
         )
+    if networks.text:
+        facts |= _text(networks)
     for name, head in networks.dino_heads.items():
         facts[name] = (
             f"{head.prototypes:,} prototypes, bottleneck {head.bottleneck}, "
@@ -115,18 +124,28 @@ def inspect(
     }
     if not any(trouble.values()):
         try:  # the position tables
-            load.open_(path, family, heads)
+            load.open_(path, family, heads, mlp=mlp)
         except WeightsError as error:
             trouble["contradictory"] = [str(error)]
     return facts, {kind: names for kind, names in trouble.items() if names}
 
 
+def _text(networks: Networks) -> dict[str, str]:
+    c = networks.text
+    ids = "CLIP's tokenizer" if has_tokenizer(c.vocabulary) else "a tokenizer that is not here"
+    return {
+        "text": f"{c.depth} blocks, width {c.width}, {c.heads} heads, {_MLPS[c.mlp]} {c.hidden}, "
+        f"norm eps {c.norm_eps:g}, {c.context} tokens, {c.vocabulary:,} ids of {ids}",
+        "objective": f"{networks.contrast} contrast in {c.embedding} channels",
+    }
+
+
 def _encoder(c: ViTConfig) -> dict[str, str]:
-    mlp = "SwiGLU" if c.mlp == "swiglu" else "MLP"
     extras = {
         "LayerScale": c.layer_scale is not None,
         f"{c.num_registers} registers": c.num_registers,
         "a mask token": c.mask_token,
+        "attention pooling instead of CLS": c.pooling == "map",
     }
     positions = "MAE's fixed sin-cos table"
     if c.position == "learned":
@@ -134,7 +153,7 @@ def _encoder(c: ViTConfig) -> dict[str, str]:
         positions = f"trained; for other sizes resized {how} (position_resize={c.position_resize})"
     return {
         "encoder": f"{shapes.size_name(c)}: {c.depth} blocks, width {c.width}, {c.heads} heads, "
-        f"{mlp} {c.hidden}, norm eps {c.norm_eps:g}",
+        f"{_MLPS[c.mlp]} {c.hidden}, norm eps {c.norm_eps:g}",
         "besides": ", ".join(name for name, there in extras.items() if there) or "nothing",
         "resolution": f"{c.image_size} pixels, {c.grid[0]}x{c.grid[1]} patches of {c.patch_size}",
         "positions": positions,

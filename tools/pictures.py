@@ -6,9 +6,11 @@
 
 Writes DIR/NAME.png for each picture: reconstruction (masked autoencoders with their decoder), pca
 (of patch features: over all images, in each image, of the foreground), attention (of the CLS token
-in the last block, head by head), neighbours (the nearest images in feature space) and norms (a
-histogram of token norms, with outliers). --weights takes a .pth or .safetensors file or a folder of
-transformers. --size draws at another resolution than that of training: positions are interpolated.
+in the last block, head by head), neighbours (the nearest images in feature space), norms (a
+histogram of token norms, with outliers) and, of CLIP, similarity (of images and captions, all to
+all), image_to_text and text_to_image (what each finds first among --candidates). --weights takes a
+.pth or .safetensors file or a folder of transformers. --size draws at another resolution than that
+of training: positions are interpolated.
 
 Exit codes: 0 done · 2 bad input or a full disk, one line.
 """
@@ -29,7 +31,14 @@ from webssl_jax.data.converter.folder_reader import FolderReader, list_folder
 from webssl_jax.data.converter.items import Dropped
 from webssl_jax.data.pipeline import Source
 from webssl_jax.data.sources import SUFFIX, ArrayRecordSource, DamagedRecord
-from webssl_jax.evaluators.pictures import MethodPictures, choose, images_needed, read_images
+from webssl_jax.evaluators.pictures import (
+    MethodPictures,
+    available,
+    choose,
+    images_needed,
+    read_images,
+)
+from webssl_jax.evaluators.text_pictures import read_pictured
 from webssl_jax.methods.base import Method, Variables
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.sharding import rules
@@ -37,8 +46,8 @@ from webssl_jax.visuals import save_png
 
 
 class Subject(NamedTuple):
-    """What is looked at. ``name``: for the titles. ``own``: the pictures that the method can draw
-    itself. ``images``: to look at when none are given."""
+    """What is looked at. ``name``: for the titles. ``own``: the pictures besides those of features.
+    ``images``, ``captioned``: to look at when none are given."""
 
     name: str
     method: Method
@@ -46,6 +55,7 @@ class Subject(NamedTuple):
     own: tuple[str, ...]
     step: int
     images: str
+    captioned: str
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -92,13 +102,15 @@ def main(argv: list[str] | None = None) -> int:
     source = _source(args.images or subject.images)
     limit = images_needed(names, args.count, args.candidates)
     images = read_images(source, method.eval_view(args.size), limit)
+    captioned = _source(args.images or subject.captioned)
+    pairs = read_pictured(captioned, method.eval_view(args.size), names, args.candidates)
     print(f"{subject.name}: {len(images.pixels):,} of {len(source):,} images", flush=True)
     output = pathlib.Path(args.output)
     try:  # before the work, not after it
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {output}: cannot be made ({error.strerror})") from error
-    drawing = MethodPictures(method, mesh, images, names, args.count)
+    drawing = MethodPictures(method, mesh, images, names, args.count, pairs=pairs)
     for name, picture in drawing.draw(subject.variables, subject.step, subject.name).items():
         path = output / f"{name}.png"
         save_png(path, picture)
@@ -112,7 +124,9 @@ def _run(args, mesh: jax.sharding.Mesh) -> Subject:
     run = checkpoints.load_run(args.workdir, args.step, mesh)
     name = f"{pathlib.Path(args.workdir).resolve().name} at step {run.step:,}"
     images = run.config.eval.test or run.config.data.train
-    return Subject(name, run.method, run.variables, run.method.picture_names, run.step, images)
+    captioned = run.config.eval.get("retrieval") or images  # older runs lack the key
+    own = available(run.method)
+    return Subject(name, run.method, run.variables, own, run.step, images, captioned)
 
 
 def _weights(args, mesh: jax.sharding.Mesh) -> Subject:
@@ -121,9 +135,11 @@ def _weights(args, mesh: jax.sharding.Mesh) -> Subject:
     loaded = load(args.weights, heads=args.heads, decoder_heads=args.decoder_heads)
     method = loaded.method()
     own = method.picture_names if loaded.kind == "mae" else ()
+    if "text" in loaded.params:
+        own = available(method)
     params = jax.device_put(loaded.params, rules.shardings(loaded.params, mesh))
     name = f"{pathlib.Path(args.weights).resolve().name} ({loaded.family})"
-    return Subject(name, method, Variables(params, {}, {}), own, 0, "corpus:test")
+    return Subject(name, method, Variables(params, {}, {}), own, 0, *["corpus:test"] * 2)
 
 
 def _check_size(method: Method, variables: Variables, size: int | None) -> None:

@@ -41,7 +41,7 @@ from webssl_jax.config import UserError, from_resolved
 from webssl_jax.methods.base import Method, Variables
 from webssl_jax.models import position
 from webssl_jax.models.sizes import ViTConfig
-from webssl_jax.sharding import distributed
+from webssl_jax.sharding import distributed, replicas
 from webssl_jax.train_state import TrainState
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -81,8 +81,8 @@ class Checkpointer:
       workdir: a path that every process sees.
       keep_last: checkpoints kept besides those of ``keep_every_steps``.
       keep_every_steps: multiples of this are kept for good; 0 = none.
-      read_only: for looking into a run that may still be training: nothing is written, cleaned or
-        set aside.
+      read_only: for looking into a run that may still be training: nothing is written or cleaned.
+      restore_once: the first replica reads and the others get it from there (sharding/replicas.py).
     """
 
     def __init__(
@@ -92,10 +92,11 @@ class Checkpointer:
         keep_last: int = 2,
         keep_every_steps: int = 0,
         read_only: bool = False,
+        restore_once: bool = False,
     ):
         # orbax refuses relative paths
         self.directory = epath.Path(os.path.abspath(workdir)) / "checkpoints"
-        self._read_only = read_only
+        self._read_only, self._restore_once = read_only, restore_once
         policies = [preservation_policy.LatestN(keep_last)]
         if keep_every_steps:
             policies.append(preservation_policy.EveryNSteps(keep_every_steps))
@@ -224,8 +225,10 @@ class Checkpointer:
           CheckpointError: if it was made by a config of other shapes, or the storage failed.
         """
         state, sums, failure = None, {}, None
+        first = replicas.first_of(abstract) if self._restore_once else None
         try:
-            state, sums = self._read(step, abstract)
+            reads = first is None or replicas.reads(abstract)
+            state, sums, fields = self._read(step, first or abstract, reads)
         except Exception as error:  # raised below, by all processes alike
             failure = error
         # 0 fine, 1 damaged, 2 anything else. A process that cannot read its part must not leave
@@ -237,13 +240,18 @@ class Checkpointer:
         if worst:
             kind = DamagedCheckpoint if worst == 1 else CheckpointError
             raise kind("another process cannot read its part; its own line says why")
+        if first is not None:
+            state = replicas.spread(state, {name: abstract[name] for name in fields})
         for path, value in jax.device_get(checksums(state)).items():
             if int(value) != sums.get(path):
                 raise DamagedCheckpoint(f"{path} does not have the checksum it was saved with")
         return state
 
-    def _read(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
-        """This process's part of a checkpoint, and the checksums of the whole. No barriers."""
+    def _read(
+        self, step: int, abstract: dict[str, Any], reads: bool
+    ) -> tuple[dict[str, Any] | None, dict[str, int], list[str]]:
+        """This process's part of a checkpoint (None without ``reads``), the checksums of the whole
+        and which fields it has. No barriers."""
         folder, handler = self.directory / str(step), ocp.PyTreeCheckpointHandler()
         meta = _reading(
             "meta",
@@ -256,13 +264,15 @@ class Checkpointer:
         if not any(path.startswith("guard/") for path in saved):  # from before that field
             abstract = {name: tree for name, tree in abstract.items() if name != "guard"}
         self._check_fit(step, saved, paths.flatten(abstract))
+        if not reads:
+            return None, meta["checksums"], list(abstract)
         arguments = ocp.args.PyTreeRestore(
             item=abstract,
             restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
             partial_restore=True,
         )
         state = _reading("arrays", lambda: handler.restore(folder / "state", args=arguments))
-        return state, meta["checksums"]
+        return state, meta["checksums"], list(abstract)
 
     def _check_fit(self, step: int, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
         where = self.directory / str(step)
@@ -392,7 +402,7 @@ def weights_of_run(workdir: str, abstract: dict[str, Any], encoder: ViTConfig) -
     resized = old != new and "pos_embed" in abstract["params"]["encoder"]
 
     def stored(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        shape = (1, 1 + theirs.num_patches, theirs.width)
+        shape = (1, theirs.num_positions, theirs.width)
         return leaf.update(shape=shape) if path.endswith("encoder/pos_embed") else leaf
 
     def fitted(path: str, leaf: jax.Array) -> jax.Array:

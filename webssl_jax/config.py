@@ -308,6 +308,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "zero (off) or positive",
     )
     check(config.log.every_steps > 0, "log.every_steps", "positive")
+    check(config.host.gc_every_steps >= 0, "host.gc_every_steps", "zero (at will) or positive")
+    check(config.host.stuck_minutes >= 0, "host.stuck_minutes", "zero (no limit) or positive")
     check(
         config.eval.every_steps >= 0,
         "eval.every_steps",
@@ -317,10 +319,16 @@ def validate(config: ml_collections.ConfigDict) -> None:
     check(config.eval.max_images >= 0, "eval.max_images", "zero (all) or positive")
     check(config.eval.last_blocks >= 1, "eval.last_blocks", "at least 1")
     check(
-        bool(config.eval.train) == bool(config.eval.test),
+        bool(config.eval.train or config.eval.zero_shot) == bool(config.eval.test),
         "eval.test",
-        "labelled shards if eval.train is, and empty if that is empty",
+        "labelled shards if eval.train or eval.zero_shot is given, and empty if neither is",
     )
+    check(
+        bool(config.eval.zero_shot) or not config.eval.class_names,
+        "eval.class_names",
+        "empty without eval.zero_shot, which needs them",
+    )
+    check(config.eval.retrieval_images >= 0, "eval.retrieval_images", "zero (all) or positive")
     check(
         config.pictures.every_steps >= 0,
         "pictures.every_steps",

@@ -2,11 +2,11 @@
 can it be at best?
 
     python -m webssl_jax.plan --config configs/web_dino.py:size=7b --slice v5p-512 [--slices 2]
-        [--json] [--hlo FILE] [--config.key.path=value ...]
+        [--json] [--hlo FILE] [--option NAME=VALUE ...] [--config.key.path=value ...]
 
 Needs libtpu (pip install 'webssl_jax[plan]') and no TPU: the compiler runs on this machine's CPU,
 for a minute or ten. Exit codes: 0 it fits; 3 it does not; 2 bad input. What the figures mean and
-what they leave out: docs/tpu.md.
+what they leave out: docs/plan.md.
 """
 
 from __future__ import annotations
@@ -71,7 +71,15 @@ def main() -> int:
     parser.add_argument("--slices", type=int, default=1, help="so many of them, joined by network")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--hlo", metavar="FILE", help="write the optimised HLO, for a recount")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the compiler, besides or instead of those in sharding/compiler_options.py",
+    )
     args, overrides = parser.parse_with_overrides()
+    options = read_options(args.option)
     if args.slices < 1:
         raise UserError(f"--slices {args.slices}: must be at least 1")
     if args.hlo and not pathlib.Path(args.hlo).parent.is_dir():
@@ -80,17 +88,24 @@ def main() -> int:
     config = configs.load(args.config, overrides)
     if jax.config.jax_platforms != "cpu":
         jax.config.update("jax_platforms", "cpu")  # on a TPU VM, too, its chips are left alone
-    result = plan(config, slice_, args.slices, args.hlo)
-    result = {"config": args.config, "overrides": overrides} | result
+    result = plan(config, slice_, args.slices, args.hlo, options)
+    asked = {"config": args.config, "overrides": overrides, "options": args.option}
+    result = asked | result
     print(json.dumps(result, indent=1) if args.json else table(result), flush=True)
     return 0 if result["fits"] else EXIT_DOES_NOT_FIT
 
 
 def plan(
-    config: ConfigDict, slice_: slices.Slice, count: int = 1, hlo_file: str | None = None
+    config: ConfigDict,
+    slice_: slices.Slice,
+    count: int = 1,
+    hlo_file: str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Compiles the step and returns its figures under the keys of ``--json``. Those of a program
     that does not fit are None where only a compiled one tells.
+
+    options: of the compiler, besides or instead of those of a run on such chips.
 
     Raises:
       UserError: if config and slice do not go together, or libtpu is missing.
@@ -122,7 +137,7 @@ def plan(
     with _nothing_runs():
         lowered = lower_train_step(config, method, optimizer, state, mesh)
     try:
-        compiled = compile_or_refuse(lowered)
+        compiled = compile_or_refuse(lowered, options)
     except OutOfMemory as refusal:
         result |= dict.fromkeys(_COMPILED)
         result |= {
@@ -162,16 +177,21 @@ def _nothing_runs() -> Iterator[None]:
         ) from error
 
 
-def compile_or_refuse(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+def compile_or_refuse(
+    lowered: jax.stages.Lowered, options: Mapping[str, Any] | None = None
+) -> jax.stages.Compiled:
     """Compiles.
 
     Raises:
       OutOfMemory: where the compiler says that the program exceeds a device's HBM.
+      UserError: for an option, or a value of it, that it does not know.
     """
     try:
-        return lowered.compile()
+        return lowered.compile(compiler_options=dict(options or {}))
     except jax.errors.JaxRuntimeError as error:
         message = str(error)
+        if "No such compile option" in message or "into flag" in message:
+            raise UserError(f"--option: the compiler says {message.splitlines()[0]}") from error
         if "RESOURCE_EXHAUSTED" in message and _sizes(message):
             raise OutOfMemory(message) from error
         raise
@@ -298,6 +318,23 @@ def table(result: Mapping[str, Any]) -> str:
 
 def _lines(head: str, rows: list[tuple[str, str]]) -> str:
     return "\n".join([head, *(f"  {label:<20}{text}" for label, text in rows)])
+
+
+def read_options(given: list[str]) -> dict[str, Any]:
+    """Of the command line: a number, true or false, else a word.
+
+    Raises:
+      UserError: for one that is not NAME=VALUE.
+    """
+    out = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise UserError(f"--option {text}: must be NAME=VALUE")
+        words = {"true": True, "false": False}
+        number = re.fullmatch(r"-?\d+", value)
+        out[name] = int(value) if number else words.get(value, value)
+    return out
 
 
 def _sizes(message: str) -> tuple[float, float] | None:

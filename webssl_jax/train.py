@@ -29,15 +29,17 @@ from webssl_jax.config import ConfigError, UserError
 from webssl_jax.data import records
 from webssl_jax.data.pipeline import TrainLoader
 from webssl_jax.data.sources import ArrayRecordSource
-from webssl_jax.evaluators.pictures import MethodPictures, choose
-from webssl_jax.evaluators.runs import RunEvaluation
+from webssl_jax.evaluators.pictures import MethodPictures, available, choose
+from webssl_jax.evaluators.runs import RunEvaluation, check_texts
 from webssl_jax.files import write_json
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import distributed, rules
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.telemetry import checkup
 from webssl_jax.telemetry.alarms import Watch
+from webssl_jax.telemetry.goodput import Goodput
 from webssl_jax.telemetry.health import BadSteps, WatchedStep
+from webssl_jax.telemetry.host import HostManners, use_compilation_cache
 from webssl_jax.telemetry.profiler import Profiler
 from webssl_jax.telemetry.progress import Progress, format_seconds
 from webssl_jax.telemetry.throughput import Throughput
@@ -51,6 +53,7 @@ log = logging.getLogger("webssl_jax")
 
 def main() -> int:
     """The entry point. Returns an exit code of cli.py."""
+    entered = time.time()
     # ------------------------------------------------ flags and config: errors before anything else
     parser = cli.ArgumentParser(prog="python -m webssl_jax.train", description=__doc__)
     parser.add_argument("--config", required=True, help="configs/NAME.py[:key=value,...]")
@@ -68,7 +71,8 @@ def main() -> int:
             f"{config.method.name} couples the images of a batch, so accumulation would change it; "
             "use 1"
         )
-    names = choose(config.pictures.kinds, method.picture_names, "config.pictures.kinds")
+    names = choose(config.pictures.kinds, available(method), "config.pictures.kinds")
+    check_texts(config.eval, method)
     total_steps = configs.total_steps(config)
 
     # ------------------------------------------------------------------- processes and devices
@@ -76,6 +80,7 @@ def main() -> int:
     is_first = jax.process_index() == 0
     # Every host names its own damaged records; the rest is told by the first.
     cli.log_to_stderr(logging.INFO if is_first else logging.WARNING)
+    use_compilation_cache(config.host.compilation_cache)
     mesh = meshes.create(config.sharding)
     meshes.check_batch(config, mesh)
     workdir = pathlib.Path(args.workdir)
@@ -116,6 +121,7 @@ def main() -> int:
         workdir,
         keep_last=config.checkpoint.keep_last,
         keep_every_steps=config.checkpoint.keep_every_steps,
+        restore_once=config.checkpoint.restore_once,
     )
     state = _restore_or_init(config, checkpointer, template, method, optimizer, mesh)
     start = int(state.step)
@@ -131,6 +137,7 @@ def main() -> int:
         if is_first:
             write_json(workdir / "config.json", configs.resolved(config))
             write_json(workdir / "environment.json", configs.environment())
+    goodput = Goodput(workdir, start, entered, enabled=is_first)
 
     # ---------------------------------------------------------------------- data and evaluation
     loader = TrainLoader(
@@ -145,10 +152,7 @@ def main() -> int:
         read_ahead=config.data.read_ahead,
     )
     with distributed.together():
-        evaluation = None
-        if config.eval.train:
-            threads = config.data.threads
-            evaluation = RunEvaluation(config.eval, method, mesh, workdir, threads=threads)
+        evaluation = RunEvaluation.from_config(config, method, mesh, workdir)
         pictured = ArrayRecordSource(config.eval.test) if config.eval.test else source
         drawing = MethodPictures.from_config(config, method, mesh, pictured, names)
         # A fresh run starts before step 0, so that the rows of an earlier one that left no
@@ -160,14 +164,16 @@ def main() -> int:
     # --------------------------------------------------------- the step, compiled before step 0
     began = time.perf_counter()
     fed = method.batch_spec(config.global_batch)  # of what the loader delivers
-    step_fn = lower_train_step(config, method, optimizer, template, mesh)
-    step_fn = step_fn.compile()
+    with goodput.of("compile"):
+        step_fn = lower_train_step(config, method, optimizer, template, mesh)
+        step_fn = step_fn.compile()
     log.info("%s", _memory_report(template, mesh, step_fn, time.perf_counter() - began))
 
     # ----------------------------------------------------------------- what happens beside steps
     bad_steps = BadSteps(workdir, config, mesh, source, loader, config.guard.save_bad_steps)
     take_step = WatchedStep(step_fn, mesh, bad_steps)
     profiler = Profiler(workdir, config.profile)
+    manners = HostManners(config.host)
     watch = Watch(method.vitals(config.global_batch), configs.steps(config.optim, "warmup", config))
     if is_first:  # what was said before the run stopped is not said again
         watch.look_at_all(read_rows(workdir / "metrics.jsonl"))
@@ -182,13 +188,7 @@ def main() -> int:
         if evaluation and figures:
             result = evaluation.run(state.variables, step)
             out = result.metrics()
-            log.info(
-                "step %d: k-NN top-1 %.3f, linear probe top-1 %.3f (± %.3f)",
-                step,
-                result.knn.top1,
-                result.linear.top1,
-                result.linear.se,
-            )
+            log.info("step %d: %s", step, result.line())
         if pictures:
             drawn = drawing.draw(state.variables, step)
             with distributed.together():
@@ -211,6 +211,8 @@ def main() -> int:
         nonlocal logged_at
         row = {name: float(value) for name, value in jax.device_get(metrics).items()}
         row |= meter.report(step - logged_at, loader.wait_seconds)
+        goodput.after(step, loader.wait_seconds)
+        row["perf/goodput"] = goodput.fraction()
         substituted = meshes.to_global({"rows": loader.damage.by_row}, mesh)["rows"]
         row["data/substituted_images"] = float(jax.numpy.sum(substituted))  # of all hosts
         logged_at = step
@@ -257,9 +259,10 @@ def main() -> int:
         with distributed.together():
             if is_first:
                 writer.pictures(0, {"crops": _crop_sheet(source, loader.batch_at(0), method)})
-        if figures := look(0, state, figures=True, pictures=True):
-            with distributed.together():
-                writer.scalars(0, figures)
+        with goodput.of("evaluation"):
+            if figures := look(0, state, figures=True, pictures=True):
+                with distributed.together():
+                    writer.scalars(0, figures)
     else:
         log.info("resuming at step %d of %d", start, total_steps)
 
@@ -268,6 +271,8 @@ def main() -> int:
     pending = None  # (step, its metrics), still on the device
     note, exit_code = "", 0
     meter.restart(loader.wait_seconds)
+    goodput.enter("step")
+    manners.begin()
     try:
         for step in range(start + 1, total_steps + 1):
             local = next(loader)
@@ -275,6 +280,7 @@ def main() -> int:
             # Started; the step before is complete and was looked at. So all that the host reads is
             # one step late, and the device already works on this one.
             state, metrics = take_step(step, state, batch)
+            manners.after(step)
             profiler.after(step, metrics, due(config.log.every_steps, step))
             if pending:
                 if due(config.log.every_steps, pending[0]) and pending[0] != logged_at:
@@ -292,7 +298,8 @@ def main() -> int:
                 take_step.look(state)
                 row = fetch(*pending)
                 try:
-                    row |= look(step, state, figures, pictures)
+                    with goodput.of("evaluation"), manners.unhurried():
+                        row |= look(step, state, figures, pictures)
                 except Exception:  # whatever is wrong with it, an evaluation costs no training
                     if jax.process_count() == 1:  # others, who are fine, would not join the save
                         checkpointer.save(state)
@@ -300,17 +307,20 @@ def main() -> int:
                     raise
                 note = write(step, row)
                 if pictures:
-                    draw_curves()
+                    with goodput.of("evaluation"):
+                        draw_curves()
                 meter.restart(loader.wait_seconds)
             if saves:
                 with distributed.together():
                     writer.flush()
-                checkpointer.save(state)
+                with goodput.of("checkpoint"):
+                    checkpointer.save(state)
             checkpointer.check()
             if figures or pictures:
                 progress.resume()
             if requested:
-                checkpointer.wait()
+                with goodput.of("checkpoint"):
+                    checkpointer.wait()
                 message = "stopped by %s at step %d of %d: saved; the same command continues"
                 progress.close(note)
                 log.info(message, requested, step, total_steps)
@@ -320,11 +330,16 @@ def main() -> int:
             progress.done = total_steps
             progress.close(note)
         take_step.look(state)
-        checkpointer.close()
+        with goodput.of("checkpoint"):
+            checkpointer.close()
+        goodput.after(int(state.step), loader.wait_seconds)
+        goodput.save()
+        log.info("%s", goodput.report())
     except BaseException:
         checkpointer.settle()
         raise
     finally:
+        manners.end()
         profiler.stop()
         loader.close()
         writer.close()

@@ -24,8 +24,8 @@ from webssl_jax.methods.base import LossOutput, Method
 from webssl_jax.optim.guard import FINE, Guard
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.optim.schedules import Schedule, warmup_cosine
+from webssl_jax.sharding import compiler_options, rules
 from webssl_jax.sharding import mesh as meshes
-from webssl_jax.sharding import rules
 from webssl_jax.train_state import TrainState
 
 Batch = Mapping[str, jax.Array]
@@ -161,8 +161,8 @@ def make_train_step(
 
 
 def jit_train_step(step: Callable, abstract_state: TrainState, mesh: Mesh, donate: bool = True):
-    """Jits ``step`` with the state's shardings on both sides and (``donate``) the old state's
-    memory given to the new one."""
+    """Jits ``step`` with the state's shardings on both sides, (``donate``) the old state's memory
+    given to the new one, and the compiler's options for the chips of ``mesh``."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
     everywhere = meshes.replicated(mesh)
     return jax.jit(
@@ -170,6 +170,7 @@ def jit_train_step(step: Callable, abstract_state: TrainState, mesh: Mesh, donat
         in_shardings=(shardings, meshes.batch_sharding(mesh), everywhere),
         out_shardings=(shardings, everywhere, everywhere),
         donate_argnums=0 if donate else (),
+        compiler_options=compiler_options.of(mesh),
     )
 
 

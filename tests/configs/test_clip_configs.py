@@ -32,20 +32,43 @@ PARAMETERS = {
 }
 
 
+SIGLIP = {  # recipes' sizes with CLIP's 49,408 ids instead of 32,000; parity/test_siglip.py
+    "siglip_b16": 203_155_970 + 17_408 * 768,
+    "siglip_l16": 652_089_346 + 17_408 * 1024,
+    "siglip_so400m": 877_415_602 + 17_408 * 1152,
+}
+
+
 def load(spec):
     config = configs.load(str(CONFIGS / spec))
     method = methods.create(config)
     return config, method, Optimizer.from_config(config.optim, method.tables())
 
 
-@pytest.mark.parametrize("size", PARAMETERS)
+@pytest.mark.parametrize("size", PARAMETERS | SIGLIP)
 def test_a_size_has_its_parameters_and_they_are_cut_over_chips(size):
     config, method, optimizer = load(f"clip.py:size={size}")
     mesh = AbstractMesh((1, 64, 1), meshes.AXES)
     state = train_state.abstract(method, optimizer, 0, config.global_batch, mesh)
-    assert paths.count(state.params) == PARAMETERS[size]
+    assert paths.count(state.params) == (PARAMETERS | SIGLIP)[size]
     optimizer.check(state.params)
     rules.check(state.params, mesh, config.sharding.max_unsharded_fraction)
+
+
+def test_siglips_towers_have_its_loss_its_colours_and_its_decay_and_any_resolution():
+    config, method, optimizer = load("clip.py:size=siglip_b16,res=256")
+    assert (method.contrast, method.start, method.mean) == ("sigmoid", (10.0, -10.0), (0.5,) * 3)
+    assert (method.encoder.grid, method.text.context, method.padding) == ((16, 16), 64, 49_407)
+    assert configs.total_steps(config) == 1_220_703 and config.name == "siglip_b16"
+    rates = run_schedules(config, method)["learning_rate"]
+    assert [float(rates(step)) for step in (0, 20_000)] == pytest.approx([0, 1e-3])
+    decay = method.tables().decay
+    assert [paths.lookup(decay, p) for p in ("a/q/kernel", "text/token_embed", "logit_bias")] == [
+        1.0,
+        0.0,
+        0.0,
+    ]
+    assert load("clip.py:size=siglip_so400m,loss=softmax")[0].name == "siglip_so400m_softmax"
 
 
 def test_the_sigmoid_adds_a_bias_and_its_own_start_and_nothing_else():

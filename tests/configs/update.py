@@ -8,11 +8,15 @@ from webssl_jax import config as configs
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent.parent
-SPECS = ["quickstart.py", "mini_web.py", "mini_web.py:method=dino"] + [
-    f"web_mae.py:size={size},recipe={recipe}"
-    for recipe in ("paper", "stock")
-    for size in ("300m", "700m", "1b", "2b", "3b", "5b", "tiny")
-]
+SPECS = (
+    ["quickstart.py", "mini_web.py"]
+    + [f"mini_web.py:method={name}" for name in ("dino", "clip", "siglip")]
+    + [
+        f"web_mae.py:size={size},recipe={recipe}"
+        for recipe in ("paper", "stock")
+        for size in ("300m", "700m", "1b", "2b", "3b", "5b", "tiny")
+    ]
+)
 SPECS += [f"web_dino.py:size={size}" for size in ("300m", "1b", "2b", "3b", "5b", "7b", "tiny")]
 SPECS += [
     f"web_dino.py:size={rest}"
@@ -33,6 +37,8 @@ SPECS += [
         *("300m", "1b", "2b", "3b", "5b", "7b", "7b,images=8_000_000_000", "tiny"),
         *("b32", "b16", "l14", "h14", "g14", "bigg14"),
         *("b16,loss=sigmoid", "l14,loss=sigmoid", "tiny,loss=sigmoid"),
+        *("siglip_b16", "siglip_b16,res=256", "siglip_l16,res=256", "siglip_so400m"),
+        *("siglip_tiny", "siglip_tiny,loss=softmax"),
     )
 ]
 

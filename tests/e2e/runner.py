@@ -36,8 +36,12 @@ class Result:
     output: str
 
 
-def command(workdir, overrides=(), flags=(), spec="configs/web_mae.py:size=tiny"):
-    settings = MICRO | dict(overrides)
+SPEC = "configs/web_mae.py:size=tiny"
+
+
+def command(workdir, overrides=(), flags=(), spec=SPEC):
+    """``overrides`` go before MICRO; one of None takes MICRO's away."""
+    settings = {k: v for k, v in (MICRO | dict(overrides)).items() if v is not None}
     return [
         sys.executable,
         "-m",
@@ -67,9 +71,16 @@ def environment(devices=1, cache=None, processes=1):
 
 
 def start(
-    workdir, overrides=(), devices=1, cache=None, flags=(), largest_file_kib=None, processes=1
+    workdir,
+    overrides=(),
+    devices=1,
+    cache=None,
+    flags=(),
+    largest_file_kib=None,
+    processes=1,
+    spec=SPEC,
 ):
-    arguments = command(workdir, overrides, flags)
+    arguments = command(workdir, overrides, flags, spec)
     if largest_file_kib:
         arguments = ["bash", "-c", f'ulimit -f {largest_file_kib}; exec "$@"', "-", *arguments]
     return subprocess.Popen(
@@ -82,8 +93,8 @@ def start(
     )
 
 
-def train(workdir, overrides=(), devices=1, cache=None, flags=(), largest_file_kib=None):
-    process = start(workdir, overrides, devices, cache, flags, largest_file_kib)
+def train(workdir, overrides=(), devices=1, cache=None, flags=(), largest_file_kib=None, spec=SPEC):
+    process = start(workdir, overrides, devices, cache, flags, largest_file_kib, spec=spec)
     output, _ = process.communicate(timeout=300)
     return Result(process.returncode, output)
 
@@ -97,12 +108,13 @@ def train_together(
     kill_after_step=None,
     sent=signal.SIGKILL,
     to=slice(None),
+    spec=SPEC,
+    wait_for=slice(None),
 ):
     """One run of several processes with ``devices`` devices each. Those of ``to`` get the signal
-    ``sent`` once ``kill_after_step`` is written. Returns their results."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    ``sent`` once ``kill_after_step`` is written. Returns the results of those of ``wait_for``, and
+    kills the others then."""
+    port = free_port()
     running = [
         start(
             workdir,
@@ -118,6 +130,7 @@ def train_together(
                 str(i),
             ],
             processes=processes,
+            spec=spec,
         )
         for i in range(processes)
     ]
@@ -131,11 +144,17 @@ def train_together(
                 time.sleep(0.005)
             for process in running[to]:
                 process.send_signal(sent)
-        outputs = [process.communicate(timeout=300)[0] for process in running]
+        outputs = [process.communicate(timeout=300)[0] for process in running[wait_for]]
     finally:
         for process in running:
             process.kill()
-    return [Result(process.returncode, output) for process, output in zip(running, outputs)]
+    return [Result(p.returncode, output) for p, output in zip(running[wait_for], outputs)]
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
 
 
 def kill_at(process, path, step, sent=signal.SIGKILL, timeout=240.0):

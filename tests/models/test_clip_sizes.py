@@ -29,8 +29,17 @@ COUNTS = {
 }
 
 
-def shapes_of(size):
-    encoder, text = clip_sizes.vision(size), clip_sizes.text(size)
+# (image tower, both with scale and bias) of SigLIP's, with its own 32,000 ids: those of
+# transformers' SiglipModel (parity/test_siglip.py)
+SIGLIP_COUNTS = {
+    "siglip_b16": (92_884_224, 203_155_970),
+    "siglip_l16": (315_894_784, 652_089_346),
+    "siglip_so400m": (427_680_704, 877_415_602),
+}
+
+
+def shapes_of(size, **fields):
+    encoder, text = clip_sizes.vision(size), clip_sizes.text(size, **fields)
     images = jnp.zeros((1, encoder.image_size, encoder.image_size, 3))
     vision, words = CLIPVision(encoder, text.embedding), TextTower(text)
     rng, tokens = jax.random.key(0), jnp.zeros((1, text.context), int)
@@ -44,13 +53,21 @@ def test_each_size_has_the_parameter_count_of_the_original(size):
     assert (vision, vision + text + 1) == COUNTS[size]
 
 
+@pytest.mark.parametrize("size", SIGLIP_COUNTS)
+def test_siglips_sizes_have_the_parameter_counts_of_transformers(size):
+    vision, text = map(params.count, shapes_of(size, vocabulary=32_000))
+    assert (vision, vision + text + 2) == SIGLIP_COUNTS[size]
+
+
 def test_every_named_size_is_counted_above_but_for_twins_and_the_300m():
     assert set(COUNTS) == set(clip_sizes.CLIP_SIZES) - {"micro", "tiny", "300m"}
+    assert set(SIGLIP_COUNTS) == set(clip_sizes.SIGLIP_SIZES) - {"siglip_micro", "siglip_tiny"}
 
 
-def test_nearly_all_of_both_towers_is_sharded():
+@pytest.mark.parametrize("size", ["b16", "siglip_so400m"])
+def test_nearly_all_of_both_towers_is_sharded(size):
     mesh = AbstractMesh((2, 4, 2), meshes.AXES, axis_types=(AxisType.Auto,) * len(meshes.AXES))
-    vision, text = shapes_of("b16")
+    vision, text = shapes_of(size)
     rules.check({**vision, "text": text}, mesh, 0.02)
     _, whole = rules.sharded_fraction(
         {**vision, "text": text}, AbstractMesh((1, 4, 1), meshes.AXES)

@@ -4,10 +4,14 @@ other."""
 import json
 import re
 import signal
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
 from tests.e2e import runner
+from webssl_jax.telemetry.goodput import totals
 
 EVALUATION = {
     "eval.train": "corpus:train",
@@ -16,6 +20,13 @@ EVALUATION = {
     "eval.batch": 32,
     "pictures.kinds": "all",
     "pictures.candidates": 20,
+}
+CLIP = {
+    "method.decoder.width": None,
+    "method.decoder.heads": None,
+    "method.block": 4,
+    "total_steps": 4,
+    "pictures.kinds": "none",
 }
 
 
@@ -44,9 +55,119 @@ def test_several_processes_give_the_single_process_losses(
         assert (tmp_path / "pictures" / f"{name}_00000012.png").exists()
 
 
-def test_one_process_continues_what_two_began_and_the_other_way_round(tmp_path, cache, unbroken):
+def _contrasts(processes, devices):
+    """What contrast_worker.py finds, on each process."""
+    address = f"localhost:{runner.free_port()}"
+    command = [sys.executable, "-m", "tests.multihost.contrast_worker", address, str(processes)]
+    running = [
+        subprocess.Popen(
+            [*command, str(i)],
+            env=runner.environment(devices, processes=processes),
+            cwd=runner.ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+        )
+        for i in range(processes)
+    ]
+    try:
+        printed = [process.communicate(timeout=300)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    return [json.loads(text.split("FOUND ")[1]) for text in printed]
+
+
+def test_contrasts_and_their_gradients_on_two_processes_are_those_of_one():
+    """Softmax and sigmoid; gradients of both sides' features, of scale and bias. float32, only the
+    order of sums differs: 2e-6 relative, and 1e-7 of gradients near zero."""
+    (alone,) = _contrasts(1, 1)
+    for together in _contrasts(2, 2):
+        assert (alone["devices"], together["devices"]) == (1, 4)
+        for name, expected in alone["found"].items():
+            assert len(expected) == {"softmax": 4, "sigmoid": 5}[name]
+            for ours, theirs in zip(together["found"][name], expected, strict=True):
+                np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("contrast", ["softmax", "sigmoid"])
+def test_clips_losses_and_gradients_on_two_processes_are_those_of_one(tmp_path, cache, contrast):
+    """Each process holds half of the pairs; a loss sees all of them. float32, and the gradients'
+    norms and what they do to the next losses differ by the order of sums only: 2e-6 and 2e-5
+    relative."""
+    clip = {"spec": f"configs/clip.py:size=tiny,loss={contrast}", "cache": cache}
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = runner.train(one, CLIP, **clip)
+    assert alone.code == 0, alone.output
+    results = runner.train_together(two, 2, 1, CLIP, **clip)
+    assert all(result.code == 0 for result in results), [r.output for r in results]
+    rows = [
+        [json.loads(line) for line in open(run / "metrics.jsonl")][-CLIP["total_steps"] :]
+        for run in (one, two)
+    ]
+    assert [row["step"] for row in rows[0]] == [1, 2, 3, 4]
+    for expected, row in zip(*rows, strict=True):
+        assert row["train/loss"] == pytest.approx(expected["train/loss"], rel=2e-6)
+        norms = [name for name in expected if name.startswith("optim/grad_norm")]
+        assert len(norms) > 1
+        for name in norms:
+            assert row[name] == pytest.approx(expected[name], rel=2e-5), name
+
+
+def test_when_one_of_two_is_killed_the_other_ends_and_another_number_continues(
+    tmp_path, cache, unbroken
+):
+    """Nobody tells its peer, who finds out within the time that train_together waits. What was
+    done after the last checkpoint counts as lost time."""
+    first, second = slice(0, 1), slice(1, 2)
+    (left,) = runner.train_together(tmp_path, 2, 1, {}, cache, 7, to=second, wait_for=first)
+    assert left.code not in (0, 75), left.output
+    assert max(runner.losses(tmp_path)) < 12
+    result = runner.train(tmp_path, cache=cache)
+    assert result.code == 0, result.output
+    ours = runner.losses(tmp_path)
+    assert sorted(ours) == sorted(unbroken)
+    for step, loss in unbroken.items():
+        assert ours[step] == pytest.approx(loss, rel=2e-6)
+    starts = json.loads((tmp_path / "goodput.json").read_text())
+    assert [start["step"] for start in starts] == [starts[0]["step"], 12]
+    seconds = totals(starts)
+    assert (seconds["lost"] > 0) == (starts[0]["step"] > starts[1]["start_step"])
+    assert all(
+        seconds[kind] > 0 for kind in ("step", "compile", "checkpoint", "evaluation", "init")
+    )
+    assert "in 2 start(s): step " in result.output
+
+
+@pytest.mark.slow
+def test_a_peer_that_is_alive_and_stuck_ends_the_run_with_everybodys_stacks(tmp_path, cache):
+    """Stopped, not dead: its connections stay open."""
+    settings = {
+        "total_steps": 100_000,
+        "checkpoint.every_steps": 100_000,
+        "log.every_steps": 10,
+        "pictures.kinds": "none",
+        "host.stuck_minutes": 0.2,
+    }
+    first, second = slice(0, 1), slice(1, 2)
+    (left,) = runner.train_together(
+        tmp_path, 2, 1, settings, cache, 20, signal.SIGSTOP, second, wait_for=first
+    )
+    assert left.code == 1, left.output
+    assert "Timeout (0:00:12)!" in left.output and "webssl_jax/train.py" in left.output
+
+
+ONCE = {"sharding.replica": -1, "sharding.fsdp": 1, "checkpoint.restore_once": True}
+
+
+@pytest.mark.parametrize("mesh", [{}, pytest.param(ONCE, marks=pytest.mark.slow)])
+def test_one_process_continues_what_two_began_and_the_other_way_round(
+    tmp_path, cache, unbroken, mesh
+):
+    """Also where the first of two replicas reads and the other gets it from there."""
     for kill_after_step, processes in ((4, 2), (8, 1), (None, 2)):
-        runner.train_together(tmp_path, processes, 1, {}, cache, kill_after_step)
+        results = runner.train_together(tmp_path, processes, 1, mesh, cache, kill_after_step)
+    assert all(result.code == 0 for result in results), [r.output for r in results]
     ours = runner.losses(tmp_path)
     assert sorted(ours) == sorted(unbroken)
     for step, loss in unbroken.items():

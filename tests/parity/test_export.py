@@ -32,6 +32,7 @@ from webssl_jax.evaluators.frozen import Measurement
 from webssl_jax.methods.base import Variables
 from webssl_jax.weights import export as weights_export
 from webssl_jax.weights import load, safetensors_io
+from webssl_jax.weights.families import FAMILIES as ALL
 from webssl_jax.weights.families import table_of
 from webssl_jax.weights.networks import Networks
 from webssl_jax.weights.tables import WeightsError
@@ -300,7 +301,7 @@ def preprocess(folder, size):
     method = types.SimpleNamespace(
         eval_view=lambda: view, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)
     )
-    text = json.dumps(weights_export.preprocessor_config(method))
+    text = json.dumps(weights_export.preprocessor_config(method, ALL["hf-vit"]))
     (folder / "preprocessor_config.json").write_text(text)
     pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 3)).astype(np.uint8)
     image = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)

@@ -63,7 +63,7 @@ def _loop(mesh: Mesh):
 def _trunk(mesh: Mesh):
     """Two of our blocks, forward and backward."""
     config = BlockConfig(
-        width=256, depth=2, heads=4, mlp="swiglu", layer_scale=1e-5, dtype="bfloat16", remat="full"
+        width=256, depth=2, heads=4, mlp="swiglu", layer_scale=1e-5, dtype="bfloat16", remat="named"
     )
     stack = block_stack(config, train=True)
     tokens = jax.ShapeDtypeStruct((32, 65, 256), jnp.bfloat16, sharding=_cut(mesh, 0))

@@ -130,15 +130,16 @@ def test_no_program_costs_more_than_it_did(name):
 
 
 @pytest.mark.slow
-# DINO's jaxpr multiplies the same logits out several times, which the compiler does once.
+# DINO's jaxpr multiplies the same logits out several times, which the compiler does once. Its loop
+# of unknown length draws masks until enough patches are hidden, and multiplies nothing.
 @pytest.mark.parametrize(
-    "spec, share", [("web_mae.py:size=tiny", 0), ("web_dino.py:size=tiny", 0.01)]
+    "spec, share, loops", [("web_mae.py:size=tiny", 0, 0), ("web_dino.py:size=tiny", 0.01, 1)]
 )
-def test_a_real_steps_flops_agree_with_its_jaxpr(spec, share, monkeypatch, capsys):
+def test_a_real_steps_flops_agree_with_its_jaxpr(spec, share, loops, monkeypatch, capsys):
     argv = ["--config", f"configs/{spec}", "--slice", "v5e-4", "--json"]
     code, out = run(monkeypatch, capsys, *argv)
     r = json.loads(out)
-    assert code == 0 and r["fits"] and r["unknown_loops"] == []
+    assert code == 0 and r["fits"] and len(r["unknown_loops"]) == loops
 
     config = configs.load(f"configs/{spec}")
     method = methods.create(config)

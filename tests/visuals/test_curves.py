@@ -43,6 +43,13 @@ def test_any_history_makes_a_picture(rows):
     assert (picture < 128).any()
 
 
+def test_figures_of_texts_have_a_row_of_their_own():
+    rows = [{"step": s, "eval/retrieval/text_to_image_r10": s / 10} for s in range(4)]
+    picture = loss_curves(rows, baselines={"chance": {"eval/retrieval/text_to_image_r10": 0.1}})
+    assert picture.shape == (1220, 1300, 3)
+    assert near(picture[820:, 870:], BLUE) > 100 and near(picture[:820], BLUE) == 0
+
+
 def test_a_repeated_step_counts_once_with_its_last_value():
     rows = rows_of(5) + [{"step": 3, "train/loss": 9.0}, {"step": 4, "train/loss": 8.0}]
     steps, values = curves.collect(rows)["train/loss"]

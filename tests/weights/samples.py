@@ -1,5 +1,5 @@
 """Small networks with random weights, non-trivial biases and norms, written in every family: a MAE,
-and the networks of DINO."""
+the networks of DINO, and CLIP's towers."""
 
 import dataclasses
 
@@ -7,7 +7,9 @@ import jax
 import numpy as np
 
 from webssl_jax import params
+from webssl_jax.methods import pixels
 from webssl_jax.methods.mae import MAE, View
+from webssl_jax.models import clip_sizes
 from webssl_jax.models.heads import HeadConfig
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.weights import export, load, safetensors_io, torch_file
@@ -16,6 +18,7 @@ from webssl_jax.weights.networks import Networks, template_of
 
 FAMILIES = ("hf-vit", "hf-vit-mae", "mae-pth", "timm")
 BOTH = ("hf-vit-mae", "mae-pth")  # hold a decoder too
+CLIP = ("hf-clip", "hf-clip-vision", "open-clip", "open-clip-pth")
 DINO = ("dinov2-pth", "dinov2-teacher", "dinov2-heads", "hf-dinov2", "timm")
 
 
@@ -36,6 +39,19 @@ def make_dino(**encoder):
         ViTConfig(**fields | encoder),
         dino_head=HeadConfig(prototypes=24, bottleneck=8, hidden=20),
         ibot_head=HeadConfig(prototypes=16, bottleneck=12, hidden=20),
+    )
+
+
+def make_clip(contrast="softmax", text=None, **encoder):
+    """CLIP's towers, of different shapes."""
+    fields = dict(depth=3, mlp_hidden=57, image_size=24)
+    words = dict(width=24, heads=3, embedding=20, context=12, vocabulary=64)
+    return Networks(
+        clip_sizes.vision("micro", **fields | encoder),
+        text=clip_sizes.text("micro", **words | (text or {})),
+        contrast=contrast,
+        mean=pixels.CLIP_MEAN,
+        std=pixels.CLIP_STD,
     )
 
 
@@ -71,8 +87,10 @@ def damaged(path, family, folder, change):
     if not ALL[family].config:
         torch_file.write_file(folder / "x.pth", "model", specs, iter(tensors.items()), {})
         return folder / "x.pth"
-    safetensors_io.write_file(folder / "model.safetensors", specs, tensors.items())
-    (folder / "config.json").write_text((path / "config.json").read_text())
+    file = ALL[family].weights_file or safetensors_io.SINGLE_FILE
+    safetensors_io.write_file(folder / file, specs, tensors.items())
+    config = ALL[family].config_file
+    (folder / config).write_text((path / config).read_text())
     return folder
 
 

@@ -1,4 +1,4 @@
-"""160 random damages of weight files: each ends in one clear line or in an unchanged load.
+"""240 random damages of weight files: each ends in one clear line or in an unchanged load.
 
 Out of reach without a checksum, and so not among them: another finite number in the payload of a
 safetensors file, and another plausible value in a config.json. PyTorch's files have checksums.
@@ -18,7 +18,7 @@ from webssl_jax import params
 from webssl_jax.config import UserError
 from webssl_jax.weights import load, safetensors_io
 
-DAMAGES = 160
+DAMAGES = 240
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,8 @@ def whole(tmp_path_factory):
     paths = []
     for family in samples.FAMILIES:
         paths.append(samples.write(family, root))
+    for family in ("hf-clip", "open-clip", "open-clip-pth"):
+        paths.append(samples.write(family, root, samples.make_clip()))
     (root / "shards").mkdir()
     paths.append(samples.write("hf-vit-mae", root / "shards", max_file_bytes=40_000))
     return [(path, load.load(path)) for path in paths]

@@ -20,7 +20,8 @@ UNCAPTIONED = ("empty", "replace")
 
 @dataclasses.dataclass(frozen=True)
 class CaptionedView:
-    """An image as ``crop`` gives it, and one of its captions in ``context`` tokens.
+    """An image as ``crop`` gives it, and one of its captions in ``context`` tokens, filled up with
+    ``pad``.
 
     uncaptioned: what happens to a record without a caption: ``empty``, its text is empty;
     ``replace``, it counts as damaged, so that the loader puts another record in its place and names
@@ -34,6 +35,7 @@ class CaptionedView:
     crop: RandomResizedCropView
     context: int = 77
     uncaptioned: str = "empty"
+    pad: int = 0
 
     def __post_init__(self):
         if self.uncaptioned not in UNCAPTIONED:
@@ -52,10 +54,10 @@ class CaptionedView:
             raise RecordError("no caption")
         out = self.crop(record.image, rng)
         text = record.captions[rng.integers(len(record.captions))] if record.captions else ""
-        return out | {"tokens": _tokenizer(self.context)([text])[0]}
+        return out | {"tokens": _tokenizer(self.context, self.pad)([text])[0]}
 
 
 @functools.cache
-def _tokenizer(context: int) -> Tokenizer:
+def _tokenizer(context: int, pad: int) -> Tokenizer:
     """One a process, where words are remembered."""
-    return Tokenizer(context=context)
+    return Tokenizer(context, pad)

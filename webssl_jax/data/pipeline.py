@@ -12,15 +12,17 @@ batch, large enough that handing them over costs nothing.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
 import os
 import signal
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple, Protocol
 
@@ -351,61 +353,75 @@ def read_labelled(
       class_names: names in the order of their ids, e.g. those of the training split; by default all
         that occur, sorted.
 
-    Damaged records are skipped, counted and named in the log.
+    Damaged records as of :func:`read_each`.
 
     Raises:
       UserError: if no record has a label, or one has a label that ``class_names`` lacks.
     """
-    order = grain.MapDataset.range(len(source))
-    if limit is not None:
-        order = order.shuffle(seed=0)
-    indices, images, labels, damaged = [], [], [], 0
-    with futures.ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(order), 16 * threads):
-            span = [int(order[i]) for i in range(start, min(start + 16 * threads, len(order)))]
-            for index, result in zip(
-                span, pool.map(functools.partial(_read_one, source, view), span), strict=True
-            ):
-                if len(images) == limit:
-                    break
-                if isinstance(result, str):
-                    damaged += 1
-                    _logger.warning(
-                        "damaged record skipped: %s: %s", source.describe(index), result
-                    )
-                elif result is not None:
-                    indices.append(index)
-                    images.append(result[0])
-                    labels.append(result[1])
-            if len(images) == limit:
-                break
-    if damaged:
-        _logger.warning("%d damaged records skipped, %d labelled images read", damaged, len(images))
-    if not images:
+
+    def see(record: records.Record) -> tuple[np.ndarray, str] | None:
+        return None if record.label is None else (view(record.image), record.label)
+
+    found = read_some(source, see, limit, threads)
+    if not found:
         raise UserError(
             f"no labelled image in {len(source):,} records ({source.describe(0)}, ...); give "
             "records with labels, or leave this evaluation out"
         )
+    images, labels = zip(*(row for _, row in found))
     names = sorted(set(labels)) if class_names is None else list(class_names)
     ids = {name: i for i, name in enumerate(names)}
-    for index, label in zip(indices, labels, strict=True):
+    for (index, _), label in zip(found, labels):
         if label not in ids:
             raise UserError(
                 f"{source.describe(index)}: label {label!r} is none of the {len(names)} known "
                 "classes"
             )
-    in_order = np.argsort(indices).tolist()
-    return Labelled(
-        np.stack([images[i] for i in in_order]),
-        np.array([ids[labels[i]] for i in in_order], np.int32),
-        names,
-    )
+    return Labelled(np.stack(images), np.array([ids[x] for x in labels], np.int32), names)
 
 
-def _read_one(source: Source, view: EvalView, index: int) -> tuple[np.ndarray, str] | str | None:
-    """(image, label); None without a label; the reason if damaged."""
-    try:
-        record = records.decode(source[index])
-        return None if record.label is None else (view(record.image), record.label)
-    except DAMAGE as error:
-        return " ".join(str(error).split())
+def read_some(
+    source: Source,
+    see: Callable[[records.Record], Any],
+    limit: int | None = None,
+    threads: int = 16,
+) -> list[tuple[int, Any]]:
+    """(index, ``see(record)``) of those records of a source for which it is not None, in their
+    order; at most ``limit``, drawn evenly from the whole source by a fixed shuffle (shards are
+    often sorted by class). Damaged records as of :func:`read_each`."""
+    order = grain.MapDataset.range(len(source))
+    if limit is not None:
+        order = order.shuffle(seed=0)
+    indices = (int(order[i]) for i in range(len(order)))
+    with contextlib.closing(read_each(source, see, indices, threads)) as found:
+        return sorted(itertools.islice(found, limit), key=lambda row: row[0])
+
+
+def read_each(
+    source: Source, see: Callable[[records.Record], Any], indices: Iterable[int], threads: int = 16
+) -> Iterator[tuple[int, Any]]:
+    """Yields (index, ``see(record)``) of the records ``indices``, in this order, a few ahead,
+    without those for which it is None. Damaged ones are skipped, named in the log and counted
+    there."""
+
+    def read(index: int) -> tuple[int, Any, str]:
+        try:
+            return index, see(records.decode(source[index])), ""
+        except DAMAGE as error:
+            return index, None, " ".join(str(error).split())
+
+    damaged, indices = 0, iter(indices)
+    with futures.ThreadPoolExecutor(threads) as pool:
+        try:
+            while span := list(itertools.islice(indices, 16 * threads)):
+                for index, value, reason in pool.map(read, span):
+                    if reason:
+                        damaged += 1
+                        _logger.warning(
+                            "damaged record skipped: %s: %s", source.describe(index), reason
+                        )
+                    elif value is not None:
+                        yield index, value
+        finally:
+            if damaged:
+                _logger.warning("%d damaged records skipped", damaged)

@@ -32,21 +32,21 @@ _KEPT_WORDS = 1 << 17  # whose ids are remembered, the latest: the web never run
 
 
 class Tokenizer:
-    """Texts to ids (N, ``context``) int32: start, the words, end, zeros. Of a text that is too long
-    the rest is cut off and the last id is the end all the same. Can be pickled.
+    """Texts to ids (N, ``context``) int32: start, the words, end, then ``pad``. Of a text that is
+    too long the rest is cut off and the last id is the end all the same. Can be pickled.
 
     Raises:
       ValueError: if there is no room for start and end.
     """
 
-    def __init__(self, context: int = 77):
+    def __init__(self, context: int = 77, pad: int = 0):
         if context < 2:
             raise ValueError(f"context = {context} must be at least 2, for start and end of text")
-        self.context = context
+        self.context, self.pad = context, pad
         self._word = functools.lru_cache(_KEPT_WORDS)(_word)
 
     def __reduce__(self):
-        return Tokenizer, (self.context,)
+        return Tokenizer, (self.context, self.pad)
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Raises:
@@ -54,7 +54,7 @@ class Tokenizer:
         """
         if isinstance(texts, str):
             raise TypeError("give a sequence of texts, not one text")
-        out = np.zeros((len(texts), self.context), np.int32)
+        out = np.full((len(texts), self.context), self.pad, np.int32)
         for row, text in zip(out, texts):
             ids = self._ids(text)
             row[: len(ids)] = ids
@@ -118,18 +118,26 @@ def _merge(ids: list[int], pairs: dict[tuple[int, int], int]) -> list[int]:
 @functools.cache
 def _vocabulary() -> tuple[list[int], dict[tuple[int, int], int]]:
     """(the id of each byte, {(id, id): the id of their merge})."""
-    # The file spells bytes as characters: those that print as themselves, the rest from U+0100 on.
-    # Ids follow that order.
+    letters, bytes_ = spelling()
+    ids = {letter: i for i, letter in enumerate(letters)}
+    ids |= {f"{letter}</w>": 256 + i for i, letter in enumerate(letters)}
+    pairs = {}
+    for number, (left, right) in enumerate(merges(), start=512):
+        pairs[ids[left], ids[right]] = ids[left + right] = number
+    byte_ids = {byte: i for i, byte in enumerate(bytes_)}
+    return [byte_ids[byte] for byte in range(256)], pairs
+
+
+def spelling() -> tuple[list[str], list[int]]:
+    """(the letters that the vocabulary's file spells bytes with, the bytes), in the order of ids:
+    those bytes that print stand for themselves, the rest from U+0100 on."""
     prints = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in prints]
-    spelling = [chr(byte) for byte in prints] + [chr(256 + i) for i in range(len(rest))]
-    ids = {letter: i for i, letter in enumerate(spelling)}
-    ids |= {f"{letter}</w>": 256 + i for i, letter in enumerate(spelling)}
+    return [chr(byte) for byte in prints] + [chr(256 + i) for i in range(len(rest))], prints + rest
+
+
+def merges() -> list[tuple[str, str]]:
+    """The pairs of spelled parts that become one, in the order of ids."""
     file = importlib.resources.files("webssl_jax.data") / "vocabulary/bpe_simple_vocab_16e6.txt.gz"
     lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")[1 : 1 + MERGES]
-    pairs = {}
-    for number, line in enumerate(lines, start=512):
-        left, right = line.split()
-        pairs[ids[left], ids[right]] = ids[left + right] = number
-    byte_ids = {byte: i for i, byte in enumerate(prints + rest)}
-    return [byte_ids[byte] for byte in range(256)], pairs
+    return [tuple(line.split()) for line in lines]

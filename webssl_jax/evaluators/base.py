@@ -78,6 +78,25 @@ class Score(NamedTuple):
         return cls(np.array([c == "1" for c in row["correct"]]), row["chosen"], row["by_variant"])
 
 
+class Ranks(NamedTuple):
+    """behind: (n,) integers, how many wrong answers come before a query's right one."""
+
+    behind: np.ndarray
+
+    def within(self, k: int) -> Score:
+        """The share of queries with the right answer among the first ``k``."""
+        return Score(self.behind < k, f"among the first {k}", {})
+
+    def to_json(self) -> str:
+        """The integers, with spaces between them."""
+        return " ".join(map(str, self.behind.tolist()))
+
+    @classmethod
+    def from_json(cls, text: str) -> Ranks:
+        """Inverse of :meth:`to_json`."""
+        return cls(np.array(text.split(), np.int64))
+
+
 class Difference(NamedTuple):
     """``value`` = accuracy of a minus accuracy of b; ``se`` its standard error."""
 
@@ -148,6 +167,12 @@ def fingerprint(*datasets: Dataset) -> str:
         for array in (data.images, data.labels):
             crc = zlib.crc32(np.ascontiguousarray(array), crc)
     return f"{crc:08x}"
+
+
+def spread(n: int, k: int) -> np.ndarray:
+    """``k`` of ``n`` indices, evenly from the first on; all of them when there are fewer."""
+    k = min(n, k)
+    return np.arange(k) * n // max(k, 1)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -39,10 +39,7 @@ def extract(
     if not len(images):
         raise ValueError("no images to extract features from")
     layers = tuple(layers)
-    chunks = [
-        _one_batch(feature_fn, images[i : i + batch], batch, layers)
-        for i in range(0, len(images), batch)
-    ]
+    chunks = [_pooled(feature_fn, part, n, layers) for part, n in in_batches(images, batch)]
     pooled = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
     odd = [name for name, x in pooled.items() if not np.isfinite(x).all()]
     if odd:
@@ -53,12 +50,18 @@ def extract(
     return pooled
 
 
-def _one_batch(
-    feature_fn, images: np.ndarray, batch: int, layers: tuple[int, ...]
+def in_batches(rows: np.ndarray, batch: int) -> Iterator[tuple[np.ndarray, int]]:
+    """``rows`` in parts of exactly ``batch``, so that one compilation serves, each with the number
+    of its rows that count: the last part is filled with copies of its last row."""
+    for start in range(0, len(rows), batch):
+        part = rows[start : start + batch]
+        missing = batch - len(part)
+        yield np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]), len(part)
+
+
+def _pooled(
+    feature_fn: FeatureFunction, images: np.ndarray, n: int, layers: tuple[int, ...]
 ) -> dict[str, np.ndarray]:
-    n = len(images)
-    if n < batch:
-        images = np.concatenate([images, np.repeat(images[-1:], batch - n, axis=0)])
     features = feature_fn(images, layers=layers)
     tokens = {"": (features.cls, features.patches)}
     missing = [layer for layer in layers if layer not in features.layers]

@@ -33,6 +33,10 @@ class Measurement(NamedTuple):
     knn: Score
     linear: Score
 
+    @property
+    def test_images(self) -> int:
+        return len(self.knn.correct)
+
     def metrics(self) -> dict[str, float]:
         """``eval/knn/top1``, ``eval/linear/top1``, each with ``_se``, and every variant's own
         figure."""
@@ -51,10 +55,10 @@ class Measurement(NamedTuple):
 
     @classmethod
     def from_json(cls, row: dict) -> Measurement:
-        """Inverse of :meth:`to_json`."""
-        return cls(
-            **row | {"knn": Score.from_json(row["knn"]), "linear": Score.from_json(row["linear"])}
-        )
+        """Inverse of :meth:`to_json`; what else is in ``row`` is passed over."""
+        own = {name: row[name] for name in cls._fields}
+        scores = {name: Score.from_json(row[name]) for name in ("knn", "linear")}
+        return cls(**own | scores)
 
 
 class FrozenFeatureEvaluation:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from concurrent import futures
 from typing import NamedTuple
 
 import jax
@@ -18,9 +17,14 @@ from ml_collections import ConfigDict
 
 from webssl_jax.config import UserError, suggest
 from webssl_jax.data import records
-from webssl_jax.data.pipeline import DAMAGE, Source
-from webssl_jax.evaluators.base import FeatureFunction
+from webssl_jax.data.pipeline import Source, read_each
+from webssl_jax.data.sources import ArrayRecordSource
+from webssl_jax.evaluators import text_pictures
+from webssl_jax.evaluators.base import FeatureFunction, spread
+from webssl_jax.evaluators.features import in_batches
+from webssl_jax.evaluators.retrieval import Pairs
 from webssl_jax.evaluators.runs import feature_function
+from webssl_jax.evaluators.towers import has_texts, tokenize, tower_functions
 from webssl_jax.methods.base import Method, Variables
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.visuals import attention, neighbours, norms, pca
@@ -41,11 +45,16 @@ class Images(NamedTuple):
     captions: Sequence[str]
 
 
+def available(method: Method) -> tuple[str, ...]:
+    """What can be drawn of ``method``, besides what its features give."""
+    return method.picture_names + (text_pictures.NAMES if has_texts(method) else ())
+
+
 def choose(asked: str, own: Sequence[str], where: str) -> tuple[str, ...]:
     """The pictures that ``asked`` names: ``all``, ``none``, or names with commas between them.
 
     Args:
-      own: what the method itself can draw.
+      own: of :func:`available`.
       where: the key or flag that asks.
 
     Raises:
@@ -79,17 +88,12 @@ def read_images(
       UserError: if none can be read.
     """
 
-    def read(index: int) -> tuple[np.ndarray, str | None, str] | None:
-        try:
-            record = records.decode(source[index])
-            caption = record.captions[0] if record.captions else record.key
-            return view(record.image), record.label, caption
-        except DAMAGE as error:
-            log.info("not pictured: %s: %s", source.describe(index), " ".join(str(error).split()))
-            return None
+    def see(record: records.Record) -> tuple[np.ndarray, str | None, str]:
+        caption = record.captions[0] if record.captions else record.key
+        return view(record.image), record.label, caption
 
-    with futures.ThreadPoolExecutor(threads) as pool:
-        found = [image for image in pool.map(read, spread(len(source), limit).tolist()) if image]
+    chosen = spread(len(source), limit).tolist()
+    found = [image for _, image in read_each(source, see, chosen, threads)]
     if not found:
         raise UserError(f"{source.describe(0)}, ...: no image can be read; nothing to picture")
     pixels, labels, captions = zip(*found)
@@ -102,10 +106,12 @@ def images_needed(names: Sequence[str], shown: int, candidates: int) -> int:
 
 
 class MethodPictures:
-    """All pictures of a method's variables: what it draws itself and what its features give.
+    """All pictures of a method's variables: what it draws itself, what its features give, and those
+    of its images and texts.
 
     Args:
       names: of :func:`choose`. shown, images: as of :class:`FeaturePictures`.
+      pairs: of ``text_pictures.read_pictured``; None for no such pictures.
       seed: of the randomness in the method's own pictures, the same at every step.
     """
 
@@ -117,10 +123,17 @@ class MethodPictures:
         names: Sequence[str],
         shown: int = 8,
         seed: int = 0,
+        pairs: Pairs | None = None,
     ):
         ways = int(np.prod([mesh.shape[axis] for axis in meshes.BATCH_AXES]))
-        self._of_features = FeaturePictures(images, names, shown, -(-_BATCH // ways) * ways)
+        batch = -(-_BATCH // ways) * ways
+        self._of_features = FeaturePictures(images, names, shown, batch)
         self._bind = feature_function(method, mesh)
+        self._of_texts = None
+        if pairs:
+            tokens = tokenize(method, pairs.texts)
+            self._of_texts = text_pictures.TextPictures(pairs, tokens, names, shown)
+            self._bind_towers = tower_functions(method, mesh, batch)
         self._method, self._rng = method, jax.random.key(seed)
         self._own = tuple(name for name in method.picture_names if name in names)
         rows = spread(len(images.pixels), shown)
@@ -131,11 +144,14 @@ class MethodPictures:
     def from_config(
         cls, config: ConfigDict, method: Method, mesh: Mesh, source: Source, names: Sequence[str]
     ) -> MethodPictures:
-        """As a run's config asks for them, of images of ``source``."""
-        entry = config.pictures
+        """As a run's config asks for them, of images of ``source``; those of texts of the pairs for
+        retrieval, where there are such."""
+        entry, view, threads = config.pictures, method.eval_view(), config.data.threads
         limit = images_needed(names, entry.images, entry.candidates)
-        images = read_images(source, method.eval_view(), limit, config.data.threads)
-        return cls(method, mesh, images, names, entry.images, config.seed)
+        images = read_images(source, view, limit, threads)
+        captioned = ArrayRecordSource(config.eval.retrieval) if config.eval.retrieval else source
+        pairs = text_pictures.read_pictured(captioned, view, names, entry.candidates, threads)
+        return cls(method, mesh, images, names, entry.images, config.seed, pairs)
 
     def draw(self, variables: Variables, step: int, of: str = "") -> dict[str, np.ndarray]:
         """{name: (H, W, 3) uint8}. All processes of a run call it together; the first one's result
@@ -144,7 +160,10 @@ class MethodPictures:
         if self._own:
             drawn = self._method.pictures(variables, self._batch, self._rng)
             drawn = {name: drawn[name] for name in self._own}
-        return drawn | dict(self._of_features.run(self._bind(variables), step, of))
+        drawn |= dict(self._of_features.run(self._bind(variables), step, of))
+        if self._of_texts:
+            drawn |= dict(self._of_texts.run(self._bind_towers(variables), step, of))
+        return drawn
 
 
 class FeaturePictures:
@@ -248,12 +267,9 @@ def _look(
     features: FeatureFunction, pixels: np.ndarray, rows: np.ndarray, shown: set[int], batch: int
 ) -> _Seen:
     kept: list[list[np.ndarray]] = [[] for _ in _Seen._fields]
-    for start in range(0, len(rows), batch):
-        chosen = rows[start : start + batch]
-        # always ``batch`` images, so that one compilation serves; the copies are cut off again
-        filled = np.concatenate([chosen, np.repeat(chosen[-1:], batch - len(chosen))])
-        seen = jax.device_get(features(pixels[filled], inside=True))
-        n, inside = len(chosen), seen.inside
+    for chosen, n in in_batches(rows, batch):
+        seen = jax.device_get(features(pixels[chosen], inside=True))
+        chosen, inside = chosen[:n], seen.inside
         show = [i for i, row in enumerate(chosen.tolist()) if row in shown]
         # CLS tokens are what DINO and CLIP train, patches what MAE does: half of the cosine is of
         # the one, half of the other.
@@ -273,9 +289,3 @@ def _look(
 
 def _unit(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-
-
-def spread(n: int, k: int) -> np.ndarray:
-    """``k`` of ``n`` indices, evenly from the first on; all of them when there are fewer."""
-    k = min(n, k)
-    return np.arange(k) * n // max(k, 1)

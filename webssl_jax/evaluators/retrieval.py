@@ -9,26 +9,25 @@ rivals of each other; where captions differ, as there, nothing changes by that.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
-from concurrent import futures
-from typing import NamedTuple
+import zlib
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from webssl_jax.config import UserError
 from webssl_jax.data import records
-from webssl_jax.data.pipeline import DAMAGE, EvalView, Source
-from webssl_jax.data.tokens import Tokenizer
-from webssl_jax.methods.base import Variables
-from webssl_jax.methods.clip import CLIP
-from webssl_jax.sharding import mesh as meshes
+from webssl_jax.data.pipeline import EvalView, Source, read_some
+from webssl_jax.evaluators.base import Ranks
+from webssl_jax.evaluators.towers import Towers, check_finite
 
 KS = (1, 5, 10)
+WAYS = ("image_to_text", "text_to_image")
+PROTOCOL = 1  # as that of frozen.py
 _QUERIES = 1024  # compared at a time, so that memory stays bounded
-log = logging.getLogger(__name__)
+
+
+class NoCaptions(UserError):
+    """No record of a source has a caption."""
 
 
 class Pairs(NamedTuple):
@@ -43,28 +42,19 @@ class Pairs(NamedTuple):
 def read_pairs(
     source: Source, view: EvalView, limit: int | None = None, threads: int = 16
 ) -> Pairs:
-    """The captioned images of a source, at most ``limit``, evenly from the whole of it. Records
-    without a caption are passed over; damaged ones too, named in the log.
+    """The captioned images of a source, at most ``limit``, evenly from the whole of it; the same
+    every time. Damaged records are skipped, and named in the log.
 
     Raises:
-      UserError: if no record has a caption.
+      NoCaptions: if no record has a caption.
     """
 
-    def read(index: int) -> tuple[np.ndarray, tuple[str, ...]] | None:
-        try:
-            record = records.decode(source[index])
-            return (view(record.image), record.captions) if record.captions else None
-        except DAMAGE as error:
-            reason = " ".join(str(error).split())
-            log.warning("damaged record skipped: %s: %s", source.describe(index), reason)
-            return None
+    def see(record: records.Record) -> tuple[np.ndarray, tuple[str, ...]] | None:
+        return (view(record.image), record.captions) if record.captions else None
 
-    count = min(limit or len(source), len(source))
-    chosen = (np.arange(count) * len(source) // count).tolist()
-    with futures.ThreadPoolExecutor(threads) as pool:
-        found = [row for row in pool.map(read, chosen) if row is not None]
+    found = [row for _, row in read_some(source, see, limit, threads)]
     if not found:
-        raise UserError(
+        raise NoCaptions(
             f"no captioned image in {len(source):,} records ({source.describe(0)}, ...); give "
             "records with captions, or leave retrieval out"
         )
@@ -77,108 +67,100 @@ def read_pairs(
     return Pairs(np.stack([row[0] for row in found]), tuple(places), np.array(links, np.int32))
 
 
-def embed(function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, batch: int) -> np.ndarray:
-    """``function`` (batch, ...) -> (batch, E) of all rows, always ``batch`` at a time, so that one
-    compilation serves; the copies that fill the last are cut off again. (n, E) float32."""
-    out = []
-    for start in range(0, len(rows), batch):
-        part = rows[start : start + batch]
-        filled = np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)])
-        out.append(np.asarray(function(filled), np.float32)[: len(part)])
-    return np.concatenate(out)
+class Retrieval(NamedTuple):
+    """What a network found.
 
-
-class RunRetrieval:
-    """Retrieval with the two towers of a run, on a source's captioned images.
-
-    Args:
-      method: one with ``embed_images``, ``embed_texts`` and ``text`` (``methods/clip.py``).
-      batch: images or texts a call; must divide over the mesh.
-      limit: of images; None for all.
-
-    Raises:
-      UserError: if no record has a caption.
+    data: fingerprint of the pairs, and the protocol; only results with the same are comparable.
+    image_to_text: of each image, how many wrong texts come before its first right one;
+    text_to_image: the other way. chance: the metrics that a random order would have on average.
     """
+
+    data: str
+    image_to_text: Ranks
+    text_to_image: Ranks
+    chance: dict[str, float]
+
+    def metrics(self) -> dict[str, float]:
+        """``eval/retrieval/image_to_text_r1``, ``..._r5``, ``..._r10`` and ``text_to_image_...``,
+        each with ``_se``."""
+        out = {}
+        for way in WAYS:
+            for k in KS:
+                score = getattr(self, way).within(k)
+                name = f"eval/retrieval/{way}_r{k}"
+                out |= {name: score.top1, f"{name}_se": score.se}
+        return out
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """(images, texts)."""
+        return len(self.image_to_text.behind), len(self.text_to_image.behind)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        ways = {way: getattr(self, way).to_json() for way in WAYS}
+        return self._asdict() | ways
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Retrieval:
+        """Inverse of :meth:`to_json`."""
+        ways = {way: Ranks.from_json(row[way]) for way in WAYS}
+        return cls(**row | ways)
+
+
+class RetrievalEvaluation:
+    """Measures retrieval among ``pairs``, of which ``tokens`` (m, C) are the texts. ``chance``: the
+    metrics of a random order."""
 
     name = "retrieval"
 
-    def __init__(
-        self,
-        method: CLIP,
-        mesh: Mesh,
-        source: Source,
-        batch: int = 256,
-        limit: int | None = None,
-        threads: int = 16,
-    ):
-        self.pairs = read_pairs(source, method.eval_view(), limit, threads)
-        self._tokens = Tokenizer(method.text.context)(self.pairs.texts)
-        self._batch, self._sharding = batch, meshes.batch_sharding(mesh)
+    def __init__(self, pairs: Pairs, tokens: np.ndarray):
+        self.pairs, self._tokens = pairs, tokens
+        crc = zlib.crc32(np.ascontiguousarray(pairs.images))
+        crc = zlib.crc32("\n".join(pairs.texts).encode(), zlib.crc32(pairs.links, crc))
+        self._data = f"{crc:08x}-{PROTOCOL}"
+        self.chance = chance(pairs.links)
 
-        def compiled(tower: Callable) -> Callable:
-            def compute(params, rows):
-                with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for layers.on_batch
-                    return tower(params, rows)
-
-            return jax.jit(compute, out_shardings=meshes.replicated(mesh))
-
-        self._embed_images = compiled(method.embed_images)
-        self._embed_texts = compiled(method.embed_texts)
-
-    def run(self, variables: Variables) -> dict[str, float]:
-        """What :func:`recalls` says. All processes call it.
+    def measure(self, towers: Towers) -> Retrieval:
+        """All processes call it.
 
         Raises:
           UserError: if an embedding is not finite.
         """
-
-        def embedded(tower: Callable, rows: np.ndarray) -> np.ndarray:
-            def call(part: np.ndarray) -> np.ndarray:
-                placed = jax.make_array_from_callback(
-                    part.shape, self._sharding, lambda index: part[index]
-                )
-                return tower(variables.params, placed)
-
-            return embed(call, rows, self._batch)
-
-        images = embedded(self._embed_images, self.pairs.images)
-        texts = embedded(self._embed_texts, self._tokens)
-        if not (np.isfinite(images).all() and np.isfinite(texts).all()):
-            raise UserError(
-                "retrieval: NaN or infinity in the embeddings; the network has diverged, or its "
-                "number format is too small for it"
-            )
-        return recalls(images, texts, self.pairs.links)
+        images, texts = towers.images(self.pairs.images), towers.texts(self._tokens)
+        check_finite("retrieval", images, texts)
+        return Retrieval(self._data, *ranks(images, texts, self.pairs.links), self.chance)
 
 
-def recalls(
-    images: np.ndarray, texts: np.ndarray, links: np.ndarray, ks: Sequence[int] = KS
-) -> dict[str, float]:
-    """{``image_to_text_r1``: the share of images with one of their captions among the ``1`` nearest
-    texts, ..., ``text_to_image_r1``: ...}, in 0 ... 1.
+def ranks(images: np.ndarray, texts: np.ndarray, links: np.ndarray) -> tuple[Ranks, Ranks]:
+    """(n,) of each image, how many wrong texts are at least as near as the nearest of its own; and
+    (m,) of each text, the same of images. 0 is a hit at the first place.
 
-    images: (n, E), texts: (m, E), L2-normalised. links: as of :class:`Pairs`. An answer that is as
-    near as a wrong one counts as behind it.
+    images: (n, E), texts: (m, E), L2-normalised. links: as of :class:`Pairs`.
     """
-    out = {}
-    both = (
-        ("image_to_text", images, texts, links),
-        ("text_to_image", texts, images, links[:, ::-1]),
-    )
-    for name, queries, answers, right in both:
-        ranks = _ranks(queries, answers, right)
-        out |= {f"{name}_r{k}": float((ranks < k).mean()) for k in ks}
-    return out
+    return _ranks(images, texts, links), _ranks(texts, images, links[:, ::-1])
 
 
-def _ranks(queries: np.ndarray, answers: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """(n,) how many wrong answers are at least as near to a query as its nearest right one."""
-    ranks = np.empty(len(queries), np.int64)
+def _ranks(queries: np.ndarray, answers: np.ndarray, right: np.ndarray) -> Ranks:
+    out = np.empty(len(queries), np.int64)
     for start in range(0, len(queries), _QUERIES):
         scores = queries[start : start + _QUERIES] @ answers.T
         here = right[(right[:, 0] >= start) & (right[:, 0] < start + len(scores))]
         mask = np.zeros(scores.shape, bool)
         mask[here[:, 0] - start, here[:, 1]] = True
         best = np.where(mask, scores, -np.inf).max(axis=1, keepdims=True)
-        ranks[start : start + len(scores)] = ((scores >= best) & ~mask).sum(axis=1)
-    return ranks
+        out[start : start + len(scores)] = ((scores >= best) & ~mask).sum(axis=1)
+    return Ranks(out)
+
+
+def chance(links: np.ndarray) -> dict[str, float]:
+    """{metric: its mean over all orders of the answers}. A query with c right ones among m answers
+    misses them all in the first k with probability (m - c choose k) / (m choose k)."""
+    out = {}
+    for way, right in zip(WAYS, (links, links[:, ::-1])):
+        c, m = np.bincount(right[:, 0]), right[:, 1].max() + 1
+        for k in KS:
+            drawn = np.arange(min(k, m))[:, None]
+            misses = np.prod(np.maximum(1 - c / (m - drawn), 0), axis=0)
+            out[f"eval/retrieval/{way}_r{k}"] = float(1 - misses.mean())
+    return out

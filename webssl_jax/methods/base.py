@@ -47,7 +47,9 @@ class Inside(NamedTuple):
 
     attention: (B, heads, h, w), the CLS token's weights on patches; with those on itself and on
     registers they add up to 1. cls_norm (B,), register_norms (B, R), patch_norms (B, h, w): lengths
-    of the block's output tokens, before the final norm makes them alike.
+    of the block's output tokens, before the final norm makes them alike. Where pooled tokens take
+    the place of CLS, the weights are those of the pooling's probe and ``cls_norm`` is the length of
+    what is pooled.
     """
 
     attention: jax.Array

@@ -23,7 +23,7 @@ import numpy as np
 from webssl_jax.methods import pixels
 from webssl_jax.methods.base import Features, LossOutput, Params, Schedule, Tables, Variables
 from webssl_jax.methods.contrastive import sigmoid_contrast, softmax_contrast
-from webssl_jax.methods.encoder import encode
+from webssl_jax.methods.encoder import encode, eval_view
 from webssl_jax.methods.vitals import Alarm, Limit, Sign, Vitals
 from webssl_jax.models import clip_sizes, sizes
 from webssl_jax.models.clip import CLIPVision
@@ -121,6 +121,11 @@ class CLIP:
             )
         if self.block < 0:
             raise ValueError(f"block = {self.block} must be zero or positive")
+        if self.encoder.pooling == "map" and self.encoder.width != self.text.embedding:
+            raise ValueError(
+                f"text.embedding = {self.text.embedding}: pooling = 'map' has no projection, so it "
+                f"must be the width = {self.encoder.width} of images"
+            )
         self.train_view()  # what it refuses is refused here, and not when the loader starts
 
     @property
@@ -132,10 +137,17 @@ class CLIP:
             bias if self.bias is None else self.bias,
         )
 
+    @property
+    def padding(self) -> int:
+        """What stands after the end of a text, as ``data.tokens.Tokenizer`` fills up: 0, which
+        nothing sees, or where the last place is pooled the end again, as in SigLIP."""
+        return self.text.vocabulary - 1 if self.text.pooling == "last" else 0
+
     # Variables and loss.
 
     def init(self, rng: jax.Array, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> Variables:
-        """Fresh parameters: ``encoder`` and ``projection`` of the image tower, ``text``,
+        """Fresh parameters: ``encoder`` and, but for SigLIP's, ``projection`` of the image tower,
+        ``text``,
         ``logit_scale`` (the scale's logarithm) and with sigmoid ``logit_bias``; no teacher."""
         image_rng, text_rng = jax.random.split(rng)
         image = jnp.zeros((1, *batch_spec["image"].shape[1:]))
@@ -186,7 +198,7 @@ class CLIP:
         """uint8 (B, H, W, 3) -> (B, E) float32, L2-normalised. ``rng``: as in training, with
         stochastic depth."""
         tower = CLIPVision(self.encoder, self.text.embedding)
-        own = {name: params[name] for name in ("encoder", "projection")}
+        own = {name: params[name] for name in ("encoder", "projection") if name in params}
         images = pixels.normalise(images, self.mean, self.std)
         return _embed(tower, own, images, rng)
 
@@ -232,14 +244,11 @@ class CLIP:
 
         v = self.view
         crop = RandomResizedCropView(v.image_size, scale=(v.scale_min, v.scale_max), flip=0.0)
-        return CaptionedView(crop, self.text.context, v.uncaptioned)
+        return CaptionedView(crop, self.text.context, v.uncaptioned, self.padding)
 
     def eval_view(self, size: int | None = None) -> Callable[[bytes], np.ndarray]:
         """The shorter side resized to ``size``, then the centre: CLIP's has no margin."""
-        from webssl_jax.data.views import EvalView
-
-        size = size or self.view.image_size
-        return EvalView(size, resize=size)
+        return eval_view(size or self.view.image_size, margin=False)
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         side = self.view.image_size
@@ -253,16 +262,19 @@ class CLIP:
 
     def tables(self) -> Tables:
         """open_clip's rule: whatever is one-dimensional in one block is not decayed, the CLS token
-        too; positions, token embeddings and projections are. The scale is clamped."""
+        too; positions, token embeddings and projections are. Of SigLIP's towers big_vision's rule:
+        kernels alone are decayed. The scale is clamped."""
+        decay = ((r"/(bias|scale|gamma|cls_token)$", 0.0), (r"^logit_(scale|bias)$", 0.0))
         return Tables(
-            decay=((r"/(bias|scale|gamma|cls_token)$", 0.0), (r"^logit_(scale|bias)$", 0.0)),
+            decay=((r"/kernel$", 1.0), (r".", 0.0)) if self.encoder.pooling == "map" else decay,
             bounds=((r"^logit_scale$", (0.0, math.log(self.scale_max))),),
         )
 
     def vitals(self, global_batch: int) -> Vitals:
-        """How far pairs are told apart, and what a falling loss does not show. The limits are first
-        guesses: no sick run has been measured yet, as those of docs/health.md were."""
-        ignorance = math.log(global_batch) if self.contrast == "softmax" else None
+        """How far pairs are told apart, and what a falling loss does not show. docs/health.md says
+        where the limits come from."""
+        # With all cosines at zero. Of the sigmoid's sum the one text that fits is nearly all of it.
+        ignorance = math.log(global_batch) if self.contrast == "softmax" else -self.start[1]
         chance = 1 / global_batch
         signs = (
             Sign("train/contrast", "contrastive loss", ignorance),
@@ -279,7 +291,6 @@ class CLIP:
                 "an image is no closer to its own caption than to others",
                 "the records (tools/inspect_records.py --sheet: are pairs mixed up?), "
                 "config.optim.lr (lower), optim.warmup (longer)",
-                waits=5.0,  # towers first shrink to a point, and only then tell pairs apart
             ),
             Alarm(
                 "the batch is too easy",
@@ -316,8 +327,11 @@ class CLIP:
         e = self.encoder
         h, w = e.grid_of(self.view.image_size, self.view.image_size)
         vision = 2.0 * h * w * e.patch_size**2 * 3 * e.width
-        vision += e.block_flops(1 + h * w + e.num_registers)
-        vision += 2.0 * e.width * self.text.embedding
+        vision += e.block_flops((e.pooling == "cls") + h * w + e.num_registers)
+        if e.pooling == "cls":
+            vision += 2.0 * e.width * self.text.embedding
+        else:  # keys and values of all patches; the rest is of one token
+            vision += 2.0 * (2 * h * w + 2) * e.width**2 + 4.0 * e.width * e.hidden
         return 3.0 * (vision + self.text.flops())
 
 

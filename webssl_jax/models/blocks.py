@@ -7,8 +7,9 @@ What the backward pass keeps of each block (``BlockConfig.remat``):
   none   everything; fastest where memory allows.
   full   only the block's input; the block runs a second time. Least memory.
   dots   the outputs of linear layers; attention and element-wise work run again.
-  named  what is labelled: queries, keys, values, the attention's output and the hidden
-         activations of the MLP.
+  named  what is labelled: queries, keys, values, what they are mixed to, the attention's output
+         and what the first layers of the MLP put out. No matrix product but that of the scores
+         runs again.
 """
 
 from __future__ import annotations
@@ -56,14 +57,13 @@ class Block(nn.Module):
         c = self.config
 
         def branch(index: int, mix: Callable[..., jax.Array]) -> Callable[[Tokens], Tokens]:
-            norm = layer_norm(c, f"norm{index}")
-            if c.layer_scale is None:
-                return lambda x: in_one_go(lambda rows, *where: mix(norm(rows), *where), x)
-            scale = LayerScale(c, name=f"layer_scale{index}")
-            return lambda x: in_one_go(lambda rows, *where: scale(mix(norm(rows), *where)), x)
+            norm, gain = layer_norm(c, f"norm{index}"), None
+            if c.layer_scale is not None:
+                gain = LayerScale(c, name=f"layer_scale{index}")()
+            return lambda x: in_one_go(lambda rows, segments: mix(norm(rows), segments, gain), x)
 
         attention, mlp = Attention(c, name="attn"), Mlp(c, name="mlp")
-        for residual in (branch(1, attention), branch(2, lambda rows, _: mlp(rows))):
+        for residual in (branch(1, attention), branch(2, lambda rows, _, gain: mlp(rows, gain))):
             if self.train and c.drop_path > 0:
                 group = c.drop_path_group or jax.tree.leaves(x)[0].shape[0]
                 x = add_on_subset(x, residual, c.drop_path, self.make_rng("drop_path"), group)

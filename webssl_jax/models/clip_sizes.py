@@ -5,6 +5,11 @@ the vision widths and depths of the Web-SSL paper (arXiv 2504.01017, Table 1). W
 towers are made of, the paper does not say; assumed is MetaCLIP's block (quick-GELU MLP of 4 x
 width, no LayerScale) and the text tower of ``bigg14``. ``micro`` and ``tiny`` are twins for laptops
 and tests.
+
+``siglip_...`` are SigLIP's towers (arXiv 2303.15343; shapes of big_vision's models/vit.py): no CLS
+token but attention pooling, tanh-GELU, a text tower that sees both ways and pools the last place,
+no projection but the texts' linear head. Their texts have CLIP's vocabulary here, as SigLIP's own,
+32,000 pieces of sentencepiece, is not shipped.
 """
 
 from __future__ import annotations
@@ -29,6 +34,16 @@ _VISION: dict[str, dict[str, Any]] = {
 }
 PAPER_SIZES = ("300m", "1b", "2b", "3b", "5b", "7b")
 CLIP_SIZES = ("micro", "tiny", *_VISION, *PAPER_SIZES)
+# name: fields of the vision tower; the text tower has the same blocks.
+_SIGLIP: dict[str, dict[str, Any]] = {
+    "siglip_micro": dict(width=32, depth=2, heads=2, patch_size=8, image_size=32),
+    "siglip_tiny": dict(width=128, depth=6, heads=4, patch_size=8, image_size=48),
+    "siglip_b16": dict(width=768, depth=12, heads=12, patch_size=16, **_LARGE),
+    "siglip_l16": dict(width=1024, depth=24, heads=16, patch_size=16, **_LARGE),
+    "siglip_so400m": dict(width=1152, depth=27, heads=16, patch_size=14, mlp_hidden=4304, **_LARGE),
+}
+SIGLIP_SIZES = tuple(_SIGLIP)
+_SIGLIP_BOTH = dict(mlp="gelu_tanh", norm_eps=1e-6, init="siglip")
 
 # name: (embedding, width, depth, heads) of the text tower.
 _TEXT = {
@@ -49,7 +64,12 @@ def vision(size: str, **overrides: Any) -> ViTConfig:
     Raises:
       ValueError: for an unknown name or field, or fields that do not fit.
     """
-    fields = _VISION.get(size) or sizes.shape("CLIP", size, CLIP_SIZES, patch_size=14)
+    if size in _SIGLIP:
+        own = dict(position="learned", position_resize="plain", pooling="map")
+        return sizes.build(_SIGLIP[size] | _SIGLIP_BOTH | own | overrides)
+    fields = _VISION.get(size) or sizes.shape(
+        "CLIP", size, (*CLIP_SIZES, *SIGLIP_SIZES), patch_size=14
+    )
     clip = dict(
         mlp="quick_gelu",
         position="learned",
@@ -69,8 +89,15 @@ def text(size: str, **overrides: Any) -> TextConfig:
     Raises:
       ValueError: for an unknown name or field, or fields that do not fit.
     """
+    if size in _SIGLIP:
+        image = _SIGLIP[size]
+        same = {key: x for key, x in image.items() if key not in ("patch_size", "image_size")}
+        own = dict(embedding=image["width"], context=64, causal=False, pooling="last")
+        own["projection_bias"] = True
+        return build_text(same | _SIGLIP_BOTH | own | overrides)
     if size not in CLIP_SIZES:
-        raise ValueError(f"no CLIP size {size!r}; known: {', '.join(CLIP_SIZES)}")
+        known = ", ".join((*CLIP_SIZES, *SIGLIP_SIZES))
+        raise ValueError(f"no CLIP size {size!r}; known: {known}")
     shape = _TEXT["bigg14" if size in PAPER_SIZES else size]
     fields = dict(zip(("embedding", "width", "depth", "heads"), shape))
     if size not in ("micro", "tiny"):

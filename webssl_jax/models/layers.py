@@ -11,7 +11,11 @@ Initial values (``BlockConfig.init``):
              normal 1/sqrt(D).
   clip_text  normal, of std 1/sqrt(D) for q, k, v, 1/sqrt(2 D) for fc1, 1/sqrt(2 D L) where a branch
              ends (out, fc2), L blocks; biases as in ``clip``.
-The patch bias is PyTorch's default for a convolution, and but for ``mae`` the patch kernel too.
+  siglip     big_vision's: xavier-uniform, every matrix for itself; biases of the MLP normal 1e-6,
+             others 0; positions and token embeddings normal 1/sqrt(D); the patch kernel normal
+             1/sqrt(inputs), its bias 0.
+The patch bias is otherwise PyTorch's default for a convolution, and but for ``mae`` the patch
+kernel too.
 
 Shape letters: B images, H x W pixels, h x w patches, p patch side, T tokens, D width.
 """
@@ -74,6 +78,9 @@ def kernel_init(config: BlockConfig, fused: int = 1, name: str | None = None) ->
     if config.init == "clip" and name not in ("q", "k", "v"):
         return lambda key, shape, dtype=jnp.float32: uniform(shape[0] ** -0.5)(key, shape, dtype)
 
+    if config.init == "siglip":
+        fused = 1
+
     def xavier(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
         return uniform(math.sqrt(6 / (shape[0] + fused * shape[1])))(key, shape, dtype)
 
@@ -87,6 +94,8 @@ def bias_init(config: BlockConfig, name: str | None) -> Initializer:
             return uniform(config.width**-0.5)
         if name in ("fc2", "w3"):
             return uniform(config.hidden**-0.5)
+    if config.init == "siglip" and name in ("fc1", "fc2"):
+        return nn.initializers.normal(1e-6)
     return nn.initializers.zeros
 
 
@@ -98,21 +107,44 @@ def token_init(config: ViTConfig) -> Initializer:
 
 def position_init(config: ViTConfig) -> Initializer:
     """For a learned table of positions."""
-    return nn.initializers.normal(config.width**-0.5 if config.init == "clip" else 0.02)
+    own = config.init in ("clip", "siglip")
+    return nn.initializers.normal(config.width**-0.5 if own else 0.02)
+
+
+class Linear(nn.Module):
+    """A linear layer: float32 parameters, computed in ``config.dtype``.
+
+    ``gain`` (features,) multiplies the output, channel by channel. It goes into the kernel and the
+    bias instead, which is the same, costs nothing beside the product, and leaves the backward pass
+    without need of the output: the gain's gradient follows from the kernel's.
+    """
+
+    config: BlockConfig
+    features: int
+    fused: int = 1
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array, gain: jax.Array | None = None) -> jax.Array:
+        """(..., inputs) -> (..., features)."""
+        c = self.config
+        init = kernel_init(c, self.fused, self.name)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", bias_init(c, self.name), (self.features,))
+        if gain is not None:
+            kernel = kernel * gain
+            bias = None if bias is None else bias * gain
+        y = jnp.matmul(x.astype(c.dtype), kernel.astype(c.dtype))
+        return y if bias is None else y + bias.astype(c.dtype)
 
 
 def dense(
     config: BlockConfig, features: int, name: str | None, *, fused: int = 1, use_bias: bool = True
-) -> nn.Dense:
-    """A linear layer: float32 parameters, computed in ``config.dtype``."""
-    return nn.Dense(
-        features,
-        use_bias=use_bias,
-        dtype=config.dtype,
-        kernel_init=kernel_init(config, fused, name),
-        bias_init=bias_init(config, name),
-        name=name,
-    )
+) -> Linear:
+    """A linear layer of that name."""
+    return Linear(config, features, fused, use_bias, name=name)
 
 
 def projection(inputs: int, embedding: int, use_bias: bool = False) -> nn.Dense:
@@ -179,12 +211,14 @@ class PatchEmbed(nn.Module):
         fan_in = c.patch_size**2 * 3
         torch_default = 1 / math.sqrt(fan_in)
         limit = math.sqrt(6 / (fan_in + c.width)) if c.init == "mae" else torch_default
-        kernel = self.param("kernel", uniform(limit), (c.patch_size, c.patch_size, 3, c.width))
+        init = nn.initializers.lecun_normal() if c.init == "siglip" else uniform(limit)
+        kernel = self.param("kernel", init, (c.patch_size, c.patch_size, 3, c.width))
         patches, kernel = nn.dtypes.promote_dtype(patches, kernel, dtype=c.dtype)
         embedded = patches @ kernel.reshape(fan_in, c.width)
         if not c.patch_bias:
             return embedded
-        bias = self.param("bias", uniform(torch_default), (c.width,))
+        init = nn.initializers.zeros if c.init == "siglip" else uniform(torch_default)
+        bias = self.param("bias", init, (c.width,))
         return embedded + bias.astype(c.dtype)
 
 
@@ -234,32 +268,39 @@ def _quick_gelu_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return (x32 * gate).astype(x.dtype), (gate + 1.702 * x32 * gate * (1 - gate)).astype(x.dtype)
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """GELU's tanh form (SigLIP), evaluated in float32. The backward pass keeps ``x`` alone."""
+    return nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
+
+
 class Mlp(nn.Module):
-    """fc2(activation(fc1(x))), or with SwiGLU w3(silu(x w1) * (x w2)). The hidden activations bear
-    the name ``mlp``."""
+    """fc2(activation(fc1(x))), or with SwiGLU w3(silu(x w1) * (x w2)). What the first layers put
+    out bears the name ``mlp``. ``gain`` as of :class:`Linear`, of the output."""
 
     config: BlockConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, gain: jax.Array | None = None) -> jax.Array:
         c = self.config
         if c.mlp == "swiglu":
-            gate = dense(c, c.hidden, "w1", fused=2)(x)
-            hidden = gated(gate, dense(c, c.hidden, "w2", fused=2)(x))
-            return dense(c, c.width, "w3")(save_as("mlp", hidden))
+            gate = save_as("mlp", dense(c, c.hidden, "w1", fused=2)(x))
+            hidden = gated(gate, save_as("mlp", dense(c, c.hidden, "w2", fused=2)(x)))
+            return dense(c, c.width, "w3")(hidden, gain)
         hidden = save_as("mlp", dense(c, c.hidden, "fc1")(x))
-        activation = quick_gelu if c.mlp == "quick_gelu" else gelu
-        return dense(c, c.width, "fc2")(activation(hidden))
+        activation = {"quick_gelu": quick_gelu, "gelu_tanh": gelu_tanh}.get(c.mlp, gelu)
+        return dense(c, c.width, "fc2")(activation(hidden), gain)
 
 
 class LayerScale(nn.Module):
-    """A learned factor per channel on a residual branch (CaiT, arXiv 2103.17239)."""
+    """A learned factor per channel on a residual branch (CaiT, arXiv 2103.17239); the last layer of
+    the branch multiplies it in (:class:`Linear`)."""
 
     config: BlockConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        gamma = self.param(
+    def __call__(self) -> jax.Array:
+        """(D,)."""
+        return self.param(
             "gamma", nn.initializers.constant(self.config.layer_scale), (self.config.width,)
         )
-        return x * gamma.astype(x.dtype)

@@ -63,9 +63,11 @@ def resize(table: jax.Array, old: Grid, new: Grid, mode: str) -> jax.Array:
 
 
 def resize_table(table: jax.Array, old: Grid, new: Grid, mode: str) -> jax.Array:
-    """:func:`resize` of a learned table (1, 1 + N, D), whose first row, that of CLS, stays."""
-    patches = resize(table[0, 1:], old, new, mode)
-    return jnp.concatenate([table[:, :1], patches[None]], axis=1)
+    """:func:`resize` of a learned table (1, 1 + N, D), whose first row, that of CLS, stays; or of
+    one without it, (1, N, D)."""
+    first = table.shape[1] - old[0] * old[1]
+    patches = resize(table[0, first:], old, new, mode)
+    return jnp.concatenate([table[:, :first], patches[None]], axis=1)
 
 
 def interpolation_matrix(old: int, new: int, mode: str) -> np.ndarray:

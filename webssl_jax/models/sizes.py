@@ -17,9 +17,10 @@ from typing import Any
 
 from webssl_jax.models import position
 
-MLPS = ("gelu", "quick_gelu", "swiglu")
+MLPS = ("gelu", "quick_gelu", "gelu_tanh", "swiglu")
 POSITIONS = ("learned", "sincos")
-INITS = ("mae", "dinov2", "clip", "clip_text")
+INITS = ("mae", "dinov2", "clip", "clip_text", "siglip")
+POOLINGS = ("cls", "map")
 DTYPES = ("bfloat16", "float32")
 REMATS = ("none", "full", "dots", "named")
 
@@ -28,13 +29,15 @@ REMATS = ("none", "full", "dots", "named")
 class BlockConfig:
     """A stack of transformer blocks. Widths are in channels.
 
-    mlp: two layers with the exact GELU or with CLIP's x * sigmoid(1.702 x) between, or ``swiglu``.
+    mlp: two layers with the exact GELU, with CLIP's x * sigmoid(1.702 x) or with GELU's tanh form
+      between, or ``swiglu``.
     mlp_hidden: hidden width; ``None`` takes the originals' rule (``hidden`` below).
     layer_scale: initial gamma, ``None`` for no LayerScale.
     drop_path: rate of the batch-subset stochastic depth, the same in every block (``blocks.py``).
     drop_path_group: images that draw their subset together, ``None`` for the whole batch. The
       originals draw per device; naming the group keeps the result independent of the mesh.
-    init: ``mae`` (xavier), ``dinov2`` (normal 0.02), ``clip`` or ``clip_text``; see ``layers.py``.
+    init: ``mae`` (xavier), ``dinov2`` (normal 0.02), ``clip``, ``clip_text`` or ``siglip``; see
+      ``layers.py``.
     dtype: of the computation. Parameters and outputs are float32 always.
     remat: what the backward pass recomputes; see ``blocks.py``.
 
@@ -116,6 +119,8 @@ class ViTConfig(BlockConfig):
     position_resize: how the table follows another image size; see ``position.py``.
     mask_token: whether masked patches can be replaced by a learned token (iBOT).
     pre_norm: a LayerNorm of all tokens before the first block (CLIP).
+    pooling: ``cls``, a token of its own stands for the image; ``map``, there is none, and attention
+      pooling of all others takes its place (SigLIP; ``pooling.py``).
 
     Raises:
       ValueError: when a field is out of range or two do not fit; one line.
@@ -129,10 +134,12 @@ class ViTConfig(BlockConfig):
     num_registers: int = 0
     mask_token: bool = False
     pre_norm: bool = False
+    pooling: str = "cls"
 
     def __post_init__(self):
         super().__post_init__()
         self._check_words(position=POSITIONS, position_resize=tuple(position.MODES))
+        self._check_words(pooling=POOLINGS)
         self._check_counts("patch_size", "image_size")
         if self.num_registers < 0:
             raise ValueError(f"num_registers = {self.num_registers} must be zero or positive")
@@ -152,6 +159,11 @@ class ViTConfig(BlockConfig):
     @property
     def num_patches(self) -> int:
         return self.grid[0] * self.grid[1]
+
+    @property
+    def num_positions(self) -> int:
+        """Rows of a learned table: the CLS token's, where there is one, and the patches'."""
+        return (self.pooling == "cls") + self.num_patches
 
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
         """Patches (rows, columns) of an image of ``height`` x ``width`` pixels.

@@ -79,8 +79,10 @@ class TextTower(nn.Module):
         count = tokens.shape[1]
         if count > c.context or (c.pooling == "last" and count < c.context):
             raise ValueError(f"texts of {count} tokens for a context of {c.context}")
-        table = self.param("token_embed", nn.initializers.normal(0.02), (c.vocabulary, c.width))
-        positions = self.param("pos_embed", nn.initializers.normal(0.01), (1, c.context, c.width))
+        stds = (c.width**-0.5,) * 2 if c.init == "siglip" else (0.02, 0.01)
+        words, places = map(nn.initializers.normal, stds)
+        table = self.param("token_embed", words, (c.vocabulary, c.width))
+        positions = self.param("pos_embed", places, (1, c.context, c.width))
         x = (jnp.take(table, tokens, axis=0) + positions[:, :count]).astype(c.dtype)
 
         (x, _), _ = block_stack(c, train)((x, None), np.zeros(c.depth, int))

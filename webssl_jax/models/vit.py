@@ -1,9 +1,10 @@
-"""The vision transformer encoder of Web-DINO, Web-MAE and CLIP (Dosovitskiy et al., arXiv
+"""The vision transformer encoder of Web-DINO, Web-MAE, CLIP and SigLIP (Dosovitskiy et al., arXiv
 2010.11929).
 
 Tokens stand in the order [CLS, registers, patches row-major]. Positions are added to CLS and
 patches before the registers come in, which have none; a masked patch is replaced before its
-position is added.
+position is added. With pooling ``map`` (SigLIP) there is no CLS, and what attention pooling makes
+of all tokens stands in for its output.
 
 Shape letters: B images, H x W pixels, h x w = N patches, K kept patches, R registers,
 T = 1 + R + N tokens, D width.
@@ -11,7 +12,7 @@ T = 1 + R + N tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -29,6 +30,7 @@ from webssl_jax.models.layers import (
     position_init,
     token_init,
 )
+from webssl_jax.models.pooling import AttentionPool
 from webssl_jax.models.sizes import ViTConfig
 
 
@@ -36,9 +38,9 @@ class ViTOutput(NamedTuple):
     """All float32 and after the final norm, but for ``prenorm`` and ``entering``, which are before
     any norm and of the compute dtype.
 
-    cls (B, D); patches (B, N or K, D); registers (B, R, D); layers {block: (cls (B, D),
-    patches (B, N or K, D))}; prenorm (B, T, D); entering (B, T, D), what went into the last block,
-    or None unless asked for.
+    cls (B, D), or the pooled tokens; patches (B, N or K, D); registers (B, R, D); layers {block:
+    (cls (B, D), patches (B, N or K, D))}; prenorm (B, T, D); entering (B, T, D), what went into the
+    last block, or None unless asked for.
     """
 
     cls: jax.Array
@@ -90,8 +92,8 @@ class ViT(nn.Module):
             masks = mask or (None,) * len(images)
             x = self._tokens(images, masks, (None,) * len(images))
             (x, _), _ = block_stack(c, train)((x, None), np.zeros(c.depth, int))
-            norm = layer_norm(c, "norm", dtype="float32")
-            return tuple(ViTOutput(*self._split(norm(t)), layers={}, prenorm=t) for t in x)
+            read = self._reader()
+            return tuple(ViTOutput(*read(t), layers={}, prenorm=t) for t in x)
 
         (x,) = self._tokens((images,), (mask,), (keep,))
         entering = x if inside else None
@@ -102,14 +104,14 @@ class ViT(nn.Module):
         slots = np.array([stored.index(i) if i in stored else len(stored) for i in range(c.depth)])
         (x, store), _ = block_stack(c, train)((x, store), slots)
 
-        norm = layer_norm(c, "norm", dtype="float32")
+        read = self._reader()
         outputs = {}
         for layer, number in wanted.items():
-            layer_cls, layer_patches, _ = self._split(norm(store[stored.index(number)]))
+            layer_cls, layer_patches, _ = read(store[stored.index(number)])
             outputs[layer] = (layer_cls, layer_patches)
         if before_last:
             entering = store[stored.index(c.depth - 2)]
-        return ViTOutput(*self._split(norm(x)), layers=outputs, prenorm=x, entering=entering)
+        return ViTOutput(*read(x), layers=outputs, prenorm=x, entering=entering)
 
     def _tokens(self, images, masks, keeps) -> tuple[jax.Array, ...]:
         """What enters the first block, (B, T, D) for each of the batches of images."""
@@ -130,10 +132,11 @@ class ViT(nn.Module):
             )
         elif any(mask is not None for mask in masks):
             raise ValueError("patches can only be masked in a ViT with mask_token = True")
-        cls = self.param("cls_token", token_init(c), (1, 1, c.width))
-        table = None
+        cls = table = None
+        if c.pooling == "cls":
+            cls = self.param("cls_token", token_init(c), (1, 1, c.width))
         if c.position == "learned":
-            table = self.param("pos_embed", position_init(c), (1, c.num_patches + 1, c.width))
+            table = self.param("pos_embed", position_init(c), (1, c.num_positions, c.width))
         if c.num_registers:
             registers = self.param("register_tokens", token_init(c), (1, c.num_registers, c.width))
         norm = layer_norm(c, "pre_norm") if c.pre_norm else lambda tokens: tokens
@@ -146,29 +149,43 @@ class ViT(nn.Module):
             cls_position, positions = self._positions(table, c.grid_of(*batch.shape[1:3]))
             positions = positions[None] if keep is None else positions[keep]
             x = x + positions.astype(x.dtype)
-            first = (cls + cls_position).astype(x.dtype)
+            first = [] if cls is None else [(cls + cls_position).astype(x.dtype)]
             if c.num_registers:
-                first = jnp.concatenate([first, registers.astype(x.dtype)], axis=1)
-            first = jnp.broadcast_to(first, (x.shape[0], *first.shape[1:]))
-            out.append(norm(jnp.concatenate([first, x], axis=1)))
+                first.append(registers.astype(x.dtype))
+            if first:
+                first = jnp.concatenate(first, axis=1)
+                first = jnp.broadcast_to(first, (x.shape[0], *first.shape[1:]))
+                x = jnp.concatenate([first, x], axis=1)
+            out.append(norm(x))
         return tuple(out)
 
     def _positions(
         self, table: jax.Array | None, grid: position.Grid
     ) -> tuple[jax.Array, jax.Array]:
-        """Positions of CLS (1, D) and of the patches of ``grid`` (N, D); ``table`` (1, 1 + N, D) is
-        the learned one."""
+        """Positions of CLS (1, D), if there is one, and of the patches of ``grid`` (N, D);
+        ``table`` (1, 1 + N, D) is the learned one."""
         c = self.config
         if table is None:
             cls, patches = jnp.zeros((1, c.width)), position.sincos_2d(c.width, c.grid)
         else:
-            cls, patches = table[0, :1], table[0, 1:]
+            first = c.num_positions - c.num_patches
+            cls, patches = table[0, :first], table[0, first:]
         return cls, jnp.asarray(position.resize(patches, c.grid, grid, c.position_resize))
 
-    def _split(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """CLS, patches, registers."""
-        r = self.config.num_registers
-        return tokens[:, 0], tokens[:, 1 + r :], tokens[:, 1 : 1 + r]
+    def _reader(self) -> Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
+        """A function from tokens to CLS, or what is pooled, patches and registers, all after the
+        final norm."""
+        c = self.config
+        norm = layer_norm(c, "norm", dtype="float32")
+        pool = AttentionPool(c, name="pool") if c.pooling == "map" else None
+
+        def read(tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            tokens, r = norm(tokens), c.num_registers
+            if pool:
+                return pool(tokens), tokens[:, r:], tokens[:, :r]
+            return tokens[:, 0], tokens[:, 1 + r :], tokens[:, 1 : 1 + r]
+
+        return read
 
     def _block_number(self, layer: int) -> int:
         depth = self.config.depth

@@ -33,7 +33,9 @@ RULES = (
     (r"(embed|pred|projection|_head/fc\d)/kernel$", ("fsdp", "tensor")),
     (r"token_embed$", ("tensor", "fsdp")),
     (r"last_layer/(g|v)$", (None, "fsdp")),  # prototypes are many, channels few
-    (r"(cls_token|mask_token|pos_embed|register_tokens)$", (None, None, "fsdp")),
+    (r"(cls_token|mask_token|pos_embed|register_tokens|probe)$", (None, None, "fsdp")),
+    (r"pool/(attn/(q|k|v)|mlp/fc1)/kernel$", ("fsdp", "tensor")),
+    (r"pool/(attn/out|mlp/fc2)/kernel$", ("tensor", "fsdp")),
     (r"/(bias|scale)$", ("fsdp",)),
 )
 

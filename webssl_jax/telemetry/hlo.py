@@ -152,27 +152,35 @@ def groups_of(attributes: str, devices: int) -> np.ndarray:
     Raises:
       ValueError: for a notation that is not known.
     """
-    text = _search(r"replica_groups=(.*?)(?:, [a-z_]+=|$)", attributes) or "{}"
-    if match := re.match(r"mesh\[([^\]]*)\] \{([^}]*)\}", text):
+    text = _search(r"replica_groups=(.*?)(?:, (?!device_ids)[a-z_]+=|$)", attributes) or "{}"
+    if match := re.match(r"mesh\[([^\]]*)\](?:, device_ids=\((\S*)\))? \{([^}]*)\}", text):
         axes = re.findall(r"'(\w+)'=(\d+)", match[1])
         sizes, names = [int(size) for _, size in axes], [name for name, _ in axes]
-        used = [names.index(name) for name in re.findall(r"'(\w+)'", match[2])]
-        if ":(" not in match[2]:
-            ids = np.arange(math.prod(sizes)).reshape(sizes)
-            ids = np.moveaxis(ids, used, range(-len(used), 0))
+        used = [names.index(name) for name in re.findall(r"'(\w+)'", match[3])]
+        ids = _order(match[2]) if match[2] else np.arange(math.prod(sizes))
+        if ":(" not in match[3] and ids is not None:
+            ids = np.moveaxis(ids.reshape(sizes), used, range(-len(used), 0))
             return ids.reshape(-1, math.prod(sizes[i] for i in used))
-    elif match := re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        shape, dims = (tuple(map(int, match[i].split(","))) for i in (1, 2))
-        ids = np.arange(math.prod(dims)).reshape(dims)
-        if match[3]:
-            ids = ids.transpose(tuple(map(int, match[3].split(","))))
-        return ids.reshape(shape)
+    elif match := re.match(r"\[([\d,]+)\]<=(\[\S+)", text):
+        ids = _order(match[2])
+        if ids is not None:
+            return ids.reshape(tuple(map(int, match[1].split(","))))
     elif text.startswith("{{"):
         rows = re.findall(r"\{([\d,]+)\}", text)
         return np.array([[int(i) for i in row.split(",")] for row in rows])
     elif text.startswith("{}"):
         return np.arange(devices)[None]
     raise ValueError(f"replica_groups={text}: a notation that this reader does not know")
+
+
+def _order(text: str) -> np.ndarray | None:
+    """``[8,16]T(1,0)``: 0 ... 127 as (8, 16), transposed to (16, 8). None: another notation."""
+    match = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if not match:
+        return None
+    dims = tuple(map(int, match[1].split(",")))
+    ids = np.arange(math.prod(dims)).reshape(dims)
+    return ids.transpose(tuple(map(int, match[2].split(",")))) if match[2] else ids
 
 
 # ------------------------------------------------------------------------------------- the reader

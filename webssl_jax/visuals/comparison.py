@@ -20,19 +20,24 @@ def comparison(
     """Draws each run of a group thinly and their mean on top.
 
     Args:
-      panels: {title: {group: (images seen (n,), accuracies (runs, n))}}.
-      levels: {title: [(name, accuracy)]}, drawn as level lines.
+      panels: {title: {group: (images seen (n,), shares (runs, n))}}. A group has one colour in all.
+      levels: {title: [(name, share)]}, drawn as level lines.
 
     Returns:
       The picture, (H, W, 3) uint8.
     """
-    figure = Figure(figsize=(6.2 * len(panels), 4.6), dpi=100, facecolor="white")
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(6.2 * columns, 4.6 * rows), dpi=100, facecolor="white")
     canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    names = list(dict.fromkeys(name for groups in panels.values() for name in groups))
     for axis, (title, groups) in zip(axes, panels.items()):
-        axis.set_title(f"{title}, top-1", fontsize=11, loc="left")
-        for i, (name, (x, y)) in enumerate(groups.items()):
-            colour = COLOURS[i % len(COLOURS)]
+        axis.set_title(title, fontsize=11, loc="left")
+        for name, (x, y) in groups.items():
+            colour = COLOURS[names.index(name) % len(COLOURS)]
             axis.plot(x, y.T, color=colour, alpha=0.35, linewidth=0.9)
             axis.plot(x, y.mean(axis=0), "o-", color=colour, linewidth=2, markersize=4, label=name)
         for name, level in levels.get(title, ()):

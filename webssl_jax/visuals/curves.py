@@ -13,6 +13,12 @@ from matplotlib.ticker import MaxNLocator
 from webssl_jax.visuals.axes import COLOURS, GREY, INK, dress, say_empty
 from webssl_jax.visuals.png import save_png
 
+# Panels that only methods with texts have, in a third row.
+_OF_TEXTS = {
+    "eval/zero_shot/top1": "zero-shot, top-1",
+    "eval/retrieval/image_to_text_r10": "image to text, recall at 10",
+    "eval/retrieval/text_to_image_r10": "text to image, recall at 10",
+}
 _LINE_STYLES = (":", "--", "-.", (0, (6, 1, 1, 1, 1, 1)))
 
 
@@ -22,7 +28,8 @@ def loss_curves(
     baselines: Mapping[str, Mapping[str, float]] | None = None,
     title: str | None = None,
 ) -> np.ndarray:
-    """Loss, learning rate, gradient norm and evaluations over steps.
+    """Loss, learning rate, gradient norm and evaluations over steps; of methods with texts also
+    zero-shot classification and retrieval.
 
     Steps that a resumed run repeated count once, with their last value. Values that are not finite
     are left out of the line and marked at the bottom of their panel. A panel without data says so.
@@ -38,18 +45,20 @@ def loss_curves(
       The picture, (H, W, 3) uint8.
     """
     series = collect(rows)
-    figure = Figure(figsize=(13, 7.6), dpi=100, facecolor="white")
+    with_texts = any(key in series for key in _OF_TEXTS)
+    height = 12.2 if with_texts else 7.6
+    figure = Figure(figsize=(13, height), dpi=100, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(
-        2,
+        3 if with_texts else 2,
         3,
         gridspec_kw={
             "left": 0.05,
             "right": 0.985,
-            "bottom": 0.15,
+            "bottom": 1.14 / height,
             "wspace": 0.2,
-            "top": 0.9 if title else 0.95,
-            "hspace": 0.3,
+            "top": 1 - (0.76 if title else 0.38) / height,
+            "hspace": 0.46 if with_texts else 0.3,
         },
     )
     if title:
@@ -68,6 +77,9 @@ def loss_curves(
     _plot_line(
         axes[1, 2], series.get("perf/images_per_s"), "images per second", COLOURS[4], from_zero=True
     )
+    if with_texts:
+        for axis, (key, words) in zip(axes[2], _OF_TEXTS.items()):
+            _plot_evaluation(axis, series, key, words, baselines or {})
     last = max((steps[-1] for steps, _ in series.values()), default=1)
     for axis in axes.flat:
         _dress(axis, last)

@@ -1,7 +1,13 @@
 """CLIP's weights in the names of ``transformers``' ``CLIPModel`` and of open_clip, which are
 MetaCLIP's and OpenAI's too: both towers, their ways into the shared space, the logit scale.
 
-open_clip keeps q, k and v fused, and its projections as bare matrices, inputs first.
+  hf-clip          ``CLIPModel``
+  hf-clip-vision   ``CLIPVisionModel``: the image tower, without its projection
+  open-clip        a folder of open_clip
+  open-clip-pth    a ``.pt`` file of open_clip or MetaCLIP
+
+open_clip keeps q, k and v fused, and its projections as bare matrices, inputs first. Both have
+biases in all layers of their blocks.
 """
 
 from __future__ import annotations
@@ -13,8 +19,23 @@ from webssl_jax.models.text import TextConfig
 from webssl_jax.weights import mae
 from webssl_jax.weights.tables import CONV, LINEAR, Row, Table, WeightsError, linear, norm, squeeze
 
+MLPS = ("gelu", "quick_gelu")
+NORM_EPS = 1e-5
+OPEN_CLIP_FILE = "open_clip_model.safetensors"
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+
+# Positions' numbers, which old versions saved.
+POSITION_NUMBERS = (r"embeddings\.position_ids$",)
+# Module names of the image tower alone in transformers 5.
+BARE_VISION = ((r"^(?=(embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)", "vision_model."),)
+
 _TABLE = squeeze(0)  # positions: ours (1, N, D), theirs (N, D)
 _VECTOR = squeeze(0, 1)  # the CLS token: ours (1, 1, D), theirs (D,)
+
+
+def has_bias(method: Any) -> bool:
+    """Whether a method, or ``networks.Networks``, adds SigLIP's bias to its logits."""
+    return method.contrast == "sigmoid"
 
 
 def hf_table(encoder: ViTConfig, text: TextConfig) -> Table:
@@ -24,25 +45,65 @@ def hf_table(encoder: ViTConfig, text: TextConfig) -> Table:
       WeightsError: for towers that its code computes otherwise.
     """
     _check("hf-clip", encoder, text)
-    image, words = "vision_model.", "text_model."
-    embeddings = image + "embeddings."
+    words = "text_model."
     rows = (
-        Row("encoder/cls_token", embeddings + "class_embedding", _VECTOR),
-        Row("encoder/patch_embed/kernel", embeddings + "patch_embedding.weight", CONV),
-        Row("encoder/pos_embed", embeddings + "position_embedding.weight", _TABLE),
-        *norm("encoder/pre_norm", image + "pre_layrnorm"),  # so spelt
-        *_hf_blocks("encoder/blocks", image, encoder.qkv_bias),
-        *norm("encoder/norm", image + "post_layernorm"),
+        *_hf_vision(),
         *linear("projection", "visual_projection", bias=False),
         Row("text/token_embed", words + "embeddings.token_embedding.weight"),
         Row("text/pos_embed", words + "embeddings.position_embedding.weight", _TABLE),
-        *_hf_blocks("text/blocks", words, text.qkv_bias),
+        *hf_blocks("text/blocks", words),
         *norm("text/norm", words + "final_layer_norm"),
         *linear("text/projection", "text_projection", bias=False),
         Row("logit_scale", "logit_scale"),
     )
-    # Positions' numbers, which old versions saved.
-    return Table("hf-clip", rows, ignore=(r"embeddings\.position_ids$",))
+    return Table("hf-clip", rows, ignore=POSITION_NUMBERS)
+
+
+def hf_vision_table(encoder: ViTConfig) -> Table:
+    """``CLIPVisionModel``: the encoder. What belongs to texts and to the shared space is passed
+    over on import.
+
+    Raises:
+      WeightsError: for a tower that its code computes otherwise.
+    """
+    _check("hf-clip-vision", encoder)
+    return Table(
+        "hf-clip-vision",
+        _hf_vision(),
+        leave_out=(r"^(?!encoder/)",),
+        aliases=BARE_VISION,
+        ignore=(
+            *POSITION_NUMBERS,
+            r"^(text_model|text_projection|visual_projection|classifier)\.",
+            r"^logit_scale$",
+        ),
+    )
+
+
+def _hf_vision() -> tuple[Row, ...]:
+    image = "vision_model."
+    embeddings = image + "embeddings."
+    return (
+        Row("encoder/cls_token", embeddings + "class_embedding", _VECTOR),
+        Row("encoder/patch_embed/kernel", embeddings + "patch_embedding.weight", CONV),
+        Row("encoder/pos_embed", embeddings + "position_embedding.weight", _TABLE),
+        *norm("encoder/pre_norm", image + "pre_layrnorm"),  # so spelt
+        *hf_blocks("encoder/blocks", image),
+        *norm("encoder/norm", image + "post_layernorm"),
+    )
+
+
+def hf_vision_config(method: Any) -> dict[str, Any]:
+    """``config.json`` of ``CLIPVisionModel``. ``method`` has an ``encoder``."""
+    encoder = method.encoder
+    return {
+        "architectures": ["CLIPVisionModel"],
+        "model_type": "clip_vision_model",
+        **hf_tower(encoder),
+        "image_size": encoder.image_size,
+        "patch_size": encoder.patch_size,
+        "num_channels": 3,
+    }
 
 
 def hf_config(method: Any) -> dict[str, Any]:
@@ -50,21 +111,16 @@ def hf_config(method: Any) -> dict[str, Any]:
 
     Texts are pooled at the first token of the largest id, which is the end of the text.
     """
-    encoder, text = method.encoder, method.text
+    text = method.text
     end = text.vocabulary - 1
+    vision = hf_vision_config(method)
+    del vision["architectures"]
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
         "projection_dim": text.embedding,
-        "vision_config": _hf_tower(encoder)
-        | {
-            "model_type": "clip_vision_model",
-            "image_size": encoder.image_size,
-            "patch_size": encoder.patch_size,
-            "num_channels": 3,
-            "projection_dim": text.embedding,
-        },
-        "text_config": _hf_tower(text)
+        "vision_config": vision | {"projection_dim": text.embedding},
+        "text_config": hf_tower(text)
         | {
             "model_type": "clip_text_model",
             "vocab_size": text.vocabulary,
@@ -90,7 +146,7 @@ def open_clip_table(encoder: ViTConfig, text: TextConfig, bias: bool = False) ->
             f"{name}: one activation serves both towers, not {encoder.mlp} and {text.mlp}"
         )
     for tower in (encoder, text):
-        if tower.norm_eps != 1e-5:
+        if tower.norm_eps != NORM_EPS:
             raise WeightsError(
                 f"{name}: its code has norm_eps = 1e-05 built in, a tower has {tower.norm_eps:g}; "
                 "export in the format of transformers"
@@ -100,12 +156,12 @@ def open_clip_table(encoder: ViTConfig, text: TextConfig, bias: bool = False) ->
         Row("encoder/patch_embed/kernel", "visual.conv1.weight", CONV),
         Row("encoder/pos_embed", "visual.positional_embedding", _TABLE),
         *norm("encoder/pre_norm", "visual.ln_pre"),
-        *_open_clip_blocks("encoder/blocks", "visual.", encoder.qkv_bias),
+        *_open_clip_blocks("encoder/blocks", "visual."),
         *norm("encoder/norm", "visual.ln_post"),
         Row("projection/kernel", "visual.proj"),
         Row("text/token_embed", "token_embedding.weight"),
         Row("text/pos_embed", "positional_embedding", _TABLE),
-        *_open_clip_blocks("text/blocks", "", text.qkv_bias),
+        *_open_clip_blocks("text/blocks", ""),
         *norm("text/norm", "ln_final"),
         Row("text/projection/kernel", "text_projection"),
         Row("logit_scale", "logit_scale"),
@@ -120,24 +176,68 @@ def open_clip_table(encoder: ViTConfig, text: TextConfig, bias: bool = False) ->
     )
 
 
-def _check(family: str, encoder: ViTConfig, text: TextConfig) -> None:
+def open_clip_config(method: Any) -> dict[str, Any]:
+    """``open_clip_config.json``. ``method`` has ``encoder`` and ``text``."""
+    encoder, text = method.encoder, method.text
+    return {
+        "model_cfg": {
+            "embed_dim": text.embedding,
+            "quick_gelu": encoder.mlp == "quick_gelu",
+            **({"init_logit_bias": -10.0} if has_bias(method) else {}),
+            "vision_cfg": {
+                "image_size": encoder.image_size,
+                "layers": encoder.depth,
+                "width": encoder.width,
+                "head_width": encoder.head_dim,
+                "mlp_ratio": mae.ratio(encoder.hidden, encoder.width),
+                "patch_size": encoder.patch_size,
+            },
+            "text_cfg": {
+                "context_length": text.context,
+                "vocab_size": text.vocabulary,
+                "width": text.width,
+                "heads": text.heads,
+                "layers": text.depth,
+                "mlp_ratio": mae.ratio(text.hidden, text.width),
+            },
+        },
+        "preprocess_cfg": {
+            "mean": list(method.mean),
+            "std": list(method.std),
+            "interpolation": "bicubic",
+            "resize_mode": "shortest",
+        },
+    }
+
+
+def open_clip_extra(method: Any) -> dict[str, int | str]:
+    """What a file of tensors does not say; see ``mae.mae_extra``."""
+    encoder, text = method.encoder, method.text
+    return {"heads": encoder.heads, "text_heads": text.heads, "mlp": encoder.mlp}
+
+
+def _check(family: str, encoder: ViTConfig, text: TextConfig | None = None) -> None:
     """Refuses what shapes do not show and the originals compute otherwise.
 
     Raises:
       WeightsError: naming the field.
     """
-    for tower, field, wanted in (
-        (text, "causal", (True,)),
-        (text, "pooling", ("eot",)),
-        (encoder, "mlp", ("gelu", "quick_gelu")),
-        (text, "mlp", ("gelu", "quick_gelu")),
-    ):
+    fields = [(encoder, "mlp", MLPS), (encoder, "qkv_bias", (True,))]
+    if text:
+        fields += [
+            (text, "causal", (True,)),
+            (text, "pooling", ("eot",)),
+            (text, "mlp", MLPS),
+            (text, "qkv_bias", (True,)),
+        ]
+    for tower, field, wanted in fields:
         value = getattr(tower, field)
         if value not in wanted:
             raise WeightsError(f"{family}: has no {field} = {value!r}")
 
 
-def _hf_tower(c: ViTConfig | TextConfig) -> dict[str, Any]:
+def hf_tower(c: ViTConfig | TextConfig) -> dict[str, Any]:
+    """What ``config.json`` says of any tower."""
     return {
         "hidden_size": c.width,
         "num_hidden_layers": c.depth,
@@ -149,9 +249,10 @@ def _hf_tower(c: ViTConfig | TextConfig) -> dict[str, Any]:
     }
 
 
-def _hf_blocks(ours: str, tower: str, qkv_bias: bool) -> tuple[Row, ...]:
+def hf_blocks(ours: str, tower: str) -> tuple[Row, ...]:
+    """The rows of a tower's blocks, which ``CLIPModel`` and ``SiglipModel`` call alike."""
     block = tower + "encoder.layers.{i}."
-    qkv = (linear(f"{ours}/attn/{x}", f"{block}self_attn.{x}_proj", qkv_bias) for x in "qkv")
+    qkv = (linear(f"{ours}/attn/{x}", f"{block}self_attn.{x}_proj") for x in "qkv")
     return (
         *norm(f"{ours}/norm1", block + "layer_norm1"),
         *(row for rows in qkv for row in rows),
@@ -162,15 +263,13 @@ def _hf_blocks(ours: str, tower: str, qkv_bias: bool) -> tuple[Row, ...]:
     )
 
 
-def _open_clip_blocks(ours: str, tower: str, qkv_bias: bool) -> tuple[Row, ...]:
+def _open_clip_blocks(ours: str, tower: str) -> tuple[Row, ...]:
     block = tower + "transformer.resblocks.{i}."
-    qkv = [f"{ours}/attn/{x}" for x in "qkv"]
-    rows = [Row(tuple(f"{path}/kernel" for path in qkv), block + "attn.in_proj_weight", LINEAR)]
-    if qkv_bias:
-        rows.append(Row(tuple(f"{path}/bias" for path in qkv), block + "attn.in_proj_bias"))
+    qkv = tuple(f"{ours}/attn/{x}" for x in "qkv")
     return (
         *norm(f"{ours}/norm1", block + "ln_1"),
-        *rows,
+        Row(tuple(f"{path}/kernel" for path in qkv), block + "attn.in_proj_weight", LINEAR),
+        Row(tuple(f"{path}/bias" for path in qkv), block + "attn.in_proj_bias"),
         *linear(f"{ours}/attn/out", block + "attn.out_proj"),
         *norm(f"{ours}/norm2", block + "ln_2"),
         *linear(f"{ours}/mlp/fc1", block + "mlp.c_fc"),

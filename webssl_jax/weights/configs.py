@@ -120,7 +120,7 @@ def _transformers(
             f"{file}: model_type = {shown(kind)} is no {' and no '.join(model_types) or 'such'}"
         )
     config = _DEFAULTS[kind] | files.config
-    _agree(
+    agree(
         file,
         config,
         {
@@ -134,26 +134,26 @@ def _transformers(
         },
     )
     if "intermediate_size" in _DEFAULTS[kind]:
-        _agree(file, config, {"intermediate_size": facts["mlp_hidden"]})
+        agree(file, config, {"intermediate_size": facts["mlp_hidden"]})
     else:
         swiglu = facts["mlp"] == "swiglu"
         tokens = {"use_mask_token": facts["mask_token"]}
         tokens["num_register_tokens"] = facts["num_registers"]
         tokens = {key: value for key, value in tokens.items() if key in _DEFAULTS[kind]}
-        _agree(file, config, {"use_swiglu_ffn": swiglu} | tokens)
-        hidden = dino.hf_hidden(facts["width"], _number(file, config, "mlp_ratio", int), swiglu)
+        agree(file, config, {"use_swiglu_ffn": swiglu} | tokens)
+        hidden = dino.hf_hidden(facts["width"], number(file, config, "mlp_ratio", int), swiglu)
         if hidden != facts["mlp_hidden"]:
             raise WeightsError(
                 f"{file}: mlp_ratio = {config['mlp_ratio']} makes an MLP of {hidden}, the weights "
                 f"have one of {facts['mlp_hidden']}"
             )
     said = {
-        "heads": _number(file, config, "num_attention_heads", int),
-        "norm_eps": _number(file, config, "layer_norm_eps", float),
+        "heads": number(file, config, "num_attention_heads", int),
+        "norm_eps": number(file, config, "layer_norm_eps", float),
     }
     if decoder:
         config = _MAE | config
-        _agree(
+        agree(
             file,
             config,
             {
@@ -162,20 +162,20 @@ def _transformers(
                 "decoder_intermediate_size": decoder["mlp_hidden"],
             },
         )
-        said["decoder_heads"] = _number(file, config, "decoder_num_attention_heads", int)
-        said["mask_ratio"] = _number(file, config, "mask_ratio", float)
-        said["norm_pix_loss"] = _number(file, config, "norm_pix_loss", bool)
+        said["decoder_heads"] = number(file, config, "decoder_num_attention_heads", int)
+        said["mask_ratio"] = number(file, config, "mask_ratio", float)
+        said["norm_pix_loss"] = number(file, config, "norm_pix_loss", bool)
     for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
         if theirs in files.preprocessor:
-            said[ours] = _colours(file, files.preprocessor[theirs])
+            said[ours] = colours(file, files.preprocessor[theirs])
     return said
 
 
 def _timm(files: Opened, facts: Mapping[str, Any]) -> dict[str, Any]:
     file = files.config_file
     given = files.config.get("model_args", {})
-    colours = files.config.get("pretrained_cfg", {})
-    if not isinstance(given, dict) or not isinstance(colours, dict):
+    trained = files.config.get("pretrained_cfg", {})
+    if not isinstance(given, dict) or not isinstance(trained, dict):
         raise WeightsError(f"{file}: model_args or pretrained_cfg is no object")
     swiglu, registers = facts["mlp"] == "swiglu", facts["num_registers"]
     ours = {
@@ -187,12 +187,12 @@ def _timm(files: Opened, facts: Mapping[str, Any]) -> dict[str, Any]:
         "reg_tokens": registers,
         "no_embed_class": bool(registers),
     }
-    _agree(file, given, {key: value for key, value in ours.items() if key in given})
+    agree(file, given, {key: value for key, value in ours.items() if key in given})
     said = {}
     if "num_heads" in given:
-        said["heads"] = _number(file, given, "num_heads", int)
+        said["heads"] = number(file, given, "num_heads", int)
     if "mlp_ratio" in given:
-        hidden = facts["width"] * _number(file, given, "mlp_ratio", float)
+        hidden = facts["width"] * number(file, given, "mlp_ratio", float)
         if abs(hidden - facts["mlp_hidden"] * (2 if swiglu else 1)) >= 1:  # timm rounds it down
             raise WeightsError(
                 f"{file}: mlp_ratio = {given['mlp_ratio']} makes an MLP of {hidden:g}, the "
@@ -215,12 +215,15 @@ def _timm(files: Opened, facts: Mapping[str, Any]) -> dict[str, Any]:
             f"{', '.join(other)}"
         )
     for name in ("mean", "std"):
-        if name in colours:
-            said[name] = _colours(file, colours[name])
+        if name in trained:
+            said[name] = colours(file, trained[name])
     return said
 
 
-def _agree(file: Any, config: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
+def agree(file: Any, config: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
+    """Raises:
+    WeightsError: if ``config`` says something else than ``shapes``; one line with all that differs.
+    """
     wrong = [
         f"{key} = {shown(config[key])}, not {value}"
         for key, value in shapes.items()
@@ -232,7 +235,12 @@ def _agree(file: Any, config: Mapping[str, Any], shapes: Mapping[str, Any]) -> N
         )
 
 
-def _number(file: Any, config: Mapping[str, Any], key: str, kind: type) -> Any:
+def number(file: Any, config: Mapping[str, Any], key: str, kind: type) -> Any:
+    """``config[key]``, a ``kind`` above 0, or a bool.
+
+    Raises:
+      WeightsError: if it is none.
+    """
     value = config[key]
     if kind is float and type(value) is int:
         value = float(value)
@@ -241,7 +249,12 @@ def _number(file: Any, config: Mapping[str, Any], key: str, kind: type) -> Any:
     return value
 
 
-def _colours(file: Any, value: Any) -> tuple[float, ...]:
+def colours(file: Any, value: Any) -> tuple[float, ...]:
+    """Three finite numbers.
+
+    Raises:
+      WeightsError: if they are none.
+    """
     if (
         not isinstance(value, list | tuple)
         or len(value) != 3

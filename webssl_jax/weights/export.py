@@ -1,5 +1,5 @@
-"""Writes weights for other libraries: folders of ``transformers`` and timm with their configs,
-preprocessing and a model card, or a ``.pth`` file of the original code.
+"""Writes weights for other libraries: folders of ``transformers``, timm and open_clip with their
+configs, preprocessing, tokenizer and a model card, or a ``.pth`` file of the original code.
 
 What is written comes from a run (of its teacher where it has one, as its features do), or from
 weights of any family (``load.open_``): these pass through tensor by tensor.
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from webssl_jax.telemetry.progress import Progress
-from webssl_jax.weights import dino, safetensors_io, tables, torch_file
-from webssl_jax.weights.families import FAMILIES, table_of
+from webssl_jax.weights import clip, dino, safetensors_io, tables, tokenizer_files, torch_file
+from webssl_jax.weights.families import FAMILIES, Family, table_of
 from webssl_jax.weights.load import Loaded
 from webssl_jax.weights.model_card import imported_card, model_card
 from webssl_jax.weights.stored import WeightsError
@@ -26,12 +26,20 @@ from webssl_jax.weights.tables import Constant
 
 _BICUBIC = 3  # PIL's number
 _CHUNKED = ("dinov2-pth", "dinov2-teacher")
-_NAMES = {"encoder": "an encoder", "decoder": "a decoder", "dino_head": "heads"}
+_NAMES = {
+    "encoder": "an encoder",
+    "decoder": "a decoder",
+    "dino_head": "heads",
+    "text": "a text tower",
+}
 _OURS = (
     "model*.safetensors",
     safetensors_io.INDEX_FILE,
     "config.json",
     "preprocessor_config.json",
+    clip.OPEN_CLIP_FILE,
+    clip.OPEN_CLIP_CONFIG,
+    *tokenizer_files.NAMES,
     "README.md",
 )
 
@@ -143,12 +151,18 @@ def write(
             progress.close()
             return output
         staging.mkdir(parents=True)
-        safetensors_io.write_folder(staging, specs, stream, max_file_bytes)
+        if entry.weights_file:
+            safetensors_io.write_file(staging / entry.weights_file, specs, stream)
+        else:
+            safetensors_io.write_folder(staging, specs, stream, max_file_bytes)
         progress.close()
-        texts = {"config.json": _json(config), "README.md": card}
+        texts = {entry.config_file: _json(config), "README.md": card}
         if entry.library == "transformers":
             texts["config.json"] = _json(config | {"dtype": dtype})
-            texts["preprocessor_config.json"] = _json(preprocessor_config(method))
+            texts["preprocessor_config.json"] = _json(preprocessor_config(method, entry))
+            if "text" in entry.needs and tokenizer_files.has_tokenizer(method.text.vocabulary):
+                masked = method.text.pooling == "eot"
+                texts |= tokenizer_files.tokenizer_files(method.text.context, masked)
         for name, text in texts.items():
             safetensors_io.write_text(staging / name, text)
         _put(staging, output)
@@ -159,15 +173,16 @@ def write(
     return output
 
 
-def preprocessor_config(method: Any) -> dict[str, Any]:
+def preprocessor_config(method: Any, family: Family) -> dict[str, Any]:
     """``preprocessor_config.json`` that repeats ``method.eval_view()`` and the normalisation.
 
     ViTImageProcessor can only squeeze an image into a square; BitImageProcessor resizes the shorter
-    side and crops the centre, and is what DINOv2's own folders name.
+    side and crops the centre, and is what DINOv2's own folders name. CLIPImageProcessor does the
+    same.
     """
     view = method.eval_view()
     return {
-        "image_processor_type": "BitImageProcessor",
+        "image_processor_type": "CLIPImageProcessor" if family.towers else "BitImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": view.resize},

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from webssl_jax.config import suggest
-from webssl_jax.weights import dino, hf, mae
+from webssl_jax.weights import clip, dino, hf, mae, siglip
 from webssl_jax.weights.tables import Table, WeightsError
 
 
@@ -18,12 +18,15 @@ class Family:
 
     table: rows for the method's networks. needs: the networks, as fields of the method.
     library, opens: who opens its files, and with what.
-    config: the dict of its ``config.json``; None for a family that is a single ``.pth`` file.
+    config: the dict of its ``config_file``; None for a family that is a single ``.pth`` file.
+    weights_file: the one file of a folder, where its library knows no index of several.
     model_types: of transformers, in that config.
     key: what the tensors stand under in a ``.pth``; None where they are all there is.
     extra: what is kept beside them.
     resize: how its code fits positions to another image size (``ViTConfig.position_resize``).
     fixed_eps: its code has an epsilon built in; the files do not say.
+    mlps: kinds of MLP that its code has.
+    towers: whose image tower its encoder is, ``clip`` or ``siglip``; described by ``towers.py``.
     """
 
     name: str
@@ -32,11 +35,15 @@ class Family:
     library: str
     opens: str
     config: Callable[[Any], dict[str, Any]] | None = None
+    config_file: str = "config.json"
+    weights_file: str | None = None
     model_types: tuple[str, ...] = ()
     key: str | None = None
     extra: Callable[[Any], dict[str, Any]] | None = None
     resize: str = "plain"
     fixed_eps: bool = False
+    mlps: tuple[str, ...] = ("gelu", "swiglu")
+    towers: str = ""
 
 
 FAMILIES = {
@@ -126,6 +133,71 @@ FAMILIES = {
             model_types=("dinov2", "dinov2_with_registers"),
             resize="antialias",
         ),
+        Family(
+            "hf-clip",
+            ("encoder", "text"),
+            lambda method: clip.hf_table(method.encoder, method.text),
+            "transformers",
+            "CLIPModel",
+            clip.hf_config,
+            mlps=clip.MLPS,
+            towers="clip",
+        ),
+        Family(
+            "hf-clip-vision",
+            ("encoder",),
+            lambda method: clip.hf_vision_table(method.encoder),
+            "transformers",
+            "CLIPVisionModel",
+            clip.hf_vision_config,
+            mlps=clip.MLPS,
+            towers="clip",
+        ),
+        Family(
+            "open-clip",
+            ("encoder", "text"),
+            lambda method: clip.open_clip_table(method.encoder, method.text, clip.has_bias(method)),
+            "open_clip",
+            "open_clip.create_model_from_pretrained",
+            clip.open_clip_config,
+            config_file=clip.OPEN_CLIP_CONFIG,
+            weights_file=clip.OPEN_CLIP_FILE,
+            resize="antialias",
+            mlps=clip.MLPS,
+            towers="clip",
+        ),
+        Family(
+            "open-clip-pth",
+            ("encoder", "text"),
+            lambda method: clip.open_clip_table(method.encoder, method.text, clip.has_bias(method)),
+            "open_clip and MetaCLIP",
+            "torch.load",
+            key="state_dict",
+            extra=clip.open_clip_extra,
+            resize="antialias",
+            mlps=clip.MLPS,
+            towers="clip",
+        ),
+        Family(
+            "hf-siglip",
+            ("encoder", "text"),
+            lambda method: siglip.hf_table(method.encoder, method.text),
+            "transformers",
+            "SiglipModel",
+            siglip.hf_config,
+            mlps=siglip.MLPS,
+            towers="siglip",
+        ),
+        Family(
+            "hf-siglip-vision",
+            ("encoder",),
+            lambda method: siglip.hf_vision_table(method.encoder),
+            "transformers",
+            "SiglipVisionModel",
+            siglip.hf_vision_config,
+            mlps=siglip.MLPS,
+            towers="siglip",
+        ),
     )
 }
 
@@ -146,8 +218,8 @@ def table_of(name: str, method: Any) -> Table:
         )
     networks = [getattr(method, part) for part in ("encoder", "decoder") if part in family.needs]
     for network in networks:
-        if network.mlp == "quick_gelu":
-            raise WeightsError(f"{name}: its code has no mlp = 'quick_gelu'")
+        if network.mlp not in family.mlps:
+            raise WeightsError(f"{name}: its code has no mlp = {network.mlp!r}")
     for network in networks if family.fixed_eps else ():
         mae.check_original(network, name)
     return family.table(method)

@@ -5,7 +5,7 @@ several, or a folder of ``transformers`` or timm.
     opened = open_("facebook-vit-mae-base/")    # the same, each parameter still in the file
 
 The family is found by the names in the file, the networks by the shapes of its tensors
-(``shapes.py``).
+(``shapes.py``, ``towers.py``).
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from webssl_jax.models import sizes
-from webssl_jax.weights import safetensors_io, shapes, tables, torch_file
+from webssl_jax.config import UserError
+from webssl_jax.weights import clip, safetensors_io, shapes, tables, torch_file, towers
 from webssl_jax.weights.families import FAMILIES, Family
 from webssl_jax.weights.networks import Networks, template_of
 from webssl_jax.weights.stored import Opened, Stored, WeightsError, shown
 
 TORCH_FILE = "pytorch_model.bin"
+OPEN_CLIP_TORCH_FILE = "open_clip_pytorch_model.bin"
 _KEYS = ("model", "state_dict", "teacher", "student")  # what checkpoints keep tensors under
 
 
@@ -81,6 +82,7 @@ def open_(
     heads: int | None = None,
     decoder_heads: int | None = None,
     otherwise: Any = None,
+    mlp: str | None = None,
 ) -> Loaded:
     """Checks everything that needs no tensor (and the position tables) and opens the rest.
 
@@ -88,7 +90,8 @@ def open_(
       family: one of ``families.FAMILIES``; found by the names in the file when left out.
       heads, decoder_heads: for files that do not state them; go before those of a published size.
         To be left out where there is no such network.
-      otherwise: a method whose heads are taken where nothing else says them.
+      otherwise: a method whose heads, and kind of MLP, are taken where nothing else says them.
+      mlp: of CLIP's towers, for files that do not state it: ``gelu`` or ``quick_gelu``.
 
     Raises:
       UserError: if heads are given that no network can have, or for a network that is not there.
@@ -96,7 +99,7 @@ def open_(
     """
     files = open_files(path)
     found = best_family(files, family)
-    networks, dtype, assumed = shapes.describe(files, found, heads, decoder_heads, otherwise)
+    networks, dtype, assumed = describe(files, found, heads, decoder_heads, otherwise, mlp)
     template = template_of(networks)
     table = found.table(networks)
     table = dataclasses.replace(table, family=f"{files.path}: {table.family}")
@@ -113,6 +116,28 @@ def open_(
     )
 
 
+def describe(
+    files: Opened,
+    family: Family,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    otherwise: Any = None,
+    mlp: str | None = None,
+) -> tuple[Networks, str, tuple[str, ...]]:
+    """(the networks that the shapes describe, dtype of the weights, what was assumed); the rest as
+    of :func:`open_`.
+
+    Raises:
+      UserError: if ``mlp`` is given for files of a family that has no choice, and as :func:`open_`.
+      WeightsError: as :func:`open_`.
+    """
+    if family.towers:
+        return towers.describe(files, family, heads, decoder_heads, otherwise, mlp)
+    if mlp is not None:
+        raise UserError(f"mlp={mlp}: {files.path} is {family.name}; leave it out")
+    return shapes.describe(files, family, heads, decoder_heads, otherwise)
+
+
 def open_files(path: str | os.PathLike) -> Opened:
     """Headers of whatever lies at ``path``.
 
@@ -126,6 +151,7 @@ def open_files(path: str | os.PathLike) -> Opened:
     file = path
     if path.is_dir():
         names = (safetensors_io.SINGLE_FILE, safetensors_io.INDEX_FILE, TORCH_FILE)
+        names += (clip.OPEN_CLIP_FILE, OPEN_CLIP_TORCH_FILE)
         present = [folder / name for name in names if (folder / name).exists()]
         if not present:
             raise WeightsError(f"{path}: holds none of {', '.join(names)}")
@@ -140,9 +166,11 @@ def open_files(path: str | os.PathLike) -> Opened:
         raise WeightsError(f"{file}: holds no tensors")
     if file.suffix not in (".safetensors", ".json", ".bin"):
         return Opened(path, found, inside, extra=extra)  # a .pth says all it says itself
-    config, preprocessor = folder / "config.json", folder / "preprocessor_config.json"
+    ours = (clip.OPEN_CLIP_FILE, OPEN_CLIP_TORCH_FILE)  # which stand beside those of transformers
+    config = folder / (clip.OPEN_CLIP_CONFIG if file.name in ours else "config.json")
+    preprocessor = folder / "preprocessor_config.json"
     if not config.exists() and path.is_dir():
-        raise WeightsError(f"{path}: has no config.json")
+        raise WeightsError(f"{path}: has no {config.name}")
     return Opened(
         path,
         found,
@@ -178,12 +206,7 @@ def best_family(files: Opened, name: str | None = None) -> Family:
         if name not in FAMILIES:
             raise WeightsError(f"no weight family {name!r}; there are {', '.join(FAMILIES)}")
         return FAMILIES[name]
-    counts = {}
-    for family in FAMILIES.values():
-        probes = [shapes.probe(family, mlp) for mlp in sizes.MLPS]
-        names = tables.canonical_names(probes[0], files.tensors, strict=False)[0]
-        known = [tables.names_of(table) for table in probes]
-        counts[family.name] = max(sum(bool(k.fullmatch(name)) for name in names) for k in known)
+    counts = {family.name: _known(files, family) for family in FAMILIES.values()}
     order = sorted(FAMILIES.values(), key=lambda f: (-counts[f.name], len(f.needs)))
     if not counts[order[0].name]:
         some = ", ".join(shown(name) for name in list(files.tensors)[:3])
@@ -192,3 +215,21 @@ def best_family(files: Opened, name: str | None = None) -> Family:
             f"{', '.join(FAMILIES)}"
         )
     return order[0]
+
+
+def _known(files: Opened, family: Family) -> int:
+    """How many names in the file are the family's; none if one of its networks has no name
+    there."""
+    most = 0
+    for mlp in family.mlps:
+        table = shapes.probe(family, mlp)
+        names = tables.canonical_names(table, files.tensors, strict=False)[0]
+        known = tables.names_of(table)
+        found = [name for name in names if known.fullmatch(name)]
+        for part in family.needs:
+            rows = tuple(r for r in table.rows if any(p.startswith(f"{part}/") for p in r.paths))
+            own = tables.names_of(dataclasses.replace(table, rows=rows, constants=()))
+            if not any(own.fullmatch(name) for name in found):
+                found = []
+        most = max(most, len(found))
+    return most

@@ -112,7 +112,7 @@ def timm_config(method: Any) -> dict[str, Any]:
             "embed_dim": c.width,
             "depth": c.depth,
             "num_heads": c.heads,
-            "mlp_ratio": _ratio(c.hidden * (2 if packed else 1), c.width),
+            "mlp_ratio": ratio(c.hidden * (2 if packed else 1), c.width),
             "qkv_bias": c.qkv_bias,
             **more,
         },
@@ -131,10 +131,10 @@ def timm_config(method: Any) -> dict[str, Any]:
     }
 
 
-def _ratio(hidden: int, width: int) -> float:
+def ratio(hidden: int, width: int) -> float:
     """The ``mlp_ratio`` from which ``int(width * mlp_ratio)`` makes ``hidden``."""
-    ratio = hidden / width
-    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+    exact = hidden / width
+    return exact if int(width * exact) == hidden else math.nextafter(exact, math.inf)
 
 
 def encoder_rows(

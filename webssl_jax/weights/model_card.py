@@ -15,6 +15,7 @@ from webssl_jax.models import position
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.telemetry.writer import read_rows
 from webssl_jax.weights.families import Family
+from webssl_jax.weights.tokenizer_files import has_tokenizer
 
 # The first row whose key is the figure's name, or its beginning, explains it.
 _MEANINGS = (
@@ -24,7 +25,8 @@ _MEANINGS = (
         "units of each patch's own variance when `norm_pix_loss` is on (1.0 = predicting the "
         "patch's mean); for DINO the sum of cross-entropies in nats between what student and "
         "teacher make of an image's crops, which start near the logarithm of the number of "
-        "prototypes",
+        "prototypes; for CLIP the contrast of each image's own caption with all others of the "
+        "batch, which starts near the logarithm of the batch (near 10 with SigLIP's sigmoid)",
     ),
     (
         "eval/knn/top1",
@@ -38,6 +40,13 @@ _MEANINGS = (
     ),
     ("eval/", "evaluation of the frozen features, see webssl_jax/evaluators"),
 )
+_PIPELINE = """\
+from transformers import pipeline
+
+classify = pipeline("zero-shot-image-classification", model="{folder}")
+labels = ["a painting of a ship", "a photo of a cat"]
+scores = classify(image, candidate_labels=labels, hypothesis_template="{{}}")  # image: PIL, RGB
+"""
 _USAGE = {
     "ViTModel": """\
 from transformers import AutoImageProcessor, ViTModel
@@ -75,6 +84,33 @@ model = ViTMAEForPreTraining.from_pretrained("{folder}")
 inputs = processor(images=image, return_tensors="pt")  # image: PIL, RGB
 output = model(**inputs)  # output.loss; output.logits (1, patches, pixels of a patch), output.mask
 """,
+    "CLIPModel": _PIPELINE,
+    "SiglipModel": _PIPELINE,
+    "SiglipVisionModel": """\
+from transformers import AutoImageProcessor, SiglipVisionModel
+
+processor = AutoImageProcessor.from_pretrained("{folder}")
+model = SiglipVisionModel.from_pretrained("{folder}")
+inputs = processor(images=image, return_tensors="pt")  # image: PIL, RGB
+cls = model(**inputs).pooler_output  # (1, {width})
+""",
+    "CLIPVisionModel": """\
+from transformers import AutoImageProcessor, CLIPVisionModel
+
+processor = AutoImageProcessor.from_pretrained("{folder}")
+model = CLIPVisionModel.from_pretrained("{folder}")
+inputs = processor(images=image, return_tensors="pt")  # image: PIL, RGB
+cls = model(**inputs).pooler_output  # (1, {width}), normalised
+""",
+    "open_clip.create_model_from_pretrained": """\
+import open_clip
+
+model, transform = open_clip.create_model_from_pretrained("local-dir:{folder}")
+tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
+images = model.encode_image(transform(image)[None], normalize=True)  # image: PIL, RGB
+texts = model.encode_text(tokenizer(["a painting of a ship", "a photo of a cat"]), normalize=True)
+scores = (model.logit_scale.exp() * images @ texts.T).softmax(dim=-1)
+""",
     "timm.create_model": """\
 import timm
 
@@ -96,17 +132,19 @@ def model_card(run: Any, family: Family, dtype: str, folder: str) -> str:
       folder: the path to print in the example.
     """
     method, teacher = run.method, run.variables.teacher
+    texts = hasattr(method, "text")
     workdir = pathlib.Path(run.workdir)
     figures = figures_table(read_rows(workdir / "metrics.jsonl"), run.step)
     resolved = json.dumps(config_lib.resolved(run.config), indent=2, sort_keys=True)
     name = run.config.get("name") or "webssl_jax"
     return f"""\
-{_head(f"self-supervised, {type(method).__name__.lower()}", family)}
+{_head(f"{'image-text' if texts else 'self-supervised'}, {type(method).__name__.lower()}", family)}
 # {name}, step {run.step:,}
 
-A vision transformer trained without labels by webssl_jax ({type(method).__name__}{
+A vision transformer trained {"on images with captions" if texts else "without labels"} by \
+webssl_jax ({type(method).__name__}{
         "; these are the weights of the teacher, the student's running average" if teacher else ""
-    }):
+    }){", and its text tower" if "text" in family.needs else ""}:
 {_network_and_use(method, family, dtype, folder)}
 ## Figures of this run
 
@@ -144,10 +182,12 @@ A vision transformer, converted by webssl_jax from `{loaded.source}` (`{loaded.f
 
 
 def _head(tags: str, family: Family) -> str:
+    texts = "text" in family.needs
+    tag = "zero-shot-image-classification" if texts else "image-feature-extraction"
     return f"""\
 ---
 library_name: {family.library}
-pipeline_tag: image-feature-extraction
+pipeline_tag: {tag}
 tags: [vision, {tags}, webssl_jax]
 ---
 """
@@ -164,7 +204,7 @@ def _network_and_use(method: Any, family: Family, dtype: str, folder: str) -> st
     return f"""\
 {encoder.depth} blocks of width {encoder.width}, {encoder.heads} heads,
 patches of {encoder.patch_size} pixels, images of {encoder.image_size} pixels.
-Weights: `{family.name}` ({family.opens}), {dtype}.
+{_texts(method, family)}Weights: `{family.name}` ({family.opens}), {dtype}.
 
 ## Use
 
@@ -174,6 +214,23 @@ Weights: `{family.name}` ({family.opens}), {dtype}.
 Images: shorter side to {view.resize} pixels (bicubic), central {view.size} x {view.size} pixels,
 then minus {list(method.mean)} and over {list(method.std)} per colour.
 The folder's config files say the same. {_resize(encoder, family)}
+"""
+
+
+def _texts(method: Any, family: Family) -> str:
+    """What there is to know about the text tower."""
+    if "text" not in family.needs:
+        return ""
+    c = method.text
+    ids = "the ids of CLIP's tokenizer, whose files are here"
+    if not has_tokenizer(c.vocabulary):
+        ids = f"{c.vocabulary:,} ids of a tokenizer that is not here"
+    elif family.library != "transformers":
+        ids = "the ids of CLIP's tokenizer"
+    return f"""\
+Texts: {c.depth} blocks of width {c.width}, {c.heads} heads, {c.context} tokens, {ids}.
+In training texts were mended (ftfy), html-unescaped and lower-cased first; see
+`webssl_jax.data.tokens.clean`. The space of images and texts has {c.embedding} channels.
 """
 
 

@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from webssl_jax.methods import pixels
+from webssl_jax.methods import clip, pixels
 from webssl_jax.methods.base import Features, Variables
 from webssl_jax.methods.encoder import encode, eval_view
 from webssl_jax.methods.mae import MAE, View
 from webssl_jax.models.heads import Head, HeadConfig
 from webssl_jax.models.sizes import ViTConfig
+from webssl_jax.models.text import TextConfig
 from webssl_jax.models.vit import ViT
 from webssl_jax.weights import dino
 
@@ -28,6 +29,8 @@ class Networks:
     those of the methods, whose variables' ``params`` they have. Hashable.
 
     head_input: the width of what goes into the heads, where there is no encoder to say it.
+    contrast: of image and text towers, as of ``methods.clip.CLIP``.
+    margin: whether images are resized a little larger than they are cropped.
 
     Raises:
       ValueError: when the colours make no sense.
@@ -37,7 +40,10 @@ class Networks:
     decoder: ViTConfig | None = None
     dino_head: HeadConfig | None = None
     ibot_head: HeadConfig | None = None
+    text: TextConfig | None = None
     head_input: int | None = None
+    contrast: str = "softmax"
+    margin: bool = True
     mask_ratio: float = 0.75
     norm_pix_loss: bool = True
     mean: tuple[float, ...] = pixels.IMAGENET_MEAN
@@ -47,7 +53,7 @@ class Networks:
 
     def __post_init__(self):
         pixels.check(self.mean, self.std)
-        if self.decoder:
+        if self.decoder or self.text:
             self.method()
 
     @classmethod
@@ -58,10 +64,13 @@ class Networks:
 
     @property
     def kind(self) -> str:
-        """``mae`` (encoder and decoder), ``dino`` (encoder and heads), ``encoder`` or ``heads``."""
+        """``mae`` (encoder and decoder), ``clip`` (encoder and text), ``dino`` (encoder and heads),
+        ``encoder`` or ``heads``."""
         if self.encoder is None:
             return "heads"
-        return "mae" if self.decoder else "dino" if self.dino_heads else "encoder"
+        if self.decoder or self.text:
+            return "mae" if self.decoder else "clip"
+        return "dino" if self.dino_heads else "encoder"
 
     @property
     def dino_heads(self) -> dict[str, HeadConfig]:
@@ -69,8 +78,12 @@ class Networks:
         return dino.heads_of(self)
 
     def method(self) -> Any:
-        """What computes with them: the whole method where it needs nothing else, for ``mae``; else
-        these networks, which give features."""
+        """What computes with them: the whole method where it needs nothing else, for ``mae`` and
+        ``clip``; else these networks, which give features."""
+        if self.kind == "clip":
+            view = clip.View(image_size=self.encoder.image_size)
+            more = dict(contrast=self.contrast, view=view, mean=self.mean, std=self.std)
+            return clip.CLIP(self.encoder, self.text, **more)
         if self.kind != "mae":
             return self
         view = View(image_size=self.encoder.image_size)
@@ -90,7 +103,9 @@ class Networks:
 
     def eval_view(self, size: int | None = None) -> Callable[[bytes], np.ndarray]:
         """See ``methods.base.Method.eval_view``."""
-        return eval_view(size or self.encoder.image_size)
+        if self.kind == "clip":
+            return self.method().eval_view(size)
+        return eval_view(size or self.encoder.image_size, self.margin)
 
 
 @functools.lru_cache(maxsize=8)
@@ -99,7 +114,7 @@ def template_of(networks: Networks) -> dict[str, Any]:
 
     def init() -> dict[str, Any]:
         rng, encoder = jax.random.key(0), networks.encoder
-        if networks.kind == "mae":
+        if networks.kind in ("mae", "clip"):
             method = networks.method()
             return method.init(rng, method.batch_spec(1)).params
         trees = {}

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from webssl_jax.config import UserError
-from webssl_jax.models import sizes
+from webssl_jax.models import clip_sizes, sizes
 from webssl_jax.models.heads import HeadConfig
 from webssl_jax.models.sizes import ViTConfig
+from webssl_jax.models.text import TextConfig
 from webssl_jax.weights import configs, dino, mae, positions, tables
 from webssl_jax.weights.families import Family
 from webssl_jax.weights.networks import Networks
@@ -50,17 +51,8 @@ def describe(
       WeightsError: if shapes are missing or make no sense, or config.json or the heads given say
         otherwise.
     """
-    for name, given, part in (
-        ("heads", heads, "encoder"),
-        ("decoder_heads", decoder_heads, "decoder"),
-    ):
-        if given is not None and given < 1:
-            raise UserError(f"{name}={given}: must be at least 1")
-        if given is not None and part not in family.needs:
-            raise UserError(
-                f"{name}={given}: {files.path} is {family.name} and has no {part}; leave it out"
-            )
-    shapes = _Shapes(files, family)
+    check_given(files, family, heads, decoder_heads)
+    shapes = Shapes(files, family)
     fields: dict[str, Any] = shapes.heads() if "dino_head" in family.needs else {}
     if "encoder" not in family.needs:
         networks = Networks(**fields, head_input=shapes.head_input())
@@ -72,7 +64,7 @@ def describe(
     own = getattr(otherwise, "encoder", None)
     guesses = {"of the published size": known_heads(facts), "of the run": own and own.heads}
     stated, stated_decoder = said.pop("heads", None), said.pop("decoder_heads", None)
-    facts["heads"] = _heads(files, "heads", stated, heads, guesses, assumed)
+    facts["heads"] = choose(files, "heads", stated, heads, guesses, assumed)
     if "norm_eps" not in said:
         said["norm_eps"] = mae.NORM_EPS
         if not family.fixed_eps:
@@ -98,7 +90,7 @@ def describe(
                 "of the original MAE": _DECODER_HEADS.get(decoder["width"]),
                 "of the run": own and own.heads,
             }
-            number = _heads(files, "decoder_heads", stated_decoder, decoder_heads, guesses, assumed)
+            number = choose(files, "decoder_heads", stated_decoder, decoder_heads, guesses, assumed)
             if number is None:
                 raise WeightsError(
                     f"{files.path}: does not say how many heads its decoder has, of width "
@@ -113,12 +105,35 @@ def describe(
     return networks, shapes.dtype("encoder/patch_embed/kernel"), tuple(assumed)
 
 
+def check_given(
+    files: Opened, family: Family, heads: int | None, decoder_heads: int | None
+) -> None:
+    """Raises:
+    UserError: if heads are given that no network can have, or for a network that is not there.
+    """
+    for name, given, part in (
+        ("heads", heads, "encoder"),
+        ("decoder_heads", decoder_heads, "decoder"),
+    ):
+        if given is not None and given < 1:
+            raise UserError(f"{name}={given}: must be at least 1")
+        if given is not None and part not in family.needs:
+            raise UserError(
+                f"{name}={given}: {files.path} is {family.name} and has no {part}; leave it out"
+            )
+
+
 def size_name(c: ViTConfig) -> str:
-    """``web-mae-1b`` or ``web-dino-1b`` for a published size, else a short description."""
+    """``web-mae-1b``, ``web-dino-1b``, ``clip-l14`` or ``siglip-b16`` for a published
+    size, else a short description."""
+    same = ("width", "depth", "heads", "patch_size", "hidden")
+    towers = clip_sizes.CLIP_SIZES if c.pre_norm else ()  # whose activation is no matter of size
+    for size in clip_sizes.SIGLIP_SIZES if c.pooling == "map" else towers:
+        if all(getattr(clip_sizes.vision(size), x) == getattr(c, x) for x in same):
+            return size.replace("_", "-") if c.pooling == "map" else f"clip-{size}"
     for family, known in (("web-mae", _web_mae()), ("web-dino", _web_dino())):
         for size, one in known.items():
-            same = ("width", "depth", "heads", "patch_size", "hidden", "mlp", "num_registers")
-            if all(getattr(one, field) == getattr(c, field) for field in same):
+            if all(getattr(one, x) == getattr(c, x) for x in (*same, "mlp", "num_registers")):
                 return f"{family}-{size}"
     return f"ViT of {c.depth} blocks, width {c.width}, {c.heads} heads, patch {c.patch_size}"
 
@@ -138,40 +153,43 @@ def _web_dino() -> dict[str, ViTConfig]:
     return {size: sizes.web_dino(size) for size in sizes.WEB_DINO_SIZES}
 
 
-def _heads(
+def choose(
     files: Opened,
     name: str,
-    stated: int | None,
-    given: int | None,
-    guesses: Mapping[str, int | None],
+    stated: Any,
+    given: Any,
+    guesses: Mapping[str, Any],
     assumed: list[str],
-) -> int | None:
+) -> Any:
     """What the file states, else what was given, else the first guess, which ``assumed`` gets."""
     if stated is not None and given not in (None, stated):
         raise WeightsError(f"{files.path}: states {name} = {stated}, but {name}={given} was given")
-    for number in (stated, given):
-        if number is not None:
-            return number
-    for whose, number in guesses.items():
-        if number is not None:
-            assumed.append(f"{name} = {number} ({whose})")
-            return number
+    for value in (stated, given):
+        if value is not None:
+            return value
+    for whose, value in guesses.items():
+        if value is not None:
+            assumed.append(f"{name} = {value} ({whose})")
+            return value
     return None
 
 
-def probe(family: Family, mlp: str = "gelu", **fields: Any) -> Table:
+def probe(family: Family, mlp: str | None = None, **fields: Any) -> Table:
     """The family's table for some network that has everything: names are the same in every
     size."""
-    plain = ViTConfig(width=4, depth=1, heads=1, patch_size=1, image_size=1, mlp=mlp)
+    small = dict(width=4, depth=1, heads=1, mlp=mlp or family.mlps[0], norm_eps=1e-5)
+    kinds = {"siglip": (dict(pooling="map"), dict(causal=False, pooling="last"))}
+    image, words = kinds.get(family.towers, ({}, {}))
+    plain = ViTConfig(patch_size=1, image_size=1, **small, **image)
     everything = dict(num_registers=1, layer_scale=_LAYER_SCALE, mask_token=True)
     some = dataclasses.replace(plain, **everything | fields)
     head = HeadConfig(1, 1)
-    return family.table(
-        types.SimpleNamespace(encoder=some, decoder=plain, dino_head=head, ibot_head=head)
-    )
+    networks = dict(encoder=some, decoder=plain, dino_head=head, ibot_head=head)
+    text = TextConfig(embedding=4, **small, **words)
+    return family.table(types.SimpleNamespace(**networks, text=text, contrast="sigmoid"))
 
 
-class _Shapes:
+class Shapes:
     """What the shapes in a file say about its networks."""
 
     def __init__(self, files: Opened, family: Family):

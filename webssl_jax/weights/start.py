@@ -16,6 +16,7 @@ import numpy as np
 from webssl_jax import params as params_lib
 from webssl_jax.models import position
 from webssl_jax.models.sizes import ViTConfig
+from webssl_jax.models.text import TextConfig
 from webssl_jax.sharding import distributed
 from webssl_jax.telemetry.progress import Progress
 from webssl_jax.weights import load, positions, shapes
@@ -24,9 +25,23 @@ from webssl_jax.weights.tables import Leaf, NotFinite
 
 log = logging.getLogger(__name__)
 # What a network must share with the weights it takes: their shapes, and what is computed with them.
-_SAME = ("width", "depth", "heads", "patch_size", "hidden", "mlp", "qkv_bias", "norm_eps")
+_SAME = (
+    "width",
+    "depth",
+    "heads",
+    "patch_size",
+    "hidden",
+    "mlp",
+    "qkv_bias",
+    "norm_eps",
+    "pooling",
+)
 _SAME_HEAD = ("prototypes", "bottleneck", "hidden", "layers")
-_ORDER = ("encoder", "decoder", "dino_head", "ibot_head")
+_SAME_TEXT = ("width", "depth", "heads", "hidden", "mlp", "qkv_bias", "norm_eps", "context")
+_SAME_TEXT += ("vocabulary", "embedding", "causal", "pooling", "projection_bias")
+_ORDER = ("encoder", "decoder", "dino_head", "ibot_head", "text")
+# What stands beside the networks: it is of use with the text tower alone.
+_WITH_TEXT = ("projection", "logit_scale", "logit_bias")
 _MASK_TOKEN = "encoder/mask_token"
 
 
@@ -52,7 +67,7 @@ def from_weights(path: str, method: Any, trees: Mapping[str, Any]) -> dict[str, 
     paths = [path] if os.path.exists(path) else [one.strip() for one in path.split(",")]
     fresh = {p.split("/")[0] for p in params_lib.flatten(trees["params"])}
     with distributed.together():
-        opened = [_open(path, one, method) for one in paths]
+        opened = [_open(path, one, method, fresh) for one in paths]
         taken = [part for _, parts, _ in opened for part in parts]
         if twice := sorted({part for part in taken if taken.count(part) > 1}):
             raise WeightsError(f"config.init_from = {path}: two files have the {twice[0]}")
@@ -67,13 +82,16 @@ def from_weights(path: str, method: Any, trees: Mapping[str, Any]) -> dict[str, 
     return trees
 
 
-def _open(given: str, path: str, method: Any) -> tuple[load.Loaded, list[str], list[str]]:
-    """(a file of the list ``given``, the networks to take, what is left and why)."""
+def _open(
+    given: str, path: str, method: Any, own: set[str]
+) -> tuple[load.Loaded, list[str], list[str]]:
+    """(a file of the list ``given``, the networks to take, what is left and why). own: what the
+    run has."""
     if not path:
         raise WeightsError(f"config.init_from = {given}: an empty name between commas")
     with _reading(path):
         loaded = load.open_(path, otherwise=method)
-    return loaded, *_networks(f"config.init_from = {path}", loaded, method)
+    return loaded, *_networks(f"config.init_from = {path}", loaded, method, own)
 
 
 @contextlib.contextmanager
@@ -135,7 +153,7 @@ def _from_weights(
     progress.close()
     begun = sorted(fresh) + begun
     details = [
-        f"took the {' and the '.join(sorted(taken, key=_ORDER.index))}"
+        f"took the {' and the '.join(part for part in _ORDER if part in taken)}"
         + (" for student and teacher alike" if trees.get("teacher") else "")
         + f", {sum(math.prod(theirs[p].shape) for name, p in wanted if name == 'params'):,} "
         "parameters",
@@ -158,12 +176,17 @@ def _from_weights(
     return {name: params_lib.unflatten(values) for name, values in flat.items()}
 
 
-def _networks(where: str, loaded: load.Loaded, method: Any) -> tuple[list[str], list[str]]:
+def _networks(
+    where: str, loaded: load.Loaded, method: Any, own: set[str]
+) -> tuple[list[str], list[str]]:
     """(names of the networks to take, what is left in the file and why)."""
     takes, left = [], [some(loaded.left)] if loaded.left else []
+    beside = [part for part in _WITH_TEXT if part in loaded.params]
     for part in loaded.params:
+        if part in beside:
+            continue
         theirs, ours = getattr(loaded.networks, part), getattr(method, part, None)
-        same = _SAME if isinstance(theirs, ViTConfig) else _SAME_HEAD
+        same = {ViTConfig: _SAME, TextConfig: _SAME_TEXT}.get(type(theirs), _SAME_HEAD)
         if same is _SAME_HEAD and ours and ours.layers == theirs.layers == 1:
             same = tuple(field for field in same if field != "hidden")  # it has no hidden layer
         wrong = _differences(same, ours, theirs) if ours else ["this method has none"]
@@ -177,6 +200,9 @@ def _networks(where: str, loaded: load.Loaded, method: Any) -> tuple[list[str], 
             left.append(f"the {part} ({'; '.join(wrong)})")
         else:
             takes.append(part)
+    if "text" in takes:
+        takes += [part for part in beside if part in own]
+        left += [part for part in beside if part not in own]
     if not takes:
         raise WeightsError(f"{where}: holds nothing that fits: {'; '.join(left)}")
     return takes, left

@@ -1,0 +1,32 @@
+import pytest
+
+from tests.configs.update import ROOT
+from webssl_jax import config as configs
+from webssl_jax import methods
+from webssl_jax.sharding import slices
+
+
+def load(spec: str):
+    return configs.load(str(ROOT / "configs" / spec))
+
+
+@pytest.mark.parametrize("config", ["web_dino.py:size=7b", "web_mae.py:size=5b", "clip.py:size=7b"])
+@pytest.mark.parametrize("chip", ["v4", "v5e", "v5p", "v6e"])
+def test_a_preset_changes_sharding_and_remat_and_nothing_else(config, chip):
+    plain, suited = (configs.resolved(load(spec)) for spec in (config, f"{config},preset={chip}"))
+    assert suited["sharding"]["fsdp"] == 16 and suited["sharding"]["replica"] == -1
+    for tree in (plain, suited):
+        del tree["sharding"]["fsdp"], tree["sharding"]["replica"], tree["model"]["remat"]
+    assert suited == plain
+    assert methods.create(load(f"{config},preset={chip}")).encoder.remat in ("full", "named")
+
+
+def test_presets_are_of_chips_that_plan_knows():
+    import common
+
+    assert set(common.PRESETS) <= set(slices.CHIPS)
+
+
+def test_a_chip_without_preset_is_refused_with_the_nearest():
+    with pytest.raises(configs.ConfigError, match="preset=v5: did you mean 'v5p'"):
+        load("web_dino.py:size=7b,preset=v5")

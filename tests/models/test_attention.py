@@ -1,0 +1,44 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from webssl_jax.models.attention import dot_product_attention, lean_attention
+from webssl_jax.models.blocks import block_stack
+from webssl_jax.models.sizes import BlockConfig
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_lean_backward_pass_has_the_gradients_of_the_formula(causal):
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, slope = (3 * jax.random.normal(key, (2, 7, 3, 4)) for key in keys)
+    plain, plain_vjp = jax.vjp(lambda *x: dot_product_attention(*x, causal), q, k, v)
+    lean, lean_vjp = jax.vjp(lambda *x: lean_attention(*x, causal), q, k, v)
+    np.testing.assert_allclose(lean, plain, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(lean_vjp(slope), plain_vjp(slope)):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def products(jaxpr) -> int:
+    """Matrix products in a jaxpr and in all inside it; a scan's body once."""
+    inner = [value for equation in jaxpr.eqns for value in equation.params.values()]
+    inner = [getattr(value, "jaxpr", value) for value in inner]
+    own = sum(equation.primitive.name == "dot_general" for equation in jaxpr.eqns)
+    return own + sum(products(value) for value in inner if hasattr(value, "eqns"))
+
+
+# the lean backward pass takes the scores again even where nothing else is
+@pytest.mark.parametrize("remat, again", [("named", 1), ("full", 9)])
+def test_named_runs_no_matrix_product_again_but_that_of_the_scores(remat, again):
+    config = BlockConfig(
+        width=16, depth=2, heads=2, mlp="swiglu", layer_scale=0.1, dtype="bfloat16", remat=remat
+    )
+    stack, x, slots = block_stack(config, train=True), jnp.ones((2, 5, 16)), jnp.zeros(2, int)
+    params = jax.eval_shape(lambda: stack.init(jax.random.key(0), (x, None), slots)["params"])
+
+    def loss(params, x):
+        return stack.apply({"params": params}, (x, None), slots)[0][0].sum()
+
+    count = products(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(params, x).jaxpr)
+    forward = 7 + 2  # linear layers; scores and mixing
+    assert count == forward + 2 * forward + again

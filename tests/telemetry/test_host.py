@@ -1,0 +1,60 @@
+"""Garbage at the same step, a limit to waiting, one folder for compiled programs."""
+
+import gc
+import subprocess
+import sys
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from tests.e2e.runner import ROOT
+from webssl_jax.telemetry import host
+from webssl_jax.telemetry.host import HostManners, use_compilation_cache
+
+STUCK = """
+import time
+from ml_collections import ConfigDict
+from webssl_jax.telemetry.host import HostManners
+manners = HostManners(ConfigDict({"gc_every_steps": 0, "stuck_minutes": 0.01}))
+manners.begin()
+for step in range(4):
+    manners.after(step)
+    time.sleep(0.2)
+with manners.unhurried():
+    time.sleep(1.2)
+print("still here", flush=True)
+def waiting_for_a_peer():
+    time.sleep(60)
+waiting_for_a_peer()
+"""
+
+
+def test_garbage_is_collected_at_multiples_of_the_step_and_not_otherwise(monkeypatch):
+    collected = []
+    monkeypatch.setattr(host.gc, "collect", lambda: collected.append(step))
+    manners, step = HostManners(ConfigDict({"gc_every_steps": 3, "stuck_minutes": 0.0})), 0
+    manners.begin()
+    try:
+        assert not gc.isenabled()
+        for step in range(5, 13):
+            manners.after(step)
+    finally:
+        manners.end()
+    assert collected == [0, 6, 9, 12] and gc.isenabled()
+
+
+def test_a_step_that_takes_too_long_ends_the_process_with_its_stacks():
+    done = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and done.stdout == "still here\n"
+    assert "Timeout" in done.stderr and "in waiting_for_a_peer" in done.stderr
+
+
+@pytest.mark.parametrize("folder, used", [("", None), ("programs", "programs")])
+def test_compiled_programs_go_to_the_configs_folder(tmp_path, monkeypatch, folder, used):
+    monkeypatch.chdir(tmp_path)
+    told = {}
+    monkeypatch.setattr(jax.config, "update", told.__setitem__)
+    use_compilation_cache(folder)
+    wanted = {"jax_compilation_cache_dir": str(tmp_path / used)} if used else {}
+    assert told == wanted

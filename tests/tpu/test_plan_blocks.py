@@ -1,0 +1,31 @@
+import importlib.util
+import pathlib
+
+import pytest
+
+from webssl_jax.config import UserError
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+_spec = importlib.util.spec_from_file_location("plan_blocks", ROOT / "tools" / "plan_blocks.py")
+plan_blocks = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(plan_blocks)
+
+
+def run(monkeypatch, *argv):
+    argv = ["plan_blocks.py", "--config", "configs/web_dino.py:size=tiny", *argv]
+    monkeypatch.setattr("sys.argv", argv)
+    return plan_blocks.main()
+
+
+def test_two_blocks_run_nothing_but_the_models_products_where_everything_is_kept(
+    monkeypatch, capsys
+):
+    argv = ("--slice", "v5e-4", "--tokens", "2x37,4x10", "--images", "4")
+    assert run(monkeypatch, *argv) == 0
+    out = capsys.readouterr().out
+    assert "modelled MFU 0.0" in out and "executed flops 1.000 times the model's" in out
+
+
+def test_crops_that_are_no_crops_are_refused(monkeypatch):
+    with pytest.raises(UserError, match="--tokens 257: must be as"):
+        run(monkeypatch, "--slice", "v5e-4", "--tokens", "257")

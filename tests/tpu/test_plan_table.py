@@ -1,0 +1,76 @@
+import importlib.util
+import json
+import pathlib
+
+import pytest
+
+from webssl_jax.config import UserError
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+_spec = importlib.util.spec_from_file_location("plan_table", ROOT / "tools" / "plan_table.py")
+plan_table = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(plan_table)
+
+# A plan in no time: the figures of --json, the fits of the second config refused.
+PLAN = """
+import json, sys
+fits = "1b" not in " ".join(sys.argv)
+figures = dict.fromkeys({keys!r}, 0.5) | {{"fits": fits, "global_batch": 3072}}
+print(json.dumps(figures))
+sys.exit(0 if fits else 3)
+"""
+
+
+@pytest.fixture
+def table(monkeypatch, tmp_path):
+    monkeypatch.setattr(plan_table, "FIGURES", tmp_path / "plan_table.json")
+    monkeypatch.setattr(plan_table, "PAGE", tmp_path / "plan_table.md")
+    script = tmp_path / "plan.py"
+    script.write_text(PLAN.format(keys=list(plan_table.KEPT)))
+    monkeypatch.setattr(plan_table, "PLAN", [str(script)])
+
+    def run(*argv):
+        monkeypatch.setattr("sys.argv", ["plan_table.py", *argv])
+        return plan_table.main()
+
+    return run
+
+
+def test_rows_are_added_one_by_one_and_the_others_are_said_to_be_missing(table, tmp_path):
+    assert table("--row", "web_dino.py:size=7b@v5p-512", "web_dino.py:size=1b@2xv5p-256") == 0
+    assert table("--next", "1") == 0
+    figures = json.loads((tmp_path / "plan_table.json").read_text())
+    assert list(figures) == sorted(
+        [
+            "web_dino.py:size=1b@2xv5p-256",
+            "web_dino.py:size=1b@v5p-512",  # the first that was missing
+            "web_dino.py:size=7b@v5p-512",
+        ]
+    )
+    row = figures["web_dino.py:size=1b@2xv5p-256"]
+    assert row["command"].endswith(
+        "--config configs/web_dino.py:size=1b,preset=v5p --slice v5p-256 --slices 2"
+    )
+    page = (tmp_path / "plan_table.md").read_text()
+    assert "| web_dino 7b | 3,072 | 0.5 (0.5) |" in page
+    assert "| web_dino 1b | 3,072 | does not fit: 0.5 (0.5) |" in page
+    assert page.count("not compiled yet") == len(plan_table.rows()) - 3
+
+
+def test_a_plan_that_fails_adds_no_row_and_is_an_exit_code(table, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(plan_table, "PLAN", ["-c", "import sys; sys.exit(2)"])
+    assert table("--row", "web_dino.py:size=7b@v5p-512") == 1
+    assert "exit code 2" in capfd.readouterr().err
+    assert not (tmp_path / "plan_table.json").exists()
+
+
+@pytest.mark.parametrize("row", ["web_dino.py:size=7b", "web_dino.py@v5p-500", "a@yxv5p-256"])
+def test_a_row_of_no_such_place_is_refused_before_anything_compiles(table, row):
+    with pytest.raises(UserError, match="--row|--slice"):
+        table("--row", "web_dino.py:size=7b@v5p-512", row)
+
+
+def test_every_row_has_a_command():
+    assert len(set(plan_table.rows())) == len(plan_table.SLICES) * len(plan_table.CONFIGS)
+    for row in plan_table.rows():
+        assert plan_table.command(row)[0] == "--config"

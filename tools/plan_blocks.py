@@ -1,0 +1,112 @@
+"""Two blocks of a config's encoder, forward and backward, compiled for a TPU slice: the cheap way
+to try what may make a whole step faster, before python -m webssl_jax.plan confirms it.
+
+    python tools/plan_blocks.py --config configs/web_mae.py:size=5b,preset=v5p --slice v5p-256
+        --tokens 1x257 --images 24 [--option NAME=VALUE ...] [--config.key.path=value ...]
+
+``--tokens`` says what a block sees of an image: crops x tokens of each, as 2x257,8x50 for Web-DINO
+at 224 and 98 pixels, 1x65 for Web-MAE's visible quarter. Stochastic depth is left out. Takes about
+a minute of CPU. The figures are those of plan, of these blocks alone (docs/plan.md).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from webssl_jax import cli, methods, plan
+from webssl_jax import config as configs
+from webssl_jax.config import UserError
+from webssl_jax.models.blocks import block_stack
+from webssl_jax.models.sizes import ViTConfig
+from webssl_jax.sharding import compiler_options, rules, slices
+from webssl_jax.sharding import mesh as meshes
+from webssl_jax.telemetry import hlo
+
+
+def main() -> int:
+    """The entry point. Returns 0, or plan's exit code for what does not fit."""
+    parser = cli.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", required=True, help="configs/NAME.py[:key=value,...]")
+    parser.add_argument("--slice", required=True, help="as gcloud calls it: v5p-512, v5e-256, ...")
+    parser.add_argument("--tokens", default="1x257", help="crops x tokens, with commas between")
+    parser.add_argument("--images", type=int, default=24, help="a device")
+    parser.add_argument("--blocks", type=int, default=2)
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE")
+    args, overrides = parser.parse_with_overrides()
+    if not re.fullmatch(r"\d+x\d+(,\d+x\d+)*", args.tokens):
+        raise UserError(f"--tokens {args.tokens}: must be as 1x257 or 2x257,8x50")
+    crops = [tuple(map(int, crop.split("x"))) for crop in args.tokens.split(",")]
+    options, slice_ = plan.read_options(args.option), slices.find(args.slice)
+    config = configs.load(args.config, overrides)
+    encoder = dataclasses.replace(
+        methods.create(config).encoder, depth=args.blocks, drop_path=0.0, drop_path_group=None
+    )
+    if jax.config.jax_platforms != "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    mesh = meshes.create(config.sharding, slice_.devices())
+    try:
+        lowered = lower(encoder, mesh, crops, args.images)
+        compiled = plan.compile_or_refuse(lowered, compiler_options.of(mesh) | options)
+    except plan.OutOfMemory as refusal:
+        print(str(refusal).partition("\n")[0], file=sys.stderr)
+        return plan.EXIT_DOES_NOT_FIT
+    images = args.images * mesh.size
+    flops = 3 * images * sum(count * encoder.block_flops(tokens) for count, tokens in crops)
+    known = {"model_flops": flops, "global_batch": images, "chips": slice_.chips}
+    r = plan.speed(hlo.cost(compiled.as_text()), slice_, mesh, known, steps=1)
+    peak = compiled.memory_analysis().peak_memory_in_bytes / 2**30
+    for line in (
+        f"modelled MFU {r['mfu_modelled']:.3f}, with exposed ICI {r['mfu_with_exposed_ici']:.3f}",
+        f"{1e3 * r['compute_s']:.2f} ms, exposed ICI {1e3 * r['exposed_ici_s']:.2f} ms",
+        f"executed flops {r['executed_over_model_flops']:.3f} times the model's",
+        f"{r['wire_gb']:.3g} GB a device, {r['exposed_gb']:.3g} exposed; peak {peak:.2f} GiB",
+        *(f"{1e3 * x['seconds']:8.3f} ms  {x['name']}" for x in r["operations"]),
+    ):
+        print(line)
+    return 0
+
+
+def lower(
+    encoder: ViTConfig, mesh: Mesh, crops: list[tuple[int, int]], images: int
+) -> jax.stages.Lowered:
+    """The gradient of a mean square of the blocks' output, to parameters and tokens. ``images``: a
+    device."""
+    cut = meshes.batch_sharding(mesh)
+    x = tuple(
+        jax.ShapeDtypeStruct(
+            (images * mesh.size * count, tokens, encoder.width), encoder.dtype, sharding=cut
+        )
+        for count, tokens in crops
+    )
+    x = x if len(x) > 1 else x[0]
+    stack, slots = block_stack(encoder, train=True), np.zeros(encoder.depth, int)
+
+    def init():
+        tokens = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), x)
+        return {"blocks": stack.init(jax.random.key(0), (tokens, None), slots)["params"]}
+
+    shapes = jax.eval_shape(init)
+    params = jax.tree.map(
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+        shapes,
+        rules.shardings(shapes, mesh),
+    )
+
+    def loss(params, x):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            (y, _), _ = stack.apply({"params": params["blocks"]}, (x, None), slots)
+        return sum(jnp.square(t.astype(jnp.float32)).mean() for t in jax.tree.leaves(y))
+
+    out = jax.tree.map(lambda leaf: leaf.sharding, (params, x))
+    return jax.jit(jax.grad(loss, argnums=(0, 1)), out_shardings=out).lower(params, x)
+
+
+if __name__ == "__main__":
+    cli.run(main)

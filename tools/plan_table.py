@@ -1,0 +1,156 @@
+"""The table of docs/plan_table.md: every paper config on every slice, one row at a time.
+
+    python tools/plan_table.py                      write the page again from the figures
+    python tools/plan_table.py --row ROW [ROW ...]  compile these first; a ROW is CONFIG@SLICE
+    python tools/plan_table.py --next N             compile the first N that are missing
+    python tools/plan_table.py --list               name all rows, and which are missing
+
+A ROW as in ``web_dino.py:size=7b@v5p-512`` or ``web_dino.py:size=7b@2xv5p-256``; it takes minutes
+of CPU and stands in the figures (docs/plan_table.json) as soon as it is compiled, with the command
+and the revision of the code, so that the rest can wait. Rows are compiled with the preset of their
+chip (configs/common.py). The figures are those of ``python -m webssl_jax.plan --json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+from webssl_jax import cli
+from webssl_jax.config import UserError
+from webssl_jax.sharding import slices
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FIGURES = ROOT / "docs" / "plan_table.json"
+PAGE = ROOT / "docs" / "plan_table.md"
+PLAN = ["-m", "webssl_jax.plan"]
+SLICES = ("v5p-512", "v5p-256", "v5e-256", "v4-512", "v6e-256", "2xv5p-256")
+# the most asked for first
+CONFIGS = (
+    *(f"web_dino.py:size={size}" for size in ("7b", "1b", "300m", "5b", "3b", "2b")),
+    *(f"web_mae.py:size={size}" for size in ("5b", "1b", "300m", "3b", "2b", "700m")),
+    *(f"clip.py:size={size}" for size in ("7b", "1b", "l14", "300m", "5b", "3b", "2b")),
+)
+KEPT = (
+    "fits spare_gib peak_hbm_gib state_gib mesh global_batch executed_over_model_flops compute_s "
+    "exposed_ici_s wire_gb exposed_gb dcn_gb mfu_modelled mfu_with_exposed_ici images_per_s days "
+    "chip_hours compile_cpu_s versions error"
+).split()
+
+
+def main() -> int:
+    """The entry point. Returns 0, or 1 when a row could not be compiled."""
+    parser = cli.ArgumentParser(description=__doc__)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--row", nargs="+", default=[], metavar="CONFIG@SLICE")
+    what.add_argument("--next", type=int, default=0, metavar="N")
+    what.add_argument("--list", action="store_true")
+    args = parser.parse_args()
+    figures = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    missing = [row for row in rows() if row not in figures]
+    if args.list:
+        print("\n".join(f"{'missing' if row in missing else 'there  '} {row}" for row in rows()))
+        return 0
+    wanted = args.row or missing[: args.next]
+    commands = [command(row) for row in wanted]  # bad ones are refused before any is compiled
+    failed = 0
+    for number, (row, argv) in enumerate(zip(wanted, commands), 1):
+        print(f"{number} of {len(wanted)}: {row}", file=sys.stderr, flush=True)
+        found = compile_row(argv)
+        failed += found is None
+        if found:
+            figures[row] = found
+            FIGURES.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
+    PAGE.write_text(page(figures))
+    print(f"{PAGE}: {len(figures)} of {len(rows())} rows")
+    return 1 if failed else 0
+
+
+def rows() -> list[str]:
+    """The names of all rows, the most important first."""
+    return [f"{config}@{slice_}" for slice_ in SLICES for config in CONFIGS]
+
+
+def command(row: str) -> list[str]:
+    """The arguments of plan for that row.
+
+    Raises:
+      UserError: for a name that is not CONFIG@SLICE.
+    """
+    config, at, place = row.partition("@")
+    count, _, name = place.rpartition("x")
+    if not at or not re.fullmatch(r"\d*", count):
+        raise UserError(f"--row {row}: must be CONFIG@SLICE, as web_dino.py:size=7b@v5p-512")
+    chip = slices.find(name).name.partition("-")[0]
+    comma = "," if ":" in config else ":"
+    argv = ["--config", f"configs/{config}{comma}preset={chip}", "--slice", name]
+    return argv + (["--slices", count] if count else [])
+
+
+def compile_row(argv: list[str]) -> dict | None:
+    """The figures of one row, None (and its words on stderr) where plan fails."""
+    argv = [*PLAN, *argv]
+    made = subprocess.run(
+        [sys.executable, *argv, "--json"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if made.returncode not in (0, 3):
+        print(f"python {' '.join(argv)}: exit code {made.returncode}", file=sys.stderr)
+        return None
+    result = json.loads(made.stdout)
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True
+    )
+    out = {"command": f"python {' '.join(argv)}", "revision": git.stdout.strip()}
+    out["date"] = time.strftime("%Y-%m-%d")
+    return out | {key: result[key] for key in KEPT}
+
+
+def page(figures: dict) -> str:
+    """The page, from the figures."""
+    lines = [
+        "# Every paper config on every slice",
+        "",
+        "Written by `python tools/plan_table.py` from `plan_table.json`; the columns and what",
+        "they leave out are in [plan.md](plan.md). Each row is compiled with the preset of its",
+        "chip. MFU is modelled, with exposed ICI; `x` is executed over model flops; GB are sent",
+        "by a device in a step, and in brackets exposed.",
+    ]
+    for place in SLICES:
+        lines += ["", f"## {place}", "", "| Config | batch | peak GiB (spare) | x | GB | MFU |"]
+        lines[-1] += " images/s | chip-hours |"
+        lines.append("| --- |" + " ---: |" * 7)
+        for config in CONFIGS:
+            lines.append(_line(config, figures.get(f"{config}@{place}")))
+    return "\n".join(lines) + "\n"
+
+
+def _line(config: str, r: dict | None) -> str:
+    name = config.replace(".py:size=", " ")
+    if r is None:
+        return f"| {name} | | not compiled yet | | | | | |"
+    memory = f"{r['peak_hbm_gib']:.1f} ({r['spare_gib']:.1f})"
+    if not r["fits"]:
+        return f"| {name} | {r['global_batch']:,} | does not fit: {memory} | | | | | |"
+    cells = (
+        f"{r['global_batch']:,}",
+        memory,
+        f"{r['executed_over_model_flops']:.2f}",
+        f"{r['wire_gb']:.0f} ({r['exposed_gb']:.0f})",
+        f"{100 * r['mfu_with_exposed_ici']:.1f}%",
+        f"{r['images_per_s']:,.0f}",
+        f"{r['chip_hours']:,.0f}",
+    )
+    return " | ".join([f"| {name}", *cells]) + " |"
+
+
+if __name__ == "__main__":
+    cli.run(main)

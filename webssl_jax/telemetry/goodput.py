@@ -1,0 +1,141 @@
+"""Where a run's time went, over all its starts: how much of what was paid for trained the network.
+
+Every second from :func:`Goodput` on belongs to one kind. ``WORKDIR/goodput.json`` holds one entry a
+start, by the first process, and is kept up to date while the run goes on, so that a run that is
+killed is counted too. Goodput is the time of steps that counted over all time; the idea and the
+kinds are those of Google's ml-goodput-measurement.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+
+from webssl_jax.files import write_json
+from webssl_jax.telemetry.progress import format_seconds
+
+# lost: steps that were taken again, because the run was stopped after its last checkpoint
+KINDS = ("step", "data", "compile", "checkpoint", "evaluation", "init", "lost")
+_LARGEST_SHARE = 0.01  # of the time, for keeping the file up to date
+log = logging.getLogger(__name__)
+
+
+class Goodput:
+    """The time of this start of a run, and of those before it.
+
+    Args:
+      workdir: has ``goodput.json``.
+      start_step: the step of the checkpoint that it begins from.
+      began: when it was started, of ``clock``; until :meth:`enter` it is "init".
+      enabled: whether this process writes.
+      clock: seconds since whenever, the same for all starts.
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        start_step: int,
+        began: float,
+        *,
+        enabled: bool = True,
+        clock: Callable[[], float] = time.time,
+    ):
+        self._path, self._clock, self._enabled = workdir / "goodput.json", clock, enabled
+        self._starts = _read(self._path)
+        self._this = {"began": began, "start_step": start_step, "step": start_step}
+        self._this["seconds"] = dict.fromkeys(KINDS[:-1], 0.0)
+        self._starts.append(self._this)
+        self._kind, self._since, self._waited = "init", began, 0.0
+        self._saved, self._save_seconds = 0.0, 0.0
+
+    def enter(self, kind: str) -> None:
+        """From now on time is of this kind."""
+        now = self._clock()
+        self._this["seconds"][self._kind] += max(now - self._since, 0.0)  # clocks are set back
+        self._kind, self._since = kind, now
+
+    @contextlib.contextmanager
+    def of(self, kind: str) -> Iterator[None]:
+        """Within it time is of this kind, then again of the one before."""
+        before = self._kind
+        self.enter(kind)
+        try:
+            yield
+        finally:
+            self.enter(before)
+
+    def after(self, step: int, wait_seconds: float) -> None:
+        """``step`` is done; the loader has been waited for so many seconds, in all since this
+        start. Within the time that is being counted, that part was data."""
+        self.enter(self._kind)
+        seconds, waited = self._this["seconds"], wait_seconds - self._waited
+        waited = min(waited, seconds[self._kind])
+        seconds[self._kind] -= waited
+        seconds["data"] += waited
+        self._waited, self._this["step"] = wait_seconds, step
+        if self._clock() - self._saved >= self._save_seconds / _LARGEST_SHARE:
+            self.save()
+
+    def save(self) -> None:
+        """Brings the file up to date. Where it cannot, it says so once: it is only a record, and
+        the other processes must not wait for this one."""
+        self.enter(self._kind)
+        self._saved = self._clock()
+        if not self._enabled:
+            return
+        began = time.perf_counter()
+        try:
+            write_json(self._path, self._starts)
+        except OSError as error:
+            log.warning("%s is not kept any more: %s", self._path, error.strerror)
+            self._enabled = False
+        self._save_seconds = time.perf_counter() - began
+
+    def totals(self) -> dict[str, float]:
+        """{kind: seconds} over all starts."""
+        self.enter(self._kind)
+        return totals(self._starts)
+
+    def fraction(self) -> float:
+        """Time of steps that counted, over all time of all starts."""
+        seconds = self.totals()
+        return seconds["step"] / max(sum(seconds.values()), 1e-9)
+
+    def report(self) -> str:
+        """One line for people."""
+        seconds = self.totals()
+        whole = max(sum(seconds.values()), 1e-9)
+        parts = [f"{name} {100 * value / whole:.1f}%" for name, value in seconds.items()]
+        time_taken = f"{format_seconds(whole)} in {len(self._starts)} start(s)"
+        return f"goodput {100 * self.fraction():.1f}% of {time_taken}: {', '.join(parts)}"
+
+
+def totals(starts: list[dict]) -> dict[str, float]:
+    """{kind of :data:`KINDS`: seconds}. What a start did beyond the step that the next one began
+    from is lost: so many of its steps, at what they took it on average."""
+    out = dict.fromkeys(KINDS, 0.0)
+    for start, following in zip(starts, [*starts[1:], None]):
+        for kind, value in start["seconds"].items():
+            out[kind] += value
+        done = start["step"] - start["start_step"]
+        if following is None or done <= 0:
+            continue
+        again = min(max(start["step"] - following["start_step"], 0), done)
+        lost = start["seconds"]["step"] * again / done
+        out["step"] -= lost
+        out["lost"] += lost
+    return out
+
+
+def _read(path: pathlib.Path) -> list[dict]:
+    """What earlier starts wrote; nothing where that cannot be read, for it is only a record."""
+    try:
+        starts = json.loads(path.read_text())
+        totals(starts)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    return starts
