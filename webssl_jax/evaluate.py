@@ -21,7 +21,7 @@ import jax
 from webssl_jax import checkpoints, cli, methods, train_state
 from webssl_jax import config as configs
 from webssl_jax.config import UserError
-from webssl_jax.evaluators.runs import RunEvaluation, check_texts
+from webssl_jax.evaluators.runs import RunEvaluation, check_text_files, check_texts
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import mesh as meshes
 
@@ -78,6 +78,7 @@ def main() -> int:
     if entry.retrieval_images < 0:
         raise UserError(f"--retrieval-images {entry.retrieval_images}: must be zero or positive")
     check_texts(entry, methods.create(config))
+    check_text_files(entry)
     mesh = meshes.create(config.sharding)
     last = configs.total_steps(config)
     evaluation, done = None, -1

@@ -313,13 +313,13 @@ def main() -> int:
             if saves:
                 with distributed.together():
                     writer.flush()
-                with goodput.of("checkpoint"):
+                with goodput.of("checkpoint"), manners.unhurried():
                     checkpointer.save(state)
             checkpointer.check()
             if figures or pictures:
                 progress.resume()
             if requested:
-                with goodput.of("checkpoint"):
+                with goodput.of("checkpoint"), manners.unhurried():
                     checkpointer.wait()
                 message = "stopped by %s at step %d of %d: saved; the same command continues"
                 progress.close(note)
@@ -330,7 +330,7 @@ def main() -> int:
             progress.done = total_steps
             progress.close(note)
         take_step.look(state)
-        with goodput.of("checkpoint"):
+        with goodput.of("checkpoint"), manners.unhurried():
             checkpointer.close()
         goodput.after(int(state.step), loader.wait_seconds)
         goodput.save()
@@ -365,7 +365,9 @@ def _restore_or_init(
     if found is None and config.resume_from:
         with distributed.together():
             _refuse_another_run(pathlib.Path(config.resume_from), config, "config.resume_from")
-        other = checkpoints.Checkpointer(config.resume_from, read_only=True)
+        other = checkpoints.Checkpointer(
+            config.resume_from, read_only=True, restore_once=config.checkpoint.restore_once
+        )
         found = other.restore_newest(wanted)
         if found is None:
             raise UserError(f"config.resume_from = {config.resume_from}: has no checkpoint")

@@ -15,7 +15,7 @@ from webssl_jax import config as configs
 from webssl_jax.config import ConfigError, UserError
 from webssl_jax.data import records
 from webssl_jax.evaluators.results import Result, read_result
-from webssl_jax.evaluators.runs import RunEvaluation, check_texts
+from webssl_jax.evaluators.runs import RunEvaluation, check_text_files, check_texts
 from webssl_jax.sharding import distributed
 
 NOTHING = {
@@ -100,9 +100,9 @@ def test_what_a_method_or_a_file_cannot_give_is_refused_before_anything_is_made(
             check_texts(entry(**{key: "x"}), Deaf())
     method, _ = small_clip()
     with pytest.raises(UserError, match="no list of that name"):
-        check_texts(entry(zero_shot="x"), method)
+        check_text_files(entry(zero_shot="x"))
     with pytest.raises(UserError, match="no class names can be read"):
-        check_texts(entry(zero_shot="short", class_names="/nowhere"), method)
+        check_text_files(entry(zero_shot="short", class_names="/nowhere"))
     with pytest.raises(UserError, match="/nowhere"):
         RunEvaluation(entry(retrieval="/nowhere/*.arrayrecord"), method, MESH, "")
     config = ConfigDict({"eval": NOTHING, "data": {"threads": 2}})

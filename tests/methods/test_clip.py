@@ -120,6 +120,20 @@ def test_a_wrong_config_is_refused_in_one_line(change, says):
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
+def test_ids_that_the_tokenizer_does_not_have_are_refused_before_anything_is_read():
+    clip = methods.create(config())
+    assert clip.text.vocabulary == END + 1
+    with pytest.raises(ConfigError, match="vocabulary = 64: the tokenizer has 49408 ids"):
+        clip.train_view()
+
+
+def test_a_network_that_knows_nothing_stands_at_one_in_the_picture_of_the_loss():
+    """Sigmoid at the start's scale and bias with all cosines 0: recipes.md section 4.4."""
+    for contrast, batch, expected in (("softmax", 64, 4.159), ("sigmoid", 32_768, 11.488)):
+        vitals = methods.create(config(contrast=contrast)).vitals(batch)
+        assert vitals.signs[0].most == pytest.approx(expected, abs=1e-3)
+
+
 @pytest.mark.parametrize("contrast", ["softmax", "sigmoid"])
 def test_the_loss_is_the_plain_formula_of_both_towers_embeddings(contrast):
     clip = methods.create(config(contrast=contrast))

@@ -317,6 +317,7 @@ def test_a_paper_config_has_the_original_s_parameters(size):
     [
         ("global_batch=40", "global_batch = 40 does not divide into groups"),
         ("model.drop_path_group=4", "model.drop_path_group is method.group_images here"),
+        ("model.pooling=map", "pooling = 'map': the heads need 'cls'"),
         ("method.centering=none", "centering = 'none' is not one of sinkhorn, softmax"),
         ("method.view.local_size=20", "an image of 20x20 pixels"),
         ("method.group_images=1", "KoLeo needs at least 2"),

@@ -115,6 +115,7 @@ def test_a_model_without_a_named_size_is_described_by_its_fields():
         ({"method.decoder": {"heads": 7}}, "width = 512 does not divide into heads = 7"),
         ({"method.decoder": {"patch_size": 4}}, "decoder's patch_size = 4 must be the encoder's"),
         ({"method.ratio": 0.5}, "method has no field 'ratio'"),
+        ({"model.pooling": "map"}, "pooling = 'map': the decoder needs 'cls'"),
         ({"method.mask_ratio": "most"}, "method: mask_ratio = 'most' must be a number"),
         ({"method.norm_pix_loss": 1}, "norm_pix_loss = 1 must be true or false"),
         ({"method.decoder": {"depth": 1.5}}, "method.decoder: depth = 1.5 must be a whole number"),

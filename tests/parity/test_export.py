@@ -27,11 +27,13 @@ from webssl_jax import methods, params
 from webssl_jax.checkpoints import Run
 from webssl_jax.config import UserError
 from webssl_jax.data.views import EvalView
+from webssl_jax.evaluators import retrieval
 from webssl_jax.evaluators.base import Score
 from webssl_jax.evaluators.frozen import Measurement
+from webssl_jax.evaluators.results import Result
 from webssl_jax.methods.base import Variables
 from webssl_jax.weights import export as weights_export
-from webssl_jax.weights import load, safetensors_io
+from webssl_jax.weights import load, model_card, safetensors_io
 from webssl_jax.weights.families import FAMILIES as ALL
 from webssl_jax.weights.families import table_of
 from webssl_jax.weights.networks import Networks
@@ -352,6 +354,16 @@ def test_the_model_card_of_a_run_without_figures_says_so(tmp_path):
         / "README.md"
     ).read_text()
     assert "logged no figures" in card and "was not evaluated" in card and "not recorded" in card
+
+
+def test_the_model_card_of_a_run_measured_by_texts_alone_tells_their_figures(tmp_path):
+    links = np.array([(0, 0), (1, 1)])
+    found = retrieval.ranks(np.eye(2), np.eye(2), links)
+    result = Result(5, retrieval=retrieval.Retrieval("data", *found, retrieval.chance(links)))
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "00000005.json").write_text(json.dumps(result.to_json()))
+    text = model_card.evaluation(tmp_path, 5)
+    assert "Evaluation at step 5," in text and "image to text, chance" in text
 
 
 def test_the_example_in_the_model_card_runs(folders):

@@ -2,7 +2,7 @@
 
 import json
 
-from webssl_jax.telemetry.goodput import Goodput
+from webssl_jax.telemetry.goodput import Goodput, totals
 
 
 class Clock:
@@ -58,6 +58,16 @@ def test_steps_that_are_taken_again_are_lost(tmp_path):
         clock.now += 1000  # nobody runs
     assert goodput.totals()["step"] == 10.0 * 40 + 1000  # the last goes on
     assert goodput.totals()["lost"] == 10.0 * (10 + 5)
+
+
+def test_a_start_from_an_earlier_checkpoint_loses_what_several_starts_did():
+    """0 to 100, 50 to 70, and past a damaged checkpoint 20 to 120: 100 steps were taken again."""
+    starts = [
+        {"start_step": begun, "step": step, "seconds": {"step": float(step - begun)}}
+        for begun, step in ((0, 100), (50, 70), (20, 120))
+    ]
+    found = totals(starts)
+    assert (found["step"], found["lost"]) == (120.0, 100.0)
 
 
 def test_a_start_that_saved_no_checkpoint_is_lost_whole(tmp_path):

@@ -255,6 +255,7 @@ def test_a_run_with_other_texts_takes_the_image_tower_alone_and_says_why(tmp_pat
     with caplog.at_level(logging.INFO):
         got, before = start(path, method)
     assert "left in the file: the text (depth = 2, not 1; causal = True, not" in caplog.messages[-1]
+    assert "logit_scale" in caplog.messages[-1].split("left in the file")[1]
     for name in ("text", "projection", "logit_scale"):
         assert_same({name: got[name]}, before)
 

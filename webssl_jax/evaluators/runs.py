@@ -72,14 +72,13 @@ def feature_function(method: Method, mesh: Mesh) -> Callable[[Variables], Callab
 
 
 def check_texts(entry: ConfigDict, method: Method) -> None:
-    """Looks at what evaluations with texts need besides shards, before anything is made.
+    """Refuses evaluations with texts of a method without, before anything is made.
 
     Args:
       entry: ``config.eval``.
 
     Raises:
       ConfigError: if ``method`` has no text tower.
-      UserError: if a file cannot be used.
     """
     for key in ("zero_shot", "retrieval"):
         if entry[key] and not has_texts(method):
@@ -87,6 +86,15 @@ def check_texts(entry: ConfigDict, method: Method) -> None:
                 f"config.eval.{key} = {entry[key]}: {type(method).__name__} has no text tower; "
                 "leave it empty"
             )
+
+
+def check_text_files(entry: ConfigDict) -> None:
+    """Reads the files that ``config.eval`` names besides shards, so that a bad one is found before
+    images are read. With several processes in ``distributed.together()``: one may lack them.
+
+    Raises:
+      UserError: if a file cannot be used.
+    """
     if entry.zero_shot:
         read_templates(entry.zero_shot)
     if entry.class_names:
@@ -110,6 +118,7 @@ class RunEvaluation:
         self, entry: ConfigDict, method: Method, mesh: Mesh, workdir: str, threads: int = 16
     ):
         check_texts(entry, method)
+        check_text_files(entry)
         ways = int(np.prod([mesh.shape[axis] for axis in meshes.BATCH_AXES]))
         if entry.batch % ways:
             raise ConfigError(

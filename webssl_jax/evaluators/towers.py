@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from webssl_jax.config import UserError
-from webssl_jax.data.tokens import Tokenizer
+from webssl_jax.data.tokens import VOCABULARY, Tokenizer
 from webssl_jax.evaluators.features import in_batches
 from webssl_jax.methods.base import Method, Variables
 from webssl_jax.sharding import mesh as meshes
@@ -25,8 +25,9 @@ class Towers(NamedTuple):
 
 
 def has_texts(method: Method) -> bool:
-    """Whether ``method`` has a text tower: ``embed_images``, ``embed_texts`` and ``text``."""
-    return hasattr(method, "embed_texts")
+    """Whether ``method`` has a text tower (``embed_images``, ``embed_texts`` and ``text``), and one
+    whose ids are those of our tokenizer."""
+    return hasattr(method, "embed_texts") and method.text.vocabulary == VOCABULARY
 
 
 def tokenize(method: Method, texts: Sequence[str]) -> np.ndarray:

@@ -126,7 +126,7 @@ class CLIP:
                 f"text.embedding = {self.text.embedding}: pooling = 'map' has no projection, so it "
                 f"must be the width = {self.encoder.width} of images"
             )
-        self.train_view()  # what it refuses is refused here, and not when the loader starts
+        self._view()  # what it refuses is refused here, and not when the loader starts
 
     @property
     def start(self) -> tuple[float, float | None]:
@@ -147,8 +147,8 @@ class CLIP:
 
     def init(self, rng: jax.Array, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> Variables:
         """Fresh parameters: ``encoder`` and, but for SigLIP's, ``projection`` of the image tower,
-        ``text``,
-        ``logit_scale`` (the scale's logarithm) and with sigmoid ``logit_bias``; no teacher."""
+        ``text``, ``logit_scale`` (the scale's logarithm) and with sigmoid ``logit_bias``; no
+        teacher."""
         image_rng, text_rng = jax.random.split(rng)
         image = jnp.zeros((1, *batch_spec["image"].shape[1:]))
         tokens = jnp.zeros((1, self.text.context), jnp.int32)
@@ -238,6 +238,21 @@ class CLIP:
     # What the loader, the optimiser and the reports need to know.
 
     def train_view(self) -> Callable[[Any, np.random.Generator], dict[str, np.ndarray]]:
+        """Raises:
+        ConfigError: if the text tower's ids are not those of our tokenizer. Imported towers may
+          have others; they take ids, and no texts.
+        """
+        from webssl_jax.config import ConfigError
+        from webssl_jax.data.tokens import VOCABULARY
+
+        if self.text.vocabulary != VOCABULARY:
+            raise ConfigError(
+                f"config.method.text.vocabulary = {self.text.vocabulary}: the tokenizer has "
+                f"{VOCABULARY} ids; leave it out"
+            )
+        return self._view()
+
+    def _view(self) -> Callable[[Any, np.random.Generator], dict[str, np.ndarray]]:
         # the loader's side of the house: not needed to compute a loss
         from webssl_jax.data.captioned import CaptionedView
         from webssl_jax.data.views import RandomResizedCropView
@@ -273,8 +288,12 @@ class CLIP:
     def vitals(self, global_batch: int) -> Vitals:
         """How far pairs are told apart, and what a falling loss does not show. docs/health.md says
         where the limits come from."""
-        # With all cosines at zero. Of the sigmoid's sum the one text that fits is nearly all of it.
-        ignorance = math.log(global_batch) if self.contrast == "softmax" else -self.start[1]
+        # with all cosines at zero
+        if self.contrast == "softmax":
+            ignorance = math.log(global_batch)
+        else:
+            own, others = (math.log1p(math.exp(side * self.start[1])) for side in (-1, 1))
+            ignorance = own + (global_batch - 1) * others
         chance = 1 / global_batch
         signs = (
             Sign("train/contrast", "contrastive loss", ignorance),

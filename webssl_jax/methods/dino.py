@@ -166,6 +166,8 @@ class DINO:
     def __post_init__(self):
         pixels.check(self.mean, self.std)
         self.encoder.grid_of(self.view.local_size, self.view.local_size)
+        if self.encoder.pooling != "cls":
+            raise ValueError(f"pooling = {self.encoder.pooling!r}: the heads need 'cls'")
         if not self.encoder.mask_token:
             raise ValueError("the encoder needs mask_token = True for masked patches")
         if self.group_images < (2 if self.koleo_weight else 1):

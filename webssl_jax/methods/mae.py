@@ -137,6 +137,8 @@ class MAE:
 
     def __post_init__(self):
         pixels.check(self.mean, self.std)
+        if self.encoder.pooling != "cls":
+            raise ValueError(f"pooling = {self.encoder.pooling!r}: the decoder needs 'cls'")
         grid = self.encoder.grid_of(self.view.image_size, self.view.image_size)
         masking.visible_count(grid[0] * grid[1], self.mask_ratio)
         if self.decoder.patch_size != self.encoder.patch_size:

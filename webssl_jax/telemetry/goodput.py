@@ -51,6 +51,7 @@ class Goodput:
         self._starts.append(self._this)
         self._kind, self._since, self._waited = "init", began, 0.0
         self._saved, self._save_seconds = 0.0, 0.0
+        self.save()  # a start that is killed before its first step is counted, too
 
     def enter(self, kind: str) -> None:
         """From now on time is of this kind."""
@@ -115,16 +116,17 @@ class Goodput:
 
 
 def totals(starts: list[dict]) -> dict[str, float]:
-    """{kind of :data:`KINDS`: seconds}. What a start did beyond the step that the next one began
+    """{kind of :data:`KINDS`: seconds}. What a start did beyond the step that a later one began
     from is lost: so many of its steps, at what they took it on average."""
     out = dict.fromkeys(KINDS, 0.0)
-    for start, following in zip(starts, [*starts[1:], None]):
+    for number, start in enumerate(starts, 1):
         for kind, value in start["seconds"].items():
             out[kind] += value
         done = start["step"] - start["start_step"]
-        if following is None or done <= 0:
+        if number == len(starts) or done <= 0:
             continue
-        again = min(max(start["step"] - following["start_step"], 0), done)
+        again_from = min(later["start_step"] for later in starts[number:])
+        again = min(max(start["step"] - again_from, 0), done)
         lost = start["seconds"]["step"] * again / done
         out["step"] -= lost
         out["lost"] += lost

@@ -20,11 +20,22 @@ from collections.abc import Iterator
 import jax
 from ml_collections import ConfigDict
 
+from webssl_jax.config import UserError
+
 log = logging.getLogger(__name__)
 
 
 def use_compilation_cache(folder: str) -> None:
-    """Keeps what is compiled from now on for later starts. "" leaves it to jax's own settings."""
+    """Keeps what is compiled from now on for later starts. "" leaves it to jax's own settings.
+
+    Raises:
+      UserError: for an address of a bucket.
+    """
+    if "://" in folder:
+        raise UserError(
+            f"config.host.compilation_cache = {folder}: must be a folder; mount the bucket "
+            "(gcsfuse) and give that path"
+        )
     if folder:
         path = pathlib.Path(folder).expanduser().resolve()
         jax.config.update("jax_compilation_cache_dir", str(path))

@@ -10,7 +10,8 @@ from typing import Any
 
 from webssl_jax import config as config_lib
 from webssl_jax.evaluators.frozen import Measurement
-from webssl_jax.evaluators.report import report_table
+from webssl_jax.evaluators.report import report
+from webssl_jax.evaluators.results import read_result
 from webssl_jax.models import position
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.telemetry.writer import read_rows
@@ -26,7 +27,7 @@ _MEANINGS = (
         "patch's mean); for DINO the sum of cross-entropies in nats between what student and "
         "teacher make of an image's crops, which start near the logarithm of the number of "
         "prototypes; for CLIP the contrast of each image's own caption with all others of the "
-        "batch, which starts near the logarithm of the batch (near 10 with SigLIP's sigmoid)",
+        "batch, which starts near the logarithm of the batch (near 10 or 11 with SigLIP's sigmoid)",
     ),
     (
         "eval/knn/top1",
@@ -37,6 +38,15 @@ _MEANINGS = (
         "eval/linear/top1",
         "share of test images put into the right class by one linear layer trained on the frozen "
         "features",
+    ),
+    (
+        "eval/zero_shot/",
+        "share of test images put into the right class by its name in words, or with it among the "
+        "first five; nothing is learned from labels",
+    ),
+    (
+        "eval/retrieval/",
+        "share of images (texts) with one of their own texts (images) among the k closest of all",
     ),
     ("eval/", "evaluation of the frozen features, see webssl_jax/evaluators"),
 )
@@ -274,9 +284,9 @@ def figures_table(rows: Sequence[Mapping[str, float]], step: int) -> str:
         lines.append(f"| `{name}` | {cells[0]} | {cells[1]} | {meaning} |")
     lines += [
         "",
-        "± is one standard error over the test images. The first figure at step 0 is the "
-        "untrained network: what training added is the difference to it. They come from the run's "
-        "`metrics.jsonl`.",
+        "± is one standard error over the test images (or texts). The first figure at step 0 is "
+        "the untrained network: what training added is the difference to it. They come from the "
+        "run's `metrics.jsonl`.",
     ]
     return "\n".join(lines)
 
@@ -285,22 +295,18 @@ def evaluation(workdir: pathlib.Path, step: int) -> str:
     """The newest evaluation up to ``step`` beside trivial features and step 0, as a code block."""
     folder = workdir / "eval"
     done = sorted(p for p in folder.glob("[0-9]*.json") if int(p.stem) <= step)
-    if not done or not (folder / "baselines.json").exists():
+    if not done:
         return (
             "This run was not evaluated up to this step (`python -m webssl_jax.evaluate` does it)."
         )
-    result = _read_measurement(done[-1])
-    baselines = {
+    result, trivial = read_result(done[-1]), folder / "baselines.json"
+    baselines = {  # a run measured by texts alone has none
         name: Measurement.from_json(row)
-        for name, row in json.loads((folder / "baselines.json").read_text()).items()
+        for name, row in (json.loads(trivial.read_text()) if trivial.exists() else {}).items()
     }
-    step0 = _read_measurement(done[0]) if int(done[0].stem) == 0 and result.step else None
+    step0 = read_result(done[0]) if int(done[0].stem) == 0 and result.step else None
     heading = f"Evaluation at step {result.step:,}, beside what needs no training:"
-    return f"{heading}\n\n```\n{report_table(result, baselines, step0)}\n```"
-
-
-def _read_measurement(path: pathlib.Path) -> Measurement:
-    return Measurement.from_json(json.loads(path.read_text()))
+    return f"{heading}\n\n```\n{report(result, baselines, step0)}\n```"
 
 
 def _training_revision(workdir: pathlib.Path) -> str:

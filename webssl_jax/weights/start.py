@@ -203,6 +203,8 @@ def _networks(
     if "text" in takes:
         takes += [part for part in beside if part in own]
         left += [part for part in beside if part not in own]
+    else:
+        left += beside
     if not takes:
         raise WeightsError(f"{where}: holds nothing that fits: {'; '.join(left)}")
     return takes, left
