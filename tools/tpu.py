@@ -28,6 +28,9 @@ too · 3 the budget is spent · 130 stopped by Ctrl-C: it says what is still the
 
 from __future__ import annotations
 
+import math
+import pathlib
+import posixpath
 import signal
 import sys
 import time
@@ -53,6 +56,12 @@ def main(argv: list[str] | None = None) -> int:
     args, overrides = parser.parse_with_overrides(argv)
     if overrides and args.action not in RUNS:
         parser.error(f"--config.{overrides[0]}: only {', '.join(RUNS)} take a config")
+    for flag in ("poll_seconds", "max_hours", "max_dollars"):
+        value = getattr(args, flag)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            name = flag.replace("_", "-")
+            raise UserError(f"--{name} {value}: give a finite number, more than 0")
+    mounts = _mounts(args)
     gcloud = Gcloud(
         args.zone, args.project, dry_run=args.dry_run, ssh_flags=args.ssh_flag, say=_say
     )
@@ -70,8 +79,10 @@ def main(argv: list[str] | None = None) -> int:
     command = ""
     if args.action in RUNS:
         _check_config(args, overrides, request)
+        if request is not None:
+            _check_workdir(args, mounts)
         command = train_command(args.config, args.workdir, overrides, args.env)
-    job = Job(gcloud, args.name, command, _mounts(args))
+    job = Job(gcloud, args.name, command, mounts)
     try:
         return _ACTIONS[args.action](args, gcloud, job, request, cost)
     except GcloudError as error:
@@ -102,6 +113,11 @@ def _parser() -> cli.ArgumentParser:
     runs = parser.add_argument_group(f"the training ({', '.join(RUNS)})")
     runs.add_argument("--config", help="configs/NAME.py[:key=value,...]")
     runs.add_argument("--workdir", help="folder of the run, seen by all machines")
+    runs.add_argument(
+        "--workdir-is-shared",
+        action="store_true",
+        help="resume, babysit: the workdir outlives the machines without a --mount (NFS)",
+    )
     runs.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument(
         "--mount",
@@ -145,6 +161,19 @@ def _check_config(args, overrides: list[str], request: Request | None) -> None:
             f"accumulation step(s) does not divide over the {replica * fsdp} batch shards of "
             f"{devices} devices"
         )
+
+
+def _check_workdir(args, mounts: list[tuple[str, str]]) -> None:
+    """Machines are deleted here: a workdir on their own disks would go with them."""
+    workdir = pathlib.PurePosixPath(posixpath.normpath(args.workdir))
+    if args.workdir_is_shared or any(
+        workdir.is_relative_to(posixpath.normpath(folder)) for _, folder in mounts
+    ):
+        return
+    raise UserError(
+        f"--workdir {args.workdir}: is in no folder of --mount, so it would be deleted with the "
+        "machines; give --mount BUCKET=/FOLDER, or --workdir-is-shared if it outlives them (NFS)"
+    )
 
 
 def _mounts(args) -> list[tuple[str, str]]:
@@ -198,8 +227,6 @@ def _babysit(args, gcloud, job, request, cost) -> int:
     if (hours is None) == (args.max_dollars is None):
         raise UserError("babysit: give its budget, either --max-hours or --max-dollars")
     if hours is None:
-        if not cost.per_hour:
-            raise UserError("--max-dollars: says nothing at a price of 0; give --max-hours")
         hours = args.max_dollars / cost.per_hour
     return _babysitter(args, gcloud, job, request, cost, max_hours=hours)
 
@@ -217,6 +244,8 @@ def _babysitter(args, gcloud, job, request, cost, **settings) -> int:
         return 0
     # Whatever ends this program, it says what is still there.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup leaves it
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     babysitter = Babysitter(
         gcloud,
         request,

@@ -62,10 +62,11 @@ class World:
     def text(self):
         return "\n".join(self.said)
 
-    def babysitter(self, *, name="run", slice="v5e-16", count=1, price=2.0, **settings):
+    def babysitter(self, *, name="run", slice="v5e-16", count=1, price=2.0, mounts=(), **settings):
         cloud = Gcloud("z", "p", say=self.say)
         request = Request(name, slices.find(slice), count)
-        training = Job(cloud, name, "env python -m webssl_jax.train --config=c --workdir=/w")
+        command = "env python -m webssl_jax.train --config=c --workdir=/w"
+        training = Job(cloud, name, command, mounts)
         settings = {"max_hours": 10_000, "poll_seconds": 600} | settings
         return Babysitter(
             cloud, request, training, Cost(request, price), clock=self, say=self.say, **settings
@@ -92,7 +93,11 @@ def world(world_on_path, monkeypatch):
 
     def execute(command, seconds):
         assert command[0] == "gcloud"
-        return subprocess.CompletedProcess(command, *STAND_IN["main"](command[1:]))
+        code, out, err = STAND_IN["main"](command[1:])
+        if code is None:
+            world_on_path.sleep(seconds)
+            raise subprocess.TimeoutExpired(command, seconds, out.encode())
+        return subprocess.CompletedProcess(command, code, out, err)
 
     monkeypatch.setattr(gcloud, "execute", execute)
     return world_on_path

@@ -1,6 +1,7 @@
 """A stand-in for gcloud. It plays queued resources, their machines and a training on them, and
 writes down every call. It does not import the package: some tests put it first on PATH, others call
-``main`` where a process would be started, which is a hundred times faster.
+``main`` where a process would be started, which is a hundred times faster. A code of None is a
+command that never returns, having printed what it says.
 
 The world lies in the JSON file that STAND_IN names; the tests change ``now`` in it, and what is to
 happen. With ``local`` in it, a command sent to the machines is really run, once for each, with a
@@ -14,6 +15,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 
 WORLD = {
     "now": 0.0,
@@ -31,6 +33,8 @@ WORLD = {
     "ssh_errors": 0.0,  # probability that a machine does not answer
     "delete_errors": 0,  # how many deletes fail
     "silent_after": None,  # seconds after which the first machines answer no more
+    "hangs_after": None,  # seconds after which ssh to the first machines never returns
+    "down": None,  # [from, to]: describe fails
     "local": "",
     "resources": {},
     "billed": 0.0,  # seconds that machines existed
@@ -117,7 +121,8 @@ def answer(world, argv, rng):
         world["resources"][name] = create(world, argv, name)
         return 0, "", ""
     if verb == "describe":
-        if rng.random() < world["describe_errors"]:
+        down = world["down"] and world["down"][0] <= world["now"] < world["down"][1]
+        if down or rng.random() < world["describe_errors"]:
             return 1, "", "ERROR: (gcloud) HTTPError 503: The service is unavailable\n"
         return missing if one is None else (0, json.dumps(described(one, name)), "")
     if one is None:
@@ -202,6 +207,12 @@ def ssh(world, one, command, rng):
             print(done.stderr, file=sys.stderr)
         else:
             out += played(world, one, machine, i, command)
+    hangs = world["hangs_after"]
+    if (
+        hangs is not None and world["asked"] == 1 and world["now"] > one["active_at"] + hangs
+    ):  # the second machine's
+        first = machines(world, one)[0]
+        return None, "".join(line for line in out.splitlines(True) if first in line), ""
     return code, out, "" if code == 0 else "some machine did not answer\n"
 
 
@@ -248,4 +259,7 @@ if __name__ == "__main__":
     status, printed, complained = main(sys.argv[1:])
     sys.stdout.write(printed)
     sys.stderr.write(complained)
+    if status is None:
+        sys.stdout.flush()
+        time.sleep(60)
     sys.exit(status)

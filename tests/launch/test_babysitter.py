@@ -2,13 +2,26 @@
 is left that costs money."""
 
 import random
+import re
+import subprocess
 
 import pytest
 
 from webssl_jax import cli
 from webssl_jax.config import UserError
+from webssl_jax.launch import gcloud
 
 HOUR = 3600.0
+ACTIVE = {
+    "state": "ACTIVE",
+    "accelerator": "v5litepod-16",
+    "nodes": ["run"],
+    "created": "0",
+    "active_at": 0.0,
+    "seen": 0.0,
+    "dies_at": None,
+    "job": None,
+}
 
 
 def _nothing_left(world):
@@ -97,6 +110,82 @@ def test_machines_that_answer_no_more_are_replaced(world):
     sitter = world.babysitter()
     assert sitter.run() == 0
     assert sitter.counts["slices replaced"] == 1 and world.read()["asked"] == 2
+
+
+def test_machines_whose_ssh_never_returns_are_replaced(world):
+    world.change(work=3 * HOUR, hangs_after=HOUR)
+    sitter = world.babysitter()
+    assert sitter.run() == 0
+    assert sitter.counts["slices replaced"] == 1 and world.read()["asked"] == 2
+    assert "1 of 2 machines answer (queued-resources ssh run: no answer in 300 sec" in world.text
+
+
+def test_a_command_that_never_returns_is_ended_and_what_it_printed_is_kept(
+    world_on_path, monkeypatch
+):
+    world_on_path.change(
+        queue=[0.0], hangs_after=0.0, asked=1, resources={"run": ACTIVE | {"active_at": -1.0}}
+    )
+    cloud = gcloud.Gcloud("z", "p", say=world_on_path.say)
+    text = cloud.ssh("run", "bash host.sh logs 1", seconds=3)
+    assert text == "run-w-0: the last line of run-w-0\n"
+    assert cloud.trouble == "queued-resources ssh run: no answer in 3 seconds"
+
+    def late(command, seconds):
+        raise subprocess.TimeoutExpired(command, seconds)
+
+    monkeypatch.setattr(gcloud, "execute", late)
+    with pytest.raises(gcloud.GcloudError, match="no answer in 600 seconds") as caught:
+        cloud.describe("run")
+    assert caught.value.transient
+
+
+def test_silence_is_not_in_a_row_with_silence_before_hours_of_work(world):
+    """The first two sets of machines fall silent; an hour of work lies between."""
+    world.change(work=9 * HOUR)
+    sitter = world.babysitter(retries=1)
+    sleep = world.sleep
+
+    def sleep_and_fall_silent(seconds):
+        sleep(seconds)
+        quiet = any(h < world.now() / HOUR < h + 1 for h in (3, 7))
+        world.change(ssh_errors=1.0 if quiet else 0.0)
+
+    world.sleep = sleep_and_fall_silent
+    assert sitter.run() == 0, world.text
+    assert sitter.counts["slices replaced"] == 2 and sitter.counts["failures"] == 2
+
+
+def test_a_machine_that_was_started_anew_gets_its_mounts_before_the_training(world):
+    world.change(work=2 * HOUR, reboots=[HOUR])
+    assert world.babysitter(mounts=[("b", "/mnt/a b")]).run() == 0
+    sent = [word for call in world.calls("ssh") for word in call if word.startswith("--command=")]
+    sent = [re.sub(r".*host\.sh ", "", word, flags=re.DOTALL) for word in sent]
+    steps = [words.split()[0] for words in sent if not words.startswith(("status", "logs"))]
+    assert steps == ["install", "mount", "start"] * 2
+    assert sent.count("mount b '/mnt/a b'") == 2
+
+
+def test_a_request_that_fails_for_a_while_is_repeated_more_and_more_slowly(world):
+    errors = [
+        "HTTPError 503: try again",
+        "UNAVAILABLE: the endpoint",
+        "RESOURCE_EXHAUSTED: Quota limit 'TPUV5sLitepod' has been exceeded",
+        "Request timed out",
+    ]
+    world.change(work=HOUR, create_errors=errors * 3)
+    sitter = world.babysitter(retries=0, poll_seconds=10)
+    assert sitter.run() == 0, world.text
+    assert sitter.counts["failures"] == 0 and world.read()["asked"] == 13
+    assert world.now() > 300 + HOUR + 3600  # ten minutes between the later ones
+
+
+def test_a_budget_that_ends_while_gcloud_fails_still_lets_the_training_save(world):
+    world.change(work=100 * HOUR, down=[4.1 * HOUR, 4.7 * HOUR])
+    assert world.babysitter(max_hours=5, poll_seconds=300).run() == 3
+    after = world.read()
+    assert after["resources"] == {} and after["billed"] <= 5 * HOUR
+    assert after["saved"] > 4.5 * HOUR and after["saved"] % 1800
 
 
 def test_a_request_that_is_refused_for_good_ends_with_gclouds_words(world):

@@ -4,8 +4,10 @@ import importlib.util
 import json
 import os
 import pathlib
+import signal
 import stat
 import subprocess
+import sys
 import time
 
 import pytest
@@ -17,7 +19,8 @@ from webssl_jax.launch import job
 HOST = ROOT / "webssl_jax" / "launch" / "host.sh"
 COMMON = ["run", "--zone=z", "--project=p"]
 TINY = "configs/web_mae.py:size=tiny"
-TRAINING = [f"--config={TINY}", "--workdir=/w"]
+TRAINING = [f"--config={TINY}", "--workdir=/w", "--workdir-is-shared"]
+LOCAL = [f"--config={TINY}", "--workdir=/mnt/bb/run", "--mount=b=/mnt/b"]
 WANTED = ["--slice=v5e-16", "--price=2"]
 
 
@@ -159,6 +162,17 @@ def test_a_dry_run_prints_every_command_and_runs_none(tool, world_on_path, capsy
         (["run", *TRAINING, "--env=A"], "write NAME=VALUE"),
         (["install", "--mount=bucket"], "write BUCKET=/FOLDER"),
         (["run", *TRAINING], "not there; it must be ACTIVE"),
+        (["babysit", *WANTED, *LOCAL, "--max-hours=9"], "/mnt/bb/run: is in no folder of --mount"),
+        (["resume", *WANTED, *LOCAL], "would be deleted with the machines"),
+        (["resume", *WANTED, *LOCAL, "--workdir=/mnt/b/../x"], "is in no folder of --mount"),
+        (["babysit", *WANTED, *TRAINING, "--max-hours=nan"], "--max-hours nan: give a finite"),
+        (["babysit", *WANTED, *TRAINING, "--max-hours=inf"], "--max-hours inf: give a finite"),
+        (["babysit", *WANTED, *TRAINING, "--max-dollars=nan"], "--max-dollars nan: give a fin"),
+        (["babysit", *WANTED, *TRAINING, "--max-dollars=-1"], "--max-dollars -1.0: give a fin"),
+        (["resume", *WANTED, *TRAINING, "--poll-seconds=nan"], "--poll-seconds nan: give a fin"),
+        (["watch", "--poll-seconds=0"], "--poll-seconds 0.0: give a finite"),
+        (["create", "--slice=v5e-16", "--price=nan"], "--price nan: give dollars"),
+        (["create", "--slice=v5e-16", "--price=0"], "--price 0.0: give dollars"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_created(tool, world, arguments, words):
@@ -176,6 +190,33 @@ def test_prices_come_from_a_file_by_generation_and_tier(tool, world, tmp_path, c
     assert "--reserved" in world.calls("create")[0]
     with pytest.raises(UserError, match="has no 'spot'"):
         tool(["create", *COMMON, *wanted])
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "0", "-1", "true", '"1"', "[]"])
+def test_a_price_in_a_file_is_a_number_above_zero(tool, world, tmp_path, value):
+    file = tmp_path / "prices.json"
+    file.write_text(f'{{"v5e": {{"spot": {value}}}}}')
+    with pytest.raises(UserError, match="v5e spot = .* is not a price"):
+        tool(["create", *COMMON, "--slice=v5e-16", f"--prices={file}"])
+    assert world.read()["asked"] == 0
+
+
+def test_a_closed_terminal_is_told_as_ctrl_c_is(world_on_path):
+    world_on_path.change(queue=[1e6])
+    arguments = ["babysit", *COMMON, *WANTED, *TRAINING, "--max-hours=1"]
+    command = [sys.executable, "tools/tpu.py", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stdout:
+            if "WAITING_FOR_RESOURCES" in line:
+                break
+            if "queued-resources create" in line:
+                _until(lambda: world_on_path.read()["asked"])
+                process.send_signal(signal.SIGHUP)
+        assert "STILL THERE: run is WAITING_FOR_RESOURCES" in line
+    assert process.returncode == 130
 
 
 def _until(condition):

@@ -116,7 +116,7 @@ class Babysitter:
             raise
 
     def _until_the_end(self) -> Ending:
-        troubles = 0
+        troubles, resource = 0, None
         while True:
             pause = self._poll
             try:
@@ -132,8 +132,11 @@ class Babysitter:
                 troubles += 1
                 pause = min(self._poll * 2 ** min(troubles, 10), max(_LONGEST_PAUSE, self._poll))
                 self._tell(f"gcloud: {error}; trying again")
-                if self._last_hour is not None and self._hours() >= self._last_hour:
-                    return self._stop_in_time(None)
+                if self._last_hour is not None:
+                    left = (self._last_hour - self._hours()) * 3600
+                    if left <= 0:
+                        return self._stop_in_time(resource)  # as it was last seen
+                    pause = min(pause, max(left, self._poll))  # one poll is in the reserve
             self._clock.sleep(pause)
 
     # --------------------------------------------------------------------------------- one look
@@ -162,6 +165,8 @@ class Babysitter:
             if error.stock_out:
                 self._tell(f"no chips now: {error}")
                 return None
+            if error.transient:
+                raise  # tried again more and more slowly, as every other command
             return self._failure(f"it cannot be created: {error}", steady=False)
         self.counts["slices asked for"] += 1
         return None
@@ -196,6 +201,8 @@ class Babysitter:
             return self._uneven(ended)
         self._since.pop("uneven", None)
         if len(running) == len(reports):
+            if self._clock.now() - self._started >= _STEADY_SECONDS:
+                self._failures = 0
             if self._until_running:
                 return Ending(DONE, f"the training runs on {len(running)} machine(s)")
             self._tell(f"training on {len(running)} machine(s)")
@@ -247,7 +254,12 @@ class Babysitter:
         how = ", ".join(f"{r.host} {self._how(r)}" for r in worst[:3])
         if ending := self._failure(f"the training failed: {how}", steady):
             return ending
-        self._start()
+        if any(r.state == "lost" for r in worst):
+            self._prepared = (
+                ""  # a machine that was started anew has lost its mounts: install first
+            )
+        else:
+            self._start()
         return None
 
     def _failure(self, words: str, steady: bool) -> Ending | None:
@@ -279,10 +291,13 @@ class Babysitter:
             until = self._clock.now() + self._grace
             try:
                 reports = self._job.stop("TERM")
-                while any(r.state == "running" for r in reports) and self._clock.now() < until:
+                while self._clock.now() < until and (
+                    len(reports) < self._hosts or any(r.state == "running" for r in reports)
+                ):
                     self._clock.sleep(min(self._poll, 15))
-                    reports = self._job.status()
-                if reports and all(r.code == DONE for r in reports):
+                    # If nobody answered, perhaps nobody was asked.
+                    reports = self._job.status() if reports else self._job.stop("TERM")
+                if len(reports) == self._hosts and all(r.code == DONE for r in reports):
                     return Ending(DONE, "the training is done")
             except GcloudError as error:
                 self._say(f"gcloud: {error}")

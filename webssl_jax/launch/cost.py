@@ -18,8 +18,8 @@ def read_price(request: Request, price: float | None, file: str | None) -> float
       UserError: when neither is given, or the file does not have it.
     """
     if price is not None and file is None:
-        if not 0 <= price < 1e6:
-            raise UserError(f"--price {price}: give dollars a chip and hour")
+        if not 0 < price < 1e6:  # NaN neither
+            raise UserError(f"--price {price}: give dollars a chip and hour, more than 0")
         return price
     if file is None or price is not None:
         raise UserError(
@@ -37,8 +37,11 @@ def read_price(request: Request, price: float | None, file: str | None) -> float
             f"--prices {file}: has no {error}; it must hold "
             f'{{"{request.generation}": {{"{request.tier}": DOLLARS}}}}'
         ) from None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
-        raise UserError(f"--prices {file}: {request.generation} {request.tier} is not a price")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < value < 1e6:
+        raise UserError(
+            f"--prices {file}: {request.generation} {request.tier} = {value} is not a price"
+        )
     unknown = [tier for tier in prices if tier not in TIERS]
     if unknown:
         raise UserError(f"--prices {file}: {unknown[0]}: {suggest(unknown[0], TIERS)}")

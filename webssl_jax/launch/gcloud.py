@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shlex
 import subprocess
 from collections.abc import Callable, Sequence
@@ -34,15 +35,21 @@ GONE = ("SUSPENDING", "SUSPENDED", "FAILED")  # preempted, deleted by the servic
 COSTS = ("PROVISIONING", "ACTIVE", "SUSPENDING", "DELETING")  # machines may exist
 # Words of a create command that failed only because there are no chips now.
 _STOCK_OUT = ("no more capacity", "not enough resources", "stockout", "currently unavailable")
+# Words of a command that may work later although nobody changes anything: the service, the line, or
+# a quota that others use now. In lower case.
+_TRANSIENT = re.compile(
+    r"(error|status|code)\W{0,3}5\d\d\b|\bunavailable:|service is unavailable|internal error"
+    r"|\binternal:|deadline.?exceeded|timed out|timeout|connection|quota|resource.?exhausted"
+)
 
 
 class GcloudError(Exception):
     """A gcloud command that failed or took too long; another try may work. The message is its last
     line."""
 
-    def __init__(self, message: str, text: str = ""):
+    def __init__(self, message: str, text: str = "", timed_out: bool = False):
         super().__init__(message)
-        self.text = text
+        self.text, self.timed_out = text, timed_out
 
     @property
     def not_found(self) -> bool:
@@ -51,6 +58,11 @@ class GcloudError(Exception):
     @property
     def stock_out(self) -> bool:
         return any(words in self.text.lower() for words in _STOCK_OUT)
+
+    @property
+    def transient(self) -> bool:
+        """Whether the same command may work later: HTTP 5xx, no answer in time, a full quota."""
+        return self.timed_out or bool(_TRANSIENT.search(self.text.lower()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,8 +226,9 @@ class Gcloud:
         return ["queued-resources", "delete", name, "--force"]
 
     def ssh(self, name: str, command: str, *, seconds: float = 300, quiet: bool = False) -> str:
-        """What ``command`` prints on every machine. A machine where it fails does not raise: its
-        answer is missing, and :attr:`trouble` has a line."""
+        """What ``command`` prints on every machine. A machine where it fails, or has not answered
+        in so many ``seconds``, does not raise: its answer is missing, and :attr:`trouble` has a
+        line."""
         self.trouble = ""
         return self._run(
             [
@@ -272,9 +285,13 @@ class Gcloud:
             raise UserError(
                 "gcloud is not installed here; see https://cloud.google.com/sdk/docs/install"
             ) from None
-        except subprocess.TimeoutExpired:
-            what = " ".join(arguments[:3])
-            raise GcloudError(f"{what}: no answer in {seconds:.0f} seconds") from None
+        except subprocess.TimeoutExpired as error:
+            words = f"{' '.join(arguments[:3])}: no answer in {seconds:.0f} seconds"
+            if not may_fail:
+                raise GcloudError(words, timed_out=True) from None
+            self.trouble = words
+            printed = error.stdout or b""  # bytes, even of a process that was run as text
+            return printed if isinstance(printed, str) else printed.decode(errors="replace")
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             if not may_fail:

@@ -86,7 +86,8 @@ class Job:
         guard = f"if {_HOST} status 2>/dev/null | grep -q ' running '; then true; else {unpack}; fi"
         self._answers(f"{guard}; {_HOST} install {digest}", hosts, "installed|busy", seconds=1800)
         for bucket, folder in self._mounts:
-            self._answers(f"{_HOST} mount {bucket} {folder}", hosts, "mounted", seconds=300)
+            words = f"{shlex.quote(bucket)} {shlex.quote(folder)}"
+            self._answers(f"{_HOST} mount {words}", hosts, "mounted", seconds=300)
 
     def start(self, token: str) -> list[Report]:
         """Starts it where it does not run. The same ``token`` again starts nothing twice."""
