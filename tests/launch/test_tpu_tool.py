@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -201,14 +202,23 @@ def test_a_price_in_a_file_is_a_number_above_zero(tool, world, tmp_path, value):
     assert world.read()["asked"] == 0
 
 
+# Under nohup SIGHUP is ignored, and a process inherits that.
+_HEARS = (
+    "import runpy, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+    "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
 def test_a_closed_terminal_is_told_as_ctrl_c_is(world_on_path):
     world_on_path.change(queue=[1e6])
     arguments = ["babysit", *COMMON, *WANTED, *TRAINING, "--max-hours=1"]
-    command = [sys.executable, "tools/tpu.py", *arguments]
+    command = [sys.executable, "-c", _HEARS, "tools/tpu.py", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
     ) as process:
+        limit = threading.Timer(120, process.kill)  # one that does not hear would wait for ever
+        limit.start()
         for line in process.stdout:
             if "WAITING_FOR_RESOURCES" in line:
                 break
@@ -216,6 +226,7 @@ def test_a_closed_terminal_is_told_as_ctrl_c_is(world_on_path):
                 _until(lambda: world_on_path.read()["asked"])
                 process.send_signal(signal.SIGHUP)
         assert "STILL THERE: run is WAITING_FOR_RESOURCES" in line
+    limit.cancel()
     assert process.returncode == 130
 
 
