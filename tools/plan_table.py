@@ -86,7 +86,7 @@ def command(row: str) -> list[str]:
     count, _, name = place.rpartition("x")
     if not at or not re.fullmatch(r"\d*", count):
         raise UserError(f"--row {row}: must be CONFIG@SLICE, as web_dino.py:size=7b@v5p-512")
-    chip = slices.find(name).name.partition("-")[0]
+    chip = slices.find(name).generation
     comma = "," if ":" in config else ":"
     argv = ["--config", f"configs/{config}{comma}preset={chip}", "--slice", name]
     return argv + (["--slices", count] if count else [])

@@ -29,19 +29,6 @@ def write_pool(folder, captions, shards):
     return str(folder)
 
 
-def read_pool(folder):
-    """{key: record} of all shards of a folder."""
-    found = {}
-    for path in sorted(Path(folder).glob("*.arrayrecord")):
-        reader = array_record_module.ArrayRecordReader(str(path))
-        for place in range(reader.num_records()):
-            record = records.decode(reader.read([place])[0])
-            assert record.key not in found
-            found[record.key] = record
-        reader.close()
-    return found
-
-
 def spaced(text):
     """The text as MetaCLIP's rule prepares it."""
     text = " " + text + " "

@@ -14,17 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from array_record.python import array_record_module
-from pools import (
-    TOOL,
-    command,
-    environment,
-    random_captions,
-    read_pool,
-    run,
-    slow_match,
-    write_pool,
-)
+from pools import TOOL, command, environment, random_captions, run, slow_match, write_pool
 
+from tests.data.conversions import read_shards
 from webssl_jax.curation import balancing, passes
 from webssl_jax.data import records
 from webssl_jax.data.converter import runners
@@ -133,7 +125,7 @@ def test_counts_and_samples_are_those_of_the_plain_algorithm(tmp_path, entries, 
     np.testing.assert_array_equal(np.load(tmp_path / "out-index/counts.npy"), counts)
     assert (counts > 40).sum() >= 5 and (counts[-2:] == 0).all()
 
-    kept, after = read_pool(output), np.zeros(len(ENTRIES), int)
+    kept, after = read_shards(output), np.zeros(len(ENTRIES), int)
     for number, (texts, ids_of) in enumerate(zip(captions, found)):
         record = kept.get(f"key{number}")
         mine = record.captions if record else ()
@@ -190,7 +182,7 @@ def test_the_same_is_sampled_however_the_pool_is_cut_and_another_with_another_se
         pool = write_pool(tmp_path / f"pool{shards}{seed}", captions, shards)
         output = curate(tmp_path, pool, entries, 20, seed, name=f"out{shards}{seed}")
         assert len(list(output.glob("*.arrayrecord"))) == shards
-        found.append(read_pool(output))
+        found.append(read_shards(output))
     assert found[0] == found[1] and found[0].keys() != found[2].keys()
     assert 50 < len(found[0]) < 500
 
@@ -292,7 +284,7 @@ def test_damaged_records_are_left_out_counted_and_named(tmp_path, entries, invok
     ]
     assert summary["captions"] == 38
     code, _ = invoke("balance", "--index", index, "--threshold", 100, "--output", tmp_path / "o")
-    assert code == 0 and len(read_pool(tmp_path / "o")) == 38
+    assert code == 0 and len(read_shards(tmp_path / "o")) == 38
 
 
 def test_an_empty_shard_stays_empty_and_patterns_may_be_several(tmp_path, entries, inline):
@@ -302,7 +294,7 @@ def test_an_empty_shard_stays_empty_and_patterns_may_be_several(tmp_path, entrie
     passes.balance(tmp_path / "index", tmp_path / "out", "few", 1, None, 0, 1)
     names = sorted(path.name for path in (tmp_path / "out").glob("*.arrayrecord"))
     assert names == [f"few-0000{i}-of-00003.arrayrecord" for i in range(3)]
-    assert len(read_pool(tmp_path / "out")) == 2
+    assert len(read_shards(tmp_path / "out", "few")) == 2
 
 
 def test_a_relative_pattern_is_continued_from_any_folder(tmp_path, entries, inline, monkeypatch):
@@ -312,7 +304,7 @@ def test_a_relative_pattern_is_continued_from_any_folder(tmp_path, entries, inli
     monkeypatch.chdir("/")
     passes.match([str(tmp_path / "pool")], entries, tmp_path / "index", 1)
     passes.balance(tmp_path / "index", tmp_path / "out", "train", 10, None, 0, 1)
-    assert len(read_pool(tmp_path / "out")) == 10
+    assert len(read_shards(tmp_path / "out")) == 10
 
 
 def test_a_tail_share_chooses_the_threshold_and_says_it(tmp_path, entries, inline):
@@ -371,7 +363,7 @@ def test_shards_that_changed_after_they_were_matched_are_refused(tmp_path, invok
     assert code == 2 and path.name in errors[-1] and "matching began" in errors[-1]
     path.write_bytes(data)
     code, _ = invoke("balance", "--index", index, "--threshold", 5, "--output", output)
-    assert code == 0 and len(read_pool(output)) > 5
+    assert code == 0 and len(read_shards(output)) > 5
 
 
 def test_a_caption_that_is_not_the_matched_one_is_refused(matched):

@@ -99,6 +99,20 @@ def train(workdir, overrides=(), devices=1, cache=None, flags=(), largest_file_k
     return Result(process.returncode, output)
 
 
+def python(*arguments, cache=None, timeout=300):
+    """Runs an entry point or a tool of the project to its end."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env=environment(cache=cache),
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=timeout,
+    )
+    return Result(done.returncode, done.stdout)
+
+
 def train_together(
     workdir,
     processes,

@@ -1,8 +1,5 @@
 """A run draws by cadence what was asked for, and a command draws it again from its checkpoint."""
 
-import subprocess
-import sys
-
 import numpy as np
 from PIL import Image
 
@@ -22,17 +19,9 @@ def test_pictures_come_by_cadence_and_from_a_checkpoint(tmp_path, cache):
 
     command = ["tools/pictures.py", "--workdir", tmp_path / "run", "--output", tmp_path / "out"]
     flags = ["--images", "corpus:train", "--count", 3, "--candidates", 12]
-    done = subprocess.run(
-        [sys.executable, *map(str, command + flags)],
-        env=runner.environment(cache=cache),
-        cwd=runner.ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout
-    assert "run at step 2: 12 of " in done.stdout
+    done = runner.python(*command, *flags, cache=cache)
+    assert done.code == 0, done.output
+    assert "run at step 2: 12 of " in done.output
     assert sorted(path.stem for path in (tmp_path / "out").iterdir()) == list(names)
     again = np.asarray(Image.open(tmp_path / "out" / "reconstruction.png"))
     assert (again == np.asarray(Image.open(drawn / "reconstruction_00000002.png"))).all()

@@ -1,8 +1,6 @@
 """The road in small: folders of images, records, training, evaluation, export, transformers."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 from PIL import Image
@@ -27,17 +25,9 @@ def make_images(root, per_class=40):
 
 
 def python(*arguments):
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        env=runner.environment(),
-        cwd=runner.ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    done = runner.python(*arguments)
+    assert done.code == 0, done.output
+    return done.output
 
 
 def test_images_become_a_trained_evaluated_and_exported_network(tmp_path, cache):

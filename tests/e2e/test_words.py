@@ -2,8 +2,6 @@
 checkpoint."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -30,24 +28,11 @@ SETTINGS = {
 }
 
 
-def run(cache, *arguments):
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        env=runner.environment(cache=cache),
-        cwd=runner.ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=300,
-    )
-    return runner.Result(done.returncode, done.stdout)
-
-
 def train(cache, workdir, **changes):
     settings = SETTINGS | {key.replace("__", "."): value for key, value in changes.items()}
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
     command = ["-m", "webssl_jax.train", "--config", SPEC, "--workdir", workdir]
-    return run(cache, *command, *flags)
+    return runner.python(*command, *flags, cache=cache)
 
 
 @pytest.mark.slow
@@ -66,18 +51,21 @@ def test_words_are_measured_in_training_and_from_a_checkpoint(tmp_path, cache):
     first = workdir / "eval" / "00000000.json"
     stored = first.read_bytes()
     first.unlink()
-    result = run(cache, *evaluate, "--step", 0)  # of which there is no checkpoint
+    # of which there is no checkpoint
+    result = runner.python(*evaluate, "--step", 0, cache=cache)
     assert result.code == 0 and first.read_bytes() == stored, result.output
     file = tmp_path / "templates.txt"
     file.write_text("a {}.\nan old {}.\n")
-    result = run(cache, *evaluate, "--zero-shot", file, "--retrieval-images", 16)
+    result = runner.python(*evaluate, "--zero-shot", file, "--retrieval-images", 16, cache=cache)
     assert result.code == 0, result.output
     assert "2 templates" in result.output and "share of 16 images" in result.output
     file.write_text("a {}.\nan old one.\n")
-    result = run(cache, *evaluate, "--zero-shot", file)
+    result = runner.python(*evaluate, "--zero-shot", file, cache=cache)
     assert result.code == 2 and "line 2: 'an old one.' has no {}" in result.output, result.output
 
-    result = run(cache, "tools/pictures.py", "--workdir", workdir, "--output", tmp_path / "out")
+    result = runner.python(
+        "tools/pictures.py", "--workdir", workdir, "--output", tmp_path / "out", cache=cache
+    )
     assert result.code == 0, result.output
     drawn = {path.stem for path in (tmp_path / "out").iterdir()}
     assert {"pca", *names} <= drawn

@@ -6,8 +6,6 @@ A micro run learns and resumes exactly.
 import json
 import math
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -283,18 +281,10 @@ RUN = {
 
 
 def train(workdir, cache, spec):
-    command = [sys.executable, "-m", "webssl_jax.train", "--config", f"configs/clip.py:{spec}"]
-    command += ["--workdir", str(workdir), *(f"--config.{k}={v}" for k, v in RUN.items())]
-    done = subprocess.run(
-        command,
-        env=runner.environment(cache=cache),
-        cwd=runner.ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout
+    command = ["-m", "webssl_jax.train", "--config", f"configs/clip.py:{spec}"]
+    command += ["--workdir", workdir, *(f"--config.{k}={v}" for k, v in RUN.items())]
+    done = runner.python(*command, cache=cache, timeout=600)
+    assert done.code == 0, done.output
 
 
 def test_a_run_learns_and_one_that_stopped_goes_on_with_the_same_losses(tmp_path, cache):

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from webssl_jax.visuals.axes import COLOURS, GREY, INK, dress
+from webssl_jax.visuals.axes import COLOURS, GREY, INK, dress, mark_level
 
 LARGEST = 15  # entries named in a table
 _WIDTH = 30  # of their names
@@ -127,16 +127,7 @@ def picture(
         added.plot(places + 1, cut[places], color=GREY, linewidth=1, linestyle="--", label=label)
     added.set_title("matches added up, rarest entry first", fontsize=11, loc="left")
     if threshold is not None:
-        ranked.axhline(threshold, color=GREY, linewidth=1, linestyle="--")
-        ranked.annotate(
-            f"threshold {threshold:,}",
-            (0.99, threshold),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
-            fontsize=8,
-            color=GREY,
-        )
+        mark_level(ranked, threshold, f"threshold {threshold:,}")
     for axis in (ranked, added):
         axis.set_xlabel("entries", fontsize=9, color=INK, loc="right")
         dress(axis, label_size=8)

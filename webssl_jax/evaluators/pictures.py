@@ -125,7 +125,7 @@ class MethodPictures:
         seed: int = 0,
         pairs: Pairs | None = None,
     ):
-        ways = int(np.prod([mesh.shape[axis] for axis in meshes.BATCH_AXES]))
+        ways = meshes.batch_shards(mesh)
         batch = -(-_BATCH // ways) * ways
         self._of_features = FeaturePictures(images, names, shown, batch)
         self._bind = feature_function(method, mesh)

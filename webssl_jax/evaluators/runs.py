@@ -57,13 +57,9 @@ def feature_function(method: Method, mesh: Mesh) -> Callable[[Variables], Callab
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for models/layers.on_batch
             return method.features(variables, images, layers, inside)
 
-    sharding = meshes.batch_sharding(mesh)
-
     def bind(variables: Variables):
         def features(images: np.ndarray, layers=(), inside=False) -> Features:
-            array = jax.make_array_from_callback(
-                images.shape, sharding, lambda index: images[index]
-            )
+            array = meshes.from_whole(images, mesh)
             return compute(variables, array, tuple(layers), inside)
 
         return features
@@ -90,7 +86,7 @@ def check_texts(entry: ConfigDict, method: Method) -> None:
 
 def check_text_files(entry: ConfigDict) -> None:
     """Reads the files that ``config.eval`` names besides shards, so that a bad one is found before
-    images are read. With several processes in ``distributed.together()``: one may lack them.
+    a checkpoint is read.
 
     Raises:
       UserError: if a file cannot be used.
@@ -118,8 +114,7 @@ class RunEvaluation:
         self, entry: ConfigDict, method: Method, mesh: Mesh, workdir: str, threads: int = 16
     ):
         check_texts(entry, method)
-        check_text_files(entry)
-        ways = int(np.prod([mesh.shape[axis] for axis in meshes.BATCH_AXES]))
+        ways = meshes.batch_shards(mesh)
         if entry.batch % ways:
             raise ConfigError(
                 f"config.eval.batch = {entry.batch}: does not divide over {ways} batch shards"

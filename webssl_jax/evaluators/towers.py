@@ -38,7 +38,6 @@ def tokenize(method: Method, texts: Sequence[str]) -> np.ndarray:
 def tower_functions(method: Method, mesh: Mesh, batch: int) -> Callable[[Variables], Towers]:
     """``bind(variables) -> Towers``, compiled once for all steps, ``batch`` rows a call; ``batch``
     must divide over the mesh."""
-    sharding = meshes.batch_sharding(mesh)
 
     def compiled(tower: Callable) -> Callable:
         def compute(params, rows):
@@ -53,9 +52,7 @@ def tower_functions(method: Method, mesh: Mesh, batch: int) -> Callable[[Variabl
         def embed(tower: Callable, rows: np.ndarray) -> np.ndarray:
             out = []
             for part, n in in_batches(rows, batch):
-                placed = jax.make_array_from_callback(
-                    part.shape, sharding, lambda index, part=part: part[index]
-                )
+                placed = meshes.from_whole(part, mesh)
                 out.append(np.asarray(tower(variables.params, placed), np.float32)[:n])
             return np.concatenate(out)
 

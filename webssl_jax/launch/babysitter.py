@@ -254,10 +254,9 @@ class Babysitter:
         how = ", ".join(f"{r.host} {self._how(r)}" for r in worst[:3])
         if ending := self._failure(f"the training failed: {how}", steady):
             return ending
+        # A machine that was started anew has lost its mounts: the next look installs first.
         if any(r.state == "lost" for r in worst):
-            self._prepared = (
-                ""  # a machine that was started anew has lost its mounts: install first
-            )
+            self._prepared = ""
         else:
             self._start()
         return None

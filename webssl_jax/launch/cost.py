@@ -28,19 +28,19 @@ def read_price(request: Request, price: float | None, file: str | None) -> float
         )
     try:
         with open(file, encoding="utf-8") as opened:
-            prices = json.load(opened)[request.generation]
+            prices = json.load(opened)[request.slice.generation]
         value = prices[request.tier]
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"--prices {file}: cannot be read ({error})") from None
     except KeyError as error:
         raise UserError(
             f"--prices {file}: has no {error}; it must hold "
-            f'{{"{request.generation}": {{"{request.tier}": DOLLARS}}}}'
+            f'{{"{request.slice.generation}": {{"{request.tier}": DOLLARS}}}}'
         ) from None
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 < value < 1e6:
         raise UserError(
-            f"--prices {file}: {request.generation} {request.tier} = {value} is not a price"
+            f"--prices {file}: {request.slice.generation} {request.tier} = {value} is not a price"
         )
     unknown = [tier for tier in prices if tier not in TIERS]
     if unknown:

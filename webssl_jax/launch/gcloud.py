@@ -18,7 +18,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 
 from webssl_jax.config import UserError, suggest
-from webssl_jax.sharding.slices import CHIPS, Slice
+from webssl_jax.sharding.slices import Slice
 
 # docs.cloud.google.com/tpu/docs/runtimes; tpu7x is not to be had as a queued resource.
 RUNTIMES = {
@@ -82,15 +82,11 @@ class Request:
             raise UserError(f"--tier {self.tier}: {suggest(self.tier, TIERS)}")
         if self.slices < 1:
             raise UserError(f"--slices {self.slices}: give 1 or more")
-        if self.generation not in RUNTIMES:
+        if self.slice.generation not in RUNTIMES:
             raise UserError(
-                f"--slice {self.slice.name}: gcloud has {self.generation} only in GKE; see XPK in "
-                "docs/tpu.md"
+                f"--slice {self.slice.name}: gcloud has {self.slice.generation} only in GKE; see "
+                "XPK in docs/tpu.md"
             )
-
-    @property
-    def generation(self) -> str:
-        return next(name for name, chip in CHIPS.items() if chip is self.slice.chip)
 
     @property
     def accelerator(self) -> str:
@@ -110,7 +106,7 @@ class Request:
         return [
             self.name,
             f"--accelerator-type={self.accelerator}",
-            f"--runtime-version={self.runtime or RUNTIMES[self.generation]}",
+            f"--runtime-version={self.runtime or RUNTIMES[self.slice.generation]}",
             *nodes,
             *TIERS[self.tier],
             *self.flags,

@@ -87,9 +87,12 @@ status) report ;;
 stop)
     if alive; then
         if [ "$2" = TERM ]; then
-            [ ! -f "$job/child" ] || kill -TERM "$(cat "$job/child")" 2>/dev/null || true
+            if [ -f "$job/child" ]; then
+                child=$(cat "$job/child")
+                kill -TERM "$child" 2>/dev/null || [ ! -d "/proc/$child" ] # it may just have ended
+            fi
         else # the whole session: loaders too
-            pkill -KILL --session "$(cat "$job/pid")" || true
+            pkill -KILL --session "$(cat "$job/pid")" || [ $? -eq 1 ] # 1: nobody is left
             [ -f "$job/exit" ] || echo 137 > "$job/exit"
         fi
     fi

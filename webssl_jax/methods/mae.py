@@ -50,13 +50,7 @@ class View:
     hflip: float = 0.5
 
     def __post_init__(self):
-        if self.image_size < 1:
-            raise ValueError(f"image_size = {self.image_size} must be at least 1")
-        if not 0 < self.scale_min <= self.scale_max <= 1:
-            raise ValueError(
-                f"scale_min = {self.scale_min}, scale_max = {self.scale_max}: must satisfy "
-                "0 < scale_min <= scale_max <= 1"
-            )
+        pixels.check_crop(self.image_size, self.scale_min, self.scale_max)
         if not 0 <= self.hflip <= 1:
             raise ValueError(f"hflip = {self.hflip} must lie in [0, 1]")
 

@@ -15,6 +15,22 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 
 
+def check_crop(image_size: int, scale_min: float, scale_max: float) -> None:
+    """Refuses a random resized crop to ``image_size`` pixels of an area share between the two
+    scales that cannot be.
+
+    Raises:
+      ValueError: naming what is out of range.
+    """
+    if image_size < 1:
+        raise ValueError(f"image_size = {image_size} must be at least 1")
+    if not 0 < scale_min <= scale_max <= 1:
+        raise ValueError(
+            f"scale_min = {scale_min}, scale_max = {scale_max}: must satisfy "
+            "0 < scale_min <= scale_max <= 1"
+        )
+
+
 def check(mean: Sequence[float], std: Sequence[float]) -> None:
     """Refuses colour statistics that :func:`normalise` cannot use.
 

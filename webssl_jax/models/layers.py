@@ -222,25 +222,33 @@ class PatchEmbed(nn.Module):
         return embedded + bias.astype(c.dtype)
 
 
-@jax.custom_jvp
-def gelu(x: jax.Array) -> jax.Array:
+def _keeping_slope(value_and_slope: Callable[[jax.Array], tuple[jax.Array, jax.Array]]):
+    """The activation of which ``value_and_slope`` gives both, in float32. The backward pass keeps
+    one array, the slope, where autodiff would keep three."""
+
+    def both(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        value, slope = value_and_slope(x.astype(jnp.float32))
+        return value.astype(x.dtype), slope.astype(x.dtype)
+
+    @jax.custom_jvp
+    @functools.wraps(value_and_slope)
+    def activation(x: jax.Array) -> jax.Array:
+        return both(x)[0]
+
+    @activation.defjvp
+    def _(primals, tangents):
+        value, slope = both(*primals)
+        return value, slope * tangents[0]
+
+    return activation
+
+
+@_keeping_slope
+def gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """x * Phi(x) with the exact normal distribution function Phi, evaluated in float32."""
-    return _gelu_and_slope(x)[0]
-
-
-@gelu.defjvp
-def _gelu_jvp(primals, tangents):
-    # Written by hand so that the backward pass keeps one array, the slope, where autodiff would
-    # keep three.
-    value, slope = _gelu_and_slope(*primals)
-    return value, slope * tangents[0]
-
-
-def _gelu_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x32 = x.astype(jnp.float32)
-    phi = 0.5 * (1 + jax.lax.erf(x32 * math.sqrt(0.5)))
-    density = jnp.exp(-0.5 * x32 * x32) * (1 / math.sqrt(2 * math.pi))
-    return (x32 * phi).astype(x.dtype), (phi + x32 * density).astype(x.dtype)
+    phi = 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+    density = jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+    return x * phi, phi + x * density
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -250,22 +258,11 @@ def gated(gate: jax.Array, x: jax.Array) -> jax.Array:
     return nn.silu(gate) * x
 
 
-@jax.custom_jvp
-def quick_gelu(x: jax.Array) -> jax.Array:
+@_keeping_slope
+def quick_gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """x * sigmoid(1.702 x), CLIP's approximation of GELU, evaluated in float32."""
-    return _quick_gelu_and_slope(x)[0]
-
-
-@quick_gelu.defjvp
-def _quick_gelu_jvp(primals, tangents):
-    value, slope = _quick_gelu_and_slope(*primals)
-    return value, slope * tangents[0]
-
-
-def _quick_gelu_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x32 = x.astype(jnp.float32)
-    gate = jax.nn.sigmoid(1.702 * x32)
-    return (x32 * gate).astype(x.dtype), (gate + 1.702 * x32 * gate * (1 - gate)).astype(x.dtype)
+    gate = jax.nn.sigmoid(1.702 * x)
+    return x * gate, gate + 1.702 * x * gate * (1 - gate)
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)

@@ -90,7 +90,7 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
     Raises:
       ConfigError: naming the sizes.
     """
-    ways = _batch_shards(mesh)
+    ways = batch_shards(mesh)
     micro = config.global_batch // config.accumulation_steps
     if micro % ways:
         raise ConfigError(
@@ -129,7 +129,7 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     Row ``r`` of the result is global row ``r``, in whatever order the mesh has its devices.
     """
     sharding = batch_sharding(mesh)
-    shards = _batch_shards(mesh)
+    shards = batch_shards(mesh)
     own = len(local_rows(mesh, shards))  # of a batch with one row a shard
     out = {}
     for name, local in batch.items():
@@ -143,5 +143,11 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     return out
 
 
-def _batch_shards(mesh: Mesh) -> int:
+def from_whole(rows: np.ndarray, mesh: Mesh) -> jax.Array:
+    """A global array of ``rows``, cut as a batch is; every process has them all."""
+    return jax.make_array_from_callback(rows.shape, batch_sharding(mesh), lambda index: rows[index])
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Over how many shards a batch is cut."""
     return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))

@@ -75,6 +75,11 @@ class Slice:
     sides: tuple[int, ...]
 
     @property
+    def generation(self) -> str:
+        """A key of :data:`CHIPS`."""
+        return self.name.partition("-")[0]
+
+    @property
     def chips(self) -> int:
         return math.prod(self.sides)
 

@@ -17,6 +17,20 @@ def dress(axis, label_size: float, grid_width: float = 0.8) -> None:
         axis.spines[side].set_color("#b5b5bc")
 
 
+def mark_level(axis, level: float, name: str) -> None:
+    """A broken line across the axis at ``level``, with its name above its right end."""
+    axis.axhline(level, color=GREY, linewidth=1, linestyle="--")
+    axis.annotate(
+        name,
+        (0.99, level),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        va="bottom",
+        fontsize=8,
+        color=GREY,
+    )
+
+
 def say_empty(axis, words: str, size: float, colour: str) -> None:
     """``words`` in the middle of an axis that has no curve."""
     axis.text(

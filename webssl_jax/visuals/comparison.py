@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from webssl_jax.visuals.axes import COLOURS, GREY, INK, dress
+from webssl_jax.visuals.axes import COLOURS, INK, dress, mark_level
 
 # (x (n,), y (runs, n))
 Curves = tuple[np.ndarray, np.ndarray]
@@ -41,16 +41,7 @@ def comparison(
             axis.plot(x, y.T, color=colour, alpha=0.35, linewidth=0.9)
             axis.plot(x, y.mean(axis=0), "o-", color=colour, linewidth=2, markersize=4, label=name)
         for name, level in levels.get(title, ()):
-            axis.axhline(level, color=GREY, linewidth=1, linestyle="--")
-            axis.annotate(
-                name,
-                (0.99, level),
-                xycoords=("axes fraction", "data"),
-                ha="right",
-                va="bottom",
-                fontsize=8,
-                color=GREY,
-            )
+            mark_level(axis, level, name)
         axis.set_xlabel("images seen", fontsize=9, color=INK, loc="right")
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         dress(axis, label_size=8)

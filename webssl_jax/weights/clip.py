@@ -12,6 +12,7 @@ biases in all layers of their blocks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from webssl_jax.models.sizes import ViTConfig
@@ -20,6 +21,8 @@ from webssl_jax.weights import mae
 from webssl_jax.weights.tables import CONV, LINEAR, Row, Table, WeightsError, linear, norm, squeeze
 
 MLPS = ("gelu", "quick_gelu")
+_IMAGE = {"mlp": MLPS, "qkv_bias": (True,)}
+_TEXT = {"causal": (True,), "pooling": ("eot",), **_IMAGE}
 NORM_EPS = 1e-5
 OPEN_CLIP_FILE = "open_clip_model.safetensors"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -29,7 +32,7 @@ POSITION_NUMBERS = (r"embeddings\.position_ids$",)
 # Module names of the image tower alone in transformers 5.
 BARE_VISION = ((r"^(?=(embeddings|encoder|pre_layrnorm|post_layernorm|head)\.)", "vision_model."),)
 
-_TABLE = squeeze(0)  # positions: ours (1, N, D), theirs (N, D)
+TABLE = squeeze(0)  # positions: ours (1, N, D), theirs (N, D)
 _VECTOR = squeeze(0, 1)  # the CLS token: ours (1, 1, D), theirs (D,)
 
 
@@ -44,15 +47,12 @@ def hf_table(encoder: ViTConfig, text: TextConfig) -> Table:
     Raises:
       WeightsError: for towers that its code computes otherwise.
     """
-    _check("hf-clip", encoder, text)
-    words = "text_model."
+    check_tower("hf-clip", encoder, _IMAGE)
+    check_tower("hf-clip", text, _TEXT)
     rows = (
         *_hf_vision(),
         *linear("projection", "visual_projection", bias=False),
-        Row("text/token_embed", words + "embeddings.token_embedding.weight"),
-        Row("text/pos_embed", words + "embeddings.position_embedding.weight", _TABLE),
-        *hf_blocks("text/blocks", words),
-        *norm("text/norm", words + "final_layer_norm"),
+        *hf_texts(),
         *linear("text/projection", "text_projection", bias=False),
         Row("logit_scale", "logit_scale"),
     )
@@ -66,7 +66,7 @@ def hf_vision_table(encoder: ViTConfig) -> Table:
     Raises:
       WeightsError: for a tower that its code computes otherwise.
     """
-    _check("hf-clip-vision", encoder)
+    check_tower("hf-clip-vision", encoder, _IMAGE)
     return Table(
         "hf-clip-vision",
         _hf_vision(),
@@ -86,7 +86,7 @@ def _hf_vision() -> tuple[Row, ...]:
     return (
         Row("encoder/cls_token", embeddings + "class_embedding", _VECTOR),
         Row("encoder/patch_embed/kernel", embeddings + "patch_embedding.weight", CONV),
-        Row("encoder/pos_embed", embeddings + "position_embedding.weight", _TABLE),
+        Row("encoder/pos_embed", embeddings + "position_embedding.weight", TABLE),
         *norm("encoder/pre_norm", image + "pre_layrnorm"),  # so spelt
         *hf_blocks("encoder/blocks", image),
         *norm("encoder/norm", image + "post_layernorm"),
@@ -99,10 +99,7 @@ def hf_vision_config(method: Any) -> dict[str, Any]:
     return {
         "architectures": ["CLIPVisionModel"],
         "model_type": "clip_vision_model",
-        **hf_tower(encoder),
-        "image_size": encoder.image_size,
-        "patch_size": encoder.patch_size,
-        "num_channels": 3,
+        **hf_image_tower(encoder),
     }
 
 
@@ -140,7 +137,8 @@ def open_clip_table(encoder: ViTConfig, text: TextConfig, bias: bool = False) ->
       WeightsError: for towers that its code computes otherwise.
     """
     name = "open-clip"
-    _check(name, encoder, text)
+    check_tower(name, encoder, _IMAGE)
+    check_tower(name, text, _TEXT)
     if encoder.mlp != text.mlp:
         raise WeightsError(
             f"{name}: one activation serves both towers, not {encoder.mlp} and {text.mlp}"
@@ -154,13 +152,13 @@ def open_clip_table(encoder: ViTConfig, text: TextConfig, bias: bool = False) ->
     rows = (
         Row("encoder/cls_token", "visual.class_embedding", _VECTOR),
         Row("encoder/patch_embed/kernel", "visual.conv1.weight", CONV),
-        Row("encoder/pos_embed", "visual.positional_embedding", _TABLE),
+        Row("encoder/pos_embed", "visual.positional_embedding", TABLE),
         *norm("encoder/pre_norm", "visual.ln_pre"),
         *_open_clip_blocks("encoder/blocks", "visual."),
         *norm("encoder/norm", "visual.ln_post"),
         Row("projection/kernel", "visual.proj"),
         Row("text/token_embed", "token_embedding.weight"),
-        Row("text/pos_embed", "positional_embedding", _TABLE),
+        Row("text/pos_embed", "positional_embedding", TABLE),
         *_open_clip_blocks("text/blocks", ""),
         *norm("text/norm", "ln_final"),
         Row("text/projection/kernel", "text_projection"),
@@ -216,23 +214,18 @@ def open_clip_extra(method: Any) -> dict[str, int | str]:
     return {"heads": encoder.heads, "text_heads": text.heads, "mlp": encoder.mlp}
 
 
-def _check(family: str, encoder: ViTConfig, text: TextConfig | None = None) -> None:
-    """Refuses what shapes do not show and the originals compute otherwise.
+def check_tower(
+    family: str, tower: ViTConfig | TextConfig, known: Mapping[str, tuple[Any, ...]]
+) -> None:
+    """Refuses what shapes do not show and the originals compute otherwise. known: the values that
+    the family has of a field.
 
     Raises:
       WeightsError: naming the field.
     """
-    fields = [(encoder, "mlp", MLPS), (encoder, "qkv_bias", (True,))]
-    if text:
-        fields += [
-            (text, "causal", (True,)),
-            (text, "pooling", ("eot",)),
-            (text, "mlp", MLPS),
-            (text, "qkv_bias", (True,)),
-        ]
-    for tower, field, wanted in fields:
+    for field, values in known.items():
         value = getattr(tower, field)
-        if value not in wanted:
+        if value not in values:
             raise WeightsError(f"{family}: has no {field} = {value!r}")
 
 
@@ -247,6 +240,28 @@ def hf_tower(c: ViTConfig | TextConfig) -> dict[str, Any]:
         "layer_norm_eps": c.norm_eps,
         "attention_dropout": 0.0,
     }
+
+
+def hf_image_tower(encoder: ViTConfig) -> dict[str, Any]:
+    """What ``config.json`` says of any image tower."""
+    return {
+        **hf_tower(encoder),
+        "image_size": encoder.image_size,
+        "patch_size": encoder.patch_size,
+        "num_channels": 3,
+    }
+
+
+def hf_texts() -> tuple[Row, ...]:
+    """The rows of a text tower up to its norm, which ``CLIPModel`` and ``SiglipModel`` call
+    alike."""
+    words = "text_model."
+    return (
+        Row("text/token_embed", words + "embeddings.token_embedding.weight"),
+        Row("text/pos_embed", words + "embeddings.position_embedding.weight", TABLE),
+        *hf_blocks("text/blocks", words),
+        *norm("text/norm", words + "final_layer_norm"),
+    )
 
 
 def hf_blocks(ours: str, tower: str) -> tuple[Row, ...]:

@@ -216,15 +216,15 @@ class Shapes:
         always = {path for row in bare.rows for path in row.paths}
         registers = "encoder/register_tokens"
         scales = [f"encoder/blocks/layer_scale{i}/gamma" for i in (1, 2)]
-        scaled = any(path in always or self._has(path) for path in scales)
+        scaled = any(path in always or self.has(path) for path in scales)
         facts |= dict(
             width=patch.shape[0],
             depth=self._depth("encoder"),
-            qkv_bias=self._has("encoder/blocks/attn/q/bias"),
+            qkv_bias=self.has("encoder/blocks/attn/q/bias"),
             patch_size=patch.shape[2],
-            mask_token="encoder/mask_token" in always or self._has("encoder/mask_token"),
+            mask_token="encoder/mask_token" in always or self.has("encoder/mask_token"),
             layer_scale=_LAYER_SCALE if scaled else None,
-            num_registers=self._tensor(registers, 3).shape[1] if self._has(registers) else 0,
+            num_registers=self._tensor(registers, 3).shape[1] if self.has(registers) else 0,
         )
         self._use(probe(self._family, facts["mlp"], num_registers=facts["num_registers"]))
         table = self._tensor("encoder/pos_embed", 3)
@@ -240,14 +240,14 @@ class Shapes:
             width=self._tensor("decoder/embed/kernel", 2).shape[0],
             depth=self._depth("decoder"),
             mlp_hidden=self._tensor("decoder/blocks/mlp/fc1/kernel", 2).shape[0],
-            qkv_bias=self._has("decoder/blocks/attn/q/bias"),
+            qkv_bias=self.has("decoder/blocks/attn/q/bias"),
         )
 
     def heads(self) -> dict[str, HeadConfig]:
         """The heads that are there, by name; the first of ``dino.HEADS`` must be."""
         found = {}
         for name in dino.HEADS:
-            if name != dino.HEADS[0] and not self._has(f"{name}/last_layer/v"):
+            if name != dino.HEADS[0] and not self.has(f"{name}/last_layer/v"):
                 continue
             prototypes, bottleneck = self._tensor(f"{name}/last_layer/v", 2).shape
             hidden = self._first_layer(name)[0] if self._layers(name) > 1 else 1
@@ -292,7 +292,7 @@ class Shapes:
         for mlp, first, last in (("gelu", "fc1", "fc2"), ("swiglu", "w1", "w3")):
             self._use(probe(self._family, mlp))
             first, last = (f"encoder/blocks/mlp/{name}/kernel" for name in (first, last))
-            if not self._has(first):
+            if not self.has(first):
                 continue
             packed = len(self._rows[first].paths)
             rows, hidden = self._tensor(first, 2).shape[0], self._tensor(last, 2).shape[1]
@@ -317,7 +317,7 @@ class Shapes:
         theirs = self._rows["encoder/pos_embed"].transform.to_theirs(np.empty((1, 2, 1)))
         return theirs.shape[1] - 1
 
-    def _has(self, path: str) -> bool:
+    def has(self, path: str) -> bool:
         """Whether it is there, of any block."""
         if path not in self._keys:
             return False

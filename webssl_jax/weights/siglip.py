@@ -12,25 +12,26 @@ from typing import Any
 from webssl_jax.data import tokens
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.text import TextConfig
-from webssl_jax.weights.clip import BARE_VISION, POSITION_NUMBERS, hf_blocks, hf_tower
-from webssl_jax.weights.tables import (
-    CONV,
-    LINEAR,
-    Row,
-    Table,
-    Transform,
-    WeightsError,
-    linear,
-    norm,
-    squeeze,
+from webssl_jax.weights.clip import (
+    BARE_VISION,
+    POSITION_NUMBERS,
+    TABLE,
+    check_tower,
+    hf_blocks,
+    hf_image_tower,
+    hf_texts,
+    hf_tower,
 )
+from webssl_jax.weights.tables import CONV, LINEAR, Row, Table, Transform, linear, norm
 
 MLPS = ("gelu_tanh",)
+_BLOCKS = {"mlp": MLPS, "qkv_bias": (True,)}
+_IMAGE = {"pooling": ("map",), **_BLOCKS}
+_TEXT = {"causal": (False,), "pooling": ("last",), **_BLOCKS}
 ACTIVATION = "gelu_pytorch_tanh"  # transformers' name of it
 NORM_EPS = 1e-6
 PAD = 1  # of google's texts
 
-_TABLE = squeeze(0)  # positions: ours (1, N, D), theirs (N, D)
 _SCALAR = Transform(lambda x: x.reshape(1), lambda x: x.reshape(()))  # ours (), theirs (1,)
 
 
@@ -40,15 +41,12 @@ def hf_table(encoder: ViTConfig, text: TextConfig) -> Table:
     Raises:
       WeightsError: for towers that its code computes otherwise.
     """
-    _check("hf-siglip", encoder, text)
-    words = "text_model."
+    check_tower("hf-siglip", encoder, _IMAGE)
+    check_tower("hf-siglip", text, _TEXT)
     rows = (
         *_vision(),
-        Row("text/token_embed", words + "embeddings.token_embedding.weight"),
-        Row("text/pos_embed", words + "embeddings.position_embedding.weight", _TABLE),
-        *hf_blocks("text/blocks", words),
-        *norm("text/norm", words + "final_layer_norm"),
-        *linear("text/projection", words + "head"),
+        *hf_texts(),
+        *linear("text/projection", "text_model.head"),
         Row("logit_scale", "logit_scale", _SCALAR),
         Row("logit_bias", "logit_bias", _SCALAR),
     )
@@ -61,7 +59,7 @@ def hf_vision_table(encoder: ViTConfig) -> Table:
     Raises:
       WeightsError: for a tower that its code computes otherwise.
     """
-    _check("hf-siglip-vision", encoder)
+    check_tower("hf-siglip-vision", encoder, _IMAGE)
     return Table(
         "hf-siglip-vision",
         _vision(),
@@ -101,11 +99,8 @@ def hf_vision_config(method: Any) -> dict[str, Any]:
     return {
         "architectures": ["SiglipVisionModel"],
         "model_type": "siglip_vision_model",
-        **hf_tower(encoder),
+        **hf_image_tower(encoder),
         "hidden_act": ACTIVATION,
-        "image_size": encoder.image_size,
-        "patch_size": encoder.patch_size,
-        "num_channels": 3,
         "vision_use_head": True,
     }
 
@@ -117,7 +112,7 @@ def _vision() -> tuple[Row, ...]:
     return (
         Row("encoder/patch_embed/kernel", embeddings + "patch_embedding.weight", CONV),
         Row("encoder/patch_embed/bias", embeddings + "patch_embedding.bias"),
-        Row("encoder/pos_embed", embeddings + "position_embedding.weight", _TABLE),
+        Row("encoder/pos_embed", embeddings + "position_embedding.weight", TABLE),
         *hf_blocks("encoder/blocks", image),
         *norm("encoder/norm", image + "post_layernorm"),
         Row(f"{pool}/probe", head + "probe"),
@@ -128,26 +123,3 @@ def _vision() -> tuple[Row, ...]:
         *linear(f"{pool}/mlp/fc1", head + "mlp.fc1"),
         *linear(f"{pool}/mlp/fc2", head + "mlp.fc2"),
     )
-
-
-def _check(family: str, encoder: ViTConfig, text: TextConfig | None = None) -> None:
-    """Refuses what shapes do not show and the original computes otherwise.
-
-    Raises:
-      WeightsError: naming the field.
-    """
-    fields = [
-        (encoder, "pooling", ("map",)),
-        (encoder, "mlp", MLPS),
-        (encoder, "qkv_bias", (True,)),
-    ]
-    if text:
-        fields += [
-            (text, "causal", (False,)),
-            (text, "pooling", ("last",)),
-            (text, "mlp", MLPS),
-            (text, "qkv_bias", (True,)),
-        ]
-    for tower, field, wanted in fields:
-        if getattr(tower, field) not in wanted:
-            raise WeightsError(f"{family}: has no {field} = {getattr(tower, field)!r}")

@@ -201,10 +201,6 @@ class _Towers(shapes.Shapes):
             vocabulary=vocabulary,
         )
 
-    def has(self, path: str) -> bool:
-        """Whether our parameter ``path`` is there."""
-        return self._has(path)
-
     def _ours(self, path: str, axes: int) -> tuple[int, ...]:
         """The shape of our parameter ``path``, which has ``axes`` axes, in one block."""
         transform = self._rows[path].transform
