@@ -16,11 +16,14 @@ import logging
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
+from typing import NoReturn
 
 from webssl_jax.config import UserError, suggest
 
+EXIT_FAILURE = 1
 EXIT_BAD_INPUT = 2
 EXIT_RESTART = 75  # EX_TEMPFAIL of sysexits.h: what a launcher reads as "start me again"
 EXIT_INTERRUPTED = 130
@@ -100,6 +103,15 @@ def _unraisablehook(event) -> None:
         logging.warning(line)
 
 
+_last_words: list[Callable[[BaseException, int, str], None]] = []
+
+
+def at_failure(tell: Callable[[BaseException, int, str], None]) -> None:
+    """From now on an entry point that ends with an error calls ``tell`` with it, its exit code and
+    one line, when its own words are printed."""
+    _last_words.append(tell)
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Runs ``main`` and turns what a user can mend into one line and exit code 2. ``kill -USR1``
     prints the stacks of all threads and lets the process go on."""
@@ -108,26 +120,41 @@ def run(main: Callable[[], int | None]) -> None:
     try:
         code = main()
     except UserError as error:
-        _fail(str(error))
-    except KeyboardInterrupt:  # before the loop could save, or a second Ctrl-C
+        _fail(error, str(error))
+    except KeyboardInterrupt as error:  # before the loop could save, or a second Ctrl-C
         print("interrupted", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        _end(error, EXIT_INTERRUPTED, "interrupted")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        _fail(
-            f"no space left: {error.filename or error}; free some and start the same command again"
-        )
+            _break_down(error)
+        place = error.filename or error
+        _fail(error, f"no space left: {place}; free some and start the same command again")
+    except Exception as error:
+        _break_down(error)
     sys.stdout.flush()
     sys.exit(code or 0)
 
 
-def _fail(line: str) -> None:
+def _fail(error: Exception, line: str) -> NoReturn:
+    line = " ".join(line.split())
     if _wants_traceback():
-        raise
-    # One write: print() makes two, and other threads may write between them.
-    sys.stderr.write(f"error: {' '.join(line.split())}\n")
-    sys.exit(EXIT_BAD_INPUT)
+        traceback.print_exc()
+    else:
+        # One write: print() makes two, and other threads may write between them.
+        sys.stderr.write(f"error: {line}\n")
+    _end(error, EXIT_BAD_INPUT, line)
+
+
+def _break_down(error: Exception) -> NoReturn:
+    traceback.print_exc()
+    first = str(error).strip().partition("\n")[0][:300]
+    _end(error, EXIT_FAILURE, f"{type(error).__name__}: {first}")
+
+
+def _end(error: BaseException, code: int, line: str) -> NoReturn:
+    for tell in _last_words:
+        tell(error, code, line)
+    sys.exit(code)
 
 
 def _wants_traceback() -> bool:

@@ -11,7 +11,6 @@ import os
 import pathlib
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -259,9 +258,7 @@ def test_a_training_whose_loader_process_is_killed_ends_in_one_line(shards, tmp_
     overrides = {"data.train": shards, "data.workers": 1, "total_steps": 50_000}
     process = runner.start(tmp_path, overrides, cache=cache)
     wait_for_step(process, tmp_path, 1)
-    workers = [pid for pid in children(process.pid) if "multiprocessing.spawn" in command(pid)]
-    assert len(workers) == 1
-    os.kill(workers[0], signal.SIGKILL)
+    runner.kill_loader_worker(process)
     output, _ = process.communicate(timeout=120)
     (error,) = errors_of(output)
     assert process.returncode == 2 and "a loader process died at step" in error
@@ -293,15 +290,6 @@ def wait_for_step(process, workdir, step):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def children(pid):
-    tasks = pathlib.Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
-
-
-def command(pid):
-    return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
 
 
 if __name__ == "__main__":

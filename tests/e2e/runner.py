@@ -27,6 +27,7 @@ MICRO = {
     "pictures.kinds": "reconstruction",
     "checkpoint.every_steps": 3,
     "data.threads": 2,
+    "host.stuck_minutes": 3,  # whoever hangs prints its stacks, well before a test gives up on it
 }
 
 
@@ -126,8 +127,8 @@ def train_together(
     wait_for=slice(None),
 ):
     """One run of several processes with ``devices`` devices each. Those of ``to`` get the signal
-    ``sent`` once ``kill_after_step`` is written. Returns the results of those of ``wait_for``, and
-    kills the others then."""
+    ``sent``, or are handed to it, once ``kill_after_step`` is written. Returns the results of those
+    of ``wait_for``, and kills the others then."""
     port = free_port()
     running = [
         start(
@@ -157,12 +158,21 @@ def train_together(
                 ]
                 time.sleep(0.005)
             for process in running[to]:
-                process.send_signal(sent)
+                sent(process) if callable(sent) else process.send_signal(sent)
         outputs = [process.communicate(timeout=300)[0] for process in running[wait_for]]
     finally:
         for process in running:
             process.kill()
     return [Result(p.returncode, output) for p, output in zip(running[wait_for], outputs)]
+
+
+def kill_loader_worker(process):
+    """Kills the one process that decodes for a training with ``data.workers`` of 1."""
+    tasks = pathlib.Path(f"/proc/{process.pid}/task").iterdir()
+    children = [child for task in tasks for child in (task / "children").read_text().split()]
+    spawned = b"multiprocessing.spawn"
+    (worker,) = [c for c in children if spawned in pathlib.Path(f"/proc/{c}/cmdline").read_bytes()]
+    os.kill(int(worker), signal.SIGKILL)
 
 
 def free_port():

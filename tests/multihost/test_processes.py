@@ -139,6 +139,20 @@ def test_when_one_of_two_is_killed_the_other_ends_and_another_number_continues(
     assert "in 2 start(s): step " in result.output
 
 
+@pytest.mark.parametrize("failing", [0, 1])
+def test_what_one_process_alone_meets_ends_all_at_once_with_its_words(tmp_path, cache, failing):
+    """Within a step nobody asks how the others are: they wait in a collective."""
+    settings = {"total_steps": 100_000, "data.workers": 1}
+    results = runner.train_together(
+        tmp_path, 2, 1, settings, cache, 3, runner.kill_loader_worker, slice(failing, failing + 1)
+    )
+    assert [result.code for result in results] == [2, 2], [r.output for r in results]
+    own, other = results[failing].output, results[1 - failing].output
+    assert "\nerror: a loader process died at step" in own
+    assert f"\nerror: process {failing} failed, so all end: a loader process died at step" in other
+    assert "Traceback" not in own + other
+
+
 @pytest.mark.slow
 def test_a_peer_that_is_alive_and_stuck_ends_the_run_with_everybodys_stacks(tmp_path, cache):
     """Stopped, not dead: its connections stay open."""

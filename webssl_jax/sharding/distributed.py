@@ -1,4 +1,4 @@
-"""Joining the processes of one run, and agreeing on what only one of them noticed.
+"""Joining the processes of one run, agreeing on what only one of them noticed, and ending together.
 
 On TPU pods jax finds its peers by itself (a metadata server or GKE's variables tell it); elsewhere
 three flags name them.
@@ -8,15 +8,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import pathlib
 import secrets
+import sys
+import threading
+import time
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
+from webssl_jax import cli
 from webssl_jax.config import UserError
+
+_FAILED = "webssl_jax/failed"  # in jax's coordination service: the first failure of any process
+_LOOK_SECONDS = 1.0
+_known: BaseException | None = None  # an error that all processes know of and end with
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +71,50 @@ def initialize(args: argparse.Namespace) -> None:
             f"this host is one of {jax.process_count()} of a TPU pod, but jax did not find the "
             "others; give --coordinator HOST:PORT, --num-processes and --process-id on every host"
         )
+    if jax.process_count() > 1:
+        cli.at_failure(_tell_peers)
+        threading.Thread(target=_end_with_peers, name="end-with-peers", daemon=True).start()
+
+
+def _tell_peers(error: BaseException, code: int, line: str) -> None:
+    """Ends this process, whose own words are printed, and by :func:`_end_with_peers` all others.
+
+    An exit as usual would wait for them at jax's shutdown barrier, and they wait in a collective:
+    five minutes, then all are aborted without a word.
+    """
+    if error is _known:
+        return
+    text = f"{code} {jax.process_index()} {line}"
+    try:
+        multihost.get_jax_distributed_client().key_value_set(_FAILED, text)
+    except jax.errors.JaxRuntimeError as trouble:
+        if "ALREADY_EXISTS" not in str(trouble):  # else another process was first
+            print("the others could not be told: process 0 is gone", file=sys.stderr)
+    if jax.process_index() == 0:  # it is the one that they ask
+        time.sleep(3 * _LOOK_SECONDS)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _end_with_peers() -> None:
+    """A thread: ends this process when another one has failed, with that one's exit code. What the
+    main thread waits for will never come."""
+    client = multihost.get_jax_distributed_client()
+    while True:
+        time.sleep(_LOOK_SECONDS)
+        try:
+            text = client.key_value_try_get(_FAILED)
+        except jax.errors.JaxRuntimeError as error:
+            if "NOT_FOUND" in str(error):
+                continue
+            return  # the service is gone: jax itself ends this process
+        code, process, line = text.split(" ", 2)
+        if int(process) != jax.process_index():
+            sys.stderr.write(f"error: process {process} failed, so all end: {line}\n")
+            sys.stderr.flush()
+            os._exit(int(code))
+        return
 
 
 @contextlib.contextmanager
@@ -95,8 +149,10 @@ def raise_together(error: Exception | None) -> None:
     """
     if jax.process_count() > 1:
         failed = np.flatnonzero(_gather(error is not None))
-        if failed.size and error is None:
-            raise UserError(f"process {failed[0]} stopped: see its line")
+        if failed.size:
+            global _known
+            _known = error or UserError(f"process {failed[0]} stopped: see its line")
+            raise _known
     if error is not None:
         raise error
 
