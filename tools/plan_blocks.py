@@ -5,8 +5,9 @@ to try what may make a whole step faster, before python -m webssl_jax.plan confi
         --tokens 1x257 --images 24 [--option NAME=VALUE ...] [--config.key.path=value ...]
 
 ``--tokens`` says what a block sees of an image: crops x tokens of each, as 2x257,8x50 for Web-DINO
-at 224 and 98 pixels, 1x65 for Web-MAE's visible quarter. Stochastic depth is left out. Takes about
-a minute of CPU. The figures are those of plan, of these blocks alone (docs/plan.md).
+at 224 and 98 pixels, 1x65 for Web-MAE's visible quarter. Stochastic depth is the config's, and the
+work that it saves does not count. Takes about a minute of CPU. The figures are those of plan, of
+these blocks alone (docs/plan.md).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from jax.sharding import Mesh
 from webssl_jax import cli, methods, plan
 from webssl_jax import config as configs
 from webssl_jax.config import UserError
-from webssl_jax.models.blocks import block_stack
+from webssl_jax.models.blocks import block_stack, subset_size
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.sharding import compiler_options, rules, slices
 from webssl_jax.sharding import mesh as meshes
@@ -45,8 +46,11 @@ def main() -> int:
     crops = [tuple(map(int, crop.split("x"))) for crop in args.tokens.split(",")]
     options, slice_ = plan.read_options(args.option), slices.find(args.slice)
     config = configs.load(args.config, overrides)
+    group = config.method.get("group_images")
     encoder = dataclasses.replace(
-        methods.create(config).encoder, depth=args.blocks, drop_path=0.0, drop_path_group=None
+        methods.create(config).encoder,
+        depth=args.blocks,
+        drop_path_group=group and group * crops[0][0],
     )
     if jax.config.jax_platforms != "cpu":
         jax.config.update("jax_platforms", "cpu")
@@ -58,7 +62,11 @@ def main() -> int:
         print(str(refusal).partition("\n")[0], file=sys.stderr)
         return plan.EXIT_DOES_NOT_FIT
     images = args.images * mesh.size
-    flops = 3 * images * sum(count * encoder.block_flops(tokens) for count, tokens in crops)
+    flops = 0.0
+    for count, tokens in crops:
+        size = encoder.drop_path_group * count // crops[0][0] if encoder.drop_path_group else 1
+        share = subset_size(size, encoder.drop_path) / size
+        flops += 3 * images * count * share * encoder.block_flops(tokens)
     known = {"model_flops": flops, "global_batch": images, "chips": slice_.chips}
     r = plan.speed(hlo.cost(compiled.as_text()), slice_, mesh, known, steps=1)
     peak = compiled.memory_analysis().peak_memory_in_bytes / 2**30
@@ -90,7 +98,8 @@ def lower(
 
     def init():
         tokens = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), x)
-        return {"blocks": stack.init(jax.random.key(0), (tokens, None), slots)["params"]}
+        rngs = dict.fromkeys(("params", "drop_path"), jax.random.key(0))
+        return {"blocks": stack.init(rngs, (tokens, None), slots)["params"]}
 
     shapes = jax.eval_shape(init)
     params = jax.tree.map(
@@ -100,8 +109,9 @@ def lower(
     )
 
     def loss(params, x):
+        rngs = {"drop_path": jax.random.key(0)}
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            (y, _), _ = stack.apply({"params": params["blocks"]}, (x, None), slots)
+            (y, _), _ = stack.apply({"params": params["blocks"]}, (x, None), slots, rngs=rngs)
         return sum(jnp.square(t.astype(jnp.float32)).mean() for t in jax.tree.leaves(y))
 
     out = jax.tree.map(lambda leaf: leaf.sharding, (params, x))

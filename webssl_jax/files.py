@@ -1,4 +1,4 @@
-"""Small files that are there completely or not at all, whatever happens while they are written."""
+"""Files that are there completely or not at all, whatever happens while they are written."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replaces ``path`` by ``text``, on disk once this returns."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces ``path`` by ``content``, on disk once this returns."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(temporary, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """:func:`write_bytes` of ``text``, in UTF-8."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

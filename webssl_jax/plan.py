@@ -2,7 +2,8 @@
 can it be at best?
 
     python -m webssl_jax.plan --config configs/web_dino.py:size=7b --slice v5p-512 [--slices 2]
-        [--json] [--hlo FILE] [--option NAME=VALUE ...] [--config.key.path=value ...]
+        [--search] [--save FILE] [--json] [--hlo FILE] [--option NAME=VALUE ...]
+        [--config.key.path=value ...]
 
 Needs libtpu (pip install 'webssl_jax[plan]') and no TPU: the compiler runs on this machine's CPU,
 for a minute or ten. Exit codes: 0 it fits; 3 it does not; 2 bad input. What the figures mean and
@@ -13,12 +14,13 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import copy
 import json
 import logging
 import pathlib
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -26,6 +28,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from webssl_jax import cli, methods, train_state
+from webssl_jax import compiled as compiled_steps
 from webssl_jax import config as configs
 from webssl_jax.config import UserError
 from webssl_jax.optim.optimizer import Optimizer
@@ -71,6 +74,8 @@ def main() -> int:
     parser.add_argument("--slices", type=int, default=1, help="so many of them, joined by network")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--hlo", metavar="FILE", help="write the optimised HLO, for a recount")
+    parser.add_argument("--save", metavar="FILE", help="write the compiled step: train --compiled")
+    parser.add_argument("--search", action="store_true", help="find the largest batch that fits")
     parser.add_argument(
         "--option",
         action="append",
@@ -82,13 +87,15 @@ def main() -> int:
     options = read_options(args.option)
     if args.slices < 1:
         raise UserError(f"--slices {args.slices}: must be at least 1")
-    if args.hlo and not pathlib.Path(args.hlo).parent.is_dir():
-        raise UserError(f"--hlo {args.hlo}: its folder does not exist")
+    for flag, file in (("--hlo", args.hlo), ("--save", args.save)):
+        if file and not pathlib.Path(file).parent.is_dir():
+            raise UserError(f"{flag} {file}: its folder does not exist")
     slice_ = slices.find(args.slice)
     config = configs.load(args.config, overrides)
     if jax.config.jax_platforms != "cpu":
         jax.config.update("jax_platforms", "cpu")  # on a TPU VM, too, its chips are left alone
-    result = plan(config, slice_, args.slices, args.hlo, options)
+    find = search if args.search else plan
+    result = find(config, slice_, args.slices, args.hlo, args.save, options)
     asked = {"config": args.config, "overrides": overrides, "options": args.option}
     result = asked | result
     print(json.dumps(result, indent=1) if args.json else table(result), flush=True)
@@ -100,6 +107,7 @@ def plan(
     slice_: slices.Slice,
     count: int = 1,
     hlo_file: str | None = None,
+    save_file: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Compiles the step and returns its figures under the keys of ``--json``. Those of a program
@@ -153,6 +161,8 @@ def plan(
         text = compiled.as_text()
         if hlo_file:
             pathlib.Path(hlo_file).write_text(text)
+        if save_file:
+            compiled_steps.save(save_file, lowered, compiled, mesh)
         peak = compiled.memory_analysis().peak_memory_in_bytes / _GIB
         result |= {"fits": True, "error": None, "try_next": []}
         result |= {"peak_hbm_gib": peak, "spare_gib": slice_.chip.hbm_gib - peak}
@@ -161,6 +171,66 @@ def plan(
     result["compile_s"] = time.perf_counter() - wall
     result["compile_cpu_s"] = time.process_time() - cpu
     return result | seconds | {"ignored": list(IGNORED)}
+
+
+def search(
+    config: ConfigDict,
+    slice_: slices.Slice,
+    count: int = 1,
+    hlo_file: str | None = None,
+    save_file: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """:func:`plan` of the largest global batch that fits, from the config's own, with ``tried``:
+    what was compiled on the way, in order.
+
+    Batches are multiples of what every device must have (one image; for Web-DINO a group of
+    ``group_images``). Found to within an eighth of it: each try takes as long as a plan.
+
+    Raises:
+      UserError: if not even the smallest fits, or as :func:`plan`.
+    """
+    mesh = meshes.create(config.sharding, slice_.devices(count))
+    unit = config.method.get("group_images", 1) * config.accumulation_steps
+    unit *= meshes.batch_shards(mesh)
+    results: dict[int, dict[str, Any]] = {}
+
+    def fits(units: int) -> bool:
+        tried = copy.deepcopy(config)
+        tried.global_batch = units * unit
+        r = results[units] = plan(tried, slice_, count, hlo_file, save_file, options)
+        log.info(
+            "%s images, %g a chip: %s, %.2f of %.2f GiB",
+            f"{r['global_batch']:,}",
+            r["images_per_chip"],
+            "fits" if r["fits"] else "does not fit",
+            r["peak_hbm_gib"],
+            r["hbm_gib"],
+        )
+        return r["fits"]
+
+    best = largest(fits, max(config.global_batch // unit, 1))
+    if not best:
+        raise UserError(
+            f"--search: not even {unit:,} images fit on {slice_.name}: "
+            + "; ".join(next(iter(results.values()))["try_next"])
+        )
+    keys = ("global_batch", "images_per_chip", "fits", "peak_hbm_gib", "mfu_with_exposed_ici")
+    return results[best] | {"tried": [{key: r[key] for key in keys} for r in results.values()]}
+
+
+def largest(fits: Callable[[int], bool], start: int) -> int:
+    """The largest number that fits, to within an eighth of it; 0 where 1 does not. ``fits`` is
+    asked once about each number, ``start`` first, and must not turn true again; of those that fit
+    the largest is asked last."""
+    low, high, number = 0, None, start
+    while high is None or high - low > max(1, low // 8):
+        if fits(number):
+            low = number
+        else:
+            high = number
+        number = 2 * low if high is None else (low + high) // 2
+    return low
 
 
 @contextlib.contextmanager
@@ -308,6 +378,11 @@ def table(result: Mapping[str, Any]) -> str:
     for i, op in enumerate(r["operations"]):
         line = f"{op['seconds']:.4f} s  {100 * op['share']:4.1f}%  {op['name']}"
         rows.append(("costliest" if i == 0 else "", line))
+    for i, tried in enumerate(r.get("tried", ())):
+        verdict = "fits" if tried["fits"] else "does not fit"
+        size = f"{tried['global_batch']:,} images, {tried['images_per_chip']:g} a chip"
+        line = f"{size}: {tried['peak_hbm_gib']:.2f} GiB, {verdict}"
+        rows.append(("tried" if i == 0 else "", line))
     if r["unknown_loops"]:
         rows.append(("counted once", "loops of unknown length: " + ", ".join(r["unknown_loops"])))
     if r["unpriced_kernels"]:

@@ -1,12 +1,12 @@
 """Trains any method from a config. Read it from top to bottom: that is what happens in a run.
 
     python -m webssl_jax.train --config configs/web_mae.py:size=300m --workdir DIR
-        [--replay STEP] [--config.key.path=value ...]
+        [--replay STEP] [--compiled FILE] [--config.key.path=value ...]
 
 The same command started again continues where the run stopped, with bit-identical losses on the
-same hardware. ``--replay`` runs a saved bad step again and nothing else: docs/debugging.md. Exit
-codes are in cli.py. The method's name does not occur here: see methods/base.py for what a method
-is.
+same hardware. ``--replay`` runs a saved bad step again and nothing else: docs/debugging.md.
+``--compiled`` takes the step from a file of ``plan --save``. Exit codes are in cli.py. The method's
+name does not occur here: see methods/base.py for what a method is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from webssl_jax import checkpoints, cli, methods, params, replay, train_state
+from webssl_jax import checkpoints, cli, compiled, methods, params, replay, train_state
 from webssl_jax import config as configs
 from webssl_jax.config import ConfigError, UserError
 from webssl_jax.data import records
@@ -59,6 +59,7 @@ def main() -> int:
     parser.add_argument("--config", required=True, help="configs/NAME.py[:key=value,...]")
     parser.add_argument("--workdir", required=True, help="folder of the run; seen by all hosts")
     parser.add_argument("--replay", type=int, metavar="STEP", help="a step of WORKDIR/bad_steps")
+    parser.add_argument("--compiled", metavar="FILE", help="the step as plan --save wrote it")
     distributed.add_flags(parser)
     args, overrides = parser.parse_with_overrides()
     if "://" in args.workdir:
@@ -166,7 +167,11 @@ def main() -> int:
     fed = method.batch_spec(config.global_batch)  # of what the loader delivers
     with goodput.of("compile"):
         step_fn = lower_train_step(config, method, optimizer, template, mesh)
-        step_fn = step_fn.compile()
+        if args.compiled:
+            with distributed.together():  # a host may have another file, or none
+                step_fn = compiled.load(args.compiled, step_fn, mesh)
+        else:
+            step_fn = step_fn.compile()
     log.info("%s", _memory_report(template, mesh, step_fn, time.perf_counter() - began))
 
     # ----------------------------------------------------------------- what happens beside steps
@@ -403,7 +408,7 @@ def _refuse_another_run(workdir: pathlib.Path, config, flag: str) -> None:
             log.info("config.%s has changed: %s -> %s", key, before.get(key), now[key])
 
 
-def _memory_report(template, mesh, compiled, seconds: float) -> str:
+def _memory_report(template, mesh, step_fn, seconds: float) -> str:
     """Parameters, their sharding and the compiled step's memory, before the first step is paid
     for."""
     ways = mesh.shape["fsdp"] * mesh.shape["tensor"]
@@ -416,7 +421,7 @@ def _memory_report(template, mesh, compiled, seconds: float) -> str:
         f"{params.count(template.params):,} parameters, {spread}; state "
         f"{train_state.device_bytes(template) / 2**20:,.1f} MiB a device",
     ]
-    memory = compiled.memory_analysis()
+    memory = step_fn.memory_analysis()
     if memory is not None:
         lines.append(
             f"step compiled in {seconds:.1f}s: arguments "

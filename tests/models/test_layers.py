@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from webssl_jax.models.layers import gated, gelu
+from webssl_jax.models.layers import Mlp, gated, gelu, whole_lanes
+from webssl_jax.models.sizes import BlockConfig
+from webssl_jax.params import flatten
 
 # (ours, the plain form, how many arrays of the input's size the backward pass keeps of each)
 PARTS = {
@@ -47,3 +49,35 @@ def test_the_backward_pass_keeps_fewer_arrays_than_autodiff_would(part):
         return sum(x.shape == arguments[0].shape for x in residuals)
 
     assert (arrays(ours), arrays(plain)) == (kept, kept_by_autodiff)
+
+
+def test_an_mlp_of_odd_width_is_the_plain_formula_and_keeps_its_shapes():
+    """Inside it is wider, for the TPU's lanes; nothing of that shows."""
+    config = BlockConfig(width=8, depth=1, heads=1, mlp="swiglu", mlp_hidden=4100, init="clip")
+    assert whole_lanes(4100) == 4224 and whole_lanes(4095) == 4095 and whole_lanes(4096) == 4096
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 5, 8)), jnp.float32)
+    params = Mlp(config).init(jax.random.key(0), x)["params"]
+    shapes = {path: leaf.shape for path, leaf in flatten(params).items()}
+    assert shapes == {
+        "w1/kernel": (8, 4100),
+        "w1/bias": (4100,),
+        "w2/kernel": (8, 4100),
+        "w2/bias": (4100,),
+        "w3/kernel": (4100, 8),
+        "w3/bias": (8,),
+    }
+
+    def plain(params, x):
+        w1, w2, w3 = (params[name] for name in ("w1", "w2", "w3"))
+        gate, value = (x @ w["kernel"] + w["bias"] for w in (w1, w2))
+        return nn.silu(gate) * value @ w3["kernel"] + w3["bias"]
+
+    def ours(params, x):
+        return Mlp(config).apply({"params": params}, x)
+
+    value, pull = jax.vjp(ours, params, x)
+    wanted, wanted_pull = jax.vjp(plain, params, x)
+    np.testing.assert_allclose(value, wanted, rtol=1e-5, atol=1e-5)
+    for path, leaf in flatten(pull(value)[0]).items():
+        other = flatten(wanted_pull(value)[0])[path]
+        np.testing.assert_allclose(leaf, other, rtol=1e-4, atol=1e-4 * np.abs(other).max())

@@ -122,6 +122,49 @@ def test_a_step_that_computes_on_the_missing_devices_is_told_so(monkeypatch, cap
         run(monkeypatch, capsys, *argv)
 
 
+@pytest.mark.parametrize("start", [1, 7, 64])
+def test_the_largest_that_fits_is_found_to_an_eighth_and_asked_last_of_those_that_fit(start):
+    for limit in (0, 1, 2, 6, 7, 8, 63, 64, 65, 100, 1000):
+        asked = []
+
+        def fits(number, limit=limit, asked=asked):
+            assert number not in asked
+            asked.append(number)
+            return number <= limit
+
+        found = plan.largest(fits, start)
+        assert found <= limit <= found + max(found // 8, 0) + (limit < 16)
+        assert found == max((n for n in asked if n <= limit), default=0)
+        assert found == 0 or [n for n in asked if n <= limit][-1] == found
+
+
+def test_search_compiles_ever_larger_batches_and_saves_the_step_of_the_largest(
+    monkeypatch, capsys, tmp_path
+):
+    def lower(config, method, optimizer, state, mesh):
+        cut = meshes.batch_sharding(mesh)
+        x = jax.ShapeDtypeStruct((config.global_batch, 2**22), np.float32, sharding=cut)
+        return jax.jit(lambda x: 2 * x).lower(x)  # 16 MiB an image and as much put out
+
+    monkeypatch.setattr(plan, "lower_train_step", lower)
+    argv = ["--config", "configs/web_mae.py:size=tiny", "--slice", "v5e-4", "--json", "--search"]
+    code, out = run(monkeypatch, capsys, *argv, "--save", str(tmp_path / "step"))
+    r = json.loads(out)
+    most = 4 * 15.75 * 1024 / 32
+    assert code == 0 and r["fits"] and most * 8 / 9 - 4 <= r["global_batch"] <= most
+    assert [t["global_batch"] for t in r["tried"]][:3] == [64, 128, 256]
+    assert {t["fits"] for t in r["tried"]} == {True, False}
+    assert (tmp_path / "step").read_bytes().startswith(b"webssl_jax compiled step")
+    assert "tried" in plan.table(r)
+
+
+def test_search_says_so_where_nothing_fits(monkeypatch, capsys):
+    stand_in(monkeypatch, "too_large")
+    argv = ["--config", "configs/web_mae.py:size=tiny", "--slice", "v5e-4", "--search"]
+    with pytest.raises(configs.UserError, match="not even 4 images fit on v5e-4: "):
+        run(monkeypatch, capsys, *argv)
+
+
 @pytest.mark.parametrize("name", GATED)
 def test_no_program_costs_more_than_it_did(name):
     """A change that moves these for a reason runs python -m tests.tpu.update and says why."""

@@ -35,6 +35,7 @@ from webssl_jax.methods.vitals import Vitals, effective_rank
 from webssl_jax.models import sizes
 from webssl_jax.models.blocks import subset_size
 from webssl_jax.models.heads import Head, HeadConfig, Scores
+from webssl_jax.models.layers import gather_tokens
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.vit import ViT
 from webssl_jax.optim import schedules
@@ -256,8 +257,7 @@ class DINO:
         def at_masks(patches: jax.Array) -> jax.Array:
             """(B * V, N, D) -> (G * U, D), the masked ones and padding."""
             grouped = patches.reshape(groups, -1, patches.shape[-1])
-            chosen = jnp.take_along_axis(grouped, hidden.index[:, :, None], axis=1)
-            return chosen.reshape(-1, patches.shape[-1])
+            return gather_tokens(grouped, hidden.index).reshape(-1, patches.shape[-1])
 
         # Crops of an image stay together, so that images stay on their devices.
         globals_ = pixels.normalise(batch["global_crops"], self.mean, self.std)

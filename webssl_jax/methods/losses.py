@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from webssl_jax.models.layers import l2_normalise
+from webssl_jax.models.layers import gather_tokens, l2_normalise
 
 _VARIANCE_EPS = 1e-6
 
@@ -60,7 +60,7 @@ def koleo(features: jax.Array) -> jax.Array:
     products = jnp.einsum("gid,gjd->gij", x, x, precision=jax.lax.Precision.HIGHEST)
     products = jnp.where(jnp.eye(x.shape[1], dtype=bool), -1.0, products)
     nearest = jnp.argmax(jax.lax.stop_gradient(products), axis=-1)
-    difference = x - jnp.take_along_axis(x, nearest[:, :, None], axis=1) + eps
+    difference = x - gather_tokens(x, nearest) + eps
     return -jnp.log(jnp.linalg.norm(difference, axis=-1) + eps).mean()
 
 

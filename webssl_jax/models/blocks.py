@@ -14,17 +14,14 @@ What the backward pass keeps of each block (``BlockConfig.remat``):
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from webssl_jax.models.attention import Attention
-from webssl_jax.models.layers import LayerScale, Mlp, layer_norm, on_batch
+from webssl_jax.models.layers import LayerScale, Mlp, Tokens, layer_norm, on_batch
 from webssl_jax.models.sizes import BlockConfig
 
 _POLICIES = {
@@ -34,17 +31,13 @@ _POLICIES = {
 }
 
 
-Tokens = Any  # (B, T, D), or a tuple of such, one for each size of crop
-
-
 class Block(nn.Module):
     """x += gamma1 * attention(norm(x)); x += gamma2 * mlp(norm(x)); each branch under stochastic
     depth in training.
 
     A step of the scan: the carry is (tokens (B, T, D), store (S, B, T, D) or None) and ``slot``
     says where in the store this block's output goes, S meaning nowhere. The tokens may be a tuple
-    for crops of several sizes: each matrix product then runs once over all of them, so that its
-    weights are gathered and its gradients reduced once; only attention goes crop by crop.
+    for crops of several sizes: they meet in the layers, whose weights are gathered once for all.
     """
 
     config: BlockConfig
@@ -56,14 +49,13 @@ class Block(nn.Module):
         x = jax.tree.map(on_batch, x)
         c = self.config
 
-        def branch(index: int, mix: Callable[..., jax.Array]) -> Callable[[Tokens], Tokens]:
+        def branch(index: int, mix: Callable[..., Tokens]) -> Callable[[Tokens], Tokens]:
             norm, gain = layer_norm(c, f"norm{index}"), None
             if c.layer_scale is not None:
                 gain = LayerScale(c, name=f"layer_scale{index}")()
-            return lambda x: in_one_go(lambda rows, segments: mix(norm(rows), segments, gain), x)
+            return lambda x: mix(jax.tree.map(norm, x), gain)
 
-        attention, mlp = Attention(c, name="attn"), Mlp(c, name="mlp")
-        for residual in (branch(1, attention), branch(2, lambda rows, _, gain: mlp(rows, gain))):
+        for residual in (branch(1, Attention(c, name="attn")), branch(2, Mlp(c, name="mlp"))):
             if self.train and c.drop_path > 0:
                 group = c.drop_path_group or jax.tree.leaves(x)[0].shape[0]
                 x = add_on_subset(x, residual, c.drop_path, self.make_rng("drop_path"), group)
@@ -99,24 +91,6 @@ def subset_size(group: int, rate: float) -> int:
     return max(int(group * (1 - rate)), 1)
 
 
-def in_one_go(fn: Callable[..., jax.Array], x: Tokens) -> Tokens:
-    """``fn(rows (R, S, D), segments)`` on all of ``x`` at once, where ``segments`` are
-    ``Attention``'s.
-
-    Crops of several sizes are laid out as R rows, R the greatest common divisor of their numbers,
-    each row with its even share of every size. Rows keep the images' order, so a batch that is cut
-    over devices stays where it is.
-    """
-    sets, tree = jax.tree.flatten(x)
-    rows = math.gcd(*(tokens.shape[0] for tokens in sets))
-    segments = [(tokens.shape[0] // rows, tokens.shape[1]) for tokens in sets]
-    width = sets[0].shape[-1]
-    y = fn(jnp.concatenate([t.reshape(rows, -1, width) for t in sets], axis=1), segments)
-    ends = np.cumsum([number * tokens for number, tokens in segments])
-    parts = jnp.split(y, ends[:-1], axis=1)
-    return tree.unflatten([part.reshape(t.shape) for part, t in zip(parts, sets)])
-
-
 def add_on_subset(
     x: Tokens, branch: Callable[[Tokens], Tokens], rate: float, rng: jax.Array, group: int
 ) -> Tokens:
@@ -148,12 +122,18 @@ def add_on_subset(
         for i, tokens in enumerate(grouped)
     ]
     subsets = [
-        jnp.take_along_axis(tokens, index[:, :, None, None], axis=1).reshape(-1, *tokens.shape[2:])
+        jnp.take_along_axis(
+            tokens, index[:, :, None, None], axis=1, mode="promise_in_bounds"
+        ).reshape(-1, *tokens.shape[2:])
         for tokens, index in zip(grouped, chosen)
     ]
 
     updates = jax.tree.leaves(branch(tree.unflatten(subsets)))
-    add = jax.vmap(lambda rows, index, new: rows.at[index].add(new, unique_indices=True))
+    add = jax.vmap(
+        lambda rows, index, new: rows.at[index].add(
+            new, unique_indices=True, mode="promise_in_bounds"
+        )
+    )
     out = []
     for tokens, index, update in zip(grouped, chosen, updates):
         update = update * (tokens.shape[1] / index.shape[1])

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from webssl_jax.models.blocks import block_stack
-from webssl_jax.models.layers import layer_norm, projection
+from webssl_jax.models.layers import gather_tokens, layer_norm, projection
 from webssl_jax.models.sizes import BlockConfig
 
 POOLINGS = ("eot", "last")
@@ -88,7 +88,7 @@ class TextTower(nn.Module):
         (x, _), _ = block_stack(c, train)((x, None), np.zeros(c.depth, int))
         if c.pooling == "eot":
             end = jnp.argmax(tokens, axis=1)
-            x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+            x = gather_tokens(x, end[:, None])[:, 0]
         else:
             x = x[:, -1]
         x = layer_norm(c, "norm", dtype="float32")(x)
