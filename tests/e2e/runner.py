@@ -57,10 +57,11 @@ def command(workdir, overrides=(), flags=(), spec=SPEC):
 
 
 def environment(devices=1, cache=None, processes=1):
-    xla = f"--xla_force_host_platform_device_count={devices}"
+    # The flags of tests/conftest.py.
+    xla = f"--xla_force_host_platform_device_count={devices} --xla_cpu_multi_thread_eigen=false"
     if processes == 1:
-        # See tests/conftest.py. Not for several processes: their orders of collectives then differ,
-        # and gloo ends the run with "Received data size doesn't match expected size".
+        # Not for several processes: their orders of collectives then differ, and gloo ends the run
+        # with "Received data size doesn't match expected size".
         xla += " --xla_cpu_enable_concurrency_optimized_scheduler=false"
     env = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT), XLA_FLAGS=xla)
     if cache:  # the step is compiled once for all runs of a test
