@@ -7,8 +7,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     # Else XLA's CPU devices may start independent collectives in different orders and wait for each
-    # other for ever: seen on two cores with eight devices, with the first alone in two of three runs
-    # of tests/methods/test_dino.py. With the second each device takes its operations in one order.
+    # other for ever: seen on two cores with eight devices, with the first flag alone in two of
+    # three runs of tests/methods/test_dino.py. With the second a device has one order.
     " --xla_cpu_enable_concurrency_optimized_scheduler=false"
     " --xla_cpu_multi_thread_eigen=false"
 )
