@@ -13,12 +13,11 @@ import json
 import os
 import pathlib
 import struct
-from importlib import metadata
-from typing import Any
 
 import jax
 from jax.experimental import serialize_executable
 
+from webssl_jax import config as configs
 from webssl_jax.config import UserError
 from webssl_jax.files import write_bytes
 
@@ -84,13 +83,11 @@ def load(
     )
 
 
-def _note(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+def _note(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh) -> dict[str, str]:
     device = mesh.devices.flat[0]
-    out: dict[str, Any] = {"devices": f"{mesh.size} x {device.device_kind}"}
-    for name in _PACKAGES:
-        try:
-            out[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # libtpu, where no TPU is meant
-            out[name] = None
-    out["the program"] = hashlib.sha256(lowered.as_text().encode()).hexdigest()
-    return out
+    versions = configs.package_versions()
+    return {
+        "devices": f"{mesh.size} x {device.device_kind}",
+        **{name: versions[name] for name in _PACKAGES},
+        "the program": hashlib.sha256(lowered.as_text().encode()).hexdigest(),
+    }

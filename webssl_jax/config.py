@@ -420,8 +420,8 @@ def from_resolved(values: dict[str, Any]) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict({k: v for k, v in values.items() if k != "derived"}).lock()
 
 
-def environment() -> dict[str, Any]:
-    """Versions, machine and git revision: what one needs to repeat the run."""
+def package_versions() -> dict[str, str]:
+    """{package: its version, or "not installed"} of those that a run's figures depend on."""
     import importlib.metadata as metadata
 
     packages = (
@@ -441,10 +441,15 @@ def environment() -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
+    return versions
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and git revision: what one needs to repeat the run."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": versions,
+        "packages": package_versions(),
         "git_revision": git_revision(),
         "command": sys.argv,
     }

@@ -15,6 +15,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
+import functools
 import json
 import logging
 import pathlib
@@ -94,8 +95,19 @@ def main() -> int:
     config = configs.load(args.config, overrides)
     if jax.config.jax_platforms != "cpu":
         jax.config.update("jax_platforms", "cpu")  # on a TPU VM, too, its chips are left alone
-    find = search if args.search else plan
-    result = find(config, slice_, args.slices, args.hlo, args.save, options)
+    attempt = functools.partial(
+        plan,
+        slice_=slice_,
+        count=args.slices,
+        hlo_file=args.hlo,
+        save_file=args.save,
+        options=options,
+    )
+    if args.search:
+        mesh = meshes.create(config.sharding, slice_.devices(args.slices))
+        result = search(config, mesh, attempt)
+    else:
+        result = attempt(config)
     asked = {"config": args.config, "overrides": overrides, "options": args.option}
     result = asked | result
     print(json.dumps(result, indent=1) if args.json else table(result), flush=True)
@@ -127,6 +139,7 @@ def plan(
     rules.check(state.params, mesh, config.sharding.max_unsharded_fraction)
     where = f"{count} x {slice_.name}" if count > 1 else slice_.name
     log.info("compiling the step of %s for %s; minutes of CPU", config.name, where)
+    versions = configs.package_versions()
     result = {
         "slice": slice_.name,
         "slices": count,
@@ -134,7 +147,7 @@ def plan(
         "devices": mesh.size,
         "hosts": slice_.hosts * count,
         "mesh": dict(mesh.shape),
-        "versions": {k: configs.environment()["packages"][k] for k in ("jax", "libtpu")},
+        "versions": {name: versions[name] for name in ("jax", "libtpu")},
         "global_batch": int(config.global_batch),
         "images_per_chip": config.global_batch / (slice_.chips * count),
         "hbm_gib": slice_.chip.hbm_gib,
@@ -174,15 +187,10 @@ def plan(
 
 
 def search(
-    config: ConfigDict,
-    slice_: slices.Slice,
-    count: int = 1,
-    hlo_file: str | None = None,
-    save_file: str | None = None,
-    options: Mapping[str, Any] | None = None,
+    config: ConfigDict, mesh: Mesh, attempt: Callable[[ConfigDict], dict[str, Any]]
 ) -> dict[str, Any]:
-    """:func:`plan` of the largest global batch that fits, from the config's own, with ``tried``:
-    what was compiled on the way, in order.
+    """What ``attempt`` says (see :func:`plan`) of the largest global batch that fits, found from
+    the config's own, with ``tried``: what was compiled on the way, in order.
 
     Batches are multiples of what every device must have (one image; for Web-DINO a group of
     ``group_images``). Found to within an eighth of it: each try takes as long as a plan.
@@ -190,7 +198,6 @@ def search(
     Raises:
       UserError: if not even the smallest fits, or as :func:`plan`.
     """
-    mesh = meshes.create(config.sharding, slice_.devices(count))
     unit = config.method.get("group_images", 1) * config.accumulation_steps
     unit *= meshes.batch_shards(mesh)
     results: dict[int, dict[str, Any]] = {}
@@ -198,7 +205,7 @@ def search(
     def fits(units: int) -> bool:
         tried = copy.deepcopy(config)
         tried.global_batch = units * unit
-        r = results[units] = plan(tried, slice_, count, hlo_file, save_file, options)
+        r = results[units] = attempt(tried)
         log.info(
             "%s images, %g a chip: %s, %.2f of %.2f GiB",
             f"{r['global_batch']:,}",
@@ -211,10 +218,9 @@ def search(
 
     best = largest(fits, max(config.global_batch // unit, 1))
     if not best:
-        raise UserError(
-            f"--search: not even {unit:,} images fit on {slice_.name}: "
-            + "; ".join(next(iter(results.values()))["try_next"])
-        )
+        first = next(iter(results.values()))
+        tips = "; ".join(first["try_next"])
+        raise UserError(f"--search: not even {unit:,} images fit on {first['slice']}: {tips}")
     keys = ("global_batch", "images_per_chip", "fits", "peak_hbm_gib", "mfu_with_exposed_ici")
     return results[best] | {"tried": [{key: r[key] for key in keys} for r in results.values()]}
 

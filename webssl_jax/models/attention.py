@@ -19,10 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from webssl_jax.models.layers import Tokens, dense, layer_norm, save_as
+from webssl_jax.models.layers import LANES, Tokens, dense, layer_norm, save_as
 from webssl_jax.models.sizes import BlockConfig
-
-_LANES = 128  # channels that a TPU's products take at a time
 
 
 class Attention(nn.Module):
@@ -124,8 +122,8 @@ def _lean_backward(causal, kept, slope):
 
 def _share(heads: int, channels: int) -> int:
     """How many heads are taken together: those that fill a TPU's lanes exactly, else 1."""
-    share = max(_LANES // channels, 1)
-    return share if share * channels == _LANES and heads % share == 0 else 1
+    share = max(LANES // channels, 1)
+    return share if share * channels == LANES and heads % share == 0 else 1
 
 
 def _apart(x: jax.Array, share: int) -> jax.Array:

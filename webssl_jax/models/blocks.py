@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from webssl_jax.models.attention import Attention
-from webssl_jax.models.layers import LayerScale, Mlp, Tokens, layer_norm, on_batch
+from webssl_jax.models.layers import LayerScale, Mlp, Tokens, gather_tokens, layer_norm, on_batch
 from webssl_jax.models.sizes import BlockConfig
 
 _POLICIES = {
@@ -122,9 +122,7 @@ def add_on_subset(
         for i, tokens in enumerate(grouped)
     ]
     subsets = [
-        jnp.take_along_axis(
-            tokens, index[:, :, None, None], axis=1, mode="promise_in_bounds"
-        ).reshape(-1, *tokens.shape[2:])
+        gather_tokens(tokens, index).reshape(-1, *tokens.shape[2:])
         for tokens, index in zip(grouped, chosen)
     ]
 

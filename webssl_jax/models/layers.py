@@ -38,6 +38,7 @@ from webssl_jax.models.sizes import BlockConfig, ViTConfig
 Initializer = Callable[..., jax.Array]
 Tokens = Any  # (B, T, D), or a tuple of such, one for each size of crop
 
+LANES = 128  # channels that a TPU's products take at a time
 _BATCH_AXES = ("replica", "fsdp")  # as in sharding/mesh.py
 
 
@@ -58,9 +59,10 @@ def unpatchify(patches: jax.Array, patch_size: int, grid: tuple[int, int]) -> ja
 
 
 def gather_tokens(tokens: jax.Array, index: jax.Array) -> jax.Array:
-    """``tokens[b, index[b, k]]``: (B, N, D) and (B, K) -> (B, K, D). Every index must lie in
+    """``tokens[b, index[b, k]]``: (B, N, ...) and (B, K) -> (B, K, ...). Every index must lie in
     0..N - 1: jax would else look at all of the result once more, to fill in for those outside."""
-    return jnp.take_along_axis(tokens, index[:, :, None], axis=1, mode="promise_in_bounds")
+    index = jnp.expand_dims(index, range(2, tokens.ndim))
+    return jnp.take_along_axis(tokens, index, axis=1, mode="promise_in_bounds")
 
 
 def uniform(limit: float) -> Initializer:
@@ -172,12 +174,12 @@ def _filled_up(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def whole_lanes(channels: int) -> int:
-    """``channels`` rounded up to a multiple of 128, a TPU's lanes, where that is little more.
+    """``channels`` rounded up to a multiple of a TPU's lanes, where that is little more.
 
     The TPU compiler sums a gradient of the 7B's (4096, 10928) over 16 chips by an all-reduce, of
     (4096, 11008) by a reduce-scatter, which sends half the bytes; the cycles are the same.
     """
-    return -(-channels // 128) * 128 if channels >= 4096 else channels
+    return -(-channels // LANES) * LANES if channels >= 4096 else channels
 
 
 def projection(inputs: int, embedding: int, use_bias: bool = False) -> nn.Dense:
