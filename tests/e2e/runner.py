@@ -169,10 +169,8 @@ def train_together(
 
 def kill_loader_worker(process):
     """Kills the one process that decodes for a training with ``data.workers`` of 1."""
-    tasks = pathlib.Path(f"/proc/{process.pid}/task").iterdir()
-    children = [child for task in tasks for child in (task / "children").read_text().split()]
-    spawned = b"multiprocessing.spawn"
-    (worker,) = [c for c in children if spawned in pathlib.Path(f"/proc/{c}/cmdline").read_bytes()]
+    children = ["pgrep", "--parent", str(process.pid), "--full", "multiprocessing.spawn"]
+    (worker,) = subprocess.run(children, capture_output=True, check=True).stdout.split()
     os.kill(int(worker), signal.SIGKILL)
 
 

@@ -25,6 +25,7 @@ class FakeJax:
         monkeypatch.setattr(jax.distributed, "initialize", self.initialize)
         monkeypatch.setattr(jax.distributed, "is_initialized", lambda: self.found)
         monkeypatch.setattr(jax, "process_count", lambda: processes)
+        monkeypatch.setattr(distributed, "_end_together", lambda: self.calls.append("together"))
         monkeypatch.setattr(distributed, "jax", argparse.Namespace(**vars(jax)), raising=True)
         distributed.jax.config = argparse.Namespace(jax_platforms=platforms)
 
@@ -48,7 +49,7 @@ def test_on_tpus_jax_finds_the_pod_without_the_help_of_variables(monkeypatch, pl
     monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
     fake = FakeJax(monkeypatch, platforms, processes=4)
     distributed.initialize(NO_FLAGS)
-    assert fake.calls == [()]
+    assert fake.calls == [(), "together"]
 
 
 def test_a_tpu_machine_without_a_cluster_is_a_single_host(monkeypatch):

@@ -19,14 +19,19 @@ alive() {
         grep -qs '^State:[[:space:]]*[^ZX]' "/proc/$(cat "$job/pid")/status" # a zombie is dead
 }
 
+ended() { # with this exit code, for readers at any moment
+    echo "$1" > "$job/exit.new"
+    mv "$job/exit.new" "$job/exit"
+}
+
 report() {
     local state=absent code=- digest=-
     if [ -f "$job/token" ]; then
         digest=$(md5sum < "$job/command" | cut -c1-12)
-        if [ -f "$job/exit" ]; then
-            state=exited code=$(cat "$job/exit")
-        elif alive; then
+        if alive; then # asked first: between two looks it may end, and an end is written before it
             state=running
+        elif [ -f "$job/exit" ]; then
+            state=exited code=$(cat "$job/exit")
         else
             state=lost # the machine was started anew, or somebody killed everything
         fi
@@ -80,8 +85,7 @@ supervise)
     echo $! > "$job/child"
     code=0
     wait $! || code=$?
-    echo "$code" > "$job/exit.new"
-    mv "$job/exit.new" "$job/exit"
+    ended "$code"
     ;;
 status) report ;;
 stop)
@@ -93,7 +97,7 @@ stop)
             fi
         else # the whole session: loaders too
             pkill -KILL --session "$(cat "$job/pid")" || [ $? -eq 1 ] # 1: nobody is left
-            [ -f "$job/exit" ] || echo 137 > "$job/exit"
+            [ -f "$job/exit" ] || ended 137
         fi
     fi
     report

@@ -72,8 +72,13 @@ def initialize(args: argparse.Namespace) -> None:
             "others; give --coordinator HOST:PORT, --num-processes and --process-id on every host"
         )
     if jax.process_count() > 1:
-        cli.at_failure(_tell_peers)
-        threading.Thread(target=_end_with_peers, name="end-with-peers", daemon=True).start()
+        _end_together()
+
+
+def _end_together() -> None:
+    """From here on a process that fails ends all others, at once and with its words."""
+    cli.at_failure(_tell_peers)
+    threading.Thread(target=_end_with_peers, name="end-with-peers", daemon=True).start()
 
 
 def _tell_peers(error: BaseException, code: int, line: str) -> None:
@@ -105,10 +110,8 @@ def _end_with_peers() -> None:
         time.sleep(_LOOK_SECONDS)
         try:
             text = client.key_value_try_get(_FAILED)
-        except jax.errors.JaxRuntimeError as error:
-            if "NOT_FOUND" in str(error):
-                continue
-            return  # the service is gone: jax itself ends this process
+        except jax.errors.JaxRuntimeError:
+            continue  # nobody has failed; or the service is gone, and jax itself ends this process
         code, process, line = text.split(" ", 2)
         if int(process) != jax.process_index():
             sys.stderr.write(f"error: process {process} failed, so all end: {line}\n")
