@@ -75,7 +75,7 @@ def test_a_host_of_a_pod_that_found_no_peers_is_refused(monkeypatch):
 def test_the_flags_name_the_peers_on_any_platform(monkeypatch):
     fake = FakeJax(monkeypatch, "cpu", processes=2)
     distributed.initialize(argparse.Namespace(coordinator="host:1", num_processes=2, process_id=1))
-    assert fake.calls == [("host:1", 2, 1)]
+    assert fake.calls == [("host:1", 2, 1), "together"]
 
 
 @pytest.mark.parametrize(
