@@ -28,6 +28,7 @@ CORE = [
     "regex>=2024.11",
 ]
 PLAN = ["libtpu>=0.0.42,<0.1"]  # the compiler; it needs no TPU
+GCP = ["gcsfs>=2025.2"]  # checkpoints in gs://
 EXPORT = ["torch>=2.6", "transformers>=5.0,<6"]
 
 setup(
@@ -47,11 +48,11 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "plan": PLAN,
-        "gcp": ["gcsfs>=2025.2"],
+        "gcp": GCP,
         "export": EXPORT,
         # In an environment of its own, without tools/constraints.txt: 2.77 asks for pillow<13,
         # protobuf<7, pyarrow<26 and python-dateutil<3.
         "beam": ["apache-beam>=2.77,<3"],
-        "test": [*EXPORT, *PLAN, "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1"],
+        "test": [*EXPORT, *PLAN, *GCP, "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1"],
     },
 )

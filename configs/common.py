@@ -97,6 +97,9 @@ def base() -> ConfigDict:
                 "max_unsharded_fraction": 0.02,
             },
             "checkpoint": {
+                # where they lie; empty = in the workdir. gs://BUCKET/FOLDER: all hosts write at
+                # once, without a mount; takes the extra "gcp"
+                "folder": "",
                 "every_steps": 5000,
                 "keep_last": 2,
                 "keep_every_steps": 0,  # also keep every multiple of this for good; 0 = off

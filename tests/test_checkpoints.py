@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from webssl_jax import checkpoints, train, train_state
+from webssl_jax import checkpoints, runs, train, train_state
 from webssl_jax import config as configs
 from webssl_jax.checkpoints import Checkpointer, CheckpointError
 from webssl_jax.config import ConfigError, UserError
@@ -190,7 +190,7 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path, monkeypat
 
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
     with pytest.raises(Exception, match="is not a run"):
-        checkpoints.load_run(tmp_path)
+        runs.load_run(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
 def test_a_config_that_is_not_of_a_run_is_one_line(tmp_path, text, says):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=f"{tmp_path}.*{says}"):
-        checkpoints.read_config(tmp_path)
+        runs.read_config(tmp_path)
 
 
 def test_a_workdir_whose_config_was_edited_by_hand_is_refused_by_its_key(tmp_path):

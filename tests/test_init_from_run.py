@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from webssl_jax import checkpoints, methods, train_state
+from webssl_jax import checkpoints, methods, runs, train_state
 from webssl_jax import config as configs
 from webssl_jax import params as paths
 from webssl_jax.config import UserError
@@ -48,7 +48,7 @@ def weights(workdir, side, *overrides):
     _, method, arguments = make(side, *overrides)
     template = train_state.abstract(*arguments)
     wanted = {"params": template.params, "teacher": template.teacher}
-    return checkpoints.weights_of_run(workdir, wanted, method.encoder), wanted
+    return runs.weights_of_run(workdir, wanted, method.encoder), wanted
 
 
 @pytest.mark.parametrize("side", [48, 80])

@@ -44,7 +44,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from webssl_jax import checkpoints, cli
+from webssl_jax import cli, runs
 from webssl_jax import params as params_lib
 from webssl_jax.config import UserError
 from webssl_jax.methods import pixels
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     library = import_library(args.format) if args.verify else None  # before the work, not after it
 
     if args.workdir:
-        run = checkpoints.load_run(args.workdir, args.step)
+        run = runs.load_run(args.workdir, args.step)
         networks, params = Networks.of(run.method), weights_export.trained_params(run)
         what = f"{args.workdir}: step {run.step:,}"
         if run.variables.teacher:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import pathlib
 
-from webssl_jax import checkpoints, cli, methods
+from webssl_jax import cli, methods, runs
 from webssl_jax import config as configs
 from webssl_jax.config import UserError
 from webssl_jax.telemetry import checkup
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         if path and pathlib.Path(path).is_dir():
             raise UserError(f"{flag} {path}: is a folder; give a file")
     workdir = pathlib.Path(args.workdir)
-    config = checkpoints.read_config(workdir)
+    config = runs.read_config(workdir)
     rows = read_rows(workdir / "metrics.jsonl")
     if not rows:
         raise UserError(f"--workdir {workdir}: has logged no step yet")

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from webssl_jax import checkpoints, cli
+from webssl_jax import cli, runs
 from webssl_jax.config import MOST_PICTURES, UserError
 from webssl_jax.data import records
 from webssl_jax.data.converter.folder_reader import FolderReader, list_folder
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args, mesh: jax.sharding.Mesh) -> Subject:
-    run = checkpoints.load_run(args.workdir, args.step, mesh)
+    run = runs.load_run(args.workdir, args.step, mesh)
     name = f"{pathlib.Path(args.workdir).resolve().name} at step {run.step:,}"
     images = run.config.eval.test or run.config.data.train
     captioned = run.config.eval.get("retrieval") or images  # older runs lack the key

@@ -10,21 +10,22 @@ whatever the storage says, and the one before it is used. What a run starts from
 4. scratch.
 
 Progress through the data is not stored: it is step x global batch.
+
+With ``config.checkpoint.folder`` they lie there and not in the workdir. ``gs://BUCKET/FOLDER`` is
+written and read by all hosts at once through tensorstore; a checkpoint is valid there when its
+``commit_success.txt`` is (orbax), for nothing can be renamed at once.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import errno
-import fcntl
-import json
+import importlib.util
 import logging
 import os
 import re
 import shutil
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,17 +34,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from webssl_jax import params as paths
-from webssl_jax.config import UserError, from_resolved
-from webssl_jax.methods.base import Method, Variables
-from webssl_jax.models import position
-from webssl_jax.models.sizes import ViTConfig
+from webssl_jax.config import UserError
 from webssl_jax.sharding import distributed, replicas
 from webssl_jax.train_state import TrainState
 
+_CODES = "PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 log = logging.getLogger(__name__)
 
@@ -74,11 +72,32 @@ class DamagedCheckpoint(CheckpointError):
     """A checkpoint whose bytes are not what was saved."""
 
 
+def directory(workdir: str | os.PathLike, folder: str = "") -> epath.Path:
+    """Where the checkpoints of a run lie. folder: its ``config.checkpoint.folder``.
+
+    Raises:
+      UserError: for ``gs://`` without the packages that it takes.
+    """
+    if not folder.startswith("gs://"):
+        # orbax refuses relative paths
+        return epath.Path(os.path.abspath(folder or os.path.join(workdir, "checkpoints")))
+    if importlib.util.find_spec("gcsfs") is None:
+        raise UserError(
+            f"config.checkpoint.folder = {folder}: needs gcsfs; pip install 'webssl_jax[gcp]'"
+        )
+    import fsspec
+
+    # Else a process that watches a run never sees a new checkpoint: listings are kept for ever.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    return epath.Path(folder.rstrip("/"))
+
+
 class Checkpointer:
-    """Saves and restores :class:`TrainState` in ``workdir/checkpoints``.
+    """Saves and restores :class:`TrainState` in :func:`directory`.
 
     Args:
       workdir: a path that every process sees.
+      folder: ``config.checkpoint.folder``.
       keep_last: checkpoints kept besides those of ``keep_every_steps``.
       keep_every_steps: multiples of this are kept for good; 0 = none.
       read_only: for looking into a run that may still be training: nothing is written or cleaned.
@@ -89,13 +108,13 @@ class Checkpointer:
         self,
         workdir: str | os.PathLike,
         *,
+        folder: str = "",
         keep_last: int = 2,
         keep_every_steps: int = 0,
         read_only: bool = False,
         restore_once: bool = False,
     ):
-        # orbax refuses relative paths
-        self.directory = epath.Path(os.path.abspath(workdir)) / "checkpoints"
+        self.directory = directory(workdir, folder)
         self._read_only, self._restore_once = read_only, restore_once
         policies = [preservation_policy.LatestN(keep_last)]
         if keep_every_steps:
@@ -135,7 +154,7 @@ class Checkpointer:
             state=ocp.args.PyTreeSave(state._asdict()),
             meta=ocp.args.JsonSave({"step": step, "checksums": sums}),
         )
-        self._guard_full_disk(lambda: self._manager.save(step, args=arguments))
+        self._guard(lambda: self._manager.save(step, args=arguments))
 
     def wait(self) -> None:
         """Blocks until the last save is on disk.
@@ -143,26 +162,40 @@ class Checkpointer:
         Raises:
           CheckpointError: if it met a full disk.
         """
-        self._guard_full_disk(self._manager.wait_until_finished)
+        self._guard(self._manager.wait_until_finished)
 
     def check(self) -> None:
         """Raises what a save in the background has met, without waiting for it."""
-        self._guard_full_disk(self._manager.check_for_errors)
+        self._guard(self._manager.check_for_errors)
+
+    @property
+    def _in_bucket(self) -> bool:
+        return str(self.directory).startswith("gs://")
 
     def _check_space(self, wanted: int) -> None:
+        if self._in_bucket:
+            return
         # Before the first byte is written: a save that fails halfway leaves rubbish on the full
         # disk, and tensorstore prints a traceback for each of its writes.
         free = shutil.disk_usage(self.directory).free
         if free < wanted:
             raise self._full_disk(f"{wanted / 2**20:,.1f} MiB wanted, {free / 2**20:,.1f} MiB free")
 
-    def _guard_full_disk(self, action) -> None:
+    def _guard(self, action) -> None:
         try:
             action()
         except Exception as error:
-            if not _means_full_disk(error):
+            if _means_full_disk(error):
+                raise self._full_disk(first_line(error)) from error
+            trouble = next(
+                (cause for cause in _causes(error) if _is_trouble_of_bucket(cause)), None
+            )
+            if not self._in_bucket or trouble is None:
                 raise
-            raise self._full_disk(_first_line(error)) from error
+            raise CheckpointError(
+                f"{self.directory}: a checkpoint could not be written ({first_line(trouble)}); "
+                "mend that and start the same command again: it goes on from the last good one"
+            ) from error
 
     def _full_disk(self, detail: str) -> CheckpointError:
         steps = [int(p.name) for p in self.directory.iterdir() if p.name.isdigit()]
@@ -339,16 +372,32 @@ def _reading(what: str, action):
             # tensorstore says everything in a ValueError, with the kernel's code in its text.
             code = re.search(r"os_error_code='(\d+)'", text)
             codes = [int(code[1])] if code else [getattr(cause, "errno", None) for cause in causes]
-            if set(codes) <= {None, errno.ENOENT} and "RESOURCE_EXHAUSTED" not in text:
-                reason = _first_line(causes[-1])
+            troubled = "RESOURCE_EXHAUSTED" in text or any(map(_is_trouble_of_bucket, causes))
+            if set(codes) <= {None, errno.ENOENT} and not troubled:
+                reason = first_line(causes[-1])
                 raise DamagedCheckpoint(f"its {what} cannot be read ({reason})") from error
             if patience:
                 time.sleep(patience)
                 continue
             raise CheckpointError(
-                f"the {what} of a checkpoint cannot be read now ({_first_line(causes[-1])}); mend "
+                f"the {what} of a checkpoint cannot be read now ({first_line(causes[-1])}); mend "
                 "that and start the same command again: nothing was changed"
             ) from error
+
+
+def _is_trouble_of_bucket(error: BaseException) -> bool:
+    """Whether it says that a bucket cannot be reached or may not be used, and not that something
+    is missing or broken in it."""
+    if isinstance(error, FileNotFoundError):
+        return False
+    package = type(error).__module__.partition(".")[0]
+    return (
+        package in ("gcsfs", "google", "aiohttp")
+        # Python's own, as gcsfs raises them; tensorstore says its code in a ValueError.
+        or isinstance(error, (PermissionError, ConnectionError, TimeoutError))
+        or re.match(r"Forbidden|Bad Request", str(error)) is not None
+        or re.search(_CODES, str(error)) is not None
+    )
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -357,144 +406,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What it says, for a message: its first line, at most 200 characters of it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]
-
-
-class WorkdirLock:
-    """Refuses a second run in the same workdir. The kernel drops the lock when the process dies,
-    however it dies."""
-
-    def __init__(self, workdir: str | os.PathLike):
-        path = Path(workdir) / ".lock"
-        self._file = open(path, "a+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "unknown"
-            raise UserError(
-                f"{workdir}: another run (process {holder}) is using this workdir; stop it or "
-                "choose another --workdir"
-            ) from None
-        self._file.truncate(0)
-        self._file.write(f"{os.getpid()}\n")
-        self._file.flush()
-
-    def release(self) -> None:
-        """Lets another run in."""
-        self._file.close()
-
-
-def weights_of_run(workdir: str, abstract: dict[str, Any], encoder: ViTConfig) -> dict[str, Any]:
-    """The newest good weights of another run, for ``config.init_from``. Learned positions of
-    another grid are resized to that of ``encoder``; all else must have the shapes of ``abstract``,
-    {"params": ..., "teacher": ...}.
-
-    Raises:
-      UserError: if there is no such run or checkpoint, or it does not fit.
-    """
-    from webssl_jax import methods
-
-    theirs = methods.create(read_config(workdir)).encoder
-    old, new, mode = theirs.grid, encoder.grid, encoder.position_resize
-    resized = old != new and "pos_embed" in abstract["params"]["encoder"]
-
-    def stored(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        shape = (1, theirs.num_positions, theirs.width)
-        return leaf.update(shape=shape) if path.endswith("encoder/pos_embed") else leaf
-
-    def fitted(path: str, leaf: jax.Array) -> jax.Array:
-        if not path.endswith("encoder/pos_embed"):
-            return leaf
-        resize = jax.jit(
-            lambda table: position.resize_table(table, old, new, mode), out_shardings=leaf.sharding
-        )
-        return resize(leaf)
-
-    if resized:
-        abstract = paths.map_with_path(stored, abstract)
-    weights = Checkpointer(workdir, read_only=True).restore_newest(abstract)
-    if weights is None:
-        raise UserError(f"config.init_from = {workdir}: has no checkpoint")
-    how = "positions resized from {}x{} to {}x{} patches ({})".format(*old, *new, mode)
-    log.info("starting from the weights of %s%s", workdir, f"; {how}" if resized else "")
-    return paths.map_with_path(fitted, weights) if resized else weights
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A trained run, loaded for evaluation or export; ``variables`` as laid out by ``load_run``."""
-
-    workdir: str
-    config: ConfigDict
-    step: int
-    method: Method
-    variables: Variables
-
-
-def read_config(workdir: str | os.PathLike) -> ConfigDict:
-    """The resolved config that a run wrote at its start.
-
-    Raises:
-      UserError: if ``workdir`` is not a run.
-    """
-    path = epath.Path(workdir) / "config.json"
-    if not path.exists():
-        raise UserError(f"{workdir}: is not a run: it has no config.json")
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: its JSON cannot be read ({error})") from None
-    # exported weights have a config.json too
-    groups = ("method", "model", "optim")
-    if not isinstance(values, dict) or not all(isinstance(values.get(g), dict) for g in groups):
-        raise UserError(f"{workdir}: is not a run: its config.json is another program's")
-    try:
-        return from_resolved(values)
-    except ValueError as error:
-        raise UserError(f"{path}: is not the config of a run ({error})") from None
-
-
-def load_run(
-    workdir: str | os.PathLike, step: int | None = None, mesh: jax.sharding.Mesh | None = None
-) -> Run:
-    """Loads the variables of a run's checkpoint (the newest good one unless ``step`` says
-    otherwise).
-
-    Args:
-      mesh: where to lay them; one device when None.
-
-    Raises:
-      UserError: if there is no such run or checkpoint.
-    """
-    from webssl_jax import methods
-    from webssl_jax.optim.optimizer import Optimizer
-    from webssl_jax.sharding import mesh as meshes
-    from webssl_jax.train_state import abstract
-
-    config = read_config(workdir)
-    method = methods.create(config)
-    if mesh is None:
-        mesh = meshes.create(
-            ConfigDict({"replica": 1, "fsdp": 1, "tensor": 1}), jax.local_devices()[:1]
-        )
-    optimizer = Optimizer.from_config(config.optim, method.tables())
-    template = abstract(method, optimizer, config.seed, config.global_batch, mesh)._asdict()
-    template = {name: template[name] for name in ("step", "params", "teacher", "aux")}
-    checkpointer = Checkpointer(workdir, read_only=True)
-    if not checkpointer.steps():
-        raise CheckpointError(f"{workdir}: has no checkpoint yet")
-    if step is None:
-        state = checkpointer.restore_newest(template)
-    elif step in checkpointer.steps():
-        state = checkpointer.restore(step, template)
-    else:
-        raise CheckpointError(
-            f"{workdir}: has no checkpoint of step {step}; there are "
-            f"{', '.join(map(str, checkpointer.steps()))}"
-        )
-    checkpointer.close()
-    variables = Variables(state["params"], state["teacher"], state["aux"])
-    return Run(os.fspath(workdir), config, int(state["step"]), method, variables)

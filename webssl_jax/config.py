@@ -300,6 +300,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "sharding.fsdp",
         "the only axis with -1",
     )
+    check(
+        "://" not in config.checkpoint.folder.removeprefix("gs://"),
+        "checkpoint.folder",
+        "a path or gs://BUCKET/FOLDER",
+    )
     check(config.checkpoint.every_steps > 0, "checkpoint.every_steps", "positive")
     check(config.checkpoint.keep_last > 0, "checkpoint.keep_last", "at least 1")
     check(

@@ -18,7 +18,7 @@ import time
 
 import jax
 
-from webssl_jax import checkpoints, cli, methods, train_state
+from webssl_jax import checkpoints, cli, methods, runs, train_state
 from webssl_jax import config as configs
 from webssl_jax.config import UserError
 from webssl_jax.evaluators.runs import RunEvaluation, check_text_files, check_texts
@@ -57,7 +57,7 @@ def main() -> int:
     parser.add_argument("--retrieval-images", type=int, help="at most so many; 0 for all")
     args = parser.parse_args()
 
-    config = checkpoints.read_config(args.workdir)
+    config = runs.read_config(args.workdir)
     with config.unlocked():
         for key, missing in _KEYS.items():  # a run from before a key has none of it
             given = getattr(args, key)
@@ -89,7 +89,7 @@ def main() -> int:
                 run = (
                     _untrained(args.workdir, mesh)
                     if step == 0
-                    else checkpoints.load_run(args.workdir, step, mesh)
+                    else runs.load_run(args.workdir, step, mesh)
                 )
             except checkpoints.DamagedCheckpoint as damage:
                 if not args.watch:
@@ -105,14 +105,14 @@ def main() -> int:
         time.sleep(POLL_SECONDS)
 
 
-def _untrained(workdir: str, mesh: jax.sharding.Mesh) -> checkpoints.Run:
+def _untrained(workdir: str, mesh: jax.sharding.Mesh) -> runs.Run:
     """The network that a run started from, of which it keeps no checkpoint; a function of config
     and seed alone.
 
     Raises:
       UserError: if the run started from other weights.
     """
-    config = checkpoints.read_config(workdir)
+    config = runs.read_config(workdir)
     if config.init_from or config.resume_from:
         raise UserError(
             f"--step 0: {workdir} started from {config.init_from or config.resume_from}; evaluate "
@@ -121,7 +121,7 @@ def _untrained(workdir: str, mesh: jax.sharding.Mesh) -> checkpoints.Run:
     method = methods.create(config)
     optimizer = Optimizer.from_config(config.optim, method.tables())
     state = train_state.create(method, optimizer, config.seed, config.global_batch, mesh)
-    return checkpoints.Run(workdir, config, 0, method, state.variables)
+    return runs.Run(workdir, config, 0, method, state.variables)
 
 
 def _new_steps(args, done: int) -> list[int | None]:
@@ -129,7 +129,7 @@ def _new_steps(args, done: int) -> list[int | None]:
     (None: the newest)."""
     if not args.watch:
         return [args.step]
-    checkpointer = checkpoints.Checkpointer(args.workdir, read_only=True)
+    checkpointer = runs.checkpointer(args.workdir)
     steps = [step for step in checkpointer.steps() if step > done]
     checkpointer.close()
     return steps

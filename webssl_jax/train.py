@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from webssl_jax import checkpoints, cli, compiled, methods, params, replay, train_state
+from webssl_jax import checkpoints, cli, compiled, methods, params, replay, runs, train_state
 from webssl_jax import config as configs
 from webssl_jax.config import ConfigError, UserError
 from webssl_jax.data import records
@@ -93,7 +93,7 @@ def main() -> int:
     with distributed.together():
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            lock = checkpoints.WorkdirLock(workdir) if is_first else None
+            lock = runs.WorkdirLock(workdir) if is_first else None
         except OSError as error:
             raise UserError(f"--workdir {workdir}: cannot be made ({error.strerror})") from error
         source = ArrayRecordSource(config.data.train)
@@ -118,8 +118,11 @@ def main() -> int:
     rules.check(template.params, mesh, config.sharding.max_unsharded_fraction)
     with distributed.together():
         _refuse_another_run(workdir, config, "--workdir")
+        if config.checkpoint.folder and is_first:
+            runs.claim_folder(workdir, config.checkpoint.folder)
     checkpointer = checkpoints.Checkpointer(
         workdir,
+        folder=config.checkpoint.folder,
         keep_last=config.checkpoint.keep_last,
         keep_every_steps=config.checkpoint.keep_every_steps,
         restore_once=config.checkpoint.restore_once,
@@ -370,9 +373,7 @@ def _restore_or_init(
     if found is None and config.resume_from:
         with distributed.together():
             _refuse_another_run(pathlib.Path(config.resume_from), config, "config.resume_from")
-        other = checkpoints.Checkpointer(
-            config.resume_from, read_only=True, restore_once=config.checkpoint.restore_once
-        )
+        other = runs.checkpointer(config.resume_from, restore_once=config.checkpoint.restore_once)
         found = other.restore_newest(wanted)
         if found is None:
             raise UserError(f"config.resume_from = {config.resume_from}: has no checkpoint")
@@ -380,21 +381,31 @@ def _restore_or_init(
     if found is not None:
         return train_state.restored(found, mesh)
     state = train_state.create(method, optimizer, config.seed, config.global_batch, mesh)
-    if config.init_from and not (pathlib.Path(config.init_from) / "checkpoints").is_dir():
+    if config.init_from and not runs.is_run(config.init_from):
         trees = {"params": state.params, "teacher": state.teacher}
         return state._replace(**from_weights(config.init_from, method, trees))
     if config.init_from:
         wanted = {"params": wanted["params"], "teacher": wanted["teacher"]}
-        weights = checkpoints.weights_of_run(config.init_from, wanted, method.encoder)
+        weights = runs.weights_of_run(config.init_from, wanted, method.encoder)
         state = state._replace(**weights)
     return state
 
 
 def _refuse_another_run(workdir: pathlib.Path, config, flag: str) -> None:
     """What defines a run's batches and arrays must stay; other changes are told."""
-    if not (workdir / "config.json").exists() or not any((workdir / "checkpoints").glob("[0-9]*")):
+    if not (workdir / "config.json").exists():
+        return
+    earlier = runs.read_config(workdir)
+    folder = runs.folder_of(earlier)
+    if not any(checkpoints.directory(workdir, folder).glob("[0-9]*")):
         return  # nothing was saved yet, so nothing can be mixed up
-    before, now = checkpoints.read_config(workdir).to_dict(), configs.resolved(config)
+    if flag == "--workdir" and folder != config.checkpoint.folder:
+        raise ConfigError(
+            f"config.checkpoint.folder = {config.checkpoint.folder!r}: the checkpoints of this run "
+            f"lie in {checkpoints.directory(workdir, folder)}; leave it as it was, or use another "
+            "workdir with --config.resume_from"
+        )
+    before, now = earlier.to_dict(), configs.resolved(config)
     for values in (before, now):
         configs.drop_costs(values)
     for key in ("seed", "global_batch", "method", "model"):

@@ -19,11 +19,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from webssl_jax import methods
-from webssl_jax.checkpoints import Run
 from webssl_jax.data import records
 from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.data.tokens import Tokenizer, clean
 from webssl_jax.methods.base import Variables
+from webssl_jax.runs import Run
 from webssl_jax.weights import export as weights_export
 from webssl_jax.weights import load, safetensors_io
 

@@ -24,7 +24,6 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from webssl_jax import methods, params
-from webssl_jax.checkpoints import Run
 from webssl_jax.config import UserError
 from webssl_jax.data.views import EvalView
 from webssl_jax.evaluators import retrieval
@@ -32,6 +31,7 @@ from webssl_jax.evaluators.base import Score
 from webssl_jax.evaluators.frozen import Measurement
 from webssl_jax.evaluators.results import Result
 from webssl_jax.methods.base import Variables
+from webssl_jax.runs import Run
 from webssl_jax.weights import export as weights_export
 from webssl_jax.weights import load, model_card, safetensors_io
 from webssl_jax.weights.families import FAMILIES as ALL

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from tests.weights import samples
-from webssl_jax import checkpoints
+from webssl_jax import runs
 from webssl_jax.config import UserError
 from webssl_jax.weights import load
 from webssl_jax.weights.stored import WeightsError
@@ -116,5 +116,5 @@ def test_an_export_or_a_broken_config_is_no_run_and_said_in_one_line(tmp_path, t
         (folder / "config.json").write_text(text)
     named = "its JSON cannot be read" if text == "{" else "is not a run: its config.json is"
     with pytest.raises(UserError, match=named) as caught:
-        checkpoints.read_config(folder)
+        runs.read_config(folder)
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)

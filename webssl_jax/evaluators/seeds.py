@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from webssl_jax import checkpoints
 from webssl_jax.config import UserError, drop_costs
 from webssl_jax.evaluators.base import Difference, Score
 from webssl_jax.evaluators.frozen import Measurement
 from webssl_jax.evaluators.report import aligned
 from webssl_jax.evaluators.results import COLUMNS, RETRIEVED, RETRIEVED_WAYS, Result, read_result
+from webssl_jax.runs import read_config
 
 
 class Seeds(NamedTuple):
@@ -81,7 +81,7 @@ def read_seeds(name: str, workdirs: Sequence[str]) -> Seeds:
     """
     runs, first = [], None
     for workdir in workdirs:
-        config = checkpoints.read_config(workdir).to_dict()
+        config = read_config(workdir).to_dict()
         config.pop("seed")
         # A key that asks for nothing is as one that an older run does not have.
         config["eval"] = {key: value for key, value in config["eval"].items() if value}

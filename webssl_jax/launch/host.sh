@@ -51,7 +51,7 @@ install)
         [ -x "$HOME/webssl_venv/bin/python" ] ||
             python3 -m uv venv --quiet --python 3.11 "$HOME/webssl_venv"
         (cd "$source_tree" && VIRTUAL_ENV=$HOME/webssl_venv python3 -m uv pip install --quiet \
-            --constraint tools/constraints.txt '.[tpu]')
+            --constraint tools/constraints.txt '.[tpu,gcp]')
         echo "$2" > "$HOME/webssl_venv/.installed"
     fi
     echo "WEBSSL $name installed - $2"

@@ -52,7 +52,7 @@ def export_run(
     max_file_bytes: int = safetensors_io.MAX_FILE_BYTES,
     chunks: int | None = None,
 ) -> pathlib.Path:
-    """Writes ``run`` (:class:`~webssl_jax.checkpoints.Run`); see :func:`write`."""
+    """Writes ``run`` (:class:`~webssl_jax.runs.Run`); see :func:`write`."""
     card = None
     if _is_folder(family):
         card = model_card(run, FAMILIES[family], dtype, os.fspath(output))

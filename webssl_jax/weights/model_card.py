@@ -138,7 +138,7 @@ def model_card(run: Any, family: Family, dtype: str, folder: str) -> str:
     """README.md for a folder of ``family``.
 
     Args:
-      run: a :class:`~webssl_jax.checkpoints.Run`.
+      run: a :class:`~webssl_jax.runs.Run`.
       folder: the path to print in the example.
     """
     method, teacher = run.method, run.variables.teacher

@@ -1,0 +1,215 @@
+"""A run on disk, ``workdir``: its lock, its config, its weights.
+
+run = runs.load_run("RUN", step=None, mesh=None)
+run.method.encode(run.variables, images)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import logging
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from webssl_jax import params as paths
+from webssl_jax.checkpoints import Checkpointer, CheckpointError, directory, first_line
+from webssl_jax.config import UserError, from_resolved
+from webssl_jax.methods.base import Method, Variables
+from webssl_jax.models import position
+from webssl_jax.models.sizes import ViTConfig
+
+_OWNER = "run_id"  # a file in the workdir and in checkpoint.folder: they belong together
+log = logging.getLogger(__name__)
+
+
+class WorkdirLock:
+    """Refuses a second run in the same workdir. The kernel drops the lock when the process dies,
+    however it dies."""
+
+    def __init__(self, workdir: str | os.PathLike):
+        path = Path(workdir) / ".lock"
+        self._file = open(path, "a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "unknown"
+            raise UserError(
+                f"{workdir}: another run (process {holder}) is using this workdir; stop it or "
+                "choose another --workdir"
+            ) from None
+        self._file.truncate(0)
+        self._file.write(f"{os.getpid()}\n")
+        self._file.flush()
+
+    def release(self) -> None:
+        """Lets another run in."""
+        self._file.close()
+
+
+def claim_folder(workdir: str | os.PathLike, folder: str) -> None:
+    """Makes ``config.checkpoint.folder`` this run's, or proves that it is, by writing to it: what
+    keeps a run from saving is told now and not at its first checkpoint.
+
+    Raises:
+      UserError: if another run saves there, or nothing can be written.
+    """
+    there, here = directory(workdir, folder) / _OWNER, Path(workdir) / _OWNER
+    what = f"config.checkpoint.folder = {folder}"
+    if not here.exists():
+        here.write_text(secrets.token_hex(8))
+    try:
+        there.parent.mkdir(parents=True, exist_ok=True)
+        owner = there.read_text() if there.exists() else None
+        if owner is None:
+            there.write_text(here.read_text())
+            owner = there.read_text()
+    except Exception as error:  # each of the packages behind gs:// has its own
+        raise UserError(f"{what}: cannot be used ({first_line(error)})") from error
+    if owner != here.read_text():
+        raise UserError(
+            f"{what}: holds the checkpoints of another run; choose another folder, or go on with "
+            f"that run in its own --workdir (the one whose {_OWNER} says {owner})"
+        )
+
+
+def is_run(path: str | os.PathLike) -> bool:
+    """Whether ``path`` is a workdir, and not exported weights, which have a config.json as well."""
+    path = Path(path)
+    return (path / "checkpoints").is_dir() or (path / _OWNER).exists()
+
+
+def checkpointer(workdir: str | os.PathLike, *, restore_once: bool = False) -> Checkpointer:
+    """The checkpoints of a run, for reading, wherever its config put them.
+
+    Raises:
+      UserError: if ``workdir`` is not a run.
+    """
+    folder = folder_of(read_config(workdir))
+    return Checkpointer(workdir, folder=folder, read_only=True, restore_once=restore_once)
+
+
+def folder_of(config: ConfigDict) -> str:
+    """``config.checkpoint.folder``, also of a run from before there was one."""
+    return config.checkpoint.get("folder", "")
+
+
+def weights_of_run(workdir: str, abstract: dict[str, Any], encoder: ViTConfig) -> dict[str, Any]:
+    """The newest good weights of another run, for ``config.init_from``. Learned positions of
+    another grid are resized to that of ``encoder``; all else must have the shapes of ``abstract``,
+    {"params": ..., "teacher": ...}.
+
+    Raises:
+      UserError: if there is no such run or checkpoint, or it does not fit.
+    """
+    from webssl_jax import methods
+
+    theirs = methods.create(read_config(workdir)).encoder
+    old, new, mode = theirs.grid, encoder.grid, encoder.position_resize
+    resized = old != new and "pos_embed" in abstract["params"]["encoder"]
+
+    def stored(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        shape = (1, theirs.num_positions, theirs.width)
+        return leaf.update(shape=shape) if path.endswith("encoder/pos_embed") else leaf
+
+    def fitted(path: str, leaf: jax.Array) -> jax.Array:
+        if not path.endswith("encoder/pos_embed"):
+            return leaf
+        resize = jax.jit(
+            lambda table: position.resize_table(table, old, new, mode), out_shardings=leaf.sharding
+        )
+        return resize(leaf)
+
+    if resized:
+        abstract = paths.map_with_path(stored, abstract)
+    weights = checkpointer(workdir).restore_newest(abstract)
+    if weights is None:
+        raise UserError(f"config.init_from = {workdir}: has no checkpoint")
+    how = "positions resized from {}x{} to {}x{} patches ({})".format(*old, *new, mode)
+    log.info("starting from the weights of %s%s", workdir, f"; {how}" if resized else "")
+    return paths.map_with_path(fitted, weights) if resized else weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained run, loaded for evaluation or export; ``variables`` as laid out by ``load_run``."""
+
+    workdir: str
+    config: ConfigDict
+    step: int
+    method: Method
+    variables: Variables
+
+
+def read_config(workdir: str | os.PathLike) -> ConfigDict:
+    """The resolved config that a run wrote at its start.
+
+    Raises:
+      UserError: if ``workdir`` is not a run.
+    """
+    path = epath.Path(workdir) / "config.json"
+    if not path.exists():
+        raise UserError(f"{workdir}: is not a run: it has no config.json")
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: its JSON cannot be read ({error})") from None
+    # exported weights have a config.json too
+    groups = ("method", "model", "optim")
+    if not isinstance(values, dict) or not all(isinstance(values.get(g), dict) for g in groups):
+        raise UserError(f"{workdir}: is not a run: its config.json is another program's")
+    try:
+        return from_resolved(values)
+    except ValueError as error:
+        raise UserError(f"{path}: is not the config of a run ({error})") from None
+
+
+def load_run(
+    workdir: str | os.PathLike, step: int | None = None, mesh: jax.sharding.Mesh | None = None
+) -> Run:
+    """Loads the variables of a run's checkpoint (the newest good one unless ``step`` says
+    otherwise).
+
+    Args:
+      mesh: where to lay them; one device when None.
+
+    Raises:
+      UserError: if there is no such run or checkpoint.
+    """
+    from webssl_jax import methods
+    from webssl_jax.optim.optimizer import Optimizer
+    from webssl_jax.sharding import mesh as meshes
+    from webssl_jax.train_state import abstract
+
+    config = read_config(workdir)
+    method = methods.create(config)
+    if mesh is None:
+        mesh = meshes.create(
+            ConfigDict({"replica": 1, "fsdp": 1, "tensor": 1}), jax.local_devices()[:1]
+        )
+    optimizer = Optimizer.from_config(config.optim, method.tables())
+    template = abstract(method, optimizer, config.seed, config.global_batch, mesh)._asdict()
+    template = {name: template[name] for name in ("step", "params", "teacher", "aux")}
+    saved = checkpointer(workdir)
+    if not saved.steps():
+        raise CheckpointError(f"{workdir}: has no checkpoint yet")
+    if step is None:
+        state = saved.restore_newest(template)
+    elif step in saved.steps():
+        state = saved.restore(step, template)
+    else:
+        raise CheckpointError(
+            f"{workdir}: has no checkpoint of step {step}; there are "
+            f"{', '.join(map(str, saved.steps()))}"
+        )
+    saved.close()
+    variables = Variables(state["params"], state["teacher"], state["aux"])
+    return Run(os.fspath(workdir), config, int(state["step"]), method, variables)
