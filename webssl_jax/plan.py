@@ -278,13 +278,9 @@ def speed(
 ) -> dict[str, Any]:
     """The modelled time of a step, and what follows from it for a run of ``steps``."""
     chip = slice_.chip
-    slice_of = [getattr(device, "slice_index", 0) or 0 for device in mesh.devices.flat]
-    wire, kinds, exposed, between = 0.0, collections.Counter(), 0.0, 0.0
+    wire, kinds, exposed = 0.0, collections.Counter(), 0.0
     for collective in cost.collectives:
         sent = collective.count * collective.wire
-        if any(len({slice_of[device] for device in group}) > 1 for group in collective.groups):
-            between += sent
-            continue
         wire += sent
         kinds[collective.kind] += sent / _GB
         exposed += sent * collective.exposed
@@ -301,7 +297,7 @@ def speed(
         "exposed_ici_s": exposed_s,
         "wire_gb": wire / _GB,
         "exposed_gb": exposed / _GB,
-        "dcn_gb": between / _GB,
+        "dcn_gb": cost.between_slices / _GB,
         "wire_gb_by_kind": dict(kinds),
         "mfu_modelled": peak_s / compute_s,
         "mfu_with_exposed_ici": peak_s / step_s,

@@ -47,7 +47,7 @@ def _loop(mesh: Mesh):
     """The gradient of a scan over dense layers that run again in the backward pass; weights cut
     along their input, as ours are."""
     weights = jax.ShapeDtypeStruct((LAYERS, WIDTH, WIDTH), jnp.float32, sharding=_cut(mesh, 1))
-    x = jax.ShapeDtypeStruct((ROWS, WIDTH), jnp.bfloat16, sharding=_cut(mesh, 0))
+    x = jax.ShapeDtypeStruct((ROWS, WIDTH), jnp.bfloat16, sharding=meshes.batch_sharding(mesh))
 
     @jax.checkpoint
     def layer(h, w):

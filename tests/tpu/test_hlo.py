@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from tests.tpu import programs
 from tests.tpu.update import GATED
+from webssl_jax.sharding import mesh as meshes
+from webssl_jax.sharding import slices
 from webssl_jax.telemetry import hlo
 
 GROUPS = [
@@ -166,3 +169,14 @@ def test_wire_bytes_of_a_sharded_scan_are_the_hand_figure():
     # gathered in the forward and in the backward pass; their gradients summed and cut
     assert sent["all-gather"] == 2 * weights * 3 / 4
     assert sent["reduce-scatter"] == weights * 3 / 4
+
+
+def test_bytes_between_slices_are_those_of_the_gradients_that_a_device_holds():
+    """The rows are cut over two slices, the weights within each: a gradient is summed and cut
+    within the slice, and its part goes to the other one."""
+    shape = ConfigDict({"replica": 2, "fsdp": -1, "tensor": 1})
+    mesh = meshes.create(shape, slices.find("v5e-4").devices(2))
+    cost = hlo.cost(programs.lower("loop", mesh)[0].compile().as_text())
+    weights = programs.LAYERS * programs.WIDTH**2 * 2  # in bfloat16
+    print(cost.between_slices / (weights / 4))
+    assert cost.between_slices == weights / 4

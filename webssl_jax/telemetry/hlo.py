@@ -10,6 +10,9 @@ What one device sends in a ring of g devices, for an operand of n bytes on it (C
 Collective communication, 2007): all-gather n (g - 1), reduce-scatter and all-to-all n (g - 1) / g,
 all-reduce 2 n (g - 1) / g, permute n. A collective is exposed when it is scheduled as one operation
 that waits; started and finished apart, it may hide behind what lies between.
+
+What goes to other slices is no collective in the text: the device hands it to its host, by a
+``send`` whose attributes name the collective that the hosts carry out.
 """
 
 from __future__ import annotations
@@ -62,13 +65,12 @@ class Instruction:
 @dataclasses.dataclass(frozen=True)
 class Collective:
     """One collective of the schedule. count: how often a step runs it. wire: bytes one device sends
-    in one run. groups: (number, size) partition ids."""
+    in one run."""
 
     kind: str
     count: float
     wire: float
     exposed: bool
-    groups: np.ndarray
     where: str
 
 
@@ -77,12 +79,14 @@ class Cost:
     """Of one run of the program on one device.
 
     flops: of its matrix products and convolutions. cycles: the compiler's estimates, summed.
+    between_slices: bytes that it hands to its host for other slices.
     operations: {where in the model: cycles}. unknown_loops: loops whose trip count the text does
     not tell; counted once. unpriced: kernels (custom calls) without an estimate, counted as free.
     """
 
     flops: float
     cycles: float
+    between_slices: float
     operations: Mapping[str, float]
     collectives: tuple[Collective, ...]
     unknown_loops: tuple[str, ...]
@@ -100,7 +104,7 @@ def cost(text: str) -> Cost:
         raise ValueError("this is no HLO module: it has no ENTRY computation")
     header = text.partition("\n")[0]
     devices = int(_search(r"num_partitions=(\d+)", header) or 1)
-    flops = cycles = 0.0
+    flops = cycles = between = 0.0
     operations = collections.Counter()
     found, unknown, unpriced = [], set(), set()
     for run in _runs(program, entry):
@@ -110,6 +114,8 @@ def cost(text: str) -> Cost:
         for instruction in computation.values():
             if instruction.opcode in ("convolution", "dot"):
                 flops += count * _flops(instruction, computation)
+            if instruction.opcode == "send" and "_xla_megascale" in instruction.attributes:
+                between += count * array_bytes(computation[instruction.operands[0]].shape)
             if run.scheduled:
                 spent = count * _cycles(instruction)
                 cycles += spent
@@ -120,7 +126,7 @@ def cost(text: str) -> Cost:
                 unpriced.add(where(instruction))
         found += _collectives(computation, run, devices)
     lists = (tuple(found), tuple(sorted(unknown)), tuple(sorted(unpriced)))
-    return Cost(flops, cycles, dict(operations), *lists)
+    return Cost(flops, cycles, between, dict(operations), *lists)
 
 
 def where(instruction: Instruction) -> str:
@@ -386,17 +392,15 @@ def _collectives(
         if kind == "collective-permute":
             pairs = _search(r"source_target_pairs=\{(.*?)\}\}", instruction.attributes) or ""
             pairs = [tuple(map(int, pair)) for pair in re.findall(r"(\d+),(\d+)", pairs)]
-            groups = np.array([pair for pair in pairs if pair[0] != pair[1]]).reshape(-1, 2)
-            size = min(2, 1 + len(groups))
+            size = 2 if any(source != target for source, target in pairs) else 1
         else:
-            groups = groups_of(instruction.attributes, devices)
-            size = groups.shape[1]
+            size = groups_of(instruction.attributes, devices).shape[1]
         if size == 1:
             continue
         sent = sum(array_bytes(computation[operand].shape) for operand in instruction.operands)
         hidden = run.hidden or instruction.name in started or instruction.opcode.endswith("-start")
         wire = sent * _WIRE[kind](size)
-        yield Collective(kind, run.count, wire, not hidden, groups, where(instruction))
+        yield Collective(kind, run.count, wire, not hidden, where(instruction))
 
 
 def _dims(shape: str) -> list[int]:
