@@ -16,13 +16,13 @@ STUCK = """
 import time
 from ml_collections import ConfigDict
 from webssl_jax.telemetry.host import HostManners
-manners = HostManners(ConfigDict({"gc_every_steps": 0, "stuck_minutes": 0.01}))
+manners = HostManners(ConfigDict({"gc_every_steps": 0, "stuck_minutes": 0.05}))
 manners.begin()
 for step in range(4):
     manners.after(step)
     time.sleep(0.2)
 with manners.unhurried():
-    time.sleep(1.2)
+    time.sleep(4)
 print("still here", flush=True)
 def waiting_for_a_peer():
     time.sleep(60)
