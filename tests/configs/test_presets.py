@@ -21,6 +21,24 @@ def test_a_preset_changes_sharding_and_remat_and_nothing_else(config, chip):
     assert methods.create(load(f"{config},preset={chip}")).encoder.remat in ("full", "named")
 
 
+@pytest.mark.parametrize(
+    "spec, chip, remat",
+    [
+        ("web_dino.py:size=7b", "v5p", "named"),
+        ("web_dino.py:size=7b,res=518", "v5p", "named"),
+        ("web_dino.py:size=1b,data=heavy", "v5e", "named"),
+        ("web_dino.py:size=1b,res=378", "v5e", "full"),  # many more tokens
+        ("web_dino.py:size=2b", "v5e", "full"),
+        ("web_dino.py:size=5b", "v6e", "named"),
+        ("web_mae.py:size=5b", "v5e", "named"),  # it sees a quarter of the tokens
+        ("clip.py:size=l14,loss=sigmoid", "v4", "named"),
+        ("clip.py:size=1b", "v5p", "full"),  # 128 images a chip and more
+    ],
+)
+def test_what_is_kept_for_the_backward_pass_follows_from_memory(spec, chip, remat):
+    assert load(f"{spec},preset={chip}").model.remat == remat
+
+
 def test_presets_are_of_chips_that_plan_knows():
     import common
 
