@@ -129,6 +129,9 @@ def _parser() -> cli.ArgumentParser:
     babysit = parser.add_argument_group("babysit")
     babysit.add_argument("--max-hours", type=float, help="that machines may exist, in all")
     babysit.add_argument("--max-dollars", type=float, help="the same as money, at your price")
+    babysit.add_argument(
+        "--spent-hours", type=float, default=0.0, help="of the budget, as an earlier one said"
+    )
     babysit.add_argument("--retries", type=int, default=3, help="failures in a row")
     babysit.add_argument("--keep", action="store_true", help="delete nothing at the end")
     parser.add_argument("--poll-seconds", type=float, default=60.0, help="between looks")
@@ -228,7 +231,10 @@ def _babysit(args, gcloud, job, request, cost) -> int:
         raise UserError("babysit: give its budget, either --max-hours or --max-dollars")
     if hours is None:
         hours = args.max_dollars / cost.per_hour
-    return _babysitter(args, gcloud, job, request, cost, max_hours=hours)
+    spent = args.spent_hours
+    if not (math.isfinite(spent) and spent >= 0):
+        raise UserError(f"--spent-hours {spent}: give a finite number, not less than 0")
+    return _babysitter(args, gcloud, job, request, cost, max_hours=hours, spent_hours=spent)
 
 
 def _babysitter(args, gcloud, job, request, cost, **settings) -> int:

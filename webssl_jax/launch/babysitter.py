@@ -47,6 +47,7 @@ class Babysitter:
     Args:
       max_hours: that machines may exist in all; the training is stopped in time to save. None only
         with ``until_running``.
+      spent_hours: of them, under an earlier babysitter.
       poll_seconds: between looks.
       grace_seconds: that machines have to end once one of them has ended, or all were asked to.
       retries: failures in a row before giving up.
@@ -62,6 +63,7 @@ class Babysitter:
         cost: Cost,
         *,
         max_hours: float | None,
+        spent_hours: float = 0.0,
         clock: Clock | None = None,
         say: Callable[[str], None] = print,
         poll_seconds: float = 60,
@@ -71,10 +73,10 @@ class Babysitter:
         until_running: bool = False,
     ):
         reserve = (grace_seconds + 2 * poll_seconds) / 3600
-        if max_hours is not None and max_hours <= reserve:
+        if max_hours is not None and max_hours <= spent_hours + reserve:
             raise UserError(
-                f"a budget of {max_hours:.3g} hours is gone before the training can save and stop; "
-                f"give more than {reserve:.3g}"
+                f"a budget of {max_hours:.4g} hours is gone before the training can save and stop; "
+                f"give more than {spent_hours + reserve:.4g}"
             )
         self._gcloud, self._request, self._job, self._cost = gcloud, request, job, cost
         self._last_hour = None if max_hours is None else max_hours - reserve
@@ -83,7 +85,7 @@ class Babysitter:
         self._poll, self._grace, self._retries = poll_seconds, grace_seconds, retries
         self._keep, self._until_running = keep, until_running
 
-        self._meter = Meter(self._clock.now())
+        self._meter = Meter(self._clock.now(), spent_hours)
         self._prepared = ""  # which resource has the source tree: its time of creation
         self._hosts = 0
         self._token, self._started = "", 0.0
@@ -337,8 +339,8 @@ class Babysitter:
             costs = f"costs ${self._cost.per_hour:,.2f} an hour"
         return (
             f"STILL THERE: {resource.name} is {resource.state}, {self._request.chips:,} chips, and "
-            f"{costs}; a training on it goes on. The same command attends to it again. To delete "
-            f"it:\n  {delete}"
+            f"{costs}; a training on it goes on. The same command attends to it again, and with "
+            f"--spent-hours {self._hours():.2f} within the same budget. To delete it:\n  {delete}"
         )
 
     # ---------------------------------------------------------------------------------- small parts

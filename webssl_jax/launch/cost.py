@@ -77,11 +77,11 @@ class Cost:
 
 
 class Meter:
-    """Hours that machines existed, as far as was seen. Between two looks they count whole if there
-    were machines at either."""
+    """Hours that machines existed, ``hours`` of them before, as far as was seen. Between two looks
+    they count whole if there were machines at either."""
 
-    def __init__(self, now: float):
-        self._seconds, self._seen, self._costs = 0.0, now, False
+    def __init__(self, now: float, hours: float = 0.0):
+        self._seconds, self._seen, self._costs = 3600 * hours, now, False
 
     def look(self, now: float, resource: Resource | None) -> None:
         """``resource`` is what exists at ``now`` (seconds)."""
