@@ -117,6 +117,7 @@ def base() -> ConfigDict:
                 "gc_every_steps": 200,  # garbage is collected by all at the same step; 0 = at will
                 # a step that takes longer prints the stacks and ends the process; 0 = no limit
                 "stuck_minutes": 60.0,
+                "stuck_pause_minutes": 240.0,  # so does the start, a save or an evaluation
                 "compilation_cache": "",  # folder for compiled programs; empty = jax's own setting
             },
             # a profile of the steps after start_step (0 = none); `touch RUN/PROFILE` takes one, too

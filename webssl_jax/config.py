@@ -314,7 +314,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     )
     check(config.log.every_steps > 0, "log.every_steps", "positive")
     check(config.host.gc_every_steps >= 0, "host.gc_every_steps", "zero (at will) or positive")
-    check(config.host.stuck_minutes >= 0, "host.stuck_minutes", "zero (no limit) or positive")
+    for key in ("stuck_minutes", "stuck_pause_minutes"):
+        check(config.host[key] >= 0, f"host.{key}", "zero (no limit) or positive")
     check(
         config.eval.every_steps >= 0,
         "eval.every_steps",

@@ -78,6 +78,7 @@ def main() -> int:
 
     # ------------------------------------------------------------------- processes and devices
     distributed.initialize(args)
+    manners = HostManners(config.host)
     is_first = jax.process_index() == 0
     # Every host names its own damaged records; the rest is told by the first.
     cli.log_to_stderr(logging.INFO if is_first else logging.WARNING)
@@ -181,7 +182,6 @@ def main() -> int:
     bad_steps = BadSteps(workdir, config, mesh, source, loader, config.guard.save_bad_steps)
     take_step = WatchedStep(step_fn, mesh, bad_steps)
     profiler = Profiler(workdir, config.profile)
-    manners = HostManners(config.host)
     watch = Watch(method.vitals(config.global_batch), configs.steps(config.optim, "warmup", config))
     if is_first:  # what was said before the run stopped is not said again
         watch.look_at_all(read_rows(workdir / "metrics.jsonl"))

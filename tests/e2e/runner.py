@@ -27,7 +27,9 @@ MICRO = {
     "pictures.kinds": "reconstruction",
     "checkpoint.every_steps": 3,
     "data.threads": 2,
-    "host.stuck_minutes": 3,  # whoever hangs prints its stacks, well before a test gives up on it
+    # whoever hangs prints its stacks, well before a test gives up on it
+    "host.stuck_minutes": 3,
+    "host.stuck_pause_minutes": 4,
 }
 
 

@@ -12,11 +12,16 @@ from tests.e2e.runner import ROOT
 from webssl_jax.telemetry import host
 from webssl_jax.telemetry.host import HostManners, use_compilation_cache
 
+LIMITLESS = {"gc_every_steps": 0, "stuck_minutes": 0.0, "stuck_pause_minutes": 0.0}
 STUCK = """
 import time
 from ml_collections import ConfigDict
 from webssl_jax.telemetry.host import HostManners
-manners = HostManners(ConfigDict({"gc_every_steps": 0, "stuck_minutes": 0.05}))
+limits = {"gc_every_steps": 0, "stuck_minutes": 0.05, "stuck_pause_minutes": PAUSE}
+manners = HostManners(ConfigDict(limits))
+def at_the_start():
+    time.sleep(4)
+at_the_start()
 manners.begin()
 for step in range(4):
     manners.after(step)
@@ -33,7 +38,7 @@ waiting_for_a_peer()
 def test_garbage_is_collected_at_multiples_of_the_step_and_not_otherwise(monkeypatch):
     collected = []
     monkeypatch.setattr(host.gc, "collect", lambda: collected.append(step))
-    manners, step = HostManners(ConfigDict({"gc_every_steps": 3, "stuck_minutes": 0.0})), 0
+    manners, step = HostManners(ConfigDict(LIMITLESS | {"gc_every_steps": 3})), 0
     manners.begin()
     try:
         assert not gc.isenabled()
@@ -44,10 +49,14 @@ def test_garbage_is_collected_at_multiples_of_the_step_and_not_otherwise(monkeyp
     assert collected == [0, 6, 9, 12] and gc.isenabled()
 
 
-def test_a_step_that_takes_too_long_ends_the_process_with_its_stacks():
-    done = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 1 and done.stdout == "still here\n"
-    assert "Timeout" in done.stderr and "in waiting_for_a_peer" in done.stderr
+@pytest.mark.parametrize(
+    "pause, before, where", [(0, "still here\n", "waiting_for_a_peer"), (0.05, "", "at_the_start")]
+)
+def test_what_takes_too_long_ends_the_process_with_its_stacks(pause, before, where):
+    script = STUCK.replace("PAUSE", str(pause))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and done.stdout == before
+    assert "Timeout" in done.stderr and f"in {where}" in done.stderr
 
 
 @pytest.mark.parametrize("folder, used", [("", None), ("programs", "programs")])

@@ -3,8 +3,9 @@ compiling of what was compiled before.
 
 ``config.host``: Python's garbage collector pauses a process when it likes; with a hundred of them
 somebody always pauses and all wait. So it is off in the loop and is run by all at the same step.
-And a step that takes too long is ended: a peer may be dead, or alive and stuck, which no heartbeat
-shows. Every process then prints the stacks of all its threads; the one that differs is the culprit.
+And what takes too long is ended, a step or a pause between steps: a peer may be dead, or alive and
+stuck, which no heartbeat shows. Every process then prints the stacks of all its threads; the one
+that differs is the culprit.
 """
 
 from __future__ import annotations
@@ -42,48 +43,48 @@ def use_compilation_cache(folder: str) -> None:
 
 
 class HostManners:
-    """Garbage collection and the time limit of a step, while the loop runs.
+    """Garbage collection while the loop runs, and time limits from now to :meth:`end`.
 
     Args:
-      host: ``config.host``: ``gc_every_steps`` (0: Python decides) and ``stuck_minutes`` (0: no
-        limit).
+      host: ``config.host``: ``gc_every_steps`` (0: Python decides), ``stuck_minutes`` of a step and
+        ``stuck_pause_minutes`` of a pause (0: no limit).
     """
 
     def __init__(self, host: ConfigDict):
-        self._gc_every, self._limit = host.gc_every_steps, 60 * host.stuck_minutes
-        self._began = False
+        self._gc_every, self._of_step = host.gc_every_steps, 60 * host.stuck_minutes
+        self._of_pause = 60 * host.stuck_pause_minutes
+        self._limit(self._of_pause)
 
     def begin(self) -> None:
         """The loop begins."""
-        self._began = True
         if self._gc_every:
             gc.collect()
             gc.disable()
-        self._rearm()
+        self._limit(self._of_step)
 
     def after(self, step: int) -> None:
         """``step`` was started: the one before it is done."""
         if self._gc_every and step % self._gc_every == 0:
             gc.collect()
-        self._rearm()
+        self._limit(self._of_step)
 
     @contextlib.contextmanager
     def unhurried(self) -> Iterator[None]:
-        """Within it there is no limit: an evaluation takes what it takes."""
-        faulthandler.cancel_dump_traceback_later()
+        """Within it the limit is that of a pause: a save, an evaluation."""
+        self._limit(self._of_pause)
         try:
             yield
         finally:
-            self._rearm()
+            self._limit(self._of_step)
 
     def end(self) -> None:
         """The loop is over, however."""
-        self._began = False
         faulthandler.cancel_dump_traceback_later()
         gc.enable()
 
-    def _rearm(self) -> None:
+    def _limit(self, seconds: float) -> None:
         # Python's own watchdog, in C: it works while other code holds the interpreter. It prints
         # "Timeout", the stacks of all threads, and ends the process with 1.
-        if self._began and self._limit:
-            faulthandler.dump_traceback_later(self._limit, exit=True, file=sys.__stderr__)
+        faulthandler.cancel_dump_traceback_later()
+        if seconds:
+            faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
