@@ -81,6 +81,8 @@ def log_to_stderr(level: int = logging.INFO) -> None:
     logging.basicConfig(level=level, format="%(message)s", force=True)
     logging.getLogger("jax").setLevel(logging.ERROR)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for name in ("gcsfs", "fsspec"):  # whoever calls them tells what they raise
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     # One write of a checkpoint that fails is told by the main thread. The hundred that fail with it
     # would be told by asyncio and by tensorstore's threads, and bury that line.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)

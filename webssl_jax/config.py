@@ -300,8 +300,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "sharding.fsdp",
         "the only axis with -1",
     )
+    folder = config.checkpoint.folder
     check(
-        "://" not in config.checkpoint.folder.removeprefix("gs://"),
+        "://" not in folder or re.match("gs://[^/]+/.*[^/]", folder) is not None,
         "checkpoint.folder",
         "a path or gs://BUCKET/FOLDER",
     )

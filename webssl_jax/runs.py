@@ -73,7 +73,10 @@ def claim_folder(workdir: str | os.PathLike, folder: str) -> None:
             there.write_text(here.read_text())
             owner = there.read_text()
     except Exception as error:  # each of the packages behind gs:// has its own
-        raise UserError(f"{what}: cannot be used ({first_line(error)})") from error
+        raise UserError(
+            f"{what}: cannot be used ({type(error).__name__}: {first_line(error)}); does it exist, "
+            "and may this machine read and write there?"
+        ) from error
     if owner != here.read_text():
         raise UserError(
             f"{what}: holds the checkpoints of another run; choose another folder, or go on with "
