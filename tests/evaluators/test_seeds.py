@@ -107,6 +107,11 @@ def test_only_steps_that_all_seeds_have_are_compared(run):
     assert list(group.measured) == [0, 20]
 
 
+def test_where_checkpoints_lie_and_when_lines_are_written_is_no_difference(run):
+    elsewhere = {"checkpoint.folder": "gs://b/two", "log.every_steps": 7, "host.stuck_minutes": 1}
+    assert read_seeds("mine", [run(0), run(1, **elsewhere)]).last == 20
+
+
 def test_what_is_not_comparable_is_refused_by_name(run):
     first = run(0)
     with pytest.raises(UserError, match="config.total_images differs"):

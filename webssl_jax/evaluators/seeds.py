@@ -22,6 +22,9 @@ from webssl_jax.evaluators.report import aligned
 from webssl_jax.evaluators.results import COLUMNS, RETRIEVED, RETRIEVED_WAYS, Result, read_result
 from webssl_jax.runs import read_config
 
+# Groups of the config that change no figure: where checkpoints lie, when lines are written.
+_WITHOUT_EFFECT = ("checkpoint", "host", "log", "profile")
+
 
 class Seeds(NamedTuple):
     """name: in tables. batch: images a step. measured: {step: a result of each run}, by step, of
@@ -82,7 +85,8 @@ def read_seeds(name: str, workdirs: Sequence[str]) -> Seeds:
     runs, first = [], None
     for workdir in workdirs:
         config = read_config(workdir).to_dict()
-        config.pop("seed")
+        for key in ("seed", *_WITHOUT_EFFECT):
+            config.pop(key, None)
         # A key that asks for nothing is as one that an older run does not have.
         config["eval"] = {key: value for key, value in config["eval"].items() if value}
         drop_costs(config)
