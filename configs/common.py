@@ -13,18 +13,24 @@ from ml_collections import ConfigDict
 from webssl_jax.config import ConfigError, suggest
 from webssl_jax.models.sizes import ViTConfig
 
-# What suits a run on such chips: how many devices the state is cut over, the rest holding copies
-# of it (a smaller fsdp sends fewer bytes and takes more memory), and the configs, as a regular
-# expression over their names, whose products are kept for the backward pass (remat "named"); where
-# memory does not allow that, the blocks run again ("full"). Sized for 256 chips, v5p for 128: on
-# fewer a chip holds more images, so ask plan. docs/plan_table.md has what each gives; the
-# compiler's options are in webssl_jax/sharding/compiler_options.py.
+# What suits a run on such chips, by regular expressions over the names of configs. fsdp: over how
+# many devices the state is cut, the rest holding copies of it; the first that matches. Fewer send
+# fewer bytes and take more memory. named: whose products are kept for the backward pass (remat
+# "named"); where memory does not allow that, the blocks run again ("full"). Sized for 256 chips,
+# v5p for 128: on fewer a chip holds more images, so ask plan. docs/plan_table.md has what each
+# gives; the compiler's options are in webssl_jax/sharding/compiler_options.py.
 _UP_TO_5B = r"web_mae_.*|web_dino_(300m|1b|2b|3b|5b)(_[a-z]+)?|clip_(b32|b16|l14|300m)(_[a-z]+)?"
 PRESETS = {
-    "v4": {"fsdp": 16, "named": _UP_TO_5B},
-    "v5e": {"fsdp": 16, "named": r"web_mae_.*|web_dino_(300m|1b)(_[a-z]+)?"},
-    "v5p": {"fsdp": 16, "named": r"web_mae_.*|web_dino_.*|clip_(b32|b16|l14|300m)(_[a-z]+)?"},
-    "v6e": {"fsdp": 16, "named": _UP_TO_5B},
+    "v4": {"fsdp": {".*": 16}, "named": _UP_TO_5B},
+    "v5e": {
+        "fsdp": {"clip_[57]b.*": 64, ".*": 16},
+        "named": r"web_mae_.*|web_dino_(300m|1b)(_[a-z]+)?",
+    },
+    "v5p": {
+        "fsdp": {".*": 16},
+        "named": r"web_mae_.*|web_dino_.*|clip_(b32|b16|l14|300m)(_[a-z]+)?",
+    },
+    "v6e": {"fsdp": {".*": 16}, "named": _UP_TO_5B},
 }
 
 
@@ -39,7 +45,8 @@ def apply_preset(config: ConfigDict, chip: str) -> None:
     if chip not in PRESETS:
         raise ConfigError(f"config argument preset={chip}: {suggest(chip, PRESETS)}")
     preset = PRESETS[chip]
-    config.sharding.update({"replica": -1, "fsdp": preset["fsdp"]})
+    ways = next(n for name, n in preset["fsdp"].items() if re.fullmatch(name, config.name))
+    config.sharding.update({"replica": -1, "fsdp": ways})
     config.model.remat = "named" if re.fullmatch(preset["named"], config.name) else "full"
 
 
