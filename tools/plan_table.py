@@ -106,12 +106,20 @@ def compile_row(argv: list[str]) -> dict | None:
         print(f"python {' '.join(argv)}: exit code {made.returncode}", file=sys.stderr)
         return None
     result = json.loads(made.stdout)
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True
-    )
-    out = {"command": f"python {' '.join(argv)}", "revision": git.stdout.strip()}
+    out = {"command": f"python {' '.join(argv)}", "revision": revision()}
     out["date"] = time.strftime("%Y-%m-%d")
     return out | {key: result[key] for key in KEPT}
+
+
+def revision() -> str:
+    """Of the code: the commit, with + where files besides the table's own were changed since."""
+
+    def git(*arguments: str) -> str:
+        made = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+        return made.stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!docs/plan_table.*")
+    return git("rev-parse", "--short", "HEAD") + "+" * bool(changed)
 
 
 def page(figures: dict) -> str:

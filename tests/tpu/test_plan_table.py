@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import pathlib
+import subprocess
 
 import pytest
 
@@ -74,3 +75,24 @@ def test_every_row_has_a_command():
     assert len(set(plan_table.rows())) == len(plan_table.SLICES) * len(plan_table.CONFIGS)
     for row in plan_table.rows():
         assert plan_table.command(row)[0] == "--config"
+
+
+def test_the_revision_is_of_the_code_and_not_of_the_table_that_grows(monkeypatch, tmp_path):
+    monkeypatch.setattr(plan_table, "ROOT", tmp_path)
+
+    def git(*arguments):
+        me = ["-c", "user.name=n", "-c", "user.email=e"]
+        subprocess.run(["git", *me, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    (tmp_path / "docs").mkdir()
+    for name in ("code.py", "docs/plan_table.json"):
+        (tmp_path / name).write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    clean = plan_table.revision()
+    assert clean and not clean.endswith("+")
+    (tmp_path / "docs/plan_table.json").write_text("2")
+    assert plan_table.revision() == clean
+    (tmp_path / "code.py").write_text("2")
+    assert plan_table.revision() == clean + "+"
