@@ -41,7 +41,6 @@ class Storage:
     buckets: set[str] = dataclasses.field(default_factory=lambda: {"bucket"})
     objects: dict[tuple[str, str], Object] = dataclasses.field(default_factory=dict)
     refuse: Callable[[str, str], int | None] = lambda method, path: None
-    requests: list[str] = dataclasses.field(default_factory=list)
     _generations: Iterator[int] = dataclasses.field(default_factory=lambda: itertools.count(1))
     _uploads: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
 
@@ -49,7 +48,6 @@ class Storage:
         """One request: its status, headers and body."""
         url = urllib.parse.urlsplit(target)
         query = dict(urllib.parse.parse_qsl(url.query, keep_blank_values=True))
-        self.requests.append(f"{method} {target}")
         status = self.refuse(method, target)
         if status:
             return _problem(status)
