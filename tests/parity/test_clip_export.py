@@ -192,7 +192,7 @@ def test_the_card_says_how_to_use_the_folder_and_that_way_works(run, pairs, tmp_
 
 
 def test_the_tool_verifies_what_it_writes_and_reads_it_again(run, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(export.checkpoints, "load_run", lambda workdir, step=None: run)
+    monkeypatch.setattr(export.runs, "load_run", lambda workdir, step=None: run)
     for family in ("hf-clip-vision", "open-clip-pth"):
         output = tmp_path / (f"{family}.pt" if family.endswith("pth") else family)
         argv = ["--workdir", "W", "--format", family, "--output", str(output), "--verify"]

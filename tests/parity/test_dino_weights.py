@@ -173,7 +173,7 @@ def run():
 def test_the_tool_exports_the_teacher_of_a_run_and_verifies_it(
     monkeypatch, capsys, run, tmp_path, family
 ):
-    monkeypatch.setattr(tool.checkpoints, "load_run", lambda workdir, step=None: run)
+    monkeypatch.setattr(tool.runs, "load_run", lambda workdir, step=None: run)
     out = tmp_path / ("out" if family == "hf-dinov2" else "out.pth")
     argv = ["--workdir", "W", "--format", family, "--output", str(out), "--verify"]
     argv += [] if family == "hf-dinov2" else ["--chunks", "2"]

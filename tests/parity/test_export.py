@@ -423,7 +423,7 @@ def call(monkeypatch, run, *argv):
         assert (workdir, step) == ("W", 20)
         return run
 
-    monkeypatch.setattr(export.checkpoints, "load_run", load_run)
+    monkeypatch.setattr(export.runs, "load_run", load_run)
     return export.main(["--workdir", "W", "--step", "20", *argv])
 
 
