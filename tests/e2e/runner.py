@@ -166,6 +166,7 @@ def train_together(
     finally:
         for process in running:
             process.kill()
+    print(*outputs, sep="\n---- the next process\n")  # whole, where pytest cuts an assertion's
     return [Result(p.returncode, output) for p, output in zip(running[wait_for], outputs)]
 
 
