@@ -19,17 +19,15 @@ from webssl_jax.models.sizes import ViTConfig
 # "named"); where memory does not allow that, the blocks run again ("full"). Sized for 256 chips,
 # v5p for 128: on fewer a chip holds more images, so ask plan. docs/plan_table.md has what each
 # gives; the compiler's options are in webssl_jax/sharding/compiler_options.py.
-_UP_TO_5B = r"web_mae_.*|web_dino_(300m|1b|2b|3b|5b)(_[a-z]+)?|clip_(b32|b16|l14|300m)(_[a-z]+)?"
+_SMALL_CLIP = r"clip_(b32|b16|l14|300m)(_[a-z]+)?"
+_UP_TO_5B = rf"web_mae_.*|web_dino_(300m|1b|2b|3b|5b)(_[a-z]+)?|{_SMALL_CLIP}"
 PRESETS = {
     "v4": {"fsdp": {".*": 16}, "named": _UP_TO_5B},
     "v5e": {
         "fsdp": {"clip_[57]b.*": 64, ".*": 16},
         "named": r"web_mae_.*|web_dino_(300m|1b)(_[a-z]+)?",
     },
-    "v5p": {
-        "fsdp": {".*": 16},
-        "named": r"web_mae_.*|web_dino_.*|clip_(b32|b16|l14|300m)(_[a-z]+)?",
-    },
+    "v5p": {"fsdp": {".*": 16}, "named": rf"web_mae_.*|web_dino_.*|{_SMALL_CLIP}"},
     "v6e": {"fsdp": {".*": 16}, "named": _UP_TO_5B},
 }
 

@@ -85,6 +85,7 @@ class HostManners:
     def _limit(self, seconds: float) -> None:
         # Python's own watchdog, in C: it works while other code holds the interpreter. It prints
         # "Timeout", the stacks of all threads, and ends the process with 1.
-        faulthandler.cancel_dump_traceback_later()
-        if seconds:
+        if seconds:  # takes the place of the limit before
             faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+        else:
+            faulthandler.cancel_dump_traceback_later()
