@@ -37,6 +37,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from webssl_jax import params as paths
+from webssl_jax.cli import first_line
 from webssl_jax.config import UserError
 from webssl_jax.sharding import distributed, replicas
 from webssl_jax.train_state import TrainState
@@ -404,9 +405,3 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
-
-
-def first_line(error: BaseException) -> str:
-    """What it says, for a message: its first line, at most 200 characters of it."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]

@@ -90,19 +90,28 @@ def log_to_stderr(level: int = logging.INFO) -> None:
     sys.unraisablehook = _unraisablehook
 
 
-_told: set[str] = set()
+def first_line(error: BaseException) -> str:
+    """What it says, for a message: its first line, at most 200 characters of it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
+
+
+_told: set[tuple] = set()
 
 
 def _unraisablehook(event) -> None:
-    """What Python code raised where nobody can catch it, as in a call from a thread of C++: a line
-    of each kind, once."""
+    """What Python code raised where nobody can catch it, as in a call from a thread of C++: one
+    line for all that a type of error and a line of code have to say. A part of a checkpoint that
+    cannot be read is such an error for each array in it."""
     if _wants_traceback():
         sys.__unraisablehook__(event)
         return
-    line = f"in the background: {event.exc_type.__name__}: {event.exc_value}"
-    if line not in _told:
-        _told.add(line)
-        logging.warning(line)
+    frames = [(f.f_code, line) for f, line in traceback.walk_tb(event.exc_traceback)]
+    kind = (event.exc_type, *frames[-1:])
+    if kind not in _told:
+        _told.add(kind)
+        said = first_line(event.exc_value) if event.exc_value else ""
+        logging.warning("in the background: %s: %s", event.exc_type.__name__, said)
 
 
 _last_words: list[Callable[[BaseException, int, str], None]] = []

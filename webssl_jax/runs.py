@@ -20,7 +20,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from webssl_jax import params as paths
-from webssl_jax.checkpoints import Checkpointer, CheckpointError, directory, first_line
+from webssl_jax.checkpoints import Checkpointer, CheckpointError, directory
+from webssl_jax.cli import first_line
 from webssl_jax.config import UserError, from_resolved
 from webssl_jax.methods.base import Method, Variables
 from webssl_jax.models import position

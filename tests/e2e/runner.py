@@ -1,5 +1,6 @@
 """Starts real training processes, small enough to finish in seconds, and kills them."""
 
+import concurrent.futures
 import dataclasses
 import json
 import os
@@ -162,12 +163,19 @@ def train_together(
                 time.sleep(0.005)
             for process in running[to]:
                 sent(process) if callable(sent) else process.send_signal(sent)
-        outputs = [process.communicate(timeout=300)[0] for process in running[wait_for]]
+        outputs = outputs_of(running[wait_for])
     finally:
         for process in running:
             process.kill()
     print(*outputs, sep="\n---- the next process\n")  # whole, where pytest cuts an assertion's
     return [Result(p.returncode, output) for p, output in zip(running[wait_for], outputs)]
+
+
+def outputs_of(processes):
+    """What each printed, once all have ended. Read at the same time: a process whose pipe is full
+    stops, and with it all that wait for it."""
+    with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:
+        return list(pool.map(lambda process: process.communicate(timeout=300)[0], processes))
 
 
 def kill_loader_worker(process):
