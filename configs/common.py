@@ -115,6 +115,10 @@ def base() -> ConfigDict:
                 "keep_every_steps": 0,  # also keep every multiple of this for good; 0 = off
                 # the first replica reads a checkpoint, the others get it over the network
                 "restore_once": False,
+                # a folder on each machine's own disk, for small steps between those above; they
+                # serve a run that starts again on machines that are still there; empty = none
+                "local_folder": "",
+                "local_every_steps": 100,
             },
             "log": {"every_steps": 50, "tensorboard": True},
             # what a process owes the others; webssl_jax/telemetry/host.py

@@ -11,7 +11,8 @@ whatever the storage says, and the one before it is used. What a run starts from
 
 Progress through the data is not stored: it is step x global batch.
 
-With ``config.checkpoint.folder`` they lie there and not in the workdir. ``gs://BUCKET/FOLDER`` is
+Where ``local_checkpoints.py`` has something newer than 1, that is used. With
+``config.checkpoint.folder`` they lie there and not in the workdir. ``gs://BUCKET/FOLDER`` is
 written and read by all hosts at once through tensorstore; a checkpoint is valid there when its
 ``commit_success.txt`` is (orbax), for nothing can be renamed at once.
 """
@@ -139,6 +140,10 @@ class Checkpointer:
         """Complete checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
 
+    def newest(self) -> int:
+        """Step of the newest complete checkpoint, -1 when there is none."""
+        return max(self.steps(), default=-1)
+
     def save(self, state: TrainState) -> None:
         """Starts an asynchronous save; the arrays may be donated once this returns.
 
@@ -259,9 +264,9 @@ class Checkpointer:
           CheckpointError: if it was made by a config of other shapes, or the storage failed.
         """
         state, sums, failure = None, {}, None
-        first = replicas.first_of(abstract) if self._restore_once else None
+        first = replicas.one_of(abstract, 0) if self._restore_once else None
         try:
-            reads = first is None or replicas.reads(abstract)
+            reads = first is None or jax.process_index() in replicas.processes(first)
             state, sums, fields = self._read(step, first or abstract, reads)
         except Exception as error:  # raised below, by all processes alike
             failure = error

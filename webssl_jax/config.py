@@ -313,6 +313,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "checkpoint.keep_every_steps",
         "zero (off) or positive",
     )
+    local = config.checkpoint.local_folder
+    check("://" not in local, "checkpoint.local_folder", "a path on each machine's own disk")
+    every = config.checkpoint.local_every_steps
+    check(every > 0, "checkpoint.local_every_steps", "positive")
     check(config.log.every_steps > 0, "log.every_steps", "positive")
     check(config.host.gc_every_steps >= 0, "host.gc_every_steps", "zero (at will) or positive")
     for key in ("stuck_minutes", "stuck_pause_minutes"):

@@ -56,6 +56,15 @@ class WorkdirLock:
         self._file.close()
 
 
+def run_id(workdir: str | os.PathLike) -> str:
+    """What tells this run from another one that had a workdir of the same name. Written by the
+    first call: that of process 0."""
+    path = Path(workdir) / _OWNER
+    if not path.exists():
+        path.write_text(secrets.token_hex(8))
+    return path.read_text()
+
+
 def claim_folder(workdir: str | os.PathLike, folder: str) -> None:
     """Makes ``config.checkpoint.folder`` this run's, or proves that it is, by writing to it: what
     keeps a run from saving is told now and not at its first checkpoint.
@@ -63,22 +72,20 @@ def claim_folder(workdir: str | os.PathLike, folder: str) -> None:
     Raises:
       UserError: if another run saves there, or nothing can be written.
     """
-    there, here = directory(workdir, folder) / _OWNER, Path(workdir) / _OWNER
+    there, ours = directory(workdir, folder) / _OWNER, run_id(workdir)
     what = f"config.checkpoint.folder = {folder}"
-    if not here.exists():
-        here.write_text(secrets.token_hex(8))
     try:
         there.parent.mkdir(parents=True, exist_ok=True)
         owner = there.read_text() if there.exists() else None
         if owner is None:
-            there.write_text(here.read_text())
+            there.write_text(ours)
             owner = there.read_text()
     except Exception as error:  # each of the packages behind gs:// has its own
         raise UserError(
             f"{what}: cannot be used ({type(error).__name__}: {first_line(error)}); does it exist, "
             "and may this machine read and write there?"
         ) from error
-    if owner != here.read_text():
+    if owner != ours:
         raise UserError(
             f"{what}: holds the checkpoints of another run; choose another folder, or go on with "
             f"that run in its own --workdir (the one whose {_OWNER} says {owner})"

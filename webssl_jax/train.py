@@ -32,6 +32,7 @@ from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.evaluators.pictures import MethodPictures, available, choose
 from webssl_jax.evaluators.runs import RunEvaluation, check_texts
 from webssl_jax.files import write_json
+from webssl_jax.local_checkpoints import LocalCheckpoints
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import distributed, rules
 from webssl_jax.sharding import mesh as meshes
@@ -117,8 +118,10 @@ def main() -> int:
     template = train_state.abstract(method, optimizer, config.seed, config.global_batch, mesh)
     optimizer.check(template.params)
     rules.check(template.params, mesh, config.sharding.max_unsharded_fraction)
+    local_checkpoints = LocalCheckpoints.from_config(config, workdir)
     with distributed.together():
-        _refuse_another_run(workdir, config, "--workdir")
+        saved_here = bool(local_checkpoints and local_checkpoints.steps())
+        _refuse_another_run(workdir, config, "--workdir", saved_here)
         if config.checkpoint.folder and is_first:
             runs.claim_folder(workdir, config.checkpoint.folder)
     checkpointer = checkpoints.Checkpointer(
@@ -128,7 +131,9 @@ def main() -> int:
         keep_every_steps=config.checkpoint.keep_every_steps,
         restore_once=config.checkpoint.restore_once,
     )
-    state = _restore_or_init(config, checkpointer, template, method, optimizer, mesh)
+    state = _restore_or_init(
+        config, local_checkpoints, checkpointer, template, method, optimizer, mesh
+    )
     start = int(state.step)
     if start >= total_steps:
         log.info(
@@ -299,10 +304,14 @@ def main() -> int:
             # At the last step there is nothing to stop, and its evaluation must not be lost.
             requested = stop.requested(step) if step < total_steps else ""
             saves = due(config.checkpoint.every_steps, step) or bool(requested)
+            saves_locally = bool(local_checkpoints and not saves) and due(
+                config.checkpoint.local_every_steps, step
+            )
             figures = due(config.eval.every_steps, step) and not requested
             pictures = due(config.pictures.every_steps, step) and not requested
             # What a checkpoint is to continue from must be on disk before it.
-            if figures or pictures or (saves and due(config.log.every_steps, step)):
+            logged = (saves or saves_locally) and due(config.log.every_steps, step)
+            if figures or pictures or logged:
                 take_step.look(state)
                 row = fetch(*pending)
                 try:
@@ -318,11 +327,14 @@ def main() -> int:
                     with goodput.of("evaluation"):
                         draw_curves()
                 meter.restart(loader.wait_seconds)
-            if saves:
+            if saves or saves_locally:
                 with distributed.together():
                     writer.flush()
                 with goodput.of("checkpoint"), manners.unhurried():
-                    checkpointer.save(state)
+                    if saves:
+                        checkpointer.save(state)
+                    else:
+                        local_checkpoints.save(state, after=checkpointer.newest())
             checkpointer.check()
             if figures or pictures:
                 progress.resume()
@@ -340,6 +352,8 @@ def main() -> int:
         take_step.look(state)
         with goodput.of("checkpoint"), manners.unhurried():
             checkpointer.close()
+            if local_checkpoints:
+                local_checkpoints.discard()
         goodput.after(int(state.step), loader.wait_seconds)
         goodput.save()
         log.info("%s", goodput.report())
@@ -365,11 +379,15 @@ def main() -> int:
 
 
 def _restore_or_init(
-    config, checkpointer, template, method, optimizer, mesh
+    config, local_checkpoints, checkpointer, template, method, optimizer, mesh
 ) -> train_state.TrainState:
     """The precedence of checkpoints.py: own workdir, resume_from, init_from, scratch."""
     wanted = template._asdict()
-    found = checkpointer.restore_newest(wanted)
+    found = None
+    if local_checkpoints:
+        found = local_checkpoints.restore_newest(wanted, checkpointer.newest())
+    if found is None:
+        found = checkpointer.restore_newest(wanted)
     if found is None and config.resume_from:
         with distributed.together():
             _refuse_another_run(pathlib.Path(config.resume_from), config, "config.resume_from")
@@ -391,13 +409,13 @@ def _restore_or_init(
     return state
 
 
-def _refuse_another_run(workdir: pathlib.Path, config, flag: str) -> None:
+def _refuse_another_run(workdir: pathlib.Path, config, flag: str, saved_here=False) -> None:
     """What defines a run's batches and arrays must stay; other changes are told."""
     if not (workdir / "config.json").exists():
         return
     earlier = runs.read_config(workdir)
     folder = runs.folder_of(earlier)
-    if not any(checkpoints.directory(workdir, folder).glob("[0-9]*")):
+    if not saved_here and not any(checkpoints.directory(workdir, folder).glob("[0-9]*")):
         return  # nothing was saved yet, so nothing can be mixed up
     if flag == "--workdir" and folder != config.checkpoint.folder:
         raise ConfigError(

@@ -3,6 +3,7 @@ other."""
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -202,6 +203,42 @@ def test_a_part_that_only_one_process_cannot_read_sends_all_to_the_checkpoint_be
     assert f"passing over the checkpoint of step {newest}" in results[0].output
     assert results[1].output.count("in the background") <= 2  # of the arrays it could not read
     assert sorted(runner.losses(tmp_path)) == sorted(unbroken)
+
+
+TWICE = {"sharding.replica": -1, "sharding.fsdp": 1}
+
+
+@pytest.mark.parametrize(
+    "mesh, lost, goes_on",
+    [({}, False, True), (TWICE, True, True), pytest.param({}, True, False, marks=pytest.mark.slow)],
+)
+def test_killed_processes_go_on_from_their_own_disks(
+    tmp_path, cache, unbroken, mesh, lost, goes_on
+):
+    """Also when one has lost its part, if it is a replica; else from the beginning, for nothing
+    else was saved."""
+    settings = {
+        **mesh,
+        "checkpoint.every_steps": 100_000,
+        "checkpoint.local_folder": str(tmp_path / "local"),
+        "checkpoint.local_every_steps": 2,
+    }
+    run = tmp_path / "run"
+    runner.train_together(run, 2, 1, settings, cache, kill_after_step=8)
+    held = [list((tmp_path / "local").glob(f"*/process_{i}")) for i in (0, 1)]
+    assert all(len(folders) == 1 and any(folders[0].iterdir()) for folders in held)
+    if lost:
+        shutil.rmtree(held[1][0])
+    results = runner.train_together(run, 2, 1, settings, cache)
+    assert all(result.code == 0 for result in results), [r.output for r in results]
+    said = re.search(r"going on from the local checkpoint of step (\d+)", results[0].output)
+    assert bool(said) == goes_on and (not goes_on or int(said[1]) in (6, 8, 10))
+    assert goes_on or "only process 0 of 2 still holds it" in results[0].output
+    ours = runner.losses(run)
+    assert sorted(ours) == sorted(unbroken)
+    for step, loss in unbroken.items():
+        assert ours[step] == pytest.approx(loss, rel=2e-6)
+    assert not list((tmp_path / "local").rglob("*.npz"))
 
 
 @pytest.mark.parametrize(

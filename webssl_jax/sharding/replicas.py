@@ -1,8 +1,8 @@
 """Reading a state once and sending it to the other replicas, instead of reading it by each.
 
 The axis ``replica`` holds whole copies of the state, one or more a slice. When all of them restore
-a checkpoint, the storage is read that many times. Instead the machines of the first replica read,
-and a sum over ``replica``, to which all others bring zeros, gives it to everybody. It is a sum of
+a checkpoint, the storage is read that many times. Instead the machines of one replica read, and a
+sum over ``replica``, to which all others bring zeros, gives it to everybody. It is a sum of
 bits, so that not even the sign of a zero changes.
 """
 
@@ -19,30 +19,36 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
-def first_of(abstract: Any) -> Any | None:
-    """``abstract`` (ShapeDtypeStructs with shardings of one mesh), laid on the first replica alone;
-    None where there is only one, or where a leaf is cut over ``replica``."""
+def number(abstract: Any) -> int:
+    """How many replicas the mesh has that ``abstract`` (ShapeDtypeStructs with shardings of one
+    mesh) is laid on."""
+    return _mesh(abstract).shape.get("replica", 1)
+
+
+def one_of(abstract: Any, index: int) -> Any | None:
+    """``abstract``, laid on one replica alone; None where there is only one, or where a leaf is cut
+    over ``replica``."""
     leaves = jax.tree.leaves(abstract)
-    mesh = leaves[0].sharding.mesh
-    if mesh.shape.get("replica", 1) == 1:
+    if number(abstract) == 1:
         return None
     if any("replica" in jax.tree.leaves(tuple(leaf.sharding.spec)) for leaf in leaves):
         return None
-    mesh = _first_mesh(mesh)
+    mesh = _mesh(abstract)
+    devices = np.take(mesh.devices, [index], axis=mesh.axis_names.index("replica"))
+    mesh = Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types)
     return jax.tree.map(lambda x: x.update(sharding=NamedSharding(mesh, x.sharding.spec)), abstract)
 
 
-def reads(abstract: Any) -> bool:
-    """Whether this process holds a part of the first replica."""
-    mesh = _first_mesh(jax.tree.leaves(abstract)[0].sharding.mesh)
-    return any(d.process_index == jax.process_index() for d in mesh.devices.flat)
+def processes(abstract: Any) -> set[int]:
+    """Those that hold a part of ``abstract``."""
+    return {device.process_index for device in _mesh(abstract).devices.flat}
 
 
-def spread(first: Any | None, abstract: Any) -> Any:
-    """Arrays laid out as ``abstract`` says, out of those of the first replica (None on processes
-    that hold no part of it). A collective, one array after the other."""
+def spread(one: Any | None, abstract: Any) -> Any:
+    """Arrays laid out as ``abstract`` says, out of those of :func:`one_of` the replicas (None on
+    processes that hold no part of it). A collective, one array after the other."""
     wanted, structure = jax.tree.flatten(abstract)
-    arrays = [None] * len(wanted) if first is None else jax.tree.leaves(first)
+    arrays = [None] * len(wanted) if one is None else jax.tree.leaves(one)
     return structure.unflatten(map(_spread_one, arrays, wanted))
 
 
@@ -74,7 +80,5 @@ def _sum_of_bits(sharding: NamedSharding):
     return jax.jit(add, out_shardings=sharding)
 
 
-def _first_mesh(mesh: Mesh) -> Mesh:
-    index = mesh.axis_names.index("replica")
-    devices = np.take(mesh.devices, [0], axis=index)
-    return Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types)
+def _mesh(abstract: Any) -> Mesh:
+    return jax.tree.leaves(abstract)[0].sharding.mesh
