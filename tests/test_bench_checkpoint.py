@@ -6,7 +6,8 @@ import sys
 
 from tests.e2e.runner import MICRO, ROOT, environment
 
-LINE = re.compile(r"(plain copy|blocking|finished|restore) +([\d.]+)(?: +([\d,]+))?$", re.M)
+NAME = "plain copy|(?:local )?(?:blocking|finished|restore)"
+LINE = re.compile(rf"^({NAME}) +([\d.]+)(?: +([\d,]+))?$", re.M)
 
 
 def test_every_time_is_measured_and_nothing_is_left_behind(tmp_path):
@@ -25,7 +26,9 @@ def test_every_time_is_measured_and_nothing_is_left_behind(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     times = {name: float(seconds) for name, seconds, _ in LINE.findall(done.stdout)}
-    assert list(times) == ["plain copy", "blocking", "finished", "restore"]
-    assert 0 < times["blocking"] <= times["finished"]
-    assert done.stdout.count(" / ") == 3
+    kinds = ["blocking", "finished", "restore"]
+    assert list(times) == ["plain copy", *kinds, *(f"local {kind}" for kind in kinds)]
+    for way in ("", "local "):
+        assert 0 < times[f"{way}blocking"] <= times[f"{way}finished"]
+    assert done.stdout.count(" / ") == 4
     assert "over 2 device(s)" in done.stderr and not list(tmp_path.iterdir())

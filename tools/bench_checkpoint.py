@@ -12,6 +12,7 @@ first round, which also compiles, does not count:
   blocking   until ``save`` returns: what the loop waits for
   finished   until it is on disk: what it would wait for without the thread in the background
   restore    reading it into a fresh state, checksums included
+  local ...  the same three of ``config.checkpoint.local_folder``, on the same disk
 
 Files are read right after they were written, so out of the machine's memory where that is large
 enough: the restore is then not the disk's.
@@ -59,6 +60,7 @@ def _bench(args, overrides: list[str], folder: pathlib.Path) -> str:
     import jax
 
     from webssl_jax import checkpoints, config, methods, params, train_state
+    from webssl_jax.local_checkpoints import LocalCheckpoints
     from webssl_jax.optim.optimizer import Optimizer
     from webssl_jax.sharding import mesh as meshes
 
@@ -76,31 +78,46 @@ def _bench(args, overrides: list[str], folder: pathlib.Path) -> str:
         file=sys.stderr,
     )
     checkpointer = checkpoints.Checkpointer(folder, keep_last=1)
-    seconds = {"plain copy": [], "blocking": [], "finished": [], "restore": []}
+    local = LocalCheckpoints(folder / "local", "bench")
+    own = template._asdict()
+    ways = {
+        "": (checkpointer.save, checkpointer.wait, lambda step: checkpointer.restore(step, own)),
+        "local ": (
+            lambda state: local.save(state, after=-1),
+            local.wait,
+            lambda step: local.restore_newest(own, newer_than=-1),
+        ),
+    }
+    kinds = [f"{way}{kind}" for way in ways for kind in ("blocking", "finished", "restore")]
+    seconds = {name: [] for name in ("plain copy", *kinds)}
     for step in range(args.rounds + 1):
         print(f"round {step} of {args.rounds}", file=sys.stderr)
         seconds["plain copy"].append(_plain_copy(state, folder / "plain"))
         state = state._replace(step=jax.numpy.full_like(state.step, step))
-        began = time.perf_counter()
-        checkpointer.save(state)
-        seconds["blocking"].append(time.perf_counter() - began)
-        checkpointer.wait()
-        os.sync()
-        seconds["finished"].append(time.perf_counter() - began)
-        began = time.perf_counter()
-        jax.block_until_ready(checkpointer.restore(step, template._asdict()))
-        seconds["restore"].append(time.perf_counter() - began)
+        for way, (save, wait, restore) in ways.items():
+            os.sync()
+            began = time.perf_counter()
+            save(state)
+            seconds[f"{way}blocking"].append(time.perf_counter() - began)
+            wait()
+            os.sync()
+            seconds[f"{way}finished"].append(time.perf_counter() - began)
+            began = time.perf_counter()
+            found = jax.block_until_ready(restore(step))
+            assert int(found["step"]) == step
+            seconds[f"{way}restore"].append(time.perf_counter() - began)
+            del found
     checkpointer.close()
     return table({name: statistics.median(times[1:]) for name, times in seconds.items()}, size)
 
 
 def table(seconds: dict[str, float], size: int) -> str:
-    """Medians of ``plain copy``, ``blocking``, ``finished`` and ``restore``, with rates of ``size``
-    bytes and the ratios that matter."""
-    lines = [f"{'':12}{'seconds':>9}{'MB/s':>9}"]
+    """Medians of ``plain copy`` and of each way's ``blocking``, ``finished`` and ``restore``, with
+    rates of ``size`` bytes and the ratios that matter."""
+    lines = [f"{'':14}{'seconds':>9}{'MB/s':>9}"]
     for name, value in seconds.items():
-        rate = "" if name == "blocking" else f"{size / value / 1e6:9,.0f}"
-        lines.append(f"{name:12}{value:9.2f}{rate}")
+        rate = "" if name.endswith("blocking") else f"{size / value / 1e6:9,.0f}"
+        lines.append(f"{name:14}{value:9.2f}{rate}")
     lines += [
         "",
         f"blocking / finished: {seconds['blocking'] / seconds['finished']:.2f} "
@@ -108,6 +125,7 @@ def table(seconds: dict[str, float], size: int) -> str:
         f"finished / plain copy: {seconds['finished'] / seconds['plain copy']:.2f} "
         "(against the disk's own floor)",
         f"restore / finished: {seconds['restore'] / seconds['finished']:.2f}",
+        f"local blocking / blocking: {seconds['local blocking'] / seconds['blocking']:.2f}",
     ]
     return "\n".join(lines)
 
