@@ -78,14 +78,14 @@ def _bench(args, overrides: list[str], folder: pathlib.Path) -> str:
         file=sys.stderr,
     )
     checkpointer = checkpoints.Checkpointer(folder, keep_last=1)
-    local = LocalCheckpoints(folder / "local", "bench")
     own = template._asdict()
+    local = LocalCheckpoints(folder / "local", "bench", own)
     ways = {
         "": (checkpointer.save, checkpointer.wait, lambda step: checkpointer.restore(step, own)),
         "local ": (
             lambda state: local.save(state, after=-1),
             local.wait,
-            lambda step: local.restore_newest(own, newer_than=-1),
+            lambda step: local.restore_newest(newer_than=-1),
         ),
     }
     kinds = [f"{way}{kind}" for way in ways for kind in ("blocking", "finished", "restore")]

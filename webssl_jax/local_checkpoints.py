@@ -7,9 +7,9 @@ run goes on from there when that is newer than the newest checkpoint of ``checkp
 stay what a run rests on; these only save steps.
 
 Layout: ``FOLDER/RUN_ID/process_I/STEP.npz``, one member for each piece of an array that this
-process's devices hold, named after array, type and place. So they serve the same mesh alone. A
-process that lost its own (a new machine) gets the state from another replica (sharding/replicas.py)
-as long as one replica is complete.
+process's devices hold, named after array, type and place. So they serve the same mesh alone. The
+replicas of a slice share the arrays out among them, and each slice has all of them
+(``replicas.shared_out``): machines that lost theirs get the state from any slice that is complete.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import logging
+import math
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -47,9 +48,11 @@ class LocalCheckpoints:
     Args:
       folder: ``config.checkpoint.local_folder``, on a disk of this machine.
       run_id: of the run, for another one may use the same folder.
+      abstract: {field of TrainState: tree of ShapeDtypeStruct with shardings}.
     """
 
-    def __init__(self, folder: str | os.PathLike, run_id: str):
+    def __init__(self, folder: str | os.PathLike, run_id: str, abstract: dict[str, Any]):
+        self._abstract, self._copies = abstract, replicas.shared_out(abstract)
         self._run = pathlib.Path(folder) / run_id
         self.directory = self._run / f"process_{jax.process_index()}"
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "local-checkpoint")
@@ -64,14 +67,16 @@ class LocalCheckpoints:
                 raise self._trouble("cannot be made", error) from error
 
     @classmethod
-    def from_config(cls, config: ConfigDict, workdir: pathlib.Path) -> LocalCheckpoints | None:
+    def from_config(
+        cls, config: ConfigDict, workdir: pathlib.Path, abstract: dict[str, Any]
+    ) -> LocalCheckpoints | None:
         """Those of a run; None without ``config.checkpoint.local_folder``."""
         if not config.checkpoint.local_folder:
             return None
         with distributed.together():
             if jax.process_index() == 0:
                 runs.run_id(workdir)  # writes it
-        return cls(config.checkpoint.local_folder, runs.run_id(workdir))
+        return cls(config.checkpoint.local_folder, runs.run_id(workdir), abstract)
 
     def steps(self) -> list[int]:
         """Complete ones of this process, newest first."""
@@ -94,12 +99,15 @@ class LocalCheckpoints:
             self.wait()
             # The last one is whole on all machines now, so that nobody needs those before it.
             self._forget(lambda other: other != self._last)
-            self._check_space(state)
+            self._check_space()
         sums = {path: int(value) for path, value in jax.device_get(checksums(state)).items()}
-        pieces = {}
-        for path, array in paths.flatten(state).items():
-            for shard in array.addressable_shards:  # of those on several devices the last
-                pieces[_piece(path, array, shard.index)] = shard.data
+        arrays = paths.flatten(state._asdict())
+        here = {
+            (path, shard.device): shard.data
+            for path, array in arrays.items()
+            for shard in array.addressable_shards
+        }
+        pieces = {name: here[path, device] for path, _, device, name in self._mine()}
         for piece in pieces.values():
             piece.copy_to_host_async()
         # A copy: numpy shows the CPU's own memory otherwise, which the next step writes into.
@@ -122,25 +130,22 @@ class LocalCheckpoints:
         except OSError as error:
             raise self._trouble("a local checkpoint could not be written", error) from error
 
-    def restore_newest(self, abstract: dict[str, Any], newer_than: int) -> dict[str, Any] | None:
-        """The newest state that can be put together, if it is newer than ``newer_than``; else None.
-        What is damaged or not complete is passed over with one line in the log. Later ones are
-        deleted: the run will come to their steps again.
-
-        Args:
-          abstract: {field of TrainState: tree of ShapeDtypeStruct with shardings}.
-          newer_than: the newest checkpoint elsewhere, -1 for none.
+    def restore_newest(self, newer_than: int) -> dict[str, Any] | None:
+        """The newest state that can be put together, laid out as ``abstract``, if it is newer than
+        ``newer_than`` (the newest checkpoint elsewhere, -1 for none); else None. What is damaged or
+        not complete is passed over with one line in the log. Later ones are deleted: the run will
+        come to their steps again.
         """
-        mine = [step for step in self.steps() if self._serves(step, abstract, newer_than)][:_KEPT]
+        mine = [step for step in self.steps() if self._serves(step, newer_than)][:_KEPT]
         offered = _gather([*mine, *[-1] * (_KEPT - len(mine))])
         state, found = None, newer_than
         for step in sorted(set(offered.flat) - {-1}, reverse=True):
             holders = {process for process, steps in enumerate(offered) if step in steps}
-            source = _source(abstract, holders)
-            if source is None:
-                reason = f"only process {_listed(holders)} of {jax.process_count()} still holds it"
+            complete = [copy for copy in self._copies if replicas.processes(copy) <= holders]
+            if complete:
+                state, reason = self._restore(step, complete[0])
             else:
-                state, reason = self._restore(step, abstract, source)
+                reason = f"only process {_listed(holders)} of {jax.process_count()} still holds it"
             if state is not None:
                 log.info("going on from the local checkpoint of step %d in %s", step, self._run)
                 self._last = found = step
@@ -157,8 +162,8 @@ class LocalCheckpoints:
             shutil.rmtree(self.directory)
         self._pool.shutdown()
 
-    def _serves(self, step: int, abstract: dict[str, Any], newer_than: int) -> bool:
-        """Whether that file has all that this process's devices hold."""
+    def _serves(self, step: int, newer_than: int) -> bool:
+        """Whether that file may be used, and has all that this process writes."""
         if step <= newer_than:
             return False
         try:
@@ -175,11 +180,7 @@ class LocalCheckpoints:
                 after,
             )
             return False
-        missing = {
-            _piece(path, leaf, index)
-            for path, leaf in paths.flatten(abstract).items()
-            for index in leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
-        } - names
+        missing = {name for _, _, _, name in self._mine()} - names
         if missing:
             log.warning(
                 "passing over the local checkpoint of step %d: it was made on another mesh or by "
@@ -190,38 +191,46 @@ class LocalCheckpoints:
             )
         return not missing
 
-    def _restore(
-        self, step: int, abstract: dict[str, Any], source: dict[str, Any]
-    ) -> tuple[dict[str, Any] | None, str]:
-        """(the state laid out as ``abstract``, "") by way of ``source``: ``abstract`` itself, or
-        that on one replica; or (None, why not). All processes decide the same."""
+    def _restore(self, step: int, copy: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+        """(the state, "") out of one of the copies, or (None, why not). All processes decide the
+        same."""
         state, sums, reason = None, {}, ""
-        if jax.process_index() in replicas.processes(source):
+        if jax.process_index() in replicas.processes(copy):
             try:
-                state, sums = self._read(step, source)
+                state, sums = self._read(step, copy)
             except Exception as error:  # as above
                 reason = f"{self._path(step)}: {first_line(error)}"
         if _gather(bool(reason)).any():
             return None, reason or "another process cannot read its part; its own line says why"
-        if source is not abstract:
-            state = replicas.spread(state, abstract)
+        if copy is not self._abstract:
+            state = replicas.spread(state, self._abstract)
         found = jax.device_get(checksums(state))
         wrong = [path for path, value in sums.items() if value != int(found[path])]
         if _gather(bool(wrong)).any():
             return None, f"{min(wrong, default='an array')} does not have the checksum it had"
         return state, ""
 
-    def _read(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
+    def _read(self, step: int, copy: dict[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
+        """This process's part of a copy, None for arrays of which it has none; the checksums."""
         with np.load(self._path(step)) as file:
 
-            def array(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-                places = leaf.sharding.addressable_devices_indices_map(leaf.shape)
-                names = {device: _piece(path, leaf, index) for device, index in places.items()}
+            def array(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array | None:
+                names = _pieces(path, leaf)
                 read = {name: file[name].view(leaf.dtype) for name in set(names.values())}
                 pieces = [jax.device_put(read[name], device) for device, name in names.items()]
+                if not pieces:
+                    return None
                 return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, pieces)
 
-            return paths.map_with_path(array, abstract), _meta(file)["checksums"]
+            return paths.map_with_path(array, copy), _meta(file)["checksums"]
+
+    def _mine(self) -> Iterator[tuple[str, jax.ShapeDtypeStruct, jax.Device, str]]:
+        """(path, array, device, name) of each piece that this process writes. Where several of its
+        devices hold the same, each is named."""
+        for copy in self._copies:
+            for path, leaf in paths.flatten(copy).items():
+                for device, name in _pieces(path, leaf).items():
+                    yield path, leaf, device, name
 
     def _write(self, step: int, words: dict[str, np.ndarray]) -> None:
         part = self.directory / f"{step}.part"
@@ -229,8 +238,12 @@ class LocalCheckpoints:
             np.savez(file, **words)
         part.rename(self._path(step))  # whole or not there
 
-    def _check_space(self, state: TrainState) -> None:
-        wanted = sum(s.data.nbytes for x in jax.tree.leaves(state) for s in x.addressable_shards)
+    def _check_space(self) -> None:
+        sizes = {
+            name: math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for _, leaf, _, name in self._mine()
+        }
+        wanted = sum(sizes.values())
         free = shutil.disk_usage(self.directory).free
         if free < wanted:
             raise CheckpointError(
@@ -253,10 +266,15 @@ class LocalCheckpoints:
         )
 
 
-def _piece(path: str, array: jax.Array | jax.ShapeDtypeStruct, index: tuple[slice, ...]) -> str:
-    """The name of a piece of an array: ``params/encoder/norm/scale float32 0:64``."""
-    ranges = [slice_.indices(size) for slice_, size in zip(index, array.shape)]
-    return f"{path} {array.dtype} {','.join(f'{start}:{stop}' for start, stop, _ in ranges)}"
+def _pieces(path: str, leaf: jax.ShapeDtypeStruct) -> dict[jax.Device, str]:
+    """{device of this process: name of the piece of the array that it holds}, such as
+    ``params/encoder/norm/scale float32 0:64``."""
+    names = {}
+    for device, index in leaf.sharding.addressable_devices_indices_map(leaf.shape).items():
+        ranges = [slice_.indices(size) for slice_, size in zip(index, leaf.shape)]
+        place = ",".join(f"{start}:{stop}" for start, stop, _ in ranges)
+        names[device] = f"{path} {leaf.dtype} {place}"
+    return names
 
 
 def _words(array: np.ndarray) -> np.ndarray:
@@ -266,15 +284,6 @@ def _words(array: np.ndarray) -> np.ndarray:
 
 def _meta(file) -> dict[str, Any]:
     return json.loads(file[_META].tobytes())
-
-
-def _source(abstract: dict[str, Any], holders: set[int]) -> dict[str, Any] | None:
-    """What the ``holders`` can read: ``abstract``, if they are all processes; else ``abstract`` on
-    the first replica that has all its processes among them; else None."""
-    if len(holders) == jax.process_count():
-        return abstract
-    laid = (replicas.one_of(abstract, i) for i in range(replicas.number(abstract)))
-    return next((one for one in laid if one and replicas.processes(one) <= holders), None)
 
 
 def _listed(processes: set[int]) -> str:

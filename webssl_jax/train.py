@@ -118,7 +118,7 @@ def main() -> int:
     template = train_state.abstract(method, optimizer, config.seed, config.global_batch, mesh)
     optimizer.check(template.params)
     rules.check(template.params, mesh, config.sharding.max_unsharded_fraction)
-    local_checkpoints = LocalCheckpoints.from_config(config, workdir)
+    local_checkpoints = LocalCheckpoints.from_config(config, workdir, template._asdict())
     with distributed.together():
         saved_here = bool(local_checkpoints and local_checkpoints.steps())
         _refuse_another_run(workdir, config, "--workdir", saved_here)
@@ -385,7 +385,7 @@ def _restore_or_init(
     wanted = template._asdict()
     found = None
     if local_checkpoints:
-        found = local_checkpoints.restore_newest(wanted, checkpointer.newest())
+        found = local_checkpoints.restore_newest(checkpointer.newest())
     if found is None:
         found = checkpointer.restore_newest(wanted)
     if found is None and config.resume_from:

@@ -56,13 +56,13 @@ def test_several_processes_give_the_single_process_losses(
         assert (tmp_path / "pictures" / f"{name}_00000012.png").exists()
 
 
-def _contrasts(processes, devices):
-    """What contrast_worker.py finds, on each process."""
+def _found(worker, processes, devices, *arguments):
+    """What tests/multihost/``worker``.py finds, on each process."""
     address = f"localhost:{runner.free_port()}"
-    command = [sys.executable, "-m", "tests.multihost.contrast_worker", address, str(processes)]
+    command = [sys.executable, "-m", f"tests.multihost.{worker}", address, str(processes)]
     running = [
         subprocess.Popen(
-            [*command, str(i)],
+            [*command, str(i), *map(str, arguments)],
             env=runner.environment(devices, processes=processes),
             cwd=runner.ROOT,
             text=True,
@@ -81,8 +81,8 @@ def _contrasts(processes, devices):
 def test_contrasts_and_their_gradients_on_two_processes_are_those_of_one():
     """Softmax and sigmoid; gradients of both sides' features, of scale and bias. float32, only the
     order of sums differs: 2e-6 relative, and 1e-7 of gradients near zero."""
-    (alone,) = _contrasts(1, 1)
-    for together in _contrasts(2, 2):
+    (alone,) = _found("contrast_worker", 1, 1)
+    for together in _found("contrast_worker", 2, 2):
         assert (alone["devices"], together["devices"]) == (1, 4)
         for name, expected in alone["found"].items():
             assert len(expected) == {"softmax": 4, "sigmoid": 5}[name]
@@ -203,6 +203,15 @@ def test_a_part_that_only_one_process_cannot_read_sends_all_to_the_checkpoint_be
     assert f"passing over the checkpoint of step {newest}" in results[0].output
     assert results[1].output.count("in the background") <= 2  # of the arrays it could not read
     assert sorted(runner.losses(tmp_path)) == sorted(unbroken)
+
+
+def test_the_replicas_of_a_slice_share_out_what_they_write_to_their_disks(tmp_path):
+    """Each array once, about half of the bytes each, and both get the whole back, bit for bit."""
+    one, other = _found("local_worker", 2, 1, tmp_path)
+    assert one["same"] and other["same"]
+    assert not set(one["names"]) & set(other["names"])
+    assert one["written"] + other["written"] == one["state"]
+    assert 0.3 < one["written"] / one["state"] < 0.7
 
 
 TWICE = {"sharding.replica": -1, "sharding.fsdp": 1}

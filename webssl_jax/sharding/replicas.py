@@ -1,9 +1,10 @@
-"""Reading a state once and sending it to the other replicas, instead of reading it by each.
+"""Reading and writing a state once, not once for each of its copies.
 
 The axis ``replica`` holds whole copies of the state, one or more a slice. When all of them restore
 a checkpoint, the storage is read that many times. Instead the machines of one replica read, and a
-sum over ``replica``, to which all others bring zeros, gives it to everybody. It is a sum of
-bits, so that not even the sign of a zero changes.
+sum over ``replica``, to which all others bring zeros, gives it to everybody. It is a sum of bits,
+so that not even the sign of a zero changes. What machines write to their own disks is shared out
+among the replicas of a slice in the same way, each array to one of them.
 """
 
 from __future__ import annotations
@@ -19,36 +20,50 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
-def number(abstract: Any) -> int:
-    """How many replicas the mesh has that ``abstract`` (ShapeDtypeStructs with shardings of one
-    mesh) is laid on."""
-    return _mesh(abstract).shape.get("replica", 1)
-
-
 def one_of(abstract: Any, index: int) -> Any | None:
-    """``abstract``, laid on one replica alone; None where there is only one, or where a leaf is cut
-    over ``replica``."""
-    leaves = jax.tree.leaves(abstract)
-    if number(abstract) == 1:
+    """``abstract`` (a tree of ShapeDtypeStruct with shardings of one mesh), laid on one replica
+    alone; None where there is only one."""
+    if _number(abstract) == 1:
         return None
-    if any("replica" in jax.tree.leaves(tuple(leaf.sharding.spec)) for leaf in leaves):
-        return None
+    return jax.tree.map(lambda leaf: _laid_on(leaf, index), abstract)
+
+
+def shared_out(abstract: Any) -> list[Any]:
+    """``abstract`` for each domain of failure (a slice; on CPUs a process): every array laid on one
+    of the replicas there, so that all have about the same number of bytes to write. ``abstract``
+    itself, once, where there is only one replica."""
+    if _number(abstract) == 1:
+        return [abstract]
     mesh = _mesh(abstract)
-    devices = np.take(mesh.devices, [index], axis=mesh.axis_names.index("replica"))
-    mesh = Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types)
-    return jax.tree.map(lambda x: x.update(sharding=NamedSharding(mesh, x.sharding.spec)), abstract)
+    domains: dict[int, list[int]] = {}
+    for index in range(_number(abstract)):
+        domains.setdefault(_domain(_devices_of(mesh, index).flat[0]), []).append(index)
+    return [_share_out(abstract, replicas) for replicas in domains.values()]
+
+
+def _share_out(abstract: Any, replicas: list[int]) -> Any:
+    leaves, structure = jax.tree.flatten(abstract)
+    load = dict.fromkeys(replicas, 0)
+    laid = [None] * len(leaves)
+    # the largest first, each to whom has least: no replica then has an array more than another
+    for i in sorted(range(len(leaves)), key=lambda i: -leaves[i].size * leaves[i].dtype.itemsize):
+        replica = min(replicas, key=load.get)
+        load[replica] += leaves[i].size * leaves[i].dtype.itemsize
+        laid[i] = _laid_on(leaves[i], replica)
+    return structure.unflatten(laid)
 
 
 def processes(abstract: Any) -> set[int]:
     """Those that hold a part of ``abstract``."""
-    return {device.process_index for device in _mesh(abstract).devices.flat}
+    meshes = {leaf.sharding.mesh for leaf in jax.tree.leaves(abstract)}
+    return {device.process_index for mesh in meshes for device in mesh.devices.flat}
 
 
-def spread(one: Any | None, abstract: Any) -> Any:
-    """Arrays laid out as ``abstract`` says, out of those of :func:`one_of` the replicas (None on
-    processes that hold no part of it). A collective, one array after the other."""
+def spread(parts: Any | None, abstract: Any) -> Any:
+    """Arrays laid out as ``abstract`` says, out of arrays each of which one replica has (None where
+    this process holds no part of it, or of any). A collective, one array after the other."""
     wanted, structure = jax.tree.flatten(abstract)
-    arrays = [None] * len(wanted) if one is None else jax.tree.leaves(one)
+    arrays = [None] * len(wanted) if parts is None else structure.flatten_up_to(parts)
     return structure.unflatten(map(_spread_one, arrays, wanted))
 
 
@@ -80,5 +95,27 @@ def _sum_of_bits(sharding: NamedSharding):
     return jax.jit(add, out_shardings=sharding)
 
 
+def _laid_on(leaf: jax.ShapeDtypeStruct, index: int) -> jax.ShapeDtypeStruct:
+    mesh = leaf.sharding.mesh
+    mesh = Mesh(_devices_of(mesh, index), mesh.axis_names, axis_types=mesh.axis_types)
+    return leaf.update(sharding=NamedSharding(mesh, leaf.sharding.spec))
+
+
+def _domain(device: jax.Device) -> int:
+    return device.slice_index if device.platform == "tpu" else device.process_index
+
+
+def _devices_of(mesh: Mesh, index: int) -> np.ndarray:
+    """Those of one replica, with the axes of the mesh."""
+    return np.take(mesh.devices, [index], axis=mesh.axis_names.index("replica"))
+
+
 def _mesh(abstract: Any) -> Mesh:
     return jax.tree.leaves(abstract)[0].sharding.mesh
+
+
+def _number(abstract: Any) -> int:
+    """How many replicas there are; 1 also where an array is cut over them."""
+    specs = [tuple(leaf.sharding.spec) for leaf in jax.tree.leaves(abstract)]
+    cut = any("replica" in jax.tree.leaves(spec) for spec in specs)
+    return 1 if cut else _mesh(abstract).shape.get("replica", 1)
