@@ -231,7 +231,7 @@ def test_a_workdir_whose_config_was_edited_by_hand_is_refused_by_its_key(tmp_pat
 
 def test_what_fails_on_one_process_alone_ends_all(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(distributed, "_gather", lambda flag: np.array([True, flag]))
+    monkeypatch.setattr(distributed, "gather", lambda flag: np.array([True, flag]))
     with pytest.raises(UserError, match="process 0 stopped"):
         with distributed.together():
             pass

@@ -273,7 +273,7 @@ class Checkpointer:
         # 0 fine, 1 damaged, 2 anything else. A process that cannot read its part must not leave
         # the others waiting for it.
         verdict = 0 if failure is None else 1 if isinstance(failure, DamagedCheckpoint) else 2
-        worst = int(np.max(multihost_utils.process_allgather(np.asarray(verdict))))
+        worst = int(np.max(distributed.gather(verdict)))
         if failure is not None and verdict == worst:
             raise failure
         if worst:

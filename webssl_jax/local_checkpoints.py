@@ -1,10 +1,10 @@
 """Checkpoints on the machines' own disks: cheap enough to be made often, and gone with the machine.
 
-Most failures leave the machines as they were: an error, a hang, a killed process, one slice of
-several taken away. With ``config.checkpoint.local_folder`` every process writes its own part of the
-state there every ``local_every_steps``, with no storage and no other process in the way, and the
-run goes on from there when that is newer than the newest checkpoint of ``checkpoints.py``. Those
-stay what a run rests on; these only save steps.
+Many failures leave the machines as they were: an error, a hang, a killed process. With
+``config.checkpoint.local_folder`` every process writes its own part of the state there every
+``local_every_steps``, with no storage in the way, and the run goes on from there when that is newer
+than the newest checkpoint of ``checkpoints.py``. Those stay what a run rests on; these only save
+steps.
 
 Layout: ``FOLDER/RUN_ID/process_I/STEP.npz``, one member for each piece of an array that this
 process's devices hold, named after array, type and place. So they serve the same mesh alone. The
@@ -26,7 +26,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from webssl_jax import params as paths
@@ -137,7 +136,7 @@ class LocalCheckpoints:
         come to their steps again.
         """
         mine = [step for step in self.steps() if self._serves(step, newer_than)][:_KEPT]
-        offered = _gather([*mine, *[-1] * (_KEPT - len(mine))])
+        offered = distributed.gather([*mine, *[-1] * (_KEPT - len(mine))])
         state, found = None, newer_than
         for step in sorted(set(offered.flat) - {-1}, reverse=True):
             holders = {process for process, steps in enumerate(offered) if step in steps}
@@ -200,13 +199,13 @@ class LocalCheckpoints:
                 state, sums = self._read(step, copy)
             except Exception as error:  # as above
                 reason = f"{self._path(step)}: {first_line(error)}"
-        if _gather(bool(reason)).any():
+        if distributed.gather(bool(reason)).any():
             return None, reason or "another process cannot read its part; its own line says why"
         if copy is not self._abstract:
             state = replicas.spread(state, self._abstract)
         found = jax.device_get(checksums(state))
         wrong = [path for path, value in sums.items() if value != int(found[path])]
-        if _gather(bool(wrong)).any():
+        if distributed.gather(bool(wrong)).any():
             return None, f"{min(wrong, default='an array')} does not have the checksum it had"
         return state, ""
 
@@ -288,9 +287,3 @@ def _meta(file) -> dict[str, Any]:
 
 def _listed(processes: set[int]) -> str:
     return ", ".join(map(str, sorted(processes)))
-
-
-def _gather(value: bool | list[int]) -> np.ndarray:
-    """(processes, ...): every process's value."""
-    found = np.asarray(multihost_utils.process_allgather(np.asarray(value)))
-    return found.reshape(jax.process_count(), *np.shape(value))

@@ -153,7 +153,7 @@ def test_a_result_is_kept_and_a_folder_that_cannot_be_written_is_an_error(tmp_pa
 
 def test_what_the_first_process_cannot_write_ends_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(distributed, "_gather", lambda flag: np.array([True, flag]))
+    monkeypatch.setattr(distributed, "gather", lambda flag: np.array([True, flag]))
     with pytest.raises(UserError, match="process 0 stopped"):
         make(tmp_path / "eval", writes=False).run(None, 3)
     assert not (tmp_path / "eval").exists()

@@ -87,6 +87,6 @@ def test_folders_of_other_names_are_not_listed(tmp_path, folder, mesh):
 def test_a_step_that_one_process_cannot_read_ends_all(tmp_path, folder, mesh, monkeypatch):
     """Here the other one cannot."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(distributed, "_gather", lambda flag: np.array([True, flag]))
+    monkeypatch.setattr(distributed, "gather", lambda flag: np.array([True, flag]))
     with pytest.raises(UserError, match="process 0 stopped"):
         replay.run(CONFIG, METHOD, mesh, tmp_path, 3)

@@ -151,7 +151,7 @@ def raise_together(error: Exception | None) -> None:
       UserError: see :func:`together`.
     """
     if jax.process_count() > 1:
-        failed = np.flatnonzero(_gather(error is not None))
+        failed = np.flatnonzero(gather(error is not None))
         if failed.size:
             global _known
             _known = error or UserError(f"process {failed[0]} stopped: see its line")
@@ -182,7 +182,7 @@ def check_shared(workdir: pathlib.Path) -> None:
         except OSError as found:
             error = UserError(f"--workdir {workdir}: cannot write there: {found.strerror}")
     raise_together(error)  # the barrier too: from here on the file is written
-    missing = np.flatnonzero(_gather(not _holds(path, token)))
+    missing = np.flatnonzero(gather(not _holds(path, token)))
     if is_first:
         path.unlink()
     if missing.size:
@@ -200,6 +200,7 @@ def _holds(path: pathlib.Path, token: bytes) -> bool:
         return False
 
 
-def _gather(flag: bool) -> np.ndarray:
-    """(processes,) bool: every process's flag."""
-    return np.asarray(multihost_utils.process_allgather(np.asarray(flag))).reshape(-1)
+def gather(value: bool | int | list[int]) -> np.ndarray:
+    """(processes, ...): every process's ``value``, all of the same shape. A collective."""
+    found = np.asarray(multihost_utils.process_allgather(np.asarray(value)))
+    return found.reshape(jax.process_count(), *np.shape(value))
