@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 # Weights are gathered while the product before them runs, in pieces between the pieces of that
 # product. Without, a v5p waits for every gather; with it, for 0.31 of the 1.51 GB that two blocks
 # of the 7B's width gather. A v5e does this by itself. On a v6e two blocks of Web-DINO 7B (12
-# images) wait 2.7 ms for the wire instead of 7.8, and compute for 58.7 instead of 56.8.
+# images) wait 2.7 ms for the wire instead of 7.8, and compute for 58.7 instead of 56.8; on a v4
+# 3.7 instead of 10.3, and compute for 124.1 instead of 123.8.
 _ASYNC_GATHERS = {
     "xla_tpu_enable_async_collective_fusion": True,
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
@@ -24,13 +25,13 @@ _ASYNC_GATHERS = {
 }
 # Larger pieces of matrices in the vector memory, so that products wait less for HBM. On a v5p two
 # blocks of Web-DINO 7B take 110.9 ms of cycles instead of 136.5, two of Web-MAE at its width 22.9
-# instead of 24.1. On a v6e those of Web-DINO take 50.0 ms instead of 58.7. A v5e gains 1 to 2%. The
-# compiler takes three to five times as long.
+# instead of 24.1. On a v6e those of Web-DINO take 50.0 ms instead of 58.7. A v5e gains 1 to 2%, a v4
+# nothing (24 and 28 MiB are the same program). The compiler takes three to five times as long.
 _SCOPED_VMEM = "xla_tpu_scoped_vmem_limit_kib"
 
 # jax's device_kind -> {option: value}. Where there is none, none was measured to help.
 OPTIONS: dict[str, Mapping[str, bool | int]] = {
-    "TPU v4": {},
+    "TPU v4": _ASYNC_GATHERS,
     "TPU v5 lite": {},
     "TPU v5": _ASYNC_GATHERS | {_SCOPED_VMEM: 65536},
     "TPU v5p": _ASYNC_GATHERS | {_SCOPED_VMEM: 65536},
