@@ -14,8 +14,12 @@ def load(spec: str):
 @pytest.mark.parametrize("chip", ["v4", "v5e", "v5p", "v6e"])
 def test_a_preset_changes_sharding_and_remat_and_nothing_else(config, chip):
     plain, suited = (configs.resolved(load(spec)) for spec in (config, f"{config},preset={chip}"))
-    few = (config, chip) == ("clip.py:size=7b", "v5e")  # little memory, and 128 images of a 7B
-    assert suited["sharding"]["fsdp"] == (64 if few else 16)
+    tight = {  # little memory for a 7B, and for 128 images of it
+        ("web_dino.py:size=7b", "v4"): 32,
+        ("web_dino.py:size=7b", "v6e"): 32,
+        ("clip.py:size=7b", "v5e"): 64,
+    }
+    assert suited["sharding"]["fsdp"] == tight.get((config, chip), 16)
     assert suited["sharding"]["replica"] == -1
     for tree in (plain, suited):
         del tree["sharding"]["fsdp"], tree["sharding"]["replica"], tree["model"]["remat"]
@@ -31,7 +35,8 @@ def test_a_preset_changes_sharding_and_remat_and_nothing_else(config, chip):
         ("web_dino.py:size=1b,data=heavy", "v5e", "named"),
         ("web_dino.py:size=1b,res=378", "v5e", "full"),  # many more tokens
         ("web_dino.py:size=2b", "v5e", "full"),
-        ("web_dino.py:size=5b", "v6e", "named"),
+        ("web_dino.py:size=7b", "v6e", "named"),
+        ("web_dino.py:size=7b,res=518", "v4", "full"),
         ("web_mae.py:size=5b", "v5e", "named"),  # it sees a quarter of the tokens
         ("clip.py:size=l14,loss=sigmoid", "v4", "named"),
         ("clip.py:size=1b", "v5p", "full"),  # 128 images a chip and more

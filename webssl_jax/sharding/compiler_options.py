@@ -25,8 +25,8 @@ _ASYNC_GATHERS = {
 }
 # Larger pieces of matrices in the vector memory, so that products wait less for HBM. On a v5p two
 # blocks of Web-DINO 7B take 110.9 ms of cycles instead of 136.5, two of Web-MAE at its width 22.9
-# instead of 24.1. On a v6e those of Web-DINO take 50.0 ms instead of 58.7. A v5e gains 1 to 2%, a v4
-# nothing (24 and 28 MiB are the same program). The compiler takes three to five times as long.
+# instead of 24.1. On a v6e those of Web-DINO take 50.0 ms instead of 58.7. A v5e gains 1 to 2%, and
+# on a v4 24 and 28 MiB are the same program. The compiler takes three to five times as long.
 _SCOPED_VMEM = "xla_tpu_scoped_vmem_limit_kib"
 
 # jax's device_kind -> {option: value}. Where there is none, none was measured to help.
