@@ -25,7 +25,7 @@ PRESETS = {
     "v4": {"fsdp": {"web_dino_[57]b.*": 32, ".*": 16}, "named": _BUT_LARGE_CLIP},
     "v5e": {
         "fsdp": {"clip_[57]b.*": 64, ".*": 16},
-        "named": r"web_mae_.*|web_dino_(300m|1b)(_[a-z]+)?",
+        "named": r"web_mae_.*|web_dino_(300m|1b|2b)(_[a-z]+)?",
     },
     "v5p": {"fsdp": {".*": 16}, "named": rf"web_mae_.*|web_dino_.*|{_SMALL_CLIP}"},
     "v6e": {"fsdp": {"web_dino_[57]b.*": 32, ".*": 16}, "named": _BUT_LARGE_CLIP},

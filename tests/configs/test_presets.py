@@ -34,7 +34,7 @@ def test_a_preset_changes_sharding_and_remat_and_nothing_else(config, chip):
         ("web_dino.py:size=7b,res=518", "v5p", "named"),
         ("web_dino.py:size=1b,data=heavy", "v5e", "named"),
         ("web_dino.py:size=1b,res=378", "v5e", "full"),  # many more tokens
-        ("web_dino.py:size=2b", "v5e", "full"),
+        ("web_dino.py:size=3b", "v5e", "full"),
         ("web_dino.py:size=7b", "v6e", "named"),
         ("web_dino.py:size=7b,res=518", "v4", "full"),
         ("web_mae.py:size=5b", "v5e", "named"),  # it sees a quarter of the tokens
