@@ -15,6 +15,7 @@ replicas of a slice share the arrays out among them, and each slice has all of t
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import logging
 import math
@@ -159,6 +160,8 @@ class LocalCheckpoints:
         with distributed.together():
             self.wait()
             shutil.rmtree(self.directory)
+            with contextlib.suppress(OSError):  # not empty: other processes of this machine
+                self._run.rmdir()
         self._pool.shutdown()
 
     def _serves(self, step: int, newer_than: int) -> bool:
