@@ -20,15 +20,18 @@ from webssl_jax.models.sizes import ViTConfig
 # v5p for 128: on fewer a chip holds more images, so ask plan. docs/plan_table.md has what each
 # gives; the compiler's options are in webssl_jax/sharding/compiler_options.py.
 _SMALL_CLIP = r"clip_(b32|b16|l14|300m)(_[a-z]+)?"
-_BUT_LARGE_CLIP = rf"web_mae_.*|web_dino_[^_]+(_[a-z]+)?|{_SMALL_CLIP}"
+_31_GIB = {
+    "fsdp": {"web_dino_[57]b.*": 32, ".*": 16},
+    "named": rf"web_mae_.*|web_dino_[^_]+(_[a-z]+)?|{_SMALL_CLIP}",
+}
 PRESETS = {
-    "v4": {"fsdp": {"web_dino_[57]b.*": 32, ".*": 16}, "named": _BUT_LARGE_CLIP},
+    "v4": _31_GIB,
     "v5e": {
         "fsdp": {"clip_[57]b.*": 64, ".*": 16},
         "named": r"web_mae_.*|web_dino_(300m|1b|2b)(_[a-z]+)?",
     },
     "v5p": {"fsdp": {".*": 16}, "named": rf"web_mae_.*|web_dino_.*|{_SMALL_CLIP}"},
-    "v6e": {"fsdp": {"web_dino_[57]b.*": 32, ".*": 16}, "named": _BUT_LARGE_CLIP},
+    "v6e": _31_GIB,
 }
 
 

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import json
 import logging
 import math
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -107,7 +108,7 @@ class LocalCheckpoints:
             for path, array in arrays.items()
             for shard in array.addressable_shards
         }
-        pieces = {name: here[path, device] for path, _, device, name in self._mine()}
+        pieces = {name: here[path, device] for path, _, device, name in self._mine}
         for piece in pieces.values():
             piece.copy_to_host_async()
         # A copy: numpy shows the CPU's own memory otherwise, which the next step writes into.
@@ -145,7 +146,8 @@ class LocalCheckpoints:
             if complete:
                 state, reason = self._restore(step, complete[0])
             else:
-                reason = f"only process {_listed(holders)} of {jax.process_count()} still holds it"
+                left = ", ".join(map(str, sorted(holders)))
+                reason = f"only process {left} of {jax.process_count()} still holds it"
             if state is not None:
                 log.info("going on from the local checkpoint of step %d in %s", step, self._run)
                 self._last = found = step
@@ -182,7 +184,7 @@ class LocalCheckpoints:
                 after,
             )
             return False
-        missing = {name for _, _, _, name in self._mine()} - names
+        missing = {name for _, _, _, name in self._mine} - names
         if missing:
             log.warning(
                 "passing over the local checkpoint of step %d: it was made on another mesh or by "
@@ -226,13 +228,16 @@ class LocalCheckpoints:
 
             return paths.map_with_path(array, copy), _meta(file)["checksums"]
 
-    def _mine(self) -> Iterator[tuple[str, jax.ShapeDtypeStruct, jax.Device, str]]:
+    @functools.cached_property
+    def _mine(self) -> list[tuple[str, jax.ShapeDtypeStruct, jax.Device, str]]:
         """(path, array, device, name) of each piece that this process writes. Where several of its
         devices hold the same, each is named."""
-        for copy in self._copies:
-            for path, leaf in paths.flatten(copy).items():
-                for device, name in _pieces(path, leaf).items():
-                    yield path, leaf, device, name
+        return [
+            (path, leaf, device, name)
+            for copy in self._copies
+            for path, leaf in paths.flatten(copy).items()
+            for device, name in _pieces(path, leaf).items()
+        ]
 
     def _write(self, step: int, words: dict[str, np.ndarray]) -> None:
         part = self.directory / f"{step}.part"
@@ -243,7 +248,7 @@ class LocalCheckpoints:
     def _check_space(self) -> None:
         sizes = {
             name: math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-            for _, leaf, _, name in self._mine()
+            for _, leaf, _, name in self._mine
         }
         wanted = sum(sizes.values())
         free = shutil.disk_usage(self.directory).free
@@ -286,7 +291,3 @@ def _words(array: np.ndarray) -> np.ndarray:
 
 def _meta(file) -> dict[str, Any]:
     return json.loads(file[_META].tobytes())
-
-
-def _listed(processes: set[int]) -> str:
-    return ", ".join(map(str, sorted(processes)))

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from webssl_jax.params import num_bytes
+
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
@@ -43,12 +45,13 @@ def shared_out(abstract: Any) -> list[Any]:
 
 def _share_out(abstract: Any, replicas: list[int]) -> Any:
     leaves, structure = jax.tree.flatten(abstract)
+    sizes = [num_bytes(leaf) for leaf in leaves]
     load = dict.fromkeys(replicas, 0)
     laid = [None] * len(leaves)
-    # the largest first, each to whom has least: no replica then has an array more than another
-    for i in sorted(range(len(leaves)), key=lambda i: -leaves[i].size * leaves[i].dtype.itemsize):
+    # the largest first, each to whom has least: loads then differ by one array at most
+    for i in sorted(range(len(leaves)), key=lambda i: -sizes[i]):
         replica = min(replicas, key=load.get)
-        load[replica] += leaves[i].size * leaves[i].dtype.itemsize
+        load[replica] += sizes[i]
         laid[i] = _laid_on(leaves[i], replica)
     return structure.unflatten(laid)
 
