@@ -17,8 +17,9 @@ from webssl_jax.models.sizes import ViTConfig
 # many devices the state is cut, the rest holding copies of it; the first that matches. Fewer send
 # fewer bytes and take more memory. named: whose products are kept for the backward pass (remat
 # "named"); where memory does not allow that, the blocks run again ("full"). Sized for 256 chips,
-# v5p for 128: on fewer a chip holds more images, so ask plan. docs/plan_table.md has what each
-# gives; the compiler's options are in webssl_jax/sharding/compiler_options.py.
+# v5p for 128, for which v5p-512 (256 chips, also as two v5p-256) need not save memory: on fewer a
+# chip holds more images, so ask plan. docs/plan_table.md has what each gives; the compiler's
+# options are in webssl_jax/sharding/compiler_options.py.
 _SMALL_CLIP = r"clip_(b32|b16|l14|300m)(_[a-z]+)?"
 _31_GIB = {
     "fsdp": {"web_dino_[57]b.*": 32, ".*": 16},
@@ -31,22 +32,23 @@ PRESETS = {
         "named": r"web_mae_.*|web_dino_(300m|1b|2b)(_[a-z]+)?",
     },
     "v5p": {"fsdp": {".*": 16}, "named": rf"web_mae_.*|web_dino_.*|{_SMALL_CLIP}"},
+    "v5p-512": {"fsdp": {"clip_7b.*": 32, ".*": 16}, "named": ".*"},
     "v6e": _31_GIB,
 }
 
 
-def apply_preset(config: ConfigDict, chip: str) -> None:
+def apply_preset(config: ConfigDict, name: str) -> None:
     """Sets the keys of :data:`PRESETS` in place; "" changes nothing.
 
     Raises:
-      ConfigError: for a chip that is not in it.
+      ConfigError: for a name that is not in it.
     """
-    if not chip:
+    if not name:
         return
-    if chip not in PRESETS:
-        raise ConfigError(f"config argument preset={chip}: {suggest(chip, PRESETS)}")
-    preset = PRESETS[chip]
-    ways = next(n for name, n in preset["fsdp"].items() if re.fullmatch(name, config.name))
+    if name not in PRESETS:
+        raise ConfigError(f"config argument preset={name}: {suggest(name, PRESETS)}")
+    preset = PRESETS[name]
+    ways = next(n for who, n in preset["fsdp"].items() if re.fullmatch(who, config.name))
     config.sharding.update({"replica": -1, "fsdp": ways})
     config.model.remat = "named" if re.fullmatch(preset["named"], config.name) else "full"
 

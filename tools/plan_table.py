@@ -8,7 +8,7 @@
 A ROW as in ``web_dino.py:size=7b@v5p-512`` or ``web_dino.py:size=7b@2xv5p-256``; it takes minutes
 of CPU and stands in the figures (docs/plan_table.json) as soon as it is compiled, with the command
 and the revision of the code, so that the rest can wait. Rows are compiled with the preset of their
-chip (configs/common.py). The figures are those of ``python -m webssl_jax.plan --json``.
+chip or slice (configs/common.py). The figures are those of ``python -m webssl_jax.plan --json``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,15 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "docs" / "plan_table.json"
 PAGE = ROOT / "docs" / "plan_table.md"
 PLAN = ["-m", "webssl_jax.plan"]
-SLICES = ("v5p-512", "v5p-256", "v5e-256", "v4-512", "v6e-256", "2xv5p-256")
+# with the presets that suit them
+SLICES = {
+    "v5p-512": "v5p-512",
+    "v5p-256": "v5p",
+    "v5e-256": "v5e",
+    "v4-512": "v4",
+    "v6e-256": "v6e",
+    "2xv5p-256": "v5p-512",
+}
 # the most asked for first
 CONFIGS = (
     *(f"web_dino.py:size={size}" for size in ("7b", "1b", "300m", "5b", "3b", "2b")),
@@ -86,9 +94,9 @@ def command(row: str) -> list[str]:
     count, _, name = place.rpartition("x")
     if not at or not re.fullmatch(r"\d*", count):
         raise UserError(f"--row {row}: must be CONFIG@SLICE, as web_dino.py:size=7b@v5p-512")
-    chip = slices.find(name).generation
+    preset = SLICES.get(place, slices.find(name).generation)
     comma = "," if ":" in config else ":"
-    argv = ["--config", f"configs/{config}{comma}preset={chip}", "--slice", name]
+    argv = ["--config", f"configs/{config}{comma}preset={preset}", "--slice", name]
     return argv + (["--slices", count] if count else [])
 
 
@@ -128,9 +136,9 @@ def page(figures: dict) -> str:
         "# Every paper config on every slice",
         "",
         "Written by `python tools/plan_table.py` from `plan_table.json`; the columns and what",
-        "they leave out are in [plan.md](plan.md). Each row is compiled with the preset of its",
-        "chip. MFU is modelled, with exposed ICI; `x` is executed over model flops; GB are sent",
-        "by a device in a step, and in brackets exposed.",
+        "they leave out are in [plan.md](plan.md). Each row is compiled with the preset that",
+        "suits its slice. MFU is modelled, with exposed ICI; `x` is executed over model flops;",
+        "GB are sent by a device in a step, and in brackets exposed.",
     ]
     for place in SLICES:
         lines += ["", f"## {place}", "", "| Config | batch | peak GiB (spare) | x | GB | MFU |"]
