@@ -12,7 +12,7 @@ Arguments, with commas between:
   loss    softmax (CLIP) or sigmoid (SigLIP); of SigLIP's towers sigmoid unless said otherwise
   images  pairs seen, instead of the recipe's length
   res     pixels a side of images: 224 when left out; SigLIP's B was trained at 256, too
-  preset  v4, v5e, v5p, v5p-512 or v6e: sharding and remat for such chips (common.py)
+  preset  v4, v5e, v5p, v6e, v5p-512 or 2xv5p-256: sharding and remat for them (common.py)
 
 The paper's runs: 1b to 7b, and the 7b on 1, 4 and 8 billion pairs:
 

@@ -17,9 +17,9 @@ from webssl_jax.models.sizes import ViTConfig
 # many devices the state is cut, the rest holding copies of it; the first that matches. Fewer send
 # fewer bytes and take more memory. named: whose products are kept for the backward pass (remat
 # "named"); where memory does not allow that, the blocks run again ("full"). Sized for 256 chips,
-# v5p for 128, for which v5p-512 (256 chips, also as two v5p-256) need not save memory: on fewer a
-# chip holds more images, so ask plan. docs/plan_table.md has what each gives; the compiler's
-# options are in webssl_jax/sharding/compiler_options.py.
+# v5p for 128: on fewer a chip holds more images, so ask plan. A slice, or several, has a name of
+# its own where its chips leave CLIP more memory than that. docs/plan_table.md has what each gives;
+# the compiler's options are in webssl_jax/sharding/compiler_options.py.
 _SMALL_CLIP = r"clip_(b32|b16|l14|300m)(_[a-z]+)?"
 _31_GIB = {
     "fsdp": {"web_dino_[57]b.*": 32, ".*": 16},
@@ -33,6 +33,7 @@ PRESETS = {
     },
     "v5p": {"fsdp": {".*": 16}, "named": rf"web_mae_.*|web_dino_.*|{_SMALL_CLIP}"},
     "v5p-512": {"fsdp": {"clip_7b.*": 32, ".*": 16}, "named": ".*"},
+    "2xv5p-256": {"fsdp": {".*": 16}, "named": r"(?!clip_7b).*"},
     "v6e": _31_GIB,
 }
 

@@ -11,7 +11,7 @@ Arguments, with commas between:
           charts and documents; 2 billion seen), imagenet (the control: 300 epochs of ImageNet-1k)
   res     224, or 378 or 518: high-resolution adaptation of a run at 224
   images  images seen, instead of that length
-  preset  v4, v5e, v5p, v5p-512 or v6e: sharding and remat for such chips (common.py)
+  preset  v4, v5e, v5p, v6e, v5p-512 or 2xv5p-256: sharding and remat for them (common.py)
 
 The paper's runs besides: the 7b on 8 billion images (also 1 and 4), filtered data, the control, and
 20,000 steps at high resolution, or 10,000 (its appendix C names both):

@@ -5,7 +5,7 @@ of the MAE repository.
         --config.data.train='SHARDS/train-*.arrayrecord'
 
 Arguments: size = 300m 700m 1b 2b 3b 5b (the paper's) or tiny; recipe = paper or stock;
-preset = v4, v5e, v5p, v5p-512 or v6e: sharding and remat for such chips (common.py).
+preset = v4, v5e, v5p, v6e, v5p-512 or 2xv5p-256: sharding and remat for them (common.py).
 
   paper   batch 4096, lr 1.6e-3, warm-up 80,000 steps, 2 billion images (488,281 steps), one pass
   stock   the MAE repository's command: lr 1.5e-4 x 4096 / 256 = 2.4e-3, warm-up 40 of 800 epochs

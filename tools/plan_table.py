@@ -36,7 +36,7 @@ SLICES = {
     "v5e-256": "v5e",
     "v4-512": "v4",
     "v6e-256": "v6e",
-    "2xv5p-256": "v5p-512",
+    "2xv5p-256": "2xv5p-256",
 }
 # the most asked for first
 CONFIGS = (

@@ -50,7 +50,7 @@ def test_rows_are_added_one_by_one_and_the_others_are_said_to_be_missing(table, 
     )
     row = figures["web_dino.py:size=1b@2xv5p-256"]
     assert row["command"].endswith(
-        "--config configs/web_dino.py:size=1b,preset=v5p-512 --slice v5p-256 --slices 2"
+        "--config configs/web_dino.py:size=1b,preset=2xv5p-256 --slice v5p-256 --slices 2"
     )
     page = (tmp_path / "plan_table.md").read_text()
     assert "| web_dino 7b | 3,072 | 0.5 (0.5) |" in page
