@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from webssl_jax import checkpoints, runs, train, train_state
+from webssl_jax import checkpoints, runs, train_state
 from webssl_jax import config as configs
 from webssl_jax.checkpoints import Checkpointer, CheckpointError
 from webssl_jax.config import ConfigError, UserError
@@ -220,7 +220,7 @@ def test_a_workdir_whose_config_was_edited_by_hand_is_refused_by_its_key(tmp_pat
 
     def refuse(**changes):
         (tmp_path / "config.json").write_text(json.dumps(values | changes))
-        train._refuse_another_run(tmp_path, config, "--workdir")
+        runs.refuse_another(tmp_path, config, "--workdir")
 
     refuse(total_steps=4, model={k: v for k, v in values["model"].items() if k != "remat"})
     with pytest.raises(ConfigError, match=r"config.seed differs from what .*\(--workdir\)"):

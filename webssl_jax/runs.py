@@ -1,4 +1,4 @@
-"""A run on disk, ``workdir``: its lock, its config, its weights.
+"""A run on disk, ``workdir``: its lock, its config, what may go on in it, its weights.
 
 run = runs.load_run("RUN", step=None, mesh=None)
 run.method.encode(run.variables, images)
@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from webssl_jax import params as paths
 from webssl_jax.checkpoints import Checkpointer, CheckpointError, directory
 from webssl_jax.cli import first_line
-from webssl_jax.config import UserError, from_resolved
+from webssl_jax.config import ConfigError, UserError, drop_costs, from_resolved, resolved
 from webssl_jax.methods.base import Method, Variables
 from webssl_jax.models import position
 from webssl_jax.models.sizes import ViTConfig
@@ -181,6 +181,43 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
         return from_resolved(values)
     except ValueError as error:
         raise UserError(f"{path}: is not the config of a run ({error})") from None
+
+
+def refuse_another(
+    workdir: Path, config: ConfigDict, flag: str, saved_elsewhere: bool = False
+) -> None:
+    """Refuses to go on in ``workdir``, which ``flag`` named, with what is not its run's: what
+    defines the batches and arrays of a run stays, other changes are told in the log. A run that
+    saved nothing, not even ``saved_elsewhere``, may begin anew.
+
+    Raises:
+      ConfigError: for the key that differs.
+      UserError: as :func:`read_config`.
+    """
+    if not (workdir / "config.json").exists():
+        return
+    earlier = read_config(workdir)
+    folder = folder_of(earlier)
+    if not saved_elsewhere and not any(directory(workdir, folder).glob("[0-9]*")):
+        return  # nothing was saved yet, so nothing can be mixed up
+    if flag == "--workdir" and folder != config.checkpoint.folder:
+        raise ConfigError(
+            f"config.checkpoint.folder = {config.checkpoint.folder!r}: the checkpoints of this run "
+            f"lie in {directory(workdir, folder)}; leave it as it was, or use another workdir with "
+            "--config.resume_from"
+        )
+    before, now = earlier.to_dict(), resolved(config)
+    for values in (before, now):
+        drop_costs(values)
+    for key in ("seed", "global_batch", "method", "model"):
+        if before.get(key) != now[key]:
+            raise ConfigError(
+                f"config.{key} differs from what {workdir} ({flag}) was started with; use another "
+                "workdir, or --config.init_from to take its weights"
+            )
+    for key in sorted(now):
+        if before.get(key) != now[key] and key != "derived":
+            log.info("config.%s has changed: %s -> %s", key, before.get(key), now[key])
 
 
 def load_run(

@@ -121,7 +121,7 @@ def main() -> int:
     local_checkpoints = LocalCheckpoints.from_config(config, workdir, template._asdict())
     with distributed.together():
         saved_here = bool(local_checkpoints and local_checkpoints.steps())
-        _refuse_another_run(workdir, config, "--workdir", saved_here)
+        runs.refuse_another(workdir, config, "--workdir", saved_here)
         if config.checkpoint.folder and is_first:
             runs.claim_folder(workdir, config.checkpoint.folder)
     checkpointer = checkpoints.Checkpointer(
@@ -390,7 +390,7 @@ def _restore_or_init(
         found = checkpointer.restore_newest(wanted)
     if found is None and config.resume_from:
         with distributed.together():
-            _refuse_another_run(pathlib.Path(config.resume_from), config, "config.resume_from")
+            runs.refuse_another(pathlib.Path(config.resume_from), config, "config.resume_from")
         other = runs.checkpointer(config.resume_from, restore_once=config.checkpoint.restore_once)
         found = other.restore_newest(wanted)
         if found is None:
@@ -407,34 +407,6 @@ def _restore_or_init(
         weights = runs.weights_of_run(config.init_from, wanted, method.encoder)
         state = state._replace(**weights)
     return state
-
-
-def _refuse_another_run(workdir: pathlib.Path, config, flag: str, saved_here=False) -> None:
-    """What defines a run's batches and arrays must stay; other changes are told."""
-    if not (workdir / "config.json").exists():
-        return
-    earlier = runs.read_config(workdir)
-    folder = runs.folder_of(earlier)
-    if not saved_here and not any(checkpoints.directory(workdir, folder).glob("[0-9]*")):
-        return  # nothing was saved yet, so nothing can be mixed up
-    if flag == "--workdir" and folder != config.checkpoint.folder:
-        raise ConfigError(
-            f"config.checkpoint.folder = {config.checkpoint.folder!r}: the checkpoints of this run "
-            f"lie in {checkpoints.directory(workdir, folder)}; leave it as it was, or use another "
-            "workdir with --config.resume_from"
-        )
-    before, now = earlier.to_dict(), configs.resolved(config)
-    for values in (before, now):
-        configs.drop_costs(values)
-    for key in ("seed", "global_batch", "method", "model"):
-        if before.get(key) != now[key]:
-            raise ConfigError(
-                f"config.{key} differs from what {workdir} ({flag}) was started with; use another "
-                "workdir, or --config.init_from to take its weights"
-            )
-    for key in sorted(now):
-        if before.get(key) != now[key] and key != "derived":
-            log.info("config.%s has changed: %s -> %s", key, before.get(key), now[key])
 
 
 def _memory_report(template, mesh, step_fn, seconds: float) -> str:
