@@ -1,3 +1,5 @@
+import os
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -41,6 +43,17 @@ def test_the_compiler_knows_all_options_and_takes_them_for_the_train_step(name, 
 def test_an_option_or_value_that_the_compiler_does_not_know_is_refused(option):
     with pytest.raises(UserError, match=option.split("=")[0]):
         plan.compile_or_refuse(lowered(programs.mesh_of("v5e-4")), plan.read_options([option]))
+
+
+def test_libtpu_gets_its_flags_once_and_those_of_the_user_stay(monkeypatch):
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--a=1")
+    for _ in range(2):
+        compiler_options.set_libtpu_flags()
+    ours = "--fibers_default_thread_stack_size=1048576"
+    assert os.environ["LIBTPU_INIT_ARGS"] == f"--a=1 {ours}"
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--fibers_default_thread_stack_size=9")
+    compiler_options.set_libtpu_flags()
+    assert os.environ["LIBTPU_INIT_ARGS"] == "--fibers_default_thread_stack_size=9"
 
 
 def test_options_of_the_command_line_are_numbers_truths_or_words():

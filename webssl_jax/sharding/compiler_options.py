@@ -1,5 +1,5 @@
-"""Options of the TPU compiler, one table a generation of chips: what plan.py compiles with and what
-a run on such chips does.
+"""Options of the TPU compiler, one table a generation of chips, and flags of libtpu, which holds
+it: what plan.py compiles with and what a run on such chips does.
 
 What each one does stands beside it, as modelled by the compiler itself (libtpu 0.0.42;
 telemetry/hlo.py counts). docs/plan.md says how to try another, and what was tried in vain.
@@ -7,6 +7,7 @@ telemetry/hlo.py counts). docs/plan.md says how to try another, and what was tri
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 from jax.sharding import Mesh
@@ -38,6 +39,19 @@ OPTIONS: dict[str, Mapping[str, bool | int]] = {
     "TPU v6 lite": _ASYNC_GATHERS | {_SCOPED_VMEM: 65536},
     "TPU7x": {},
 }
+
+# Flags of libtpu itself. Its compiler works on stacks that end after some 60 KB, and the cost of a
+# product with others fused into it is worked out by recursion: Web-DINO 1B and CLIP 1B end with a
+# SIGSEGV on a v6e-256. On 1 MiB they compile.
+_LIBTPU_FLAGS = {"fibers_default_thread_stack_size": 2**20}
+
+
+def set_libtpu_flags() -> None:
+    """Adds them to ``LIBTPU_INIT_ARGS``; one that is given there stays as it is. libtpu reads them
+    once, so call it before jax looks for devices."""
+    given = os.environ.get("LIBTPU_INIT_ARGS", "")
+    ours = [f"--{name}={value}" for name, value in _LIBTPU_FLAGS.items() if name not in given]
+    os.environ["LIBTPU_INIT_ARGS"] = " ".join([*given.split(), *ours])
 
 
 def of(mesh: Mesh) -> dict[str, bool | int]:

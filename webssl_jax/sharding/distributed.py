@@ -23,6 +23,7 @@ from orbax.checkpoint import multihost
 
 from webssl_jax import cli
 from webssl_jax.config import UserError
+from webssl_jax.sharding import compiler_options
 
 _FAILED = "webssl_jax/failed"  # in jax's coordination service: the first failure of any process
 _LOOK_SECONDS = 1.0
@@ -48,6 +49,7 @@ def initialize(args: argparse.Namespace) -> None:
     Raises:
       UserError: if the three flags are not given together, or the hosts of a pod were not found.
     """
+    compiler_options.set_libtpu_flags()
     flags = (args.coordinator, args.num_processes, args.process_id)
     if any(flag is not None for flag in flags):
         if any(flag is None for flag in flags):

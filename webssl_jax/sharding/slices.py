@@ -24,6 +24,7 @@ import jax
 from jax.experimental import topologies
 
 from webssl_jax.config import UserError
+from webssl_jax.sharding import compiler_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +116,7 @@ class Slice:
             )
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        compiler_options.set_libtpu_flags()
         flat = len(self.sides) == 2
         options = {"chips_per_host_bounds": (1, 1, 1) if self.chips == 1 else (2, 2, 1)}
         if self.chip.named_by_cores and self.chip.devices == 1:
