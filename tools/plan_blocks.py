@@ -28,7 +28,6 @@ from webssl_jax.models.blocks import block_stack, subset_size
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.sharding import compiler_options, rules, slices
 from webssl_jax.sharding import mesh as meshes
-from webssl_jax.telemetry import hlo
 
 
 def main() -> int:
@@ -68,13 +67,14 @@ def main() -> int:
         share = subset_size(size, encoder.drop_path) / size
         flops += 3 * images * count * share * encoder.block_flops(tokens)
     known = {"model_flops": flops, "global_batch": images, "chips": slice_.chips}
-    r = plan.speed(hlo.cost(compiled.as_text()), slice_, mesh, known, steps=1)
+    r = plan.speed(plan.cost(compiled.as_text(), slice_), slice_, mesh, known, steps=1)
     peak = compiled.memory_analysis().peak_memory_in_bytes / 2**30
     for line in (
         f"modelled MFU {r['mfu_modelled']:.3f}, with exposed ICI {r['mfu_with_exposed_ici']:.3f}",
         f"{1e3 * r['compute_s']:.2f} ms, exposed ICI {1e3 * r['exposed_ici_s']:.2f} ms",
         f"executed flops {r['executed_over_model_flops']:.3f} times the model's",
         f"{r['wire_gb']:.3g} GB a device, {r['exposed_gb']:.3g} exposed; peak {peak:.2f} GiB",
+        *(f"counted as free: {kernel}" for kernel in r["unpriced_kernels"]),
         *(f"{1e3 * x['seconds']:8.3f} ms  {x['name']}" for x in r["operations"]),
     ):
         print(line)

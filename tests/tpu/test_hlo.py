@@ -120,6 +120,24 @@ def test_a_sentinel_is_not_taken_for_cycles():
     assert cost.cycles == 70
 
 
+KERNEL = """  %p = bf16[8,16]{1,0} parameter(0)
+  ROOT %k.1 = bf16[8,16]{1,0:T(8,128)(2,1)} custom-call(%p), custom_call_target="tpu_custom_call", \
+operand_layout_constraints={bf16[8,16]{1,0}}, metadata={op_name="jit(f)/mine/pallas_call"}, \
+backend_config={"flag_configs":[],"custom_call_config":{"body":"TUzv","cost_estimate":{"flops":"96"}}}\
+"""
+
+
+def test_a_kernel_costs_what_is_given_for_it_and_is_named_where_nothing_is():
+    text = f"HloModule m\nENTRY %main (p: bf16[8,16]) -> bf16[8,16] {{\n{KERNEL}\n}}\n"
+    (kernel,) = hlo.kernels_of(text)
+    assert (kernel.name, kernel.operands) == ("k.1", [("bfloat16", [8, 16])])
+    assert kernel.results == kernel.operands and '"body": "TUzv"' in kernel.config
+    priced, free = hlo.cost(text, {"k.1": 40}), hlo.cost(text)
+    assert (priced.cycles, priced.unpriced) == (40, ())
+    assert (free.cycles, free.unpriced) == (0, ("mine/pallas_call",))
+    assert priced.flops == free.flops == 96
+
+
 def test_a_batched_product_written_as_a_dilated_convolution_counts_once_a_member():
     # (16, 4, 10, 32) x (16, 4, 32, 10), as the TPU compiler writes it
     cost = program("""  %p = bf16[16,10,4,32] parameter(0)

@@ -11,6 +11,9 @@ Collective communication, 2007): all-gather n (g - 1), reduce-scatter and all-to
 all-reduce 2 n (g - 1) / g, permute n. A collective is exposed when it is scheduled as one operation
 that waits; started and finished apart, it may hide behind what lies between.
 
+A Pallas kernel is a custom call that states its flops (``pl.CostEstimate``) and no cycles; those
+are for the caller to give (``telemetry/bundles.py``).
+
 What goes to other slices is no collective in the text: the device hands it to its host, by a
 ``send`` whose attributes name the collective that the hosts carry out.
 """
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -38,6 +42,8 @@ _WIRE = {
     "collective-permute": lambda g: 1.0,
     "collective-broadcast": lambda g: 1.0,
 }
+_DTYPES = {"bf16": "bfloat16", "f32": "float32", "s32": "int32", "u32": "uint32", "pred": "bool"}
+_KERNELS = ("tpu_custom_call", "mosaic")  # targets of custom calls
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%(\S+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%(\S+) = (.*)$")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
@@ -63,6 +69,17 @@ class Instruction:
 
 
 @dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A Pallas kernel's custom call. operands, results: (dtype, shape) of each array. config: what
+    the compiler is told of it, the kernel itself included, as JSON."""
+
+    name: str
+    operands: list[tuple[str, list[int]]]
+    results: list[tuple[str, list[int]]]
+    config: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Collective:
     """One collective of the schedule. count: how often a step runs it. wire: bytes one device sends
     in one run."""
@@ -81,7 +98,8 @@ class Cost:
     flops: of its matrix products and convolutions. cycles: the compiler's estimates, summed.
     between_slices: bytes that it hands to its host for other slices.
     operations: {where in the model: cycles}. unknown_loops: loops whose trip count the text does
-    not tell; counted once. unpriced: kernels (custom calls) without an estimate, counted as free.
+    not tell; counted once. unpriced: kernels (custom calls) whose cycles nobody gave, counted as
+    free.
     """
 
     flops: float
@@ -93,8 +111,9 @@ class Cost:
     unpriced: tuple[str, ...]
 
 
-def cost(text: str) -> Cost:
-    """Reads a program: the output of ``compiled.as_text()``.
+def cost(text: str, kernels: Mapping[str, float] | None = None) -> Cost:
+    """Reads a program: the output of ``compiled.as_text()``. kernels: {name of a Pallas kernel's
+    instruction: cycles of one run}.
 
     Raises:
       ValueError: if ``text`` has no entry computation.
@@ -116,17 +135,47 @@ def cost(text: str) -> Cost:
                 flops += count * _flops(instruction, computation)
             if instruction.opcode == "send" and "_xla_megascale" in instruction.attributes:
                 between += count * array_bytes(computation[instruction.operands[0]].shape)
-            if run.scheduled:
-                spent = count * _cycles(instruction)
-                cycles += spent
-                if spent:
-                    operations[where(instruction)] += spent
-            target = _search(r'custom_call_target="([^"]*)"', instruction.attributes)
-            if target in ("tpu_custom_call", "mosaic") and not _cycles(instruction):
-                unpriced.add(where(instruction))
+            own = _cycles(instruction)
+            if not own and _is_kernel(instruction):
+                flops += count * int(_search(r'"flops":"(\d+)"', instruction.attributes) or 0)
+                own = (kernels or {}).get(instruction.name, 0)
+                if not own:
+                    unpriced.add(where(instruction))
+            if run.scheduled and own:
+                cycles += count * own
+                operations[where(instruction)] += count * own
         found += _collectives(computation, run, devices)
     lists = (tuple(found), tuple(sorted(unknown)), tuple(sorted(unpriced)))
     return Cost(flops, cycles, between, dict(operations), *lists)
+
+
+def kernels_of(text: str) -> list[Kernel]:
+    """A program's Pallas kernels, without those that state their cycles."""
+    program, _ = _parse(text)
+    out = []
+    for computation in program.values():
+        for instruction in computation.values():
+            if _is_kernel(instruction) and not _cycles(instruction):
+                shapes = [computation[name].shape for name in instruction.operands]
+                _, _, config = instruction.attributes.partition("backend_config=")
+                config, _ = json.JSONDecoder().raw_decode(config)
+                given = ("custom_call_config", "scoped_memory_configs")
+                config = json.dumps({key: config[key] for key in given if key in config})
+                operands, results = _arrays(",".join(shapes)), _arrays(instruction.shape)
+                out.append(Kernel(instruction.name, operands, results, config))
+    return out
+
+
+def _arrays(shapes: str) -> list[tuple[str, list[int]]]:
+    found = _ARRAY.findall(re.sub(r"\{[^}]*\}", "", shapes))
+    return [
+        (_DTYPES.get(dtype, dtype), [int(size) for size in dims.split(",") if size])
+        for dtype, dims in found
+    ]
+
+
+def _is_kernel(instruction: Instruction) -> bool:
+    return _search(r'custom_call_target="([^"]*)"', instruction.attributes) in _KERNELS
 
 
 def where(instruction: Instruction) -> str:
