@@ -229,6 +229,17 @@ def test_a_workdir_whose_config_was_edited_by_hand_is_refused_by_its_key(tmp_pat
         refuse(model="micro")
 
 
+def test_a_run_goes_on_with_another_attention_and_from_before_there_was_a_choice(tmp_path):
+    config = configs.load("configs/clip.py:size=tiny")
+    values = configs.resolved(config)
+    for tower in (values["model"], values["method"]["text"]):
+        del tower["attention"]
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    config.model.attention, config.model.remat = "pallas", "named"
+    runs.refuse_another(tmp_path, config, "--workdir")
+
+
 def test_what_fails_on_one_process_alone_ends_all(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(distributed, "gather", lambda flag: np.array([True, flag]))

@@ -422,8 +422,10 @@ def resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def drop_costs(values: dict[str, Any]) -> None:
     """Takes out of a resolved config, in place, what changes memory and speed and not results."""
-    for group, key in (("model", "remat"), ("method", "stream_prototypes")):
-        values[group].pop(key, None)
+    for tower in (values["model"], values["method"].get("text") or {}):
+        tower.pop("remat", None)
+        tower.pop("attention", None)
+    values["method"].pop("stream_prototypes", None)
 
 
 def from_resolved(values: dict[str, Any]) -> ml_collections.ConfigDict:

@@ -95,7 +95,7 @@ class CLIP:
         size = model.pop("size", None)
         encoder = clip_sizes.vision(size, **model) if size else sizes.build(model)
         # The text tower is computed as the image tower is.
-        same = {"dtype": encoder.dtype, "remat": encoder.remat}
+        same = {key: getattr(encoder, key) for key in ("dtype", "remat", "attention")}
         text = same | _given(method.pop("text", None) or {})
         size = text.pop("size", size)
         text = clip_sizes.text(size, **text) if size else clip_sizes.build_text(text)

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-_BATCH_AXES = ("replica", "fsdp")  # as in sharding/mesh.py
+from webssl_jax.models.layers import BATCH_AXES
 
 
 class Contrast(NamedTuple):
@@ -209,7 +209,7 @@ def _on_shards(
     gradients over the devices at every block instead of once.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in _BATCH_AXES if mesh.shape.get(axis, 1) > 1)
+    axes = tuple(axis for axis in BATCH_AXES if mesh.shape.get(axis, 1) > 1)
     ways = math.prod(mesh.shape[axis] for axis in axes)
     if not axes or images.shape[0] % ways:
         return on_device(_Shards((), 1), images, texts, *scalars)

@@ -1,9 +1,10 @@
 """Multi-head self-attention (Vaswani et al. 2017), softmax in float32.
 
-Written out rather than taken from a kernel: at a few hundred tokens XLA's fusion is as fast as the
-Pallas kernels that have to transpose and pad around themselves. What is written by hand is the
-backward pass of :func:`lean_attention`, by the formulas of FlashAttention (Dao et al., arXiv
-2205.14135, algorithm 4) but without its tiles.
+Written out for XLA, but for the backward pass of :func:`lean_attention`, which is by hand, by the
+formulas of FlashAttention (Dao et al., arXiv 2205.14135, algorithm 4) but without its tiles; or, by
+``BlockConfig.attention``, two Pallas kernels of our own (``attention_kernel.py``). The usual ones
+want heads apart and tokens in whole tiles, and transposing and filling up for them takes as long as
+XLA's attention.
 
 Shape letters: B images, T tokens, D width, h heads, d channels a head.
 """
@@ -11,16 +12,19 @@ Shape letters: B images, T tokens, D width, h heads, d channels a head.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
-from webssl_jax.models.layers import LANES, Tokens, dense, layer_norm, save_as
-from webssl_jax.models.sizes import BlockConfig
+from webssl_jax.models import attention_kernel
+from webssl_jax.models.layers import BATCH_AXES, Tokens, dense, layer_norm, save_as
+from webssl_jax.models.sizes import BlockConfig, heads_together
 
 
 class Attention(nn.Module):
@@ -33,15 +37,29 @@ class Attention(nn.Module):
     def __call__(self, x: Tokens, gain: jax.Array | None = None) -> Tokens:
         c = self.config
 
-        def heads(name: str) -> Tokens:
-            projected = save_as("qkv", dense(c, c.width, name, fused=3, use_bias=c.qkv_bias)(x))
-            return jax.tree.map(lambda y: y.reshape(*y.shape[:2], c.heads, c.head_dim), projected)
+        def project(name: str) -> Tokens:
+            return save_as("qkv", dense(c, c.width, name, fused=3, use_bias=c.qkv_bias)(x))
 
-        mix = dot_product_attention if c.remat == "none" else lean_attention
-        mixed = jax.tree.map(lambda *qkv: mix(*qkv, c.causal), heads("q"), heads("k"), heads("v"))
-        mixed = jax.tree.map(lambda y: y.reshape(*y.shape[:2], c.width), mixed)
+        mix = functools.partial(_mix, c)
+        mixed = jax.tree.map(mix, project("q"), project("k"), project("v"))
         # what follows in the block starts from it
         return save_as("attn", dense(c, c.width, "out")(mixed, gain))
+
+
+def _mix(c: BlockConfig, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Attention over (B, T, h * d), in the way that ``c`` asks for."""
+    if c.attention == "pallas" and (mix := _on_shards(c, *q.shape)):
+        # the weights' gradients of the layer that follows start from it
+        return save_as("attn", mix(q, k, v))
+    plain = dot_product_attention if c.remat == "none" else lean_attention
+    return _by_heads(plain, c.heads, c.causal, q, k, v)
+
+
+def _by_heads(attend: Callable, heads: int, causal: bool, *qkv: jax.Array) -> jax.Array:
+    """``attend`` of (B, T, h, d), over (B, T, h * d)."""
+    shape = qkv[0].shape
+    mixed = attend(*(x.reshape(*shape[:2], heads, -1) for x in qkv), causal)
+    return mixed.reshape(shape)
 
 
 def dot_product_attention(
@@ -122,8 +140,7 @@ def _lean_backward(causal, kept, slope):
 
 def _share(heads: int, channels: int) -> int:
     """How many heads are taken together: those that fill a TPU's lanes exactly, else 1."""
-    share = max(LANES // channels, 1)
-    return share if share * channels == LANES and heads % share == 0 else 1
+    return heads_together(heads, channels) or 1
 
 
 def _apart(x: jax.Array, share: int) -> jax.Array:
@@ -142,6 +159,56 @@ def _group_scores(q: jax.Array, keys: jax.Array, causal: bool) -> jax.Array:
 
 
 lean_attention.defvjp(_lean_forward, _lean_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def kernel_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, heads: int, causal: bool = False
+) -> jax.Array:
+    """:func:`lean_attention` over (B, T, h * d), on TPUs by ``attention_kernel.py``; on other
+    devices it is that function."""
+    return _kernel_forward(q, k, v, heads, causal)[0]
+
+
+def _kernel_forward(q, k, v, heads, causal):
+    kernel = functools.partial(attention_kernel.forward, heads=heads, causal=causal)
+    lean = functools.partial(_by_heads, lean_attention, heads, causal)
+    return jax.lax.platform_dependent(q, k, v, tpu=kernel, default=lean), (q, k, v)
+
+
+def _kernel_backward(heads, causal, kept, slope):
+    kernel = functools.partial(attention_kernel.backward, heads=heads, causal=causal)
+
+    def lean(q, k, v, slope):
+        return jax.vjp(functools.partial(_by_heads, lean_attention, heads, causal), q, k, v)[1](
+            slope
+        )
+
+    return jax.lax.platform_dependent(*kept, slope, tpu=kernel, default=lean)
+
+
+kernel_attention.defvjp(_kernel_forward, _kernel_backward)
+
+
+def _on_shards(c: BlockConfig, images: int, tokens: int, width: int) -> Callable | None:
+    """:func:`kernel_attention` of arrays of that shape, on each device of the mesh that is in force
+    with its own images and heads: the compiler cannot cut a kernel. None where the kernels do not
+    serve: more tokens than they take, or a batch (a few pictures) or heads that do not divide."""
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
+    parts = mesh.shape.get("tensor", 1)
+    if tokens > attention_kernel.MOST_TOKENS or images % ways or c.heads % parts:
+        return None
+    if heads_together(c.heads // parts, c.head_dim) is None:
+        return None
+
+    def attend(*qkv: jax.Array) -> jax.Array:
+        return kernel_attention(*qkv, c.heads // parts, c.causal)
+
+    if ways * parts == 1:
+        return attend
+    cut = PartitionSpec(BATCH_AXES, None, "tensor")
+    return jax.shard_map(attend, in_specs=(cut,) * 3, out_specs=cut, check_vma=False)
 
 
 def cls_attention(config: BlockConfig, block: Mapping[str, Any], x: jax.Array) -> jax.Array:

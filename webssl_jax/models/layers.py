@@ -33,13 +33,12 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from webssl_jax.models.sizes import BlockConfig, ViTConfig
+from webssl_jax.models.sizes import LANES, BlockConfig, ViTConfig
 
 Initializer = Callable[..., jax.Array]
 Tokens = Any  # (B, T, D), or a tuple of such, one for each size of crop
 
-LANES = 128  # channels that a TPU's products take at a time
-_BATCH_AXES = ("replica", "fsdp")  # as in sharding/mesh.py
+BATCH_AXES = ("replica", "fsdp")  # as in sharding/mesh.py
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
@@ -211,12 +210,12 @@ def on_batch(x: jax.Array) -> jax.Array:
     eight chips that took 19 GB a chip. A batch that does not divide (a few pictures) is left alone.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if any(axis not in mesh.axis_names for axis in _BATCH_AXES):
+    if any(axis not in mesh.axis_names for axis in BATCH_AXES):
         return x
-    ways = math.prod(mesh.shape[axis] for axis in _BATCH_AXES)
+    ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     if ways == 1 or x.shape[0] % ways:
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(_BATCH_AXES))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
 
 
 def l2_normalise(x: jax.Array, eps: float) -> jax.Array:

@@ -23,6 +23,17 @@ INITS = ("mae", "dinov2", "clip", "clip_text", "siglip")
 POOLINGS = ("cls", "map")
 DTYPES = ("bfloat16", "float32")
 REMATS = ("none", "full", "dots", "named")
+ATTENTIONS = ("xla", "pallas")
+LANES = 128  # channels that a TPU's products take at a time
+
+
+def heads_together(heads: int, channels: int) -> int | None:
+    """How many heads of ``channels`` are taken at a time on TPUs: those that fill whole lanes,
+    None where no number of them does."""
+    if channels % LANES == 0:
+        return 1
+    share = LANES // channels
+    return share if share * channels == LANES and heads % share == 0 else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +51,8 @@ class BlockConfig:
       ``layers.py``.
     dtype: of the computation. Parameters and outputs are float32 always.
     remat: what the backward pass recomputes; see ``blocks.py``.
+    attention: ``xla``, or ``pallas`` for our own kernels on TPUs (``attention_kernel.py``), of up
+      to 512 tokens; the same result either way.
 
     Raises:
       ValueError: when a field is out of range or two do not fit; one line.
@@ -58,17 +71,23 @@ class BlockConfig:
     init: str = "dinov2"
     dtype: str = "float32"
     remat: str = "none"
+    attention: str = "xla"
 
     # whether a token sees only itself and those before it: a field of text towers
     causal: typing.ClassVar[bool] = False
 
     def __post_init__(self):
-        self._check_words(mlp=MLPS, init=INITS, dtype=DTYPES, remat=REMATS)
+        self._check_words(mlp=MLPS, init=INITS, dtype=DTYPES, remat=REMATS, attention=ATTENTIONS)
         self._check_counts("width", "depth", "heads", "mlp_hidden", "drop_path_group")
         if self.norm_eps <= 0:
             raise ValueError(f"norm_eps = {self.norm_eps} must be positive")
         if self.width % self.heads:
             raise ValueError(f"width = {self.width} does not divide into heads = {self.heads}")
+        if self.attention == "pallas" and heads_together(self.heads, self.head_dim) is None:
+            raise ValueError(
+                "attention = 'pallas' takes heads that fill 128 channels together, not "
+                f"{self.heads} of {self.head_dim}; use 'xla'"
+            )
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"drop_path = {self.drop_path} must lie in [0, 1)")
 
