@@ -1,4 +1,4 @@
-"""The Pallas kernels' arithmetic, run without a TPU; tests/tpu/test_attention_kernel.py compiles
+"""The Pallas kernels' arithmetic, run without a TPU; tests/tpu/test_kernel_costs.py compiles
 them for one."""
 
 import functools
