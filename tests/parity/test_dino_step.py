@@ -231,19 +231,25 @@ def test_first_gradients_equal_the_original():
 
 @pytest.mark.parametrize("kind", ["student", "teacher"])
 def test_parameters_after_three_steps_equal_the_original(sinkhorn, kind):
-    """Measured: 6e-5 at most in the student (one weight whose gradients nearly vanish; 6e-6 but for
-    its tensor), 1.4e-6 in the teacher."""
+    """But for weights whose first gradient is less than 1e-4 of their tensor's largest (270 of
+    98,000): Adam divides by the gradient's size, so what rounding does to those, another on every
+    CPU, becomes a part of a learning rate. Measured: 2.4e-7 at most; of those left out 6.6e-5 and
+    1.7e-4 on two CPUs, both times the weight whose gradient is 1e-9 of the largest."""
     state, _ = sinkhorn
     theirs, start = paths.flatten(ours(f"{kind}3")), paths.flatten(ours(f"{kind}0"))
-    gaps = []
+    gradients = paths.flatten(ours("grad0"))
+    compared = 0
     for path, value in paths.flatten(state.params if kind == "student" else state.teacher).items():
         if path.endswith("attn/k/bias"):
             continue
         gap = np.abs(np.asarray(value) - theirs[path])
-        np.testing.assert_array_less(gap, 1e-4, err_msg=path)
-        assert np.abs(theirs[path] - start[path]).max() > 1e-5  # they did move
-        gaps.append(gap.ravel())
-    assert np.median(np.concatenate(gaps)) < 1e-7
+        np.testing.assert_array_less(gap, sum(VALUES["learning_rate"]), err_msg=path)
+        size = np.abs(gradients[path])
+        plain = size > 1e-4 * size.max()
+        np.testing.assert_array_less(gap[plain], 2e-6, err_msg=path)
+        assert np.abs(theirs[path] - start[path])[plain].max() > 1e-5  # they did move
+        compared += plain.sum()
+    assert compared > 0.99 * sum(x.size for x in theirs.values())
 
 
 def test_the_centres_after_three_steps_equal_the_original(softmax):
