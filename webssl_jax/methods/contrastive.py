@@ -17,7 +17,6 @@ Shape letters: B pairs, E channels of the shared space; on one device b pairs, r
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from webssl_jax.models.layers import BATCH_AXES
+from webssl_jax.models.layers import batch_cut
 
 
 class Contrast(NamedTuple):
@@ -208,9 +207,7 @@ def _on_shards(
     With ``shard_map``, because the compiler left alone gathers both sides, and adds up the texts'
     gradients over the devices at every block instead of once.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in BATCH_AXES if mesh.shape.get(axis, 1) > 1)
-    ways = math.prod(mesh.shape[axis] for axis in axes)
+    axes, ways = batch_cut()
     if not axes or images.shape[0] % ways:
         return on_device(_Shards((), 1), images, texts, *scalars)
 

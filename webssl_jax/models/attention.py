@@ -12,7 +12,6 @@ Shape letters: B images, T tokens, D width, h heads, d channels a head.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,7 +22,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from webssl_jax.models import attention_kernel
-from webssl_jax.models.layers import BATCH_AXES, Tokens, dense, layer_norm, save_as
+from webssl_jax.models.layers import Tokens, batch_cut, dense, layer_norm, save_as
 from webssl_jax.models.sizes import BlockConfig, heads_together
 
 
@@ -48,7 +47,7 @@ class Attention(nn.Module):
 
 def _mix(c: BlockConfig, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Attention over (B, T, h * d), in the way that ``c`` asks for."""
-    if c.attention == "pallas" and (mix := _on_shards(c, *q.shape)):
+    if c.attention == "pallas" and (mix := _on_shards(c, *q.shape[:2])):
         # the weights' gradients of the layer that follows start from it
         return save_as("attn", mix(q, k, v))
     plain = dot_product_attention if c.remat == "none" else lean_attention
@@ -190,13 +189,12 @@ def _kernel_backward(heads, causal, kept, slope):
 kernel_attention.defvjp(_kernel_forward, _kernel_backward)
 
 
-def _on_shards(c: BlockConfig, images: int, tokens: int, width: int) -> Callable | None:
-    """:func:`kernel_attention` of arrays of that shape, on each device of the mesh that is in force
-    with its own images and heads: the compiler cannot cut a kernel. None where the kernels do not
-    serve: more tokens than they take, or a batch (a few pictures) or heads that do not divide."""
-    mesh = jax.sharding.get_abstract_mesh()
-    ways = math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
-    parts = mesh.shape.get("tensor", 1)
+def _on_shards(c: BlockConfig, images: int, tokens: int) -> Callable | None:
+    """:func:`kernel_attention` of (images, tokens, h * d), on each device of the mesh in force with
+    its own images and heads: the compiler cannot cut a kernel. None where the kernels do not serve:
+    more tokens than they take, or a batch (a few pictures) or heads that do not divide."""
+    axes, ways = batch_cut()
+    parts = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
     if tokens > attention_kernel.MOST_TOKENS or images % ways or c.heads % parts:
         return None
     if heads_together(c.heads // parts, c.head_dim) is None:
@@ -207,7 +205,7 @@ def _on_shards(c: BlockConfig, images: int, tokens: int, width: int) -> Callable
 
     if ways * parts == 1:
         return attend
-    cut = PartitionSpec(BATCH_AXES, None, "tensor")
+    cut = PartitionSpec(axes, None, "tensor")
     return jax.shard_map(attend, in_specs=(cut,) * 3, out_specs=cut, check_vma=False)
 
 

@@ -38,7 +38,7 @@ from webssl_jax.models.sizes import LANES, BlockConfig, ViTConfig
 Initializer = Callable[..., jax.Array]
 Tokens = Any  # (B, T, D), or a tuple of such, one for each size of crop
 
-BATCH_AXES = ("replica", "fsdp")  # as in sharding/mesh.py
+BATCH_AXES = ("replica", "fsdp")  # of sharding/mesh.py
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
@@ -202,6 +202,14 @@ def layer_norm(config: BlockConfig, name: str | None, dtype: str | None = None) 
     )
 
 
+def batch_cut() -> tuple[tuple[str, ...], int]:
+    """The axes over which the mesh in force cuts a batch, and into how many parts; (), 1 where it
+    cuts none or there is no mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in BATCH_AXES if mesh.shape.get(axis, 1) > 1)
+    return axes, math.prod(mesh.shape[axis] for axis in axes)
+
+
 def on_batch(x: jax.Array) -> jax.Array:
     """Pins activations (B, ...) to be cut over images only, where a mesh is in force.
 
@@ -209,13 +217,10 @@ def on_batch(x: jax.Array) -> jax.Array:
     the activations of the whole batch instead of one layer's weights: for the 300m at batch 4096 on
     eight chips that took 19 GB a chip. A batch that does not divide (a few pictures) is left alone.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if any(axis not in mesh.axis_names for axis in BATCH_AXES):
+    axes, ways = batch_cut()
+    if not axes or x.shape[0] % ways:
         return x
-    ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    if ways == 1 or x.shape[0] % ways:
-        return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
 
 
 def l2_normalise(x: jax.Array, eps: float) -> jax.Array:
