@@ -1,7 +1,10 @@
 """Every test runs on the CPU, as eight devices, so that meshes are real."""
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -13,6 +16,12 @@ os.environ["XLA_FLAGS"] = (
     " --xla_cpu_multi_thread_eigen=false"
 )
 os.environ["HF_HUB_OFFLINE"] = "1"
+# What one test compiles, no other does again: nor pytest's other workers, which have this from it,
+# nor the processes that tests start.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="webssl_tests_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import pytest
 
@@ -24,14 +33,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="session")
-def unbroken(tmp_path_factory, cache):
+def unbroken(tmp_path_factory):
     """The losses of a run that nobody disturbed."""
     workdir = tmp_path_factory.mktemp("unbroken")
-    result = runner.train(workdir, cache=cache)
+    result = runner.train(workdir)
     assert result.code == 0, result.output
     return runner.losses(workdir)

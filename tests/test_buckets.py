@@ -116,18 +116,18 @@ def test_without_gcsfs_the_extra_is_named(monkeypatch):
         directory("workdir", FOLDER)
 
 
-def test_two_processes_train_into_a_bucket_and_go_on_from_it(storage, tmp_path, cache, unbroken):
+def test_two_processes_train_into_a_bucket_and_go_on_from_it(storage, tmp_path, unbroken):
     settings = {"checkpoint.folder": FOLDER, "sharding.fsdp": 2}
-    broken = runner.train_together(tmp_path, 2, 1, settings, cache, kill_after_step=7)
+    broken = runner.train_together(tmp_path, 2, 1, settings, kill_after_step=7)
     assert all(result.code for result in broken)
     assert ("bucket", "deep/run/3/commit_success.txt") in storage.objects
-    results = runner.train_together(tmp_path, 2, 1, settings, cache)
+    results = runner.train_together(tmp_path, 2, 1, settings)
     assert all(result.code == 0 for result in results), [r.output for r in results]
     ours = runner.losses(tmp_path)
     for step, loss in unbroken.items():
         assert ours[step] == pytest.approx(loss, rel=2e-6)
     assert not (tmp_path / "checkpoints").exists()
     assert int(runs.load_run(tmp_path).step) == 12
-    moved = runner.train(tmp_path, {"total_steps": 13}, cache=cache)
+    moved = runner.train(tmp_path, {"total_steps": 13})
     assert moved.code == 2
     assert f"the checkpoints of this run lie in {FOLDER}; leave it as it was" in moved.output

@@ -14,8 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from array_record.python import array_record_module
-from pools import TOOL, command, environment, random_captions, run, slow_match, write_pool
 
+from tests.curation.pools import (
+    TOOL,
+    command,
+    environment,
+    random_captions,
+    run,
+    slow_match,
+    write_pool,
+)
 from tests.data.conversions import read_shards
 from webssl_jax.curation import balancing, passes
 from webssl_jax.data import records

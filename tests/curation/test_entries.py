@@ -6,8 +6,8 @@ import math
 import random
 
 import pytest
-from pools import random_text
 
+from tests.curation.pools import random_text
 from webssl_jax.config import UserError
 from webssl_jax.curation import entries, ngrams
 from webssl_jax.curation.entries import Limits, build

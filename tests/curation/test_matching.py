@@ -5,8 +5,8 @@ import json
 import random
 
 import pytest
-from pools import random_text, slow_match, spaced
 
+from tests.curation.pools import random_text, slow_match, spaced
 from webssl_jax.config import UserError
 from webssl_jax.curation.matching import Matcher, can_match, read_entries
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from image_shards import encode_image, make_record, smooth_image, write_shard
 
+from tests.data.image_shards import encode_image, make_record, smooth_image, write_shard
 from webssl_jax.data import records
 
 

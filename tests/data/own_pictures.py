@@ -4,7 +4,8 @@ import io
 
 import numpy as np
 import tensorflow_datasets as tfds
-from image_shards import encode_image, smooth_image
+
+from tests.data.image_shards import encode_image, smooth_image
 
 
 def image(seed):

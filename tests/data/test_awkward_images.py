@@ -17,9 +17,9 @@ import zlib
 
 import numpy as np
 import pytest
-from image_shards import encode_image, make_record, write_shard
 from PIL import Image
 
+from tests.data.image_shards import encode_image, make_record, write_shard
 from webssl_jax.data import records
 from webssl_jax.data.decode import DecodeError, TooManyPixelsError, decode_image
 from webssl_jax.data.pipeline import TrainLoader, read_labelled

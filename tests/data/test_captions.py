@@ -7,8 +7,8 @@ import pickle
 
 import numpy as np
 import pytest
-from image_shards import ListSource, encode_image, make_record, smooth_image
 
+from tests.data.image_shards import ListSource, encode_image, make_record, smooth_image
 from webssl_jax.data import records
 from webssl_jax.data.captioned import CaptionedView
 from webssl_jax.data.pipeline import TrainLoader

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from array_record.python import array_record_module
-from conversions import DyingReader, read_shards, run_engine
 from PIL import Image
 
+from tests.data.conversions import DyingReader, read_shards, run_engine
 from webssl_jax.config import UserError
 from webssl_jax.data import records
 from webssl_jax.data.converter import items, plan, runners, work

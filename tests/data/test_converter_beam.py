@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conversions import read_shards
-from test_tar_reader import pack, samples
+
+from tests.data.conversions import read_shards
+from tests.data.test_tar_reader import pack, samples
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}

@@ -3,9 +3,9 @@
 import tracemalloc
 
 import numpy as np
-from conversions import counts, read_shards, run_engine
-from test_converter import picture
 
+from tests.data.conversions import counts, read_shards, run_engine
+from tests.data.test_converter import picture
 from webssl_jax.data.converter import duplicates, items
 from webssl_jax.data.converter.folder_reader import FolderReader, list_folder
 

@@ -7,9 +7,9 @@ import zlib
 import numpy as np
 import pytest
 from cykooz_resizer import CpuExtensions, FilterType, ResizeAlg, ResizeOptions, Resizer
-from image_shards import encode_image, smooth_image
 from PIL import Image
 
+from tests.data.image_shards import encode_image, smooth_image
 from webssl_jax.data.decode import DecodedImage, DecodeError, decode_image, open_image
 from webssl_jax.data.views import RandomResizedCropView
 

@@ -11,9 +11,9 @@ import sys
 
 import numpy as np
 import pytest
-from image_shards import encode_image, smooth_image, write_shard
 from PIL import Image
 
+from tests.data.image_shards import encode_image, smooth_image, write_shard
 from webssl_jax.config import UserError
 from webssl_jax.data import inspection, records
 from webssl_jax.data.sources import ArrayRecordSource

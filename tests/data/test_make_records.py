@@ -12,10 +12,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conversions import read_shards
-from own_pictures import OwnPictures
-from own_pictures import image as tfds_image
-from test_tar_reader import image, pack, samples
+
+from tests.data.conversions import read_shards
+from tests.data.own_pictures import OwnPictures
+from tests.data.own_pictures import image as tfds_image
+from tests.data.test_tar_reader import image, pack, samples
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools/make_records.py"

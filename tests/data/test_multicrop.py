@@ -6,8 +6,8 @@ import pickle
 
 import numpy as np
 import pytest
-from image_shards import encode_image, smooth_image
 
+from tests.data.image_shards import encode_image, smooth_image
 from webssl_jax.data import decode, photometric
 from webssl_jax.data.decode import DecodeError
 from webssl_jax.data.multicrop import BLUR_AS_EXECUTED, BLUR_AS_WRITTEN, MultiCropView

@@ -13,8 +13,8 @@ import time
 import grain
 import numpy as np
 import pytest
-from image_shards import ListSource, encode_image, make_record, write_shard
 
+from tests.data.image_shards import ListSource, encode_image, make_record, write_shard
 from webssl_jax.config import UserError
 from webssl_jax.data import records
 from webssl_jax.data.pipeline import TrainLoader, read_labelled

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conversions import counts, read_shards, run_engine
-from image_shards import encode_image
 
+from tests.data.conversions import counts, read_shards, run_engine
+from tests.data.image_shards import encode_image
 from webssl_jax.config import UserError
 from webssl_jax.data.converter.parquet_reader import Columns, ParquetReader, list_parquet
 from webssl_jax.data.converter.tar_reader import TarReader, list_tars

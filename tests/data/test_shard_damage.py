@@ -17,8 +17,8 @@ import time
 
 import numpy as np
 import pytest
-from image_shards import encode_image, make_record, write_shard
 
+from tests.data.image_shards import encode_image, make_record, write_shard
 from tests.e2e import runner
 from webssl_jax.config import UserError
 from webssl_jax.data import inspection, records
@@ -238,13 +238,13 @@ def test_a_training_refuses_a_damaged_set_and_names_every_bad_shard(shards, tmp_
     assert "train-00003-of-00004.arrayrecord: the shard is a file of 0 bytes" in error
 
 
-def test_a_training_whose_shards_vanish_ends_in_one_line(image_records, tmp_path, cache):
+def test_a_training_whose_shards_vanish_ends_in_one_line(image_records, tmp_path):
     for number in range(400):
         item = records.encode(image_records[number % 64])
         write_shard(tmp_path / f"s{number:03d}.arrayrecord", [item])
     overrides = {"data.train": tmp_path, "total_steps": 5000, "checkpoint.every_steps": 5000}
     run = tmp_path / "run"
-    process = runner.start(run, overrides, cache=cache)
+    process = runner.start(run, overrides)
     wait_for_step(process, run, 1)
     for path in tmp_path.glob("*.arrayrecord"):
         path.unlink()
@@ -254,9 +254,9 @@ def test_a_training_whose_shards_vanish_ends_in_one_line(image_records, tmp_path
     assert ".arrayrecord: cannot be read any more (No such file or directory)" in error
 
 
-def test_a_training_whose_loader_process_is_killed_ends_in_one_line(shards, tmp_path, cache):
+def test_a_training_whose_loader_process_is_killed_ends_in_one_line(shards, tmp_path):
     overrides = {"data.train": shards, "data.workers": 1, "total_steps": 50_000}
-    process = runner.start(tmp_path, overrides, cache=cache)
+    process = runner.start(tmp_path, overrides)
     wait_for_step(process, tmp_path, 1)
     runner.kill_loader_worker(process)
     output, _ = process.communicate(timeout=120)
@@ -265,7 +265,7 @@ def test_a_training_whose_loader_process_is_killed_ends_in_one_line(shards, tmp_
 
 
 @pytest.mark.slow
-def test_the_count_of_substitutes_is_that_of_all_hosts(image_records, tmp_path, cache):
+def test_the_count_of_substitutes_is_that_of_all_hosts(image_records, tmp_path):
     items = [records.encode(r) for r in image_records]
     for number in (3, 20, 21, 50, 63):
         items[number] = b"junk"
@@ -275,7 +275,7 @@ def test_the_count_of_substitutes_is_that_of_all_hosts(image_records, tmp_path, 
     for processes, rows in ((1, {}), (2, {}), (2, {"sharding.tensor": 2, "sharding.fsdp": 1})):
         workdir = tmp_path / f"run{len(counts)}"
         changes = overrides | rows
-        results = runner.train_together(workdir, processes, overrides=changes, cache=cache)
+        results = runner.train_together(workdir, processes, overrides=changes)
         assert [r.code for r in results] == [0] * processes, results[0].output
         lines = (workdir / "metrics.jsonl").read_text().splitlines()
         counts.append(json.loads(lines[-1])["data/substituted_images"])

@@ -13,8 +13,8 @@ from concurrent import futures
 
 import numpy as np
 import pytest
-from image_shards import write_shard
 
+from tests.data.image_shards import write_shard
 from webssl_jax import corpus
 from webssl_jax.config import UserError
 from webssl_jax.data import records

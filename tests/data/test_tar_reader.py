@@ -9,9 +9,9 @@ import tracemalloc
 import numpy as np
 import pyarrow
 import pytest
-from conversions import counts, read_shards, run_engine
-from image_shards import encode_image, smooth_image
 
+from tests.data.conversions import counts, read_shards, run_engine
+from tests.data.image_shards import encode_image, smooth_image
 from webssl_jax.config import UserError
 from webssl_jax.data.converter import items, tar_reader, tar_stream
 from webssl_jax.data.converter.tar_reader import TarReader, list_metaclip, list_tars

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from array_record.python import array_record_module
-from conversions import counts, read_shards, run_engine
-from own_pictures import OwnPictures, image
 
+from tests.data.conversions import counts, read_shards, run_engine
+from tests.data.own_pictures import OwnPictures, image
 from webssl_jax.config import UserError
 from webssl_jax.data.converter.tfds_reader import Features, TfdsReader, _masked_crc32c, list_tfds
 

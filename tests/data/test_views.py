@@ -6,8 +6,8 @@ import pickle
 
 import numpy as np
 import pytest
-from image_shards import encode_image, smooth_image
 
+from tests.data.image_shards import encode_image, smooth_image
 from webssl_jax.data import views
 from webssl_jax.data.decode import DecodeError, open_image
 from webssl_jax.data.views import EvalView, RandomResizedCropView

@@ -59,38 +59,25 @@ def command(workdir, overrides=(), flags=(), spec=SPEC):
     ]
 
 
-def environment(devices=1, cache=None, processes=1):
+def environment(devices=1, processes=1):
     # The flags of tests/conftest.py.
     xla = f"--xla_force_host_platform_device_count={devices} --xla_cpu_multi_thread_eigen=false"
     if processes == 1:
         # Not for several processes: their orders of collectives then differ, and gloo ends the run
         # with "Received data size doesn't match expected size".
         xla += " --xla_cpu_enable_concurrency_optimized_scheduler=false"
-    env = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT), XLA_FLAGS=xla)
-    if cache:  # the step is compiled once for all runs of a test
-        env |= {
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
-    return env
+    return os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": xla}
 
 
 def start(
-    workdir,
-    overrides=(),
-    devices=1,
-    cache=None,
-    flags=(),
-    largest_file_kib=None,
-    processes=1,
-    spec=SPEC,
+    workdir, overrides=(), devices=1, flags=(), largest_file_kib=None, processes=1, spec=SPEC
 ):
     arguments = command(workdir, overrides, flags, spec)
     if largest_file_kib:
         arguments = ["bash", "-c", f'ulimit -f {largest_file_kib}; exec "$@"', "-", *arguments]
     return subprocess.Popen(
         arguments,
-        env=environment(devices, cache, processes),
+        env=environment(devices, processes),
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,
@@ -98,17 +85,17 @@ def start(
     )
 
 
-def train(workdir, overrides=(), devices=1, cache=None, flags=(), largest_file_kib=None, spec=SPEC):
-    process = start(workdir, overrides, devices, cache, flags, largest_file_kib, spec=spec)
+def train(workdir, overrides=(), devices=1, flags=(), largest_file_kib=None, spec=SPEC):
+    process = start(workdir, overrides, devices, flags, largest_file_kib, spec=spec)
     output, _ = process.communicate(timeout=300)
     return Result(process.returncode, output)
 
 
-def python(*arguments, cache=None, timeout=300):
+def python(*arguments, timeout=300):
     """Runs an entry point or a tool of the project to its end."""
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
-        env=environment(cache=cache),
+        env=environment(),
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,
@@ -123,7 +110,6 @@ def train_together(
     processes,
     devices=1,
     overrides=(),
-    cache=None,
     kill_after_step=None,
     sent=signal.SIGKILL,
     to=slice(None),
@@ -139,7 +125,6 @@ def train_together(
             workdir,
             overrides,
             devices,
-            cache,
             flags=[
                 "--coordinator",
                 f"localhost:{port}",

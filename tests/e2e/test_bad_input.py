@@ -24,8 +24,8 @@ from tests.e2e import runner
         ({"model.drop_path": 0.5, "accumulation_steps": 2}, "config.accumulation_steps = 2"),
     ],
 )
-def test_a_bad_config_is_one_line_and_exit_code_2(tmp_path, cache, overrides, says):
-    result = runner.train(tmp_path, overrides, cache=cache)
+def test_a_bad_config_is_one_line_and_exit_code_2(tmp_path, overrides, says):
+    result = runner.train(tmp_path, overrides)
     assert result.code == 2, result.output
     assert "Traceback" not in result.output
     errors = [line for line in result.output.splitlines() if line.startswith("error: ")]
@@ -42,20 +42,20 @@ def test_an_override_without_a_value_is_one_line(tmp_path):
     assert result.code == 2 and result.output == "error: --config.seed: give a value\n"
 
 
-def test_a_workdir_belongs_to_one_experiment(tmp_path, cache):
-    assert runner.train(tmp_path, {"total_steps": 3}, cache=cache).code == 0
-    result = runner.train(tmp_path, {"global_batch": 32}, cache=cache)
+def test_a_workdir_belongs_to_one_experiment(tmp_path):
+    assert runner.train(tmp_path, {"total_steps": 3}).code == 0
+    result = runner.train(tmp_path, {"global_batch": 32})
     assert result.code == 2 and "config.global_batch differs" in result.output
     # longer is allowed, and told
-    assert runner.train(tmp_path, {"total_steps": 4}, cache=cache).code == 0
+    assert runner.train(tmp_path, {"total_steps": 4}).code == 0
 
 
-def test_weights_of_another_run_are_a_start(tmp_path, cache):
+def test_weights_of_another_run_are_a_start(tmp_path):
     first, second, third = tmp_path / "a", tmp_path / "b", tmp_path / "c"
-    assert runner.train(first, {"total_steps": 3}, cache=cache).code == 0
-    result = runner.train(second, {"init_from": first, "total_steps": 3}, cache=cache)
+    assert runner.train(first, {"total_steps": 3}).code == 0
+    result = runner.train(second, {"init_from": first, "total_steps": 3})
     assert result.code == 0 and "starting from the weights" in result.output
     assert runner.losses(second)[1] < runner.losses(first)[1]
-    result = runner.train(third, {"resume_from": first, "total_steps": 5}, cache=cache)
+    result = runner.train(third, {"resume_from": first, "total_steps": 5})
     assert result.code == 0 and "resuming at step 3 of 5" in result.output
     assert sorted(runner.losses(third)) == [4, 5]

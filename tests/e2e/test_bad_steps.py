@@ -27,9 +27,9 @@ def _refused(workdir):
     return [step for step, (a, b) in enumerate(zip(counts, counts[1:]), start=1) if b > a]
 
 
-def test_a_step_that_is_not_finite_is_saved_whole_and_its_replay_finds_the_same(tmp_path, cache):
+def test_a_step_that_is_not_finite_is_saved_whole_and_its_replay_finds_the_same(tmp_path):
     """At a rate of 1e30 the second update makes the third loss NaN."""
-    result = runner.train(tmp_path, EXPLODING, cache=cache)
+    result = runner.train(tmp_path, EXPLODING)
     assert result.code == 0, result.output
     assert "step 3: not finite: the loss is nan" in result.output
     assert "step 4: not finite" in result.output and "not saved" in result.output
@@ -48,7 +48,7 @@ def test_a_step_that_is_not_finite_is_saved_whole_and_its_replay_finds_the_same(
     assert [image["key"] for image in images] == [records.decode(source[i]).key for i in fed]
 
     before = _files(tmp_path)
-    again = runner.train(tmp_path, EXPLODING, cache=cache, flags=["--replay", "3"])
+    again = runner.train(tmp_path, EXPLODING, flags=["--replay", "3"])
     assert again.code == 0, again.output
     assert "not finite in the run, not finite now" in again.output
     assert "the same, digit for digit" in again.output
@@ -57,15 +57,15 @@ def test_a_step_that_is_not_finite_is_saved_whole_and_its_replay_finds_the_same(
     assert "16 of 16 not finite" in again.output and images[0]["key"] in again.output
     assert _files(tmp_path) == before
 
-    other = runner.train(tmp_path, EXPLODING, cache=cache, flags=["--replay", "4"])
+    other = runner.train(tmp_path, EXPLODING, flags=["--replay", "4"])
     assert other.code == 2 and "no such step; saved are 3" in other.output
 
 
-def test_a_spike_is_run_again_to_the_digit_and_a_profile_is_taken(tmp_path, cache):
+def test_a_spike_is_run_again_to_the_digit_and_a_profile_is_taken(tmp_path):
     """The refused step's own loss and gradient come back only from the parameters, the images and
     the masks it had, though the run had started the next step when it noticed."""
     settings = NERVOUS | {"profile.start_step": 2, "profile.steps": 2}
-    result = runner.train(tmp_path, settings, cache=cache)
+    result = runner.train(tmp_path, settings)
     assert result.code == 0, result.output
     refused = _refused(tmp_path)
     assert 1 <= len(refused) <= 5 and refused[0] > 3
@@ -76,7 +76,7 @@ def test_a_spike_is_run_again_to_the_digit_and_a_profile_is_taken(tmp_path, cach
     assert any(path.stat().st_size for path in (tmp_path / "profile").rglob("*.xplane.pb"))
 
     flags = ["--replay", str(refused[0])]
-    again = runner.train(tmp_path, settings, cache=cache, flags=flags)
+    again = runner.train(tmp_path, settings, flags=flags)
     assert "spike in the run, spike now" in again.output, again.output
     assert "the same, digit for digit" in again.output
     loss = _rows(tmp_path)[refused[0] - 1]["train/loss"]
@@ -84,12 +84,12 @@ def test_a_spike_is_run_again_to_the_digit_and_a_profile_is_taken(tmp_path, cach
 
 
 @pytest.mark.slow
-def test_spikes_are_the_same_steps_after_a_resume_and_on_eight_devices(tmp_path, cache):
+def test_spikes_are_the_same_steps_after_a_resume_and_on_eight_devices(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert runner.train(whole, NERVOUS, cache=cache).code == 0
-    process = runner.start(broken, NERVOUS, cache=cache)
+    assert runner.train(whole, NERVOUS).code == 0
+    process = runner.start(broken, NERVOUS)
     runner.kill_at(process, broken / "metrics.jsonl", _refused(whole)[0])
-    result = runner.train(broken, NERVOUS, devices=8, cache=cache)
+    result = runner.train(broken, NERVOUS, devices=8)
     assert result.code == 0 and "resuming at step" in result.output
     assert _refused(broken) == _refused(whole)
     for ours, theirs in zip(_rows(broken), _rows(whole), strict=True):
@@ -97,9 +97,9 @@ def test_spikes_are_the_same_steps_after_a_resume_and_on_eight_devices(tmp_path,
 
 
 @pytest.mark.slow
-def test_a_finer_number_format_in_the_replay_is_said(tmp_path, cache):
+def test_a_finer_number_format_in_the_replay_is_said(tmp_path):
     coarse = EXPLODING | {"model.dtype": "bfloat16"}
-    assert runner.train(tmp_path, coarse, cache=cache).code == 0
-    again = runner.train(tmp_path, EXPLODING, cache=cache, flags=["--replay", "3"])
+    assert runner.train(tmp_path, coarse).code == 0
+    again = runner.train(tmp_path, EXPLODING, flags=["--replay", "3"])
     assert again.code == 0, again.output
     assert "other than in the run: config.model.dtype = float32 (was bfloat16)" in again.output

@@ -19,9 +19,9 @@ def _alarms(workdir):
     return {row["step"]: row["health/alarms"] for row in rows if "health/alarms" in row}
 
 
-def test_a_collapse_is_in_the_log_the_progress_line_the_figures_and_the_pictures(tmp_path, cache):
+def test_a_collapse_is_in_the_log_the_progress_line_the_figures_and_the_pictures(tmp_path):
     settings = DECAYING | {"log.tensorboard": True}
-    result = runner.train(tmp_path, settings, cache=cache)
+    result = runner.train(tmp_path, settings)
     assert result.code == 0, result.output
     assert result.output.count(SAID) == 1 and "config.optim.lr" in result.output
     (start,) = (step for step in range(2, 25) if result.output.count(f"step {step}: ALARM"))
@@ -35,11 +35,11 @@ def test_a_collapse_is_in_the_log_the_progress_line_the_figures_and_the_pictures
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_and_continued_says_it_once(tmp_path, cache):
-    process = runner.start(tmp_path, DECAYING, cache=cache)
+def test_a_run_that_was_killed_and_continued_says_it_once(tmp_path):
+    process = runner.start(tmp_path, DECAYING)
     before = runner.kill_at(process, tmp_path / "metrics.jsonl", 20)
     assert before.count(SAID) == 1
-    result = runner.train(tmp_path, DECAYING, cache=cache)
+    result = runner.train(tmp_path, DECAYING)
     assert result.code == 0 and "resuming at step" in result.output
     assert SAID not in result.output and "ALARM since step" in result.output
     assert set(list(_alarms(tmp_path).values())[-5:]) == {1.0}

@@ -13,14 +13,12 @@ import pytest
 from tests.e2e import runner
 
 
-def test_an_undisturbed_run_writes_every_step_and_says_when_it_is_finished(
-    tmp_path, cache, unbroken
-):
+def test_an_undisturbed_run_writes_every_step_and_says_when_it_is_finished(tmp_path, unbroken):
     assert sorted(unbroken) == list(range(1, 13))
-    first = runner.train(tmp_path, cache=cache)
+    first = runner.train(tmp_path)
     assert first.code == 0 and "finished 12 steps" in first.output
     assert runner.losses(tmp_path) == unbroken  # the same command, the same digits
-    again = runner.train(tmp_path, cache=cache)
+    again = runner.train(tmp_path)
     assert again.code == 0 and "finished: step 12 of 12 is saved" in again.output
     assert runner.losses(tmp_path) == unbroken
     for picture in (
@@ -32,38 +30,38 @@ def test_an_undisturbed_run_writes_every_step_and_says_when_it_is_finished(
         assert (tmp_path / "pictures" / f"{picture}.png").stat().st_size > 1000
 
 
-def _killed_run(tmp_path, cache, moments):
+def _killed_run(tmp_path, moments):
     for moment in moments:
-        process = runner.start(tmp_path, cache=cache)
+        process = runner.start(tmp_path)
         try:
             process.communicate(timeout=moment)
             break  # it finished first
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-    result = runner.train(tmp_path, cache=cache)
+    result = runner.train(tmp_path)
     assert result.code == 0, result.output
     return runner.losses(tmp_path)
 
 
-def test_kill_9_between_and_within_steps_continues_with_the_same_digits(tmp_path, cache, unbroken):
+def test_kill_9_between_and_within_steps_continues_with_the_same_digits(tmp_path, unbroken):
     for step in (2, 4, 7, 11):
-        runner.kill_at(runner.start(tmp_path, cache=cache), tmp_path / "metrics.jsonl", step)
-    assert _killed_run(tmp_path, cache, []) == unbroken
+        runner.kill_at(runner.start(tmp_path), tmp_path / "metrics.jsonl", step)
+    assert _killed_run(tmp_path, []) == unbroken
 
 
 @pytest.mark.slow
-def test_kill_9_at_20_random_moments_continues_with_the_same_digits(tmp_path, cache, unbroken):
+def test_kill_9_at_20_random_moments_continues_with_the_same_digits(tmp_path, unbroken):
     """From start-up to the last save: most of these fall into imports, compilation and checkpoint
     writing."""
     began = time.monotonic()
-    runner.train(tmp_path / "timed", cache=cache)
+    runner.train(tmp_path / "timed")
     whole = time.monotonic() - began
     rng = random.Random(0)
     moments = [rng.uniform(0.3, 1.0) * whole for _ in range(20)]
     workdir = tmp_path / "killed"
     for moment in moments:
-        process = runner.start(workdir, cache=cache)
+        process = runner.start(workdir)
         try:
             process.communicate(timeout=moment)
         except subprocess.TimeoutExpired:
@@ -72,24 +70,24 @@ def test_kill_9_at_20_random_moments_continues_with_the_same_digits(tmp_path, ca
         if process.returncode == 0:  # it got through: begin again, so that all 20 kills are kills
             assert runner.losses(workdir) == unbroken
             shutil.rmtree(workdir)
-    assert _killed_run(workdir, cache, []) == unbroken
+    assert _killed_run(workdir, []) == unbroken
 
 
 @pytest.mark.parametrize("sent, code", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_a_stop_signal_saves_and_exits_with_its_code(tmp_path, cache, unbroken, sent, code):
-    process = runner.start(tmp_path, {"checkpoint.every_steps": 1000}, cache=cache)
+def test_a_stop_signal_saves_and_exits_with_its_code(tmp_path, unbroken, sent, code):
+    process = runner.start(tmp_path, {"checkpoint.every_steps": 1000})
     output = runner.kill_at(process, tmp_path / "metrics.jsonl", 4, sent)
     assert process.returncode == code, output
     assert f"stopped by {sent.name}" in output and "Traceback" not in output
     stopped_at = runner.last_step(tmp_path / "metrics.jsonl")
-    result = runner.train(tmp_path, {"checkpoint.every_steps": 1000}, cache=cache)
+    result = runner.train(tmp_path, {"checkpoint.every_steps": 1000})
     assert f"resuming at step {stopped_at} of 12" in result.output
     assert runner.losses(tmp_path) == unbroken
 
 
-def test_a_stop_signal_in_the_last_step_does_not_cost_its_evaluation(tmp_path, cache):
+def test_a_stop_signal_in_the_last_step_does_not_cost_its_evaluation(tmp_path):
     settings = {"total_steps": 1, "optim.warmup_steps": 0, "pictures.kinds": "reconstruction"}
-    process = runner.start(tmp_path, settings, cache=cache)
+    process = runner.start(tmp_path, settings)
     while not (tmp_path / "config.json").exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)  # before the only step is compiled
@@ -98,10 +96,8 @@ def test_a_stop_signal_in_the_last_step_does_not_cost_its_evaluation(tmp_path, c
     assert (tmp_path / "pictures" / "reconstruction_00000001.png").exists()
 
 
-def test_a_damaged_and_a_half_written_checkpoint_are_passed_over_with_one_line(
-    tmp_path, cache, unbroken
-):
-    runner.kill_at(runner.start(tmp_path, cache=cache), tmp_path / "metrics.jsonl", 10)
+def test_a_damaged_and_a_half_written_checkpoint_are_passed_over_with_one_line(tmp_path, unbroken):
+    runner.kill_at(runner.start(tmp_path), tmp_path / "metrics.jsonl", 10)
     checkpoints = tmp_path / "checkpoints"
     newest = max(int(p.name) for p in checkpoints.iterdir() if p.name.isdigit())
     largest = max(
@@ -114,46 +110,46 @@ def test_a_damaged_and_a_half_written_checkpoint_are_passed_over_with_one_line(
     half = checkpoints / f"{newest + 3}.orbax-checkpoint-tmp"
     half.mkdir(exist_ok=True)
     (half / "rest").write_text("half")
-    result = runner.train(tmp_path, cache=cache)
+    result = runner.train(tmp_path)
     assert result.code == 0, result.output
     assert result.output.count(f"passing over the checkpoint of step {newest}") == 1
     assert "Traceback" not in result.output
     assert runner.losses(tmp_path) == unbroken
 
 
-def test_a_full_disk_ends_the_run_with_the_last_good_checkpoint_intact(tmp_path, cache):
+def test_a_full_disk_ends_the_run_with_the_last_good_checkpoint_intact(tmp_path):
     """A limit on the size of one file stands in for the disk: the kernel refuses the write in the
     same place.
 
     The check of free space cannot see this limit, so this is the worse case, where the save fails
     halfway.
     """
-    runner.train(tmp_path, {"total_steps": 3, "optim.warmup_steps": 2}, cache=cache)
+    runner.train(tmp_path, {"total_steps": 3, "optim.warmup_steps": 2})
     result = runner.train(tmp_path, largest_file_kib=20)
     assert result.code == 2, result.output
     # A hundred writes fail at once, in tasks of asyncio and threads of tensorstore.
     assert "Traceback" not in result.output and "never retrieved" not in result.output
     (line,) = [line for line in result.output.splitlines() if line.startswith("error: ")]
     assert "no space left for a checkpoint" in line and "last good one is of step 3" in line
-    result = runner.train(tmp_path, cache=cache)
+    result = runner.train(tmp_path)
     assert result.code == 0 and "resuming at step 3 of 12" in result.output
 
 
-def test_a_second_run_in_the_same_workdir_is_refused_and_a_crash_leaves_no_lock(tmp_path, cache):
-    process = runner.start(tmp_path, {"total_steps": 2000}, cache=cache)
+def test_a_second_run_in_the_same_workdir_is_refused_and_a_crash_leaves_no_lock(tmp_path):
+    process = runner.start(tmp_path, {"total_steps": 2000})
     path, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 120
     while not (path.exists() and runner.last_step(path) >= 1) and time.monotonic() < deadline:
         time.sleep(0.05)
-    second = runner.train(tmp_path, cache=cache)
+    second = runner.train(tmp_path)
     assert second.code == 2
     assert f"another run (process {process.pid}) is using this workdir" in second.output
     process.kill()
     process.communicate()
-    third = runner.train(tmp_path, {"total_steps": 12}, cache=cache)
+    third = runner.train(tmp_path, {"total_steps": 12})
     assert third.code == 0, third.output
 
 
-def test_another_device_count_gives_the_same_losses(tmp_path, cache, unbroken):
+def test_another_device_count_gives_the_same_losses(tmp_path, unbroken):
     """Stopped on 1 device, continued on 8: fsdp 8, then replica 2 x fsdp 2 x tensor 2. float32:
     2e-6 relative."""
     for step, devices, mesh in (
@@ -161,7 +157,7 @@ def test_another_device_count_gives_the_same_losses(tmp_path, cache, unbroken):
         (8, 8, {}),
         (None, 8, {"sharding.replica": 2, "sharding.fsdp": 2, "sharding.tensor": 2}),
     ):
-        process = runner.start(tmp_path, mesh, devices, cache=cache)
+        process = runner.start(tmp_path, mesh, devices)
         if step:
             runner.kill_at(process, tmp_path / "metrics.jsonl", step)
         else:

@@ -6,10 +6,10 @@ from PIL import Image
 from tests.e2e import runner
 
 
-def test_pictures_come_by_cadence_and_from_a_checkpoint(tmp_path, cache):
+def test_pictures_come_by_cadence_and_from_a_checkpoint(tmp_path):
     settings = {"total_steps": 2, "optim.warmup_steps": 1, "pictures.candidates": 12}
     settings |= {"pictures.kinds": "all", "pictures.images": 3}
-    result = runner.train(tmp_path / "run", settings, cache=cache)
+    result = runner.train(tmp_path / "run", settings)
     assert result.code == 0, result.output
     names = ("attention", "neighbours", "norms", "pca", "reconstruction")
     drawn = tmp_path / "run" / "pictures"
@@ -19,7 +19,7 @@ def test_pictures_come_by_cadence_and_from_a_checkpoint(tmp_path, cache):
 
     command = ["tools/pictures.py", "--workdir", tmp_path / "run", "--output", tmp_path / "out"]
     flags = ["--images", "corpus:train", "--count", 3, "--candidates", 12]
-    done = runner.python(*command, *flags, cache=cache)
+    done = runner.python(*command, *flags)
     assert done.code == 0, done.output
     assert "run at step 2: 12 of " in done.output
     assert sorted(path.stem for path in (tmp_path / "out").iterdir()) == list(names)

@@ -30,7 +30,7 @@ def python(*arguments):
     return done.output
 
 
-def test_images_become_a_trained_evaluated_and_exported_network(tmp_path, cache):
+def test_images_become_a_trained_evaluated_and_exported_network(tmp_path):
     make_images(tmp_path / "images")
     output = python(
         "tools/make_records.py",
@@ -55,7 +55,7 @@ def test_images_become_a_trained_evaluated_and_exported_network(tmp_path, cache)
         "eval.batch": 32,
         "log.tensorboard": True,
     }
-    result = runner.train(tmp_path / "run", shards, cache=cache)
+    result = runner.train(tmp_path / "run", shards)
     assert result.code == 0, result.output
     rows = [json.loads(line) for line in open(tmp_path / "run" / "metrics.jsonl")]
     assert [row["step"] for row in rows if "eval/linear/top1" in row] == [0, 12]

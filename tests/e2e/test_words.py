@@ -28,17 +28,17 @@ SETTINGS = {
 }
 
 
-def train(cache, workdir, **changes):
+def train(workdir, **changes):
     settings = SETTINGS | {key.replace("__", "."): value for key, value in changes.items()}
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
     command = ["-m", "webssl_jax.train", "--config", SPEC, "--workdir", workdir]
-    return runner.python(*command, *flags, cache=cache)
+    return runner.python(*command, *flags)
 
 
 @pytest.mark.slow
-def test_words_are_measured_in_training_and_from_a_checkpoint(tmp_path, cache):
+def test_words_are_measured_in_training_and_from_a_checkpoint(tmp_path):
     workdir = tmp_path / "run"
-    result = train(cache, workdir)
+    result = train(workdir)
     assert result.code == 0, result.output
     assert "step 2: zero-shot 0." in result.output and "image to text R@10 0." in result.output
     rows = [json.loads(line) for line in open(workdir / "metrics.jsonl")]
@@ -52,26 +52,24 @@ def test_words_are_measured_in_training_and_from_a_checkpoint(tmp_path, cache):
     stored = first.read_bytes()
     first.unlink()
     # of which there is no checkpoint
-    result = runner.python(*evaluate, "--step", 0, cache=cache)
+    result = runner.python(*evaluate, "--step", 0)
     assert result.code == 0 and first.read_bytes() == stored, result.output
     file = tmp_path / "templates.txt"
     file.write_text("a {}.\nan old {}.\n")
-    result = runner.python(*evaluate, "--zero-shot", file, "--retrieval-images", 16, cache=cache)
+    result = runner.python(*evaluate, "--zero-shot", file, "--retrieval-images", 16)
     assert result.code == 0, result.output
     assert "2 templates" in result.output and "share of 16 images" in result.output
     file.write_text("a {}.\nan old one.\n")
-    result = runner.python(*evaluate, "--zero-shot", file, cache=cache)
+    result = runner.python(*evaluate, "--zero-shot", file)
     assert result.code == 2 and "line 2: 'an old one.' has no {}" in result.output, result.output
 
-    result = runner.python(
-        "tools/pictures.py", "--workdir", workdir, "--output", tmp_path / "out", cache=cache
-    )
+    result = runner.python("tools/pictures.py", "--workdir", workdir, "--output", tmp_path / "out")
     assert result.code == 0, result.output
     drawn = {path.stem for path in (tmp_path / "out").iterdir()}
     assert {"pca", *names} <= drawn
 
 
-def test_words_are_refused_of_a_method_without_texts(tmp_path, cache):
-    result = runner.train(tmp_path, {"eval.retrieval": "corpus:test"}, cache=cache)
+def test_words_are_refused_of_a_method_without_texts(tmp_path):
+    result = runner.train(tmp_path, {"eval.retrieval": "corpus:test"})
     assert result.code == 2 and "Traceback" not in result.output
     assert "config.eval.retrieval = corpus:test: MAE has no text tower" in result.output

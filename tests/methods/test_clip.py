@@ -280,15 +280,15 @@ RUN = {
 }
 
 
-def train(workdir, cache, spec):
+def train(workdir, spec):
     command = ["-m", "webssl_jax.train", "--config", f"configs/clip.py:{spec}"]
     command += ["--workdir", workdir, *(f"--config.{k}={v}" for k, v in RUN.items())]
-    done = runner.python(*command, cache=cache, timeout=600)
+    done = runner.python(*command, timeout=600)
     assert done.code == 0, done.output
 
 
-def test_a_run_learns_and_one_that_stopped_goes_on_with_the_same_losses(tmp_path, cache):
-    train(tmp_path / "run", cache, "size=tiny,loss=sigmoid")
+def test_a_run_learns_and_one_that_stopped_goes_on_with_the_same_losses(tmp_path):
+    train(tmp_path / "run", "size=tiny,loss=sigmoid")
     whole = runner.losses(tmp_path / "run")
     assert list(whole) == list(range(1, 13))
     assert np.mean([whole[step] for step in (10, 11, 12)]) < 0.9 * whole[1]
@@ -296,5 +296,5 @@ def test_a_run_learns_and_one_that_stopped_goes_on_with_the_same_losses(tmp_path
     assert figures["train/empty_texts"] < 0.1 and "train/image_accuracy" in figures
 
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "12")
-    train(tmp_path / "run", cache, "size=tiny,loss=sigmoid")
+    train(tmp_path / "run", "size=tiny,loss=sigmoid")
     assert runner.losses(tmp_path / "run") == whole

@@ -40,10 +40,10 @@ CLIP = {
     ],
 )
 def test_several_processes_give_the_single_process_losses(
-    tmp_path, cache, unbroken, processes, devices, mesh
+    tmp_path, unbroken, processes, devices, mesh
 ):
     """float32, only the order of sums differs: 2e-6 relative."""
-    results = runner.train_together(tmp_path, processes, devices, mesh, cache)
+    results = runner.train_together(tmp_path, processes, devices, mesh)
     assert all(result.code == 0 for result in results), [r.output for r in results]
     ours = runner.losses(tmp_path)
     assert sorted(ours) == sorted(unbroken)
@@ -92,11 +92,11 @@ def test_contrasts_and_their_gradients_on_two_processes_are_those_of_one():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("contrast", ["softmax", "sigmoid"])
-def test_clips_losses_and_gradients_on_two_processes_are_those_of_one(tmp_path, cache, contrast):
+def test_clips_losses_and_gradients_on_two_processes_are_those_of_one(tmp_path, contrast):
     """Each process holds half of the pairs; a loss sees all of them. float32, and the gradients'
     norms and what they do to the next losses differ by the order of sums only: 2e-6 and 2e-5
     relative."""
-    clip = {"spec": f"configs/clip.py:size=tiny,loss={contrast}", "cache": cache}
+    clip = {"spec": f"configs/clip.py:size=tiny,loss={contrast}"}
     one, two = tmp_path / "one", tmp_path / "two"
     alone = runner.train(one, CLIP, **clip)
     assert alone.code == 0, alone.output
@@ -115,16 +115,14 @@ def test_clips_losses_and_gradients_on_two_processes_are_those_of_one(tmp_path, 
             assert row[name] == pytest.approx(expected[name], rel=2e-5), name
 
 
-def test_when_one_of_two_is_killed_the_other_ends_and_another_number_continues(
-    tmp_path, cache, unbroken
-):
+def test_when_one_of_two_is_killed_the_other_ends_and_another_number_continues(tmp_path, unbroken):
     """Nobody tells its peer, who finds out within the time that train_together waits. What was
     done after the last checkpoint counts as lost time."""
     first, second = slice(0, 1), slice(1, 2)
-    (left,) = runner.train_together(tmp_path, 2, 1, {}, cache, 7, to=second, wait_for=first)
+    (left,) = runner.train_together(tmp_path, 2, 1, {}, 7, to=second, wait_for=first)
     assert left.code not in (0, 75), left.output
     assert max(runner.losses(tmp_path)) < 12
-    result = runner.train(tmp_path, cache=cache)
+    result = runner.train(tmp_path)
     assert result.code == 0, result.output
     ours = runner.losses(tmp_path)
     assert sorted(ours) == sorted(unbroken)
@@ -141,11 +139,11 @@ def test_when_one_of_two_is_killed_the_other_ends_and_another_number_continues(
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_what_one_process_alone_meets_ends_all_at_once_with_its_words(tmp_path, cache, failing):
+def test_what_one_process_alone_meets_ends_all_at_once_with_its_words(tmp_path, failing):
     """Within a step nobody asks how the others are: they wait in a collective."""
     settings = {"total_steps": 100_000, "data.workers": 1}
     results = runner.train_together(
-        tmp_path, 2, 1, settings, cache, 3, runner.kill_loader_worker, slice(failing, failing + 1)
+        tmp_path, 2, 1, settings, 3, runner.kill_loader_worker, slice(failing, failing + 1)
     )
     assert [result.code for result in results] == [2, 2], [r.output for r in results]
     own, other = results[failing].output, results[1 - failing].output
@@ -155,7 +153,7 @@ def test_what_one_process_alone_meets_ends_all_at_once_with_its_words(tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_peer_that_is_alive_and_stuck_ends_the_run_with_everybodys_stacks(tmp_path, cache):
+def test_a_peer_that_is_alive_and_stuck_ends_the_run_with_everybodys_stacks(tmp_path):
     """Stopped, not dead: its connections stay open."""
     settings = {
         "total_steps": 100_000,
@@ -166,7 +164,7 @@ def test_a_peer_that_is_alive_and_stuck_ends_the_run_with_everybodys_stacks(tmp_
     }
     first, second = slice(0, 1), slice(1, 2)
     (left,) = runner.train_together(
-        tmp_path, 2, 1, settings, cache, 20, signal.SIGSTOP, second, wait_for=first
+        tmp_path, 2, 1, settings, 20, signal.SIGSTOP, second, wait_for=first
     )
     assert left.code == 1, left.output
     assert "Timeout (0:00:12)!" in left.output and "webssl_jax/train.py" in left.output
@@ -176,12 +174,10 @@ ONCE = {"sharding.replica": -1, "sharding.fsdp": 1, "checkpoint.restore_once": T
 
 
 @pytest.mark.parametrize("mesh", [{}, pytest.param(ONCE, marks=pytest.mark.slow)])
-def test_one_process_continues_what_two_began_and_the_other_way_round(
-    tmp_path, cache, unbroken, mesh
-):
+def test_one_process_continues_what_two_began_and_the_other_way_round(tmp_path, unbroken, mesh):
     """Also where the first of two replicas reads and the other gets it from there."""
     for kill_after_step, processes in ((4, 2), (8, 1), (None, 2)):
-        results = runner.train_together(tmp_path, processes, 1, mesh, cache, kill_after_step)
+        results = runner.train_together(tmp_path, processes, 1, mesh, kill_after_step)
     assert all(result.code == 0 for result in results), [r.output for r in results]
     ours = runner.losses(tmp_path)
     assert sorted(ours) == sorted(unbroken)
@@ -190,15 +186,15 @@ def test_one_process_continues_what_two_began_and_the_other_way_round(
 
 
 def test_a_part_that_only_one_process_cannot_read_sends_all_to_the_checkpoint_before(
-    tmp_path, cache, unbroken
+    tmp_path, unbroken
 ):
-    runner.train_together(tmp_path, 2, 1, {}, cache, kill_after_step=10)
+    runner.train_together(tmp_path, 2, 1, {}, kill_after_step=10)
     checkpoints = tmp_path / "checkpoints"
     newest = max(int(p.name) for p in checkpoints.iterdir() if p.name.isdigit())
     parts = list((checkpoints / str(newest) / "state" / "ocdbt.process_1" / "d").iterdir())
     largest = max(parts, key=lambda part: part.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:100])
-    results = runner.train_together(tmp_path, 2, 1, {}, cache)
+    results = runner.train_together(tmp_path, 2, 1, {})
     assert all(result.code == 0 for result in results), [r.output for r in results]
     assert f"passing over the checkpoint of step {newest}" in results[0].output
     assert results[1].output.count("in the background") <= 2  # of the arrays it could not read
@@ -221,9 +217,7 @@ TWICE = {"sharding.replica": -1, "sharding.fsdp": 1}
     "mesh, lost, goes_on",
     [({}, False, True), (TWICE, True, True), pytest.param({}, True, False, marks=pytest.mark.slow)],
 )
-def test_killed_processes_go_on_from_their_own_disks(
-    tmp_path, cache, unbroken, mesh, lost, goes_on
-):
+def test_killed_processes_go_on_from_their_own_disks(tmp_path, unbroken, mesh, lost, goes_on):
     """Also when one has lost its part, if it is a replica; else from the beginning, for nothing
     else was saved."""
     settings = {
@@ -233,12 +227,12 @@ def test_killed_processes_go_on_from_their_own_disks(
         "checkpoint.local_every_steps": 2,
     }
     run = tmp_path / "run"
-    runner.train_together(run, 2, 1, settings, cache, kill_after_step=8)
+    runner.train_together(run, 2, 1, settings, kill_after_step=8)
     held = [list((tmp_path / "local").glob(f"*/process_{i}")) for i in (0, 1)]
     assert all(len(folders) == 1 and any(folders[0].iterdir()) for folders in held)
     if lost:
         shutil.rmtree(held[1][0])
-    results = runner.train_together(run, 2, 1, settings, cache)
+    results = runner.train_together(run, 2, 1, settings)
     assert all(result.code == 0 for result in results), [r.output for r in results]
     said = re.search(r"going on from the local checkpoint of step (\d+)", results[0].output)
     assert bool(said) == goes_on and (not goes_on or int(said[1]) in (6, 8, 10))
@@ -253,15 +247,11 @@ def test_killed_processes_go_on_from_their_own_disks(
 @pytest.mark.parametrize(
     "sent, process", [(signal.SIGTERM, 1), pytest.param(signal.SIGINT, 0, marks=pytest.mark.slow)]
 )
-def test_a_stop_signal_to_one_of_two_processes_saves_and_ends_both_with_75(
-    tmp_path, cache, sent, process
-):
+def test_a_stop_signal_to_one_of_two_processes_saves_and_ends_both_with_75(tmp_path, sent, process):
     """jax's preemption service looks once a second and then agrees on a step, so the run is
     long."""
     settings = {"total_steps": 100_000, "checkpoint.every_steps": 100_000, "log.every_steps": 10}
-    results = runner.train_together(
-        tmp_path, 2, 1, settings, cache, 20, sent, slice(process, process + 1)
-    )
+    results = runner.train_together(tmp_path, 2, 1, settings, 20, sent, slice(process, process + 1))
     assert [result.code for result in results] == [75, 75], [r.output for r in results]
     assert not any("Traceback" in result.output for result in results)
     (saved,) = re.findall(r"stopped by SIGTERM at step (\d+) of", results[0].output)
