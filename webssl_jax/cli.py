@@ -114,12 +114,17 @@ def _unraisablehook(event) -> None:
         logging.warning("in the background: %s: %s", event.exc_type.__name__, said)
 
 
+_first_words: list[Callable[[Exception], None]] = []
 _last_words: list[Callable[[BaseException, int, str], None]] = []
 
 
-def at_failure(tell: Callable[[BaseException, int, str], None]) -> None:
+def at_failure(
+    excuse: Callable[[Exception], None], tell: Callable[[BaseException, int, str], None]
+) -> None:
     """From now on an entry point that ends with an error calls ``tell`` with it, its exit code and
-    one line, when its own words are printed."""
+    one line, when its own words are printed. Where those would be a traceback, ``excuse`` comes
+    before it, and may end the process with better words."""
+    _first_words.append(excuse)
     _last_words.append(tell)
 
 
@@ -157,6 +162,8 @@ def _fail(error: Exception, line: str) -> NoReturn:
 
 
 def _break_down(error: Exception) -> NoReturn:
+    for excuse in _first_words:
+        excuse(error)
     traceback.print_exc()
     first = str(error).strip().partition("\n")[0][:300]
     _end(error, EXIT_FAILURE, f"{type(error).__name__}: {first}")

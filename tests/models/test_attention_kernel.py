@@ -106,8 +106,8 @@ def test_what_the_kernels_do_not_take_is_left_to_xla(tokens, heads, images):
     mesh = jax.make_mesh((2, 2, 2), ("replica", "fsdp", "tensor"), (AxisType.Auto,) * 3)
     made = BlockConfig(width=64 * heads, depth=1, heads=heads, attention="pallas")
     with jax.set_mesh(mesh):
-        assert attention._on_shards(made, images, tokens, made.width) is None
-        assert attention._on_shards(config(attention="pallas"), 8, 512, 256) is not None
+        assert attention._on_shards(made, images, tokens) is None
+        assert attention._on_shards(config(attention="pallas"), 8, 512) is not None
 
 
 def test_heads_that_fill_no_lanes_are_refused_in_one_line():
@@ -119,6 +119,6 @@ def test_arrays_are_cut_by_image_and_head():
     mesh = jax.make_mesh((2, 2, 2), ("replica", "fsdp", "tensor"), (AxisType.Auto,) * 3)
     x = jnp.ones((8, 5, 256))
     with jax.set_mesh(mesh):
-        mix = attention._on_shards(config(attention="pallas"), *x.shape)
+        mix = attention._on_shards(config(attention="pallas"), *x.shape[:2])
         (made,) = jax.jit(lambda x: [mix(x, x, x)])(x)
     assert made.sharding.spec == PartitionSpec(("replica", "fsdp"), None, "tensor")

@@ -6,10 +6,12 @@ import pathlib
 import socket
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
 
+from webssl_jax import cli
 from webssl_jax.config import UserError
 from webssl_jax.sharding import distributed
 
@@ -103,6 +105,44 @@ def test_the_jax_in_use_says_that_it_found_no_cluster_in_the_words_we_wait_for()
     assert "coordinator_address should be defined" in result.stdout, result.stderr
 
 
+@pytest.mark.parametrize(
+    "error, told, ends",
+    [
+        (jax.errors.JaxRuntimeError("Connection closed by peer"), "2 1 its disk is full", True),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"), "1 0 my own", False),
+        (jax.errors.JaxRuntimeError("Connection closed by peer"), None, False),
+        (TypeError("a bug"), "2 1 its disk is full", False),
+    ],
+)
+def test_a_collective_that_failed_with_a_peer_is_told_in_the_peers_words(
+    monkeypatch, capfd, error, told, ends
+):
+    """Before the thread that looks for them once a second has found them."""
+
+    class Client:
+        def key_value_try_get(self, key):
+            if told is None:
+                raise jax.errors.JaxRuntimeError("NOT_FOUND")
+            return told
+
+    def end(code):
+        raise SystemExit(code)
+
+    client = types.SimpleNamespace(get_jax_distributed_client=Client)
+    monkeypatch.setattr(distributed, "multihost", client)
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(cli, "_first_words", [distributed._excuse])
+    with pytest.raises(SystemExit) as ended:
+        try:
+            raise error
+        except Exception as met:
+            cli._break_down(met)  # cli.run would change this process's logging for good
+    printed = capfd.readouterr().err
+    words = "error: process 1 failed, so all end: its disk is full\n"
+    assert (printed == words) == ends and ("Traceback" in printed) == (not ends)
+    assert ended.value.code == (2 if ends else 1)
+
+
 def test_one_process_alone_raises_its_own_error_and_shares_with_itself(tmp_path):
     distributed.raise_together(None)
     with pytest.raises(UserError, match="mine"):
@@ -115,6 +155,7 @@ SCRIPT = """
 import argparse, pathlib, sys
 import jax, numpy as np
 from ml_collections import ConfigDict
+from webssl_jax import cli
 from webssl_jax.config import UserError
 from webssl_jax.sharding import distributed
 from webssl_jax.sharding import mesh as meshes

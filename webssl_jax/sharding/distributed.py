@@ -79,7 +79,7 @@ def initialize(args: argparse.Namespace) -> None:
 
 def _end_together() -> None:
     """From here on a process that fails ends all others, at once and with its words."""
-    cli.at_failure(_tell_peers)
+    cli.at_failure(_excuse, _tell_peers)
     threading.Thread(target=_end_with_peers, name="end-with-peers", daemon=True).start()
 
 
@@ -104,22 +104,32 @@ def _tell_peers(error: BaseException, code: int, line: str) -> None:
     os._exit(code)
 
 
+def _excuse(error: Exception) -> None:
+    """Ends this process as :func:`_end_with_peers` would have a moment later, where a peer that
+    failed, and so closed its connections, is why ``error`` was met in a collective."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        _end_if_a_peer_failed()
+
+
 def _end_with_peers() -> None:
     """A thread: ends this process when another one has failed, with that one's exit code. What the
     main thread waits for will never come."""
-    client = multihost.get_jax_distributed_client()
-    while True:
+    while not _end_if_a_peer_failed():
         time.sleep(_LOOK_SECONDS)
-        try:
-            text = client.key_value_try_get(_FAILED)
-        except jax.errors.JaxRuntimeError:
-            continue  # nobody has failed; or the service is gone, and jax itself ends this process
-        code, process, line = text.split(" ", 2)
-        if int(process) != jax.process_index():
-            sys.stderr.write(f"error: process {process} failed, so all end: {line}\n")
-            sys.stderr.flush()
-            os._exit(int(code))
-        return
+
+
+def _end_if_a_peer_failed() -> bool:
+    """Whether any process has failed, which is then this one."""
+    try:
+        text = multihost.get_jax_distributed_client().key_value_try_get(_FAILED)
+    except jax.errors.JaxRuntimeError:
+        return False  # nobody has failed; or the service is gone, and jax itself ends this process
+    code, process, line = text.split(" ", 2)
+    if int(process) != jax.process_index():
+        sys.stderr.write(f"error: process {process} failed, so all end: {line}\n")
+        sys.stderr.flush()
+        os._exit(int(code))
+    return True
 
 
 @contextlib.contextmanager
