@@ -100,14 +100,14 @@ def test_blocks_cut_over_images_and_heads_have_the_same_gradients(remat, monkeyp
         np.testing.assert_allclose(mine, plain, rtol=1e-4, atol=1e-6 * scale)
 
 
-@pytest.mark.parametrize("tokens, heads, images", [(513, 4, 8), (5, 2, 8), (5, 4, 3)])
+@pytest.mark.parametrize("tokens, heads, images", [(769, 4, 8), (5, 2, 8), (5, 4, 3)])
 def test_what_the_kernels_do_not_take_is_left_to_xla(tokens, heads, images):
     """More tokens than they hold; one head of 64 a device, which fills no lanes; three images."""
     mesh = jax.make_mesh((2, 2, 2), ("replica", "fsdp", "tensor"), (AxisType.Auto,) * 3)
     made = BlockConfig(width=64 * heads, depth=1, heads=heads, attention="pallas")
     with jax.set_mesh(mesh):
         assert attention._on_shards(made, images, tokens) is None
-        assert attention._on_shards(config(attention="pallas"), 8, 512) is not None
+        assert attention._on_shards(config(attention="pallas"), 8, 768) is not None
 
 
 def test_heads_that_fill_no_lanes_are_refused_in_one_line():

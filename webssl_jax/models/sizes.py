@@ -52,7 +52,7 @@ class BlockConfig:
     dtype: of the computation. Parameters and outputs are float32 always.
     remat: what the backward pass recomputes; see ``blocks.py``.
     attention: ``xla``, or ``pallas`` for our own kernels on TPUs (``attention_kernel.py``), of up
-      to 512 tokens; the same result either way.
+      to 768 tokens; the same result either way.
 
     Raises:
       ValueError: when a field is out of range or two do not fit; one line.
