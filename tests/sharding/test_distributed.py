@@ -1,12 +1,12 @@
 """Finding the processes of a run, and what they do together when one of them cannot go on."""
 
 import argparse
+import functools
 import os
 import pathlib
 import socket
 import subprocess
 import sys
-import types
 
 import jax
 import pytest
@@ -128,10 +128,8 @@ def test_a_collective_that_failed_with_a_peer_is_told_in_the_peers_words(
     def end(code):
         raise SystemExit(code)
 
-    client = types.SimpleNamespace(get_jax_distributed_client=Client)
-    monkeypatch.setattr(distributed, "multihost", client)
     monkeypatch.setattr(os, "_exit", end)
-    monkeypatch.setattr(cli, "_first_words", [distributed._excuse])
+    monkeypatch.setattr(cli, "_first_words", [functools.partial(distributed._excuse, Client())])
     with pytest.raises(SystemExit) as ended:
         try:
             raise error

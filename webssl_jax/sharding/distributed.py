@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import pathlib
 import secrets
@@ -79,8 +80,12 @@ def initialize(args: argparse.Namespace) -> None:
 
 def _end_together() -> None:
     """From here on a process that fails ends all others, at once and with its words."""
-    cli.at_failure(_excuse, _tell_peers)
-    threading.Thread(target=_end_with_peers, name="end-with-peers", daemon=True).start()
+    # Now: jax takes it away while the thread may still look.
+    client = multihost.get_jax_distributed_client()
+    cli.at_failure(functools.partial(_excuse, client), _tell_peers)
+    threading.Thread(
+        target=_end_with_peers, args=(client,), name="end-with-peers", daemon=True
+    ).start()
 
 
 def _tell_peers(error: BaseException, code: int, line: str) -> None:
@@ -104,24 +109,24 @@ def _tell_peers(error: BaseException, code: int, line: str) -> None:
     os._exit(code)
 
 
-def _excuse(error: Exception) -> None:
+def _excuse(client, error: Exception) -> None:
     """Ends this process as :func:`_end_with_peers` would have a moment later, where a peer that
     failed, and so closed its connections, is why ``error`` was met in a collective."""
     if isinstance(error, jax.errors.JaxRuntimeError):
-        _end_if_a_peer_failed()
+        _end_if_a_peer_failed(client)
 
 
-def _end_with_peers() -> None:
+def _end_with_peers(client) -> None:
     """A thread: ends this process when another one has failed, with that one's exit code. What the
     main thread waits for will never come."""
-    while not _end_if_a_peer_failed():
+    while not _end_if_a_peer_failed(client):
         time.sleep(_LOOK_SECONDS)
 
 
-def _end_if_a_peer_failed() -> bool:
+def _end_if_a_peer_failed(client) -> bool:
     """Whether any process has failed, which is then this one."""
     try:
-        text = multihost.get_jax_distributed_client().key_value_try_get(_FAILED)
+        text = client.key_value_try_get(_FAILED)
     except jax.errors.JaxRuntimeError:
         return False  # nobody has failed; or the service is gone, and jax itself ends this process
     code, process, line = text.split(" ", 2)
