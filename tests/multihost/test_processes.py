@@ -96,11 +96,11 @@ def test_clips_losses_and_gradients_on_two_processes_are_those_of_one(tmp_path, 
     """Each process holds half of the pairs; a loss sees all of them. float32, and the gradients'
     norms and what they do to the next losses differ by the order of sums only: 2e-6 and 2e-5
     relative."""
-    clip = {"spec": f"configs/clip.py:size=tiny,loss={contrast}"}
+    spec = f"configs/clip.py:size=tiny,loss={contrast}"
     one, two = tmp_path / "one", tmp_path / "two"
-    alone = runner.train(one, CLIP, **clip)
+    alone = runner.train(one, CLIP, spec=spec)
     assert alone.code == 0, alone.output
-    results = runner.train_together(two, 2, 1, CLIP, **clip)
+    results = runner.train_together(two, 2, 1, CLIP, spec=spec)
     assert all(result.code == 0 for result in results), [r.output for r in results]
     rows = [
         [json.loads(line) for line in open(run / "metrics.jsonl")][-CLIP["total_steps"] :]
