@@ -128,7 +128,7 @@ def get_config(arg=None):
 
 
 def clip(contrast: str) -> dict:
-    """The method's keys; see CLIP in webssl_jax/methods/clip.py."""
+    """The method's keys; see CLIP in webssl_jax/methods/clip/method.py."""
     return {
         "name": "clip",
         "contrast": contrast,

@@ -192,7 +192,7 @@ def _compress(config: ConfigDict) -> None:
 
 
 def dino() -> dict:
-    """The method's keys; see DINO in webssl_jax/methods/dino.py."""
+    """The method's keys; see DINO in webssl_jax/methods/dino/method.py."""
     head = {"prototypes": 131_072, "hidden": 2048, "layers": 3}
     return {
         "name": "dino",

@@ -13,8 +13,9 @@ from webssl_jax import checkpoints, runs, train_state
 from webssl_jax import config as configs
 from webssl_jax.checkpoints import Checkpointer, CheckpointError
 from webssl_jax.config import ConfigError, UserError
-from webssl_jax.methods.base import Tables, Variables
+from webssl_jax.methods.base import Variables
 from webssl_jax.optim.optimizer import Optimizer
+from webssl_jax.optim.tables import Tables
 from webssl_jax.sharding import distributed
 from webssl_jax.sharding import mesh as meshes
 
@@ -244,10 +245,10 @@ def test_what_fails_on_one_process_alone_ends_all(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(distributed, "gather", lambda flag: np.array([True, flag]))
     with pytest.raises(UserError, match="process 0 stopped"):
-        with distributed.together():
+        with distributed.error_barrier():
             pass
     with pytest.raises(FileNotFoundError):  # its own, whatever it is
-        with distributed.together():
+        with distributed.error_barrier():
             open(tmp_path / "none")
     checkpointer, state = Checkpointer.__new__(Checkpointer), make((1, 1, 1))[0]
     checkpointer.directory = tmp_path

@@ -4,7 +4,7 @@
     python tools/bench_loader.py
     python tools/bench_loader.py --input 'shards/train-*.arrayrecord' --views dino --json
 
-Three sides make the same views of the same JPEG bytes out of the same ArrayRecord shards:
+Three workers make the same views of the same JPEG bytes out of the same ArrayRecord shards:
 
     ours    ``TrainLoader``: uint8 batches; normalisation is left to the device
     torch   ``DataLoader``: the originals' transforms on Pillow images, collated and normalised
@@ -13,10 +13,10 @@ Three sides make the same views of the same JPEG bytes out of the same ArrayReco
     floor   decoding and an antialiased resize for each crop, by our resampler, in one thread: no
             reading, no distortion, no batches
 
-Views: ``dino`` 2 x 224 + 8 x 98, ``mae`` and ``clip`` 1 x 224. The sides run in turns, round after
-round, and each waits until it is idle before and after, with the same batches read ahead. So the
-CPU time of a round (of the process and all its workers, from /proc) is that of exactly its images.
-Printed are medians over the rounds with the lowest and the highest.
+Views: ``dino`` 2 x 224 + 8 x 98, ``mae`` and ``clip`` 1 x 224. The workers run in turns, round
+after round, and each waits until it is idle before and after, with the same batches read ahead. So
+the CPU time of a round (of the process and all its workers, from /proc) is that of exactly its
+images. Printed are medians over the rounds with the lowest and the highest.
 
 torchvision is needed here alone, and no wheel of it goes with a CPU build of torch. Put it aside:
 
@@ -52,7 +52,7 @@ from webssl_jax.data.multicrop import MultiCropView
 from webssl_jax.data.pipeline import TrainLoader
 from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.data.views import RandomResizedCropView, sample_crop
-from webssl_jax.telemetry.sides import Side, shown, spread
+from webssl_jax.telemetry.bench_worker import BenchWorker, median_range, shown
 
 VIEWS = {
     "dino": MultiCropView(),
@@ -77,7 +77,7 @@ def main() -> int:
         help="ArrayRecord shards with images; by default photo-like JPEGs are made",
     )
     parser.add_argument("--views", nargs="+", choices=VIEWS, default=list(VIEWS))
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of all sides (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of all workers (default: 5)")
     parser.add_argument(
         "--workers",
         type=int,
@@ -117,26 +117,29 @@ def main() -> int:
 
 
 def _compare(name: str, pattern: str, args) -> dict[str, Any]:
-    """Runs the sides in turns. Rates are images per CPU second."""
-    sides = {side: _Side(_serve, side, name, pattern, args.workers, args.threads) for side in SIDES}
+    """Runs the workers in turns. Rates are images per CPU second."""
+    workers = {
+        side: _LoaderWorker(_serve, side, name, pattern, args.workers, args.threads)
+        for side in SIDES
+    }
     rates: dict[str, list[float]] = {side: [] for side in SIDES}
     try:
-        for side in sides.values():
+        for side in workers.values():
             side.receive()
         for number in range(args.rounds):
-            for key, side in sides.items():
+            for key, side in workers.items():
                 rates[key].append(_BATCHES[name] * _BATCH / side.run(_BATCHES[name]))
             latest = ", ".join(f"{key} {found[-1]:.4g}" for key, found in rates.items())
             print(f"{name}: round {number + 1} of {args.rounds}: {latest}", file=sys.stderr)
     finally:
-        for side in sides.values():
+        for side in workers.values():
             side.stop()
     ratios = [o / t for o, t in zip(rates["ours"], rates["torch"], strict=True)]
     floors = [o / f for o, f in zip(rates["ours"], rates["floor"], strict=True)]
     return {
-        "images_per_cpu_second": {key: spread(found) for key, found in rates.items()},
-        "ratio": spread(ratios),
-        "share_of_floor": spread(floors),
+        "images_per_cpu_second": {key: median_range(found) for key, found in rates.items()},
+        "ratio": median_range(ratios),
+        "share_of_floor": median_range(floors),
     }
 
 
@@ -155,7 +158,7 @@ def _table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-class _Side(Side):
+class _LoaderWorker(BenchWorker):
     """One side in a process of its own, whose CPU time is counted with that of its children."""
 
     def run(self, batches: int) -> float:

@@ -10,7 +10,7 @@
 ``dino``: ViT-S/14 with SwiGLU and LayerScale, 2 crops of 112 and 4 of 56 pixels, 16 images, 8192
 prototypes in each of two heads (hidden 2048, bottlenecks 384 and 256), stochastic depth 0.4,
 float32. ``mae``: ViT-S/16 with a decoder of 8 x 512, 224 pixels, 16 images, float32. Sizes can be
-changed (``--config.model.depth=4``), and both sides follow.
+changed (``--config.model.depth=4``), and both workers follow.
 
     ours    webssl_jax.train_step, as training runs it on one device: copy of the uint8 batch,
             normalisation, masks, losses, gradients, clipping, guard, AdamW, teacher, all metrics
@@ -57,7 +57,7 @@ import numpy as np
 
 from webssl_jax import cli
 from webssl_jax.config import UserError
-from webssl_jax.telemetry.sides import Side, shown, spread
+from webssl_jax.telemetry.bench_worker import BenchWorker, median_range, shown
 
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _VIT_S = ("global_batch=16", "model.width=384", "model.depth=12", "model.heads=6")
@@ -68,7 +68,7 @@ SHAPES = {
         "model.patch_size=14",
         "model.drop_path=0.4",
         # At 1e-5 fresh CLS tokens differ from image to image by little more than float32's
-        # rounding, and so would the two sides' KoLeo terms.
+        # rounding, and so would the two workers' KoLeo terms.
         "model.layer_scale=0.1",
         "method.group_images=16",
         "method.view.global_size=112",
@@ -100,7 +100,7 @@ def main() -> int:
     parser = cli.ArgumentParser(description=__doc__)
     parser.add_argument("--method", choices=SHAPES, default="dino")
     parser.add_argument("--dinov2", metavar="DIR", help="checkout of facebookresearch/dinov2")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of both sides (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of both workers (default: 5)")
     parser.add_argument("--steps", type=int, default=3, help="steps a round (default: 3)")
     parser.add_argument("--fused-adamw", action="store_true", help="torch's fused AdamW")
     parser.add_argument("--json", action="store_true", help="print one JSON object, not a table")
@@ -132,25 +132,25 @@ def _check_torch_side(args) -> None:
 
 
 def _compare(args, overrides: list[str], start: str) -> dict[str, Any]:
-    """Runs the sides in turns."""
+    """Runs the workers in turns."""
     make = {
         "ours": functools.partial(Ours, args.method, overrides, start),
         "torch": functools.partial(_torch, args.method, start, args.dinov2, args.fused_adamw),
     }
-    sides: dict[str, Side] = {}
+    workers: dict[str, BenchWorker] = {}
     facts: dict[str, dict[str, Any]] = {}
     seconds: dict[str, list[list[float]]] = {side: [] for side in make}
     cpu_seconds: dict[str, list[list[float]]] = {side: [] for side in make}
     load = os.getloadavg()[0]
     try:
         for side in make:  # one after the other: the second needs what the first writes
-            sides[side] = Side(_serve, make[side])
-            facts[side] = sides[side].receive()
+            workers[side] = BenchWorker(_serve, make[side])
+            facts[side] = workers[side].receive()
             print(f"{side}: ready", file=sys.stderr)
         ours, torch = facts["ours"], facts["torch"]
         _same_work(ours, torch)
         for number in range(args.rounds):
-            for name, side in sides.items():
+            for name, side in workers.items():
                 wall, cpu = side.ask(args.steps)
                 seconds[name].append(wall)
                 cpu_seconds[name].append(cpu)
@@ -159,7 +159,7 @@ def _compare(args, overrides: list[str], start: str) -> dict[str, Any]:
             )
             print(f"round {number + 1} of {args.rounds}: {latest} s a step", file=sys.stderr)
     finally:
-        for side in sides.values():
+        for side in workers.values():
             side.stop()
     return {
         "method": args.method,
@@ -170,8 +170,10 @@ def _compare(args, overrides: list[str], start: str) -> dict[str, Any]:
         "compile_seconds": ours["compile_seconds"],
         "threads": torch["threads"],
         "load": [round(load, 1), round(os.getloadavg()[0], 1)],
-        "seconds": {name: spread(sum(rounds, [])) for name, rounds in seconds.items()},
-        "cpu_seconds": {name: spread(sum(rounds, [])) for name, rounds in cpu_seconds.items()},
+        "seconds": {name: median_range(sum(rounds, [])) for name, rounds in seconds.items()},
+        "cpu_seconds": {
+            name: median_range(sum(rounds, [])) for name, rounds in cpu_seconds.items()
+        },
         "ratio": _ratio(seconds),
         "cpu_ratio": _ratio(cpu_seconds),
     }
@@ -183,13 +185,13 @@ def _same_work(ours: dict[str, Any], torch: dict[str, Any]) -> None:
     for name, value in ours["terms"].items():
         other = torch["terms"][name]
         if not abs(value - other) <= _TOLERANCE * max(abs(value), abs(other)):  # NaN too
-            raise RuntimeError(f"the sides disagree about {name}: {value} and {other}")
+            raise RuntimeError(f"the workers disagree about {name}: {value} and {other}")
 
 
 def _ratio(seconds: dict[str, list[list[float]]]) -> dict[str, float]:
     """How many times as fast ours is, round by round."""
     rounds = zip(seconds["ours"], seconds["torch"], strict=True)
-    return spread([statistics.median(t) / statistics.median(o) for o, t in rounds])
+    return median_range([statistics.median(t) / statistics.median(o) for o, t in rounds])
 
 
 def _table(result: dict[str, Any]) -> str:

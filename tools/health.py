@@ -20,7 +20,7 @@ import pathlib
 from webssl_jax import cli, methods, runs
 from webssl_jax import config as configs
 from webssl_jax.config import UserError
-from webssl_jax.telemetry import checkup
+from webssl_jax.telemetry import health_page
 from webssl_jax.telemetry.alarms import Watch
 from webssl_jax.telemetry.writer import read_rows
 from webssl_jax.visuals import save_png
@@ -51,20 +51,22 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{config.name}, step {rows[-1]['step']:,} of {total:,}: ", end="")
     print(f"{len(watch.episodes)} alarm(s)" if watch.episodes else "no alarm")
     for episode in watch.episodes:
-        print(f"  {checkup.in_words(episode)}")
+        print(f"  {health_page.in_words(episode)}")
     if args.save_reference:
         path = pathlib.Path(args.save_reference)
-        checkup.write_reference(path, config.name, rows, vitals, total, _made_by(workdir, config))
+        health_page.write_reference(
+            path, config.name, rows, vitals, total, _made_by(workdir, config)
+        )
         print(f"  reference: {path}")
     if args.output:
         reference = (
-            checkup.read_reference(pathlib.Path(args.reference))
+            health_page.read_reference(pathlib.Path(args.reference))
             if args.reference
-            else checkup.stored_reference(config.method.name)
+            else health_page.stored_reference(config.method.name)
         )
         if reference and not set(reference.curves) & {sign.metric for sign in vitals.signs}:
             raise UserError(f"{args.reference}: is of another method than this run")
-        picture = checkup.page(rows, watch, total, config.name, reference)
+        picture = health_page.page(rows, watch, total, config.name, reference)
         save_png(args.output, picture)
         behind = reference.name if reference else "no reference"
         print(f"  {args.output}  {picture.shape[1]} x {picture.shape[0]}, beside {behind}")

@@ -21,11 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from webssl_jax import cli, methods, plan
+from webssl_jax import cli, methods
 from webssl_jax import config as configs
 from webssl_jax.config import UserError
 from webssl_jax.models.blocks import block_stack, subset_size
 from webssl_jax.models.sizes import ViTConfig
+from webssl_jax.plan import training as plan
 from webssl_jax.sharding import compiler_options, rules, slices
 from webssl_jax.sharding import mesh as meshes
 

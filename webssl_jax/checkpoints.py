@@ -153,7 +153,7 @@ class Checkpointer:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        with distributed.together():  # a disk can be full for one host alone
+        with distributed.error_barrier():  # a disk can be full for one host alone
             self._check_space(paths.num_bytes(state))
         sums = {path: int(value) for path, value in jax.device_get(checksums(state)).items()}
         arguments = ocp.args.Composite(
@@ -334,7 +334,7 @@ class Checkpointer:
                     f"{advice}"
                 )
 
-    def settle(self) -> None:
+    def drain(self) -> None:
         """For a run that ends with an error: lets the save in the background come to its end. Cut
         off, its threads would print tracebacks of their own, and a checkpoint would be lost.
 

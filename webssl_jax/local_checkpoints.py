@@ -59,7 +59,7 @@ class LocalCheckpoints:
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "local-checkpoint")
         self._writing: concurrent.futures.Future | None = None
         self._last = -1  # step of what was restored or begun to be written
-        with distributed.together():
+        with distributed.error_barrier():
             try:
                 self.directory.mkdir(parents=True, exist_ok=True)
                 for part in self.directory.glob("*.part"):  # of a process that was killed
@@ -74,7 +74,7 @@ class LocalCheckpoints:
         """Those of a run; None without ``config.checkpoint.local_folder``."""
         if not config.checkpoint.local_folder:
             return None
-        with distributed.together():
+        with distributed.error_barrier():
             if jax.process_index() == 0:
                 runs.run_id(workdir)  # writes it
         return cls(config.checkpoint.local_folder, runs.run_id(workdir), abstract)
@@ -96,7 +96,7 @@ class LocalCheckpoints:
           CheckpointError: on all processes, if the disk of one is full, or was at the last save.
         """
         step = int(state.step)
-        with distributed.together():
+        with distributed.error_barrier():
             self.wait()
             # The last one is whole on all machines now, so that nobody needs those before it.
             self._forget(lambda other: other != self._last)
@@ -153,13 +153,13 @@ class LocalCheckpoints:
                 self._last = found = step
                 break
             log.warning("passing over the local checkpoint of step %d: %s", step, reason)
-        with distributed.together():
+        with distributed.error_barrier():
             self._forget(lambda other: other > found)
         return state
 
     def discard(self) -> None:
         """Deletes them, the one being written too: a newer checkpoint is safe elsewhere."""
-        with distributed.together():
+        with distributed.error_barrier():
             self.wait()
             shutil.rmtree(self.directory)
             with contextlib.suppress(OSError):  # not empty: other processes of this machine

@@ -23,8 +23,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from webssl_jax import checkpoints, cli, compiled, methods, params, replay, runs, train_state
+from webssl_jax import checkpoints, cli, methods, params, runs, train_state
 from webssl_jax import config as configs
+from webssl_jax.bad_steps import replay
+from webssl_jax.bad_steps.saving import BadSteps, WatchedStep
 from webssl_jax.config import ConfigError, UserError
 from webssl_jax.data import records
 from webssl_jax.data.pipeline import TrainLoader
@@ -34,20 +36,20 @@ from webssl_jax.evaluators.runs import RunEvaluation, check_texts
 from webssl_jax.files import write_json
 from webssl_jax.local_checkpoints import LocalCheckpoints
 from webssl_jax.optim.optimizer import Optimizer
+from webssl_jax.plan import compiled
 from webssl_jax.sharding import distributed, rules
 from webssl_jax.sharding import mesh as meshes
-from webssl_jax.telemetry import checkup
+from webssl_jax.telemetry import health_page
 from webssl_jax.telemetry.alarms import Watch
 from webssl_jax.telemetry.goodput import Goodput
-from webssl_jax.telemetry.health import BadSteps, WatchedStep
-from webssl_jax.telemetry.host import HostManners, use_compilation_cache
+from webssl_jax.telemetry.host import Watchdog, use_compilation_cache
 from webssl_jax.telemetry.profiler import Profiler
 from webssl_jax.telemetry.progress import Progress, format_seconds
 from webssl_jax.telemetry.throughput import Throughput
 from webssl_jax.telemetry.writer import MetricWriter, read_rows
 from webssl_jax.train_step import lower_train_step
 from webssl_jax.visuals import crop_sheet, loss_curves, save_png
-from webssl_jax.weights.start import from_weights
+from webssl_jax.weights.init_from import from_weights
 
 log = logging.getLogger("webssl_jax")
 
@@ -79,7 +81,7 @@ def main() -> int:
 
     # ------------------------------------------------------------------- processes and devices
     distributed.initialize(args)
-    manners = HostManners(config.host)
+    watchdog = Watchdog(config.host)
     is_first = jax.process_index() == 0
     # Every host names its own damaged records; the rest is told by the first.
     cli.log_to_stderr(logging.INFO if is_first else logging.WARNING)
@@ -92,7 +94,7 @@ def main() -> int:
         if is_first:
             print(report)
         return 0
-    with distributed.together():
+    with distributed.error_barrier():
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             lock = runs.WorkdirLock(workdir) if is_first else None
@@ -119,7 +121,7 @@ def main() -> int:
     optimizer.check(template.params)
     rules.check(template.params, mesh, config.sharding.max_unsharded_fraction)
     local_checkpoints = LocalCheckpoints.from_config(config, workdir, template._asdict())
-    with distributed.together():
+    with distributed.error_barrier():
         saved_here = bool(local_checkpoints and local_checkpoints.steps())
         runs.refuse_another(workdir, config, "--workdir", saved_here)
         if config.checkpoint.folder and is_first:
@@ -143,7 +145,7 @@ def main() -> int:
             checkpointer.directory,
         )
         return 0
-    with distributed.together():
+    with distributed.error_barrier():
         if is_first:
             write_json(workdir / "config.json", configs.resolved(config))
             write_json(workdir / "environment.json", configs.environment())
@@ -161,7 +163,7 @@ def main() -> int:
         threads=config.data.threads,
         read_ahead=config.data.read_ahead,
     )
-    with distributed.together():
+    with distributed.error_barrier():
         evaluation = RunEvaluation.from_config(config, method, mesh, workdir)
         pictured = ArrayRecordSource(config.eval.test) if config.eval.test else source
         drawing = MethodPictures.from_config(config, method, mesh, pictured, names)
@@ -177,7 +179,7 @@ def main() -> int:
     with goodput.of("compile"):
         step_fn = lower_train_step(config, method, optimizer, template, mesh)
         if args.compiled:
-            with distributed.together():  # a host may have another file, or none
+            with distributed.error_barrier():  # a host may have another file, or none
                 step_fn = compiled.load(args.compiled, step_fn, mesh)
         else:
             step_fn = step_fn.compile()
@@ -190,7 +192,7 @@ def main() -> int:
     watch = Watch(method.vitals(config.global_batch), configs.steps(config.optim, "warmup", config))
     if is_first:  # what was said before the run stopped is not said again
         watch.look_at_all(read_rows(workdir / "metrics.jsonl"))
-    reference = checkup.stored_reference(config.method.name)
+    reference = health_page.stored_reference(config.method.name)
     meter = Throughput(
         config.global_batch, method.train_flops(), jax.devices()[0].device_kind, jax.device_count()
     )
@@ -204,17 +206,17 @@ def main() -> int:
             log.info("step %d: %s", step, result.line())
         if pictures:
             drawn = drawing.draw(state.variables, step)
-            with distributed.together():
+            with distributed.error_barrier():
                 writer.pictures(step, drawn)
         return out
 
     def draw_curves() -> None:
-        with distributed.together():
+        with distributed.error_barrier():
             if is_first:
                 rows = read_rows(workdir / "metrics.jsonl")
                 baselines = evaluation.baselines() if evaluation else None
                 loss_curves(rows, workdir / "pictures" / "curves.png", baselines)
-                picture = checkup.page(rows, watch, total_steps, config.name, reference)
+                picture = health_page.page(rows, watch, total_steps, config.name, reference)
                 save_png(workdir / "pictures" / "health.png", picture)
 
     logged_at, not_finite = start, 0
@@ -241,7 +243,7 @@ def main() -> int:
             if episode.end == step:
                 log.info("step %s: over: %s", f"{step:,}", episode.alarm.name)
         row["health/alarms"] = float(len(watch.on))
-        with distributed.together():
+        with distributed.error_barrier():
             writer.scalars(step, row)
             for episode in begun:
                 writer.text(step, "health/alarm", episode.words)
@@ -269,12 +271,12 @@ def main() -> int:
 
     # ---------------------------------------------------------------------------------- the loop
     if start == 0:
-        with distributed.together():
+        with distributed.error_barrier():
             if is_first:
                 writer.pictures(0, {"crops": _crop_sheet(source, loader.batch_at(0), method)})
         with goodput.of("evaluation"):
             if figures := look(0, state, figures=True, pictures=True):
-                with distributed.together():
+                with distributed.error_barrier():
                     writer.scalars(0, figures)
     else:
         log.info("resuming at step %d of %d", start, total_steps)
@@ -285,7 +287,7 @@ def main() -> int:
     note, exit_code = "", 0
     meter.restart(loader.wait_seconds)
     goodput.enter("step")
-    manners.begin()
+    watchdog.begin()
     try:
         for step in range(start + 1, total_steps + 1):
             local = next(loader)
@@ -293,7 +295,7 @@ def main() -> int:
             # Started; the step before is complete and was looked at. So all that the host reads is
             # one step late, and the device already works on this one.
             state, metrics = take_step(step, state, batch)
-            manners.after(step)
+            watchdog.after(step)
             profiler.after(step, metrics, due(config.log.every_steps, step))
             if pending:
                 if due(config.log.every_steps, pending[0]) and pending[0] != logged_at:
@@ -315,7 +317,7 @@ def main() -> int:
                 take_step.look(state)
                 row = fetch(*pending)
                 try:
-                    with goodput.of("evaluation"), manners.unhurried():
+                    with goodput.of("evaluation"), watchdog.pause():
                         row |= look(step, state, figures, pictures)
                 except Exception:  # whatever is wrong with it, an evaluation costs no training
                     if jax.process_count() == 1:  # others, who are fine, would not join the save
@@ -328,9 +330,9 @@ def main() -> int:
                         draw_curves()
                 meter.restart(loader.wait_seconds)
             if saves or saves_locally:
-                with distributed.together():
+                with distributed.error_barrier():
                     writer.flush()
-                with goodput.of("checkpoint"), manners.unhurried():
+                with goodput.of("checkpoint"), watchdog.pause():
                     if saves:
                         checkpointer.save(state)
                     else:
@@ -339,7 +341,7 @@ def main() -> int:
             if figures or pictures:
                 progress.resume()
             if requested:
-                with goodput.of("checkpoint"), manners.unhurried():
+                with goodput.of("checkpoint"), watchdog.pause():
                     checkpointer.wait()
                 message = "stopped by %s at step %d of %d: saved; the same command continues"
                 progress.close(note)
@@ -350,7 +352,7 @@ def main() -> int:
             progress.done = total_steps
             progress.close(note)
         take_step.look(state)
-        with goodput.of("checkpoint"), manners.unhurried():
+        with goodput.of("checkpoint"), watchdog.pause():
             checkpointer.close()
             if local_checkpoints:
                 local_checkpoints.discard()
@@ -358,10 +360,10 @@ def main() -> int:
         goodput.save()
         log.info("%s", goodput.report())
     except BaseException:
-        checkpointer.settle()
+        checkpointer.drain()
         raise
     finally:
-        manners.end()
+        watchdog.end()
         profiler.stop()
         loader.close()
         writer.close()
@@ -389,7 +391,7 @@ def _restore_or_init(
     if found is None:
         found = checkpointer.restore_newest(wanted)
     if found is None and config.resume_from:
-        with distributed.together():
+        with distributed.error_barrier():
             runs.refuse_another(pathlib.Path(config.resume_from), config, "config.resume_from")
         other = runs.checkpointer(config.resume_from, restore_once=config.checkpoint.restore_once)
         found = other.restore_newest(wanted)

@@ -34,9 +34,9 @@ def some_images(n):
 
 
 def test_shown_images_are_spread_over_all_of_them():
-    assert pictures.spread(10, 5).tolist() == [0, 2, 4, 6, 8]
-    assert pictures.spread(3, 8).tolist() == [0, 1, 2]
-    assert pictures.spread(0, 8).tolist() == []
+    assert pictures.evenly_spaced(10, 5).tolist() == [0, 2, 4, 6, 8]
+    assert pictures.evenly_spaced(3, 8).tolist() == [0, 1, 2]
+    assert pictures.evenly_spaced(0, 8).tolist() == []
 
 
 def test_every_call_gets_one_batch_size_and_neighbours_are_sought_among_all(monkeypatch):

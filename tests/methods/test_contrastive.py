@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from webssl_jax.methods.contrastive import sigmoid_contrast, softmax_contrast
+from webssl_jax.methods.clip.contrastive import sigmoid_contrast, softmax_contrast
 from webssl_jax.sharding import mesh as meshes
 
 HERE = pathlib.Path(__file__).parent / "golden"

@@ -21,7 +21,7 @@ from webssl_jax import params as paths
 from webssl_jax.config import ConfigError
 from webssl_jax.data.multicrop import MultiCropView
 from webssl_jax.methods.base import Variables
-from webssl_jax.methods.dino import DINO, View
+from webssl_jax.methods.dino.method import DINO, View
 from webssl_jax.methods.encoder import encode
 from webssl_jax.models import sizes
 from webssl_jax.models.blocks import add_on_subset

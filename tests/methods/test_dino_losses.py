@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from webssl_jax import params as paths
-from webssl_jax.methods import losses, prototypes
+from webssl_jax.methods import losses
+from webssl_jax.methods.dino import prototypes
 from webssl_jax.models.heads import Head, HeadConfig, Scores
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / "golden" / "b_dinov2_losses.npz")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.methods.test_dino import BATCH, MICRO, VALUES, crops
 from webssl_jax import params as paths
-from webssl_jax.methods import prototypes
+from webssl_jax.methods.dino import prototypes
 from webssl_jax.models.heads import HeadConfig, Scores
 
 METHOD = dataclasses.replace(

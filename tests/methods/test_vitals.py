@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from webssl_jax import config as configs
 from webssl_jax import methods
 from webssl_jax.methods.base import Variables
-from webssl_jax.methods.dino import DINO, View
+from webssl_jax.methods.dino.method import DINO, View
 from webssl_jax.methods.vitals import effective_rank, most_rank
 from webssl_jax.models import sizes
 from webssl_jax.models.heads import HeadConfig

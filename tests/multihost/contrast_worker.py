@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from webssl_jax.methods.contrastive import sigmoid_contrast, softmax_contrast
+from webssl_jax.methods.clip.contrastive import sigmoid_contrast, softmax_contrast
 from webssl_jax.sharding import mesh as meshes
 
 LOSSES = {

@@ -6,8 +6,8 @@ import torch
 from ml_collections import ConfigDict
 
 from webssl_jax.config import ConfigError
-from webssl_jax.methods.base import Tables
 from webssl_jax.optim.optimizer import Optimizer
+from webssl_jax.optim.tables import Tables
 
 SHAPES = {"encoder": {"kernel": (4, 5), "bias": (5,)}, "decoder": {"kernel": (5, 3)}}
 

@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 
 from webssl_jax import params as paths
 from webssl_jax import train_state
-from webssl_jax.methods.dino import DINO, View
+from webssl_jax.methods.dino.method import DINO, View
 from webssl_jax.models.heads import HeadConfig
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.optim.guard import Guard

@@ -26,7 +26,7 @@ from tests.weights import samples
 from webssl_jax import params
 from webssl_jax.methods import pixels
 from webssl_jax.methods.base import Variables
-from webssl_jax.methods.dino import DINO, View
+from webssl_jax.methods.dino.method import DINO, View
 from webssl_jax.models.heads import Head
 from webssl_jax.runs import Run
 from webssl_jax.weights import export, load

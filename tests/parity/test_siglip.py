@@ -23,7 +23,7 @@ from webssl_jax import params
 from webssl_jax.data.tokens import END, Tokenizer
 from webssl_jax.methods import pixels
 from webssl_jax.methods.base import Variables
-from webssl_jax.methods.clip import CLIP, View
+from webssl_jax.methods.clip.method import CLIP, View
 from webssl_jax.models import clip_sizes
 from webssl_jax.models.clip import CLIPVision
 from webssl_jax.models.text import TextTower

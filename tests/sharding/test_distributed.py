@@ -129,7 +129,9 @@ def test_a_collective_that_failed_with_a_peer_is_told_in_the_peers_words(
         raise SystemExit(code)
 
     monkeypatch.setattr(os, "_exit", end)
-    monkeypatch.setattr(cli, "_first_words", [functools.partial(distributed._excuse, Client())])
+    monkeypatch.setattr(
+        cli, "_first_words", [functools.partial(distributed._exit_if_peer_failed, Client())]
+    )
     with pytest.raises(SystemExit) as ended:
         try:
             raise error
@@ -142,9 +144,9 @@ def test_a_collective_that_failed_with_a_peer_is_told_in_the_peers_words(
 
 
 def test_one_process_alone_raises_its_own_error_and_shares_with_itself(tmp_path):
-    distributed.raise_together(None)
+    distributed.raise_on_all(None)
     with pytest.raises(UserError, match="mine"):
-        distributed.raise_together(UserError("mine"))
+        distributed.raise_on_all(UserError("mine"))
     distributed.check_shared(tmp_path / "need not exist")
 
 
@@ -187,7 +189,7 @@ def report(name, call, *args):
         print(name, error, flush=True)
 
 
-together = distributed.raise_together
+together = distributed.raise_on_all
 report("none", together, None)
 report("second", together, UserError("shard 7 is gone") if me == 1 else None)
 report("both", together, UserError(f"mine {me}"))

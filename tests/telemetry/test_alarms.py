@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from webssl_jax.methods.dino_vitals import dino_vitals
+from webssl_jax.methods.dino.vitals import dino_vitals
 from webssl_jax.methods.vitals import Alarm, Limit, Sign, Vitals
 from webssl_jax.telemetry.alarms import PATIENCE, WELL, Watch
 

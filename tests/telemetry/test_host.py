@@ -10,23 +10,23 @@ from ml_collections import ConfigDict
 
 from tests.e2e.runner import ROOT
 from webssl_jax.telemetry import host
-from webssl_jax.telemetry.host import HostManners, use_compilation_cache
+from webssl_jax.telemetry.host import Watchdog, use_compilation_cache
 
 LIMITLESS = {"gc_every_steps": 0, "stuck_minutes": 0.0, "stuck_pause_minutes": 0.0}
 STUCK = """
 import time
 from ml_collections import ConfigDict
-from webssl_jax.telemetry.host import HostManners
+from webssl_jax.telemetry.host import Watchdog
 limits = {"gc_every_steps": 0, "stuck_minutes": 0.05, "stuck_pause_minutes": PAUSE}
-manners = HostManners(ConfigDict(limits))
+watchdog = Watchdog(ConfigDict(limits))
 def at_the_start():
     time.sleep(4)
 at_the_start()
-manners.begin()
+watchdog.begin()
 for step in range(4):
-    manners.after(step)
+    watchdog.after(step)
     time.sleep(0.2)
-with manners.unhurried():
+with watchdog.pause():
     time.sleep(4)
 print("still here", flush=True)
 def waiting_for_a_peer():
@@ -38,14 +38,14 @@ waiting_for_a_peer()
 def test_garbage_is_collected_at_multiples_of_the_step_and_not_otherwise(monkeypatch):
     collected = []
     monkeypatch.setattr(host.gc, "collect", lambda: collected.append(step))
-    manners, step = HostManners(ConfigDict(LIMITLESS | {"gc_every_steps": 3})), 0
-    manners.begin()
+    watchdog, step = Watchdog(ConfigDict(LIMITLESS | {"gc_every_steps": 3})), 0
+    watchdog.begin()
     try:
         assert not gc.isenabled()
         for step in range(5, 13):
-            manners.after(step)
+            watchdog.after(step)
     finally:
-        manners.end()
+        watchdog.end()
     assert collected == [0, 6, 9, 12] and gc.isenabled()
 
 

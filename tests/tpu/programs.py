@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from webssl_jax.methods import prototypes
+from webssl_jax.methods.dino import prototypes
 from webssl_jax.models.blocks import block_stack
 from webssl_jax.models.heads import Head, HeadConfig
 from webssl_jax.models.sizes import BlockConfig

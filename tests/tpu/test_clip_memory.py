@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from webssl_jax import config as configs
-from webssl_jax import plan
 from webssl_jax.methods import clip
-from webssl_jax.methods.contrastive import Contrast
+from webssl_jax.methods.clip.contrastive import Contrast
+from webssl_jax.plan import training as plan
 from webssl_jax.sharding import slices
 
 

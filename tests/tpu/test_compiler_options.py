@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from tests.tpu import programs
-from webssl_jax import plan
 from webssl_jax.config import UserError
+from webssl_jax.plan import training as plan
 from webssl_jax.sharding import compiler_options, slices
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.train_step import jit_train_step

@@ -4,9 +4,9 @@ from ml_collections import ConfigDict
 
 from tests.tpu import programs
 from tests.tpu.update import GATED
+from webssl_jax.plan import hlo
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.sharding import slices
-from webssl_jax.telemetry import hlo
 
 GROUPS = [
     ("replica_groups={{0,2},{1,3}}", [[0, 2], [1, 3]]),

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from tests.tpu import programs
-from webssl_jax import plan
 from webssl_jax.models import attention
 from webssl_jax.models.attention_kernel import MOST_TOKENS
 from webssl_jax.models.blocks import block_stack
 from webssl_jax.models.sizes import BlockConfig
+from webssl_jax.plan import hlo
+from webssl_jax.plan import training as plan
 from webssl_jax.sharding import compiler_options, slices
 from webssl_jax.sharding import mesh as meshes
-from webssl_jax.telemetry import hlo
 from webssl_jax.telemetry.throughput import PEAK_FLOPS
 
 IMAGES, HEADS, CHANNELS = 8, 24, 64

@@ -5,7 +5,7 @@ import json
 import pathlib
 
 from tests.tpu import programs
-from webssl_jax.telemetry import hlo
+from webssl_jax.plan import hlo
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "programs.json"
 # name -> the slice that it is compiled for

@@ -7,7 +7,7 @@ import struct
 import jax
 import ml_dtypes
 
-from webssl_jax.methods.mae import MAE, View
+from webssl_jax.methods.mae.method import MAE, View
 from webssl_jax.weights import tables
 from webssl_jax.weights.families import FAMILIES
 

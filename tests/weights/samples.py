@@ -8,7 +8,7 @@ import numpy as np
 
 from webssl_jax import params
 from webssl_jax.methods import pixels
-from webssl_jax.methods.mae import MAE, View
+from webssl_jax.methods.mae.method import MAE, View
 from webssl_jax.models import clip_sizes
 from webssl_jax.models.heads import HeadConfig
 from webssl_jax.models.sizes import ViTConfig

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from tests.weights import samples
-from tests.weights.test_start import fresh
+from tests.weights.test_init_from import fresh
 from webssl_jax import params
 from webssl_jax.config import UserError
 from webssl_jax.methods import pixels
 from webssl_jax.methods.base import Variables
-from webssl_jax.methods.mae import MAE, View
+from webssl_jax.methods.mae.method import MAE, View
 from webssl_jax.weights import export, load
-from webssl_jax.weights.start import from_weights
+from webssl_jax.weights.init_from import from_weights
 from webssl_jax.weights.tables import WeightsError
 
 _spec = importlib.util.spec_from_file_location(

@@ -15,13 +15,13 @@ import torch
 from tests.weights import samples
 from webssl_jax import params
 from webssl_jax.config import UserError
-from webssl_jax.methods.dino import DINO, View
+from webssl_jax.methods.dino.method import DINO, View
 from webssl_jax.models import position, sizes
 from webssl_jax.models.heads import HeadConfig
 from webssl_jax.weights import dino, export, load, shapes, tables
 from webssl_jax.weights.families import FAMILIES, table_of
+from webssl_jax.weights.init_from import from_weights
 from webssl_jax.weights.networks import Networks, template_of
-from webssl_jax.weights.start import from_weights
 from webssl_jax.weights.stored import WeightsError
 
 HEADS = ("dino_head", "ibot_head")

@@ -169,7 +169,7 @@ def fingerprint(*datasets: Dataset) -> str:
     return f"{crc:08x}"
 
 
-def spread(n: int, k: int) -> np.ndarray:
+def evenly_spaced(n: int, k: int) -> np.ndarray:
     """``k`` of ``n`` indices, evenly from the first on; all of them when there are fewer."""
     k = min(n, k)
     return np.arange(k) * n // max(k, 1)

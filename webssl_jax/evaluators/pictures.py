@@ -20,7 +20,7 @@ from webssl_jax.data import records
 from webssl_jax.data.pipeline import Source, read_each
 from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.evaluators import text_pictures
-from webssl_jax.evaluators.base import FeatureFunction, spread
+from webssl_jax.evaluators.base import FeatureFunction, evenly_spaced
 from webssl_jax.evaluators.features import in_batches
 from webssl_jax.evaluators.retrieval import Pairs
 from webssl_jax.evaluators.runs import feature_function
@@ -92,7 +92,7 @@ def read_images(
         caption = record.captions[0] if record.captions else record.key
         return view(record.image), record.label, caption
 
-    chosen = spread(len(source), limit).tolist()
+    chosen = evenly_spaced(len(source), limit).tolist()
     found = [image for _, image in read_each(source, see, chosen, threads)]
     if not found:
         raise UserError(f"{source.describe(0)}, ...: no image can be read; nothing to picture")
@@ -136,7 +136,7 @@ class MethodPictures:
             self._bind_towers = tower_functions(method, mesh, batch)
         self._method, self._rng = method, jax.random.key(seed)
         self._own = tuple(name for name in method.picture_names if name in names)
-        rows = spread(len(images.pixels), shown)
+        rows = evenly_spaced(len(images.pixels), shown)
         position = np.arange(len(rows), dtype=np.int32)
         self._batch = {"image": images.pixels[rows], "position": position}
 
@@ -185,7 +185,7 @@ class FeaturePictures:
         if "neighbours" in self._names and len(images.pixels) < 2:
             log.info("no picture of neighbours: there is a single image")
             self._names = tuple(name for name in self._names if name != "neighbours")
-        self.shown = spread(len(images.pixels), shown)
+        self.shown = evenly_spaced(len(images.pixels), shown)
         self._draws = jax.process_index() == 0
 
     def run(

@@ -178,7 +178,7 @@ class RunEvaluation:
         if self._retrieval:
             retrieval = self._retrieval.measure(self._bind_towers(variables))
         result, rows = Result(step, frozen, zero_shot, retrieval), self._baselines()
-        with distributed.together():
+        with distributed.error_barrier():
             if self._writes:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 if rows:

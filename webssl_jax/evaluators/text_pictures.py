@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from webssl_jax.data.pipeline import EvalView, Source
-from webssl_jax.evaluators.base import spread
+from webssl_jax.evaluators.base import evenly_spaced
 from webssl_jax.evaluators.retrieval import NoCaptions, Pairs, read_pairs
 from webssl_jax.evaluators.towers import Towers
 from webssl_jax.visuals import neighbours, pairs
@@ -47,7 +47,7 @@ class TextPictures:
     def __init__(self, found: Pairs, tokens: np.ndarray, names: Sequence[str], shown: int = 8):
         self._pairs, self._tokens = found, tokens
         self._names = tuple(name for name in NAMES if name in names)
-        self._images = spread(len(found.images), shown)
+        self._images = evenly_spaced(len(found.images), shown)
         first = {image: text for image, text in reversed(found.links.tolist())}
         self._texts = np.array(list(dict.fromkeys(first[image] for image in self._images.tolist())))
         self._own = np.zeros((len(found.images), len(found.texts)), bool)

@@ -11,9 +11,9 @@ from webssl_jax.methods.base import Method
 
 # name -> "module:class". Imported when used, so that a method's dependencies are its own.
 METHODS = {
-    "clip": "webssl_jax.methods.clip:CLIP",
-    "dino": "webssl_jax.methods.dino:DINO",
-    "mae": "webssl_jax.methods.mae:MAE",
+    "clip": "webssl_jax.methods.clip.method:CLIP",
+    "dino": "webssl_jax.methods.dino.method:DINO",
+    "mae": "webssl_jax.methods.mae.method:MAE",
 }
 
 

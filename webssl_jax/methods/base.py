@@ -9,7 +9,6 @@ and jit brings the collectives. To add a method, write one file here, name it in
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from webssl_jax.methods.vitals import Vitals
 from webssl_jax.models.sizes import ViTConfig
+from webssl_jax.optim.tables import Tables
 
 Params = dict[str, Any]
 Schedule = Callable[[jax.Array], jax.Array]
@@ -71,26 +71,6 @@ class Features(NamedTuple):
     registers: jax.Array
     layers: dict[int, tuple[jax.Array, jax.Array]]
     inside: Inside | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Tables:
-    """What the optimiser and the exporter need to know, as (regex over parameter paths, value)
-    rows.
-
-    Each is an ordered table in the language of ``params.py``; the first match wins.
-
-    decay: multiplier of the weight decay (default 1.0).
-    learning_rate: multiplier of the learning rate (default 1.0): a number, a tuple of numbers, one
-      for each block of a stacked parameter, or the name of one of the method's schedules.
-    frozen: rows with True are not trained and hold no optimiser state.
-    bounds: (least, most) that every step clamps a parameter to.
-    """
-
-    decay: Sequence[tuple[str, float]] = ()
-    learning_rate: Sequence[tuple[str, float | tuple[float, ...] | str]] = ()
-    frozen: Sequence[tuple[str, bool]] = ()
-    bounds: Sequence[tuple[str, tuple[float, float]]] = ()
 
 
 class Method(Protocol):

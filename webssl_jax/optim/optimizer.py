@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from webssl_jax import params as paths
 from webssl_jax.config import ConfigError
-from webssl_jax.methods.base import Tables
+from webssl_jax.optim.tables import Tables
 
 Params = dict[str, Any]
 

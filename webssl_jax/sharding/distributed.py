@@ -82,7 +82,7 @@ def _end_together() -> None:
     """From here on a process that fails ends all others, at once and with its words."""
     # Now: jax takes it away while the thread may still look.
     client = multihost.get_jax_distributed_client()
-    cli.at_failure(functools.partial(_excuse, client), _tell_peers)
+    cli.at_failure(functools.partial(_exit_if_peer_failed, client), _tell_peers)
     threading.Thread(
         target=_end_with_peers, args=(client,), name="end-with-peers", daemon=True
     ).start()
@@ -109,7 +109,7 @@ def _tell_peers(error: BaseException, code: int, line: str) -> None:
     os._exit(code)
 
 
-def _excuse(client, error: Exception) -> None:
+def _exit_if_peer_failed(client, error: Exception) -> None:
     """Ends this process as :func:`_end_with_peers` would have a moment later, where a peer that
     failed, and so closed its connections, is why ``error`` was met in a collective."""
     if isinstance(error, jax.errors.JaxRuntimeError):
@@ -138,7 +138,7 @@ def _end_if_a_peer_failed(client) -> bool:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def error_barrier() -> Iterator[None]:
     """What fails within it on one process ends all of them.
 
     A process that stops alone leaves the others waiting in their next collective. So whatever only
@@ -146,7 +146,7 @@ def together() -> Iterator[None]:
     the workdir, everything that ``process_index() == 0`` does alone) belongs in here, on all
     processes alike; within it none waits for another.
 
-        with distributed.together():
+        with distributed.error_barrier():
             source = ArrayRecordSource(config.data.train)
 
     Raises:
@@ -157,15 +157,15 @@ def together() -> Iterator[None]:
         yield
     except Exception as error:  # of whatever kind: the others would wait for this process
         trouble = error
-    raise_together(trouble)
+    raise_on_all(trouble)
 
 
-def raise_together(error: Exception | None) -> None:
-    """The end of :func:`together`, for errors that were caught by other means: a collective that
-    raises on all processes unless all of them passed None. For one process it only raises.
+def raise_on_all(error: Exception | None) -> None:
+    """The end of :func:`error_barrier`, for errors that were caught by other means: a collective
+    that raises on all processes unless all of them passed None. For one process it only raises.
 
     Raises:
-      UserError: see :func:`together`.
+      UserError: see :func:`error_barrier`.
     """
     if jax.process_count() > 1:
         failed = np.flatnonzero(gather(error is not None))
@@ -198,7 +198,7 @@ def check_shared(workdir: pathlib.Path) -> None:
             path.write_bytes(token)
         except OSError as found:
             error = UserError(f"--workdir {workdir}: cannot write there: {found.strerror}")
-    raise_together(error)  # the barrier too: from here on the file is written
+    raise_on_all(error)  # the barrier too: from here on the file is written
     missing = np.flatnonzero(gather(not _holds(path, token)))
     if is_first:
         path.unlink()

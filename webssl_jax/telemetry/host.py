@@ -42,7 +42,7 @@ def use_compilation_cache(folder: str) -> None:
         jax.config.update("jax_compilation_cache_dir", str(path))
 
 
-class HostManners:
+class Watchdog:
     """Garbage collection while the loop runs, and time limits from now to :meth:`end`.
 
     Args:
@@ -69,7 +69,7 @@ class HostManners:
         self._limit(self._of_step)
 
     @contextlib.contextmanager
-    def unhurried(self) -> Iterator[None]:
+    def pause(self) -> Iterator[None]:
         """Within it the limit is that of a pause: a save, an evaluation."""
         self._limit(self._of_pause)
         try:

@@ -15,7 +15,7 @@ import numpy as np
 from webssl_jax.methods import clip, pixels
 from webssl_jax.methods.base import Features, Variables
 from webssl_jax.methods.encoder import encode, eval_view
-from webssl_jax.methods.mae import MAE, View
+from webssl_jax.methods.mae.method import MAE, View
 from webssl_jax.models.heads import Head, HeadConfig
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.text import TextConfig

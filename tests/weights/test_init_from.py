@@ -9,8 +9,8 @@ import pytest
 
 from tests.weights import samples
 from webssl_jax.models import position
+from webssl_jax.weights.init_from import from_weights
 from webssl_jax.weights.safetensors_io import open_file
-from webssl_jax.weights.start import from_weights
 from webssl_jax.weights.stored import WeightsError
 
 

@@ -8,9 +8,9 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from webssl_jax import config as configs
+from webssl_jax.bad_steps import saving
 from webssl_jax.checkpoints import Checkpointer
 from webssl_jax.sharding import mesh as meshes
-from webssl_jax.telemetry import health
 from webssl_jax.train_state import TrainState
 from webssl_jax.train_step import Health
 
@@ -33,7 +33,7 @@ class Source:
 
 def make(workdir, limit=2):
     mesh = meshes.create(ConfigDict(dict.fromkeys(meshes.AXES, 1)), jax.devices()[:1])
-    return health.BadSteps(workdir, CONFIG, mesh, Source(), Loader(), limit)
+    return saving.BadSteps(workdir, CONFIG, mesh, Source(), Loader(), limit)
 
 
 def refuse(bad_steps, step, value=0.0):
@@ -59,7 +59,7 @@ def parameters(folder):
 
 
 def test_a_folder_that_was_left_half_saved_is_saved_anew_with_its_parameters(tmp_path):
-    folder = health.folder_of(tmp_path, 3)
+    folder = saving.folder_of(tmp_path, 3)
     refuse(make(tmp_path), 3, value=1.0)
     (folder / "report.json").unlink()  # what is written last
     (folder / "batch-00007.npz").touch()
@@ -78,4 +78,4 @@ def test_the_first_process_decides_what_is_saved(tmp_path, monkeypatch, caplog, 
     monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", lambda own: np.asarray(told))
     refuse(make(tmp_path), 3)
     assert says in caplog.text
-    assert health.folder_of(tmp_path, 3).exists() == (says == "saved in")
+    assert saving.folder_of(tmp_path, 3).exists() == (says == "saved in")

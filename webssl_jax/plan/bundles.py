@@ -24,8 +24,8 @@ from collections.abc import Iterable
 
 import jax
 
+from webssl_jax.plan import hlo
 from webssl_jax.sharding import slices
-from webssl_jax.telemetry import hlo
 
 _BUNDLE = re.compile(r"^ *(?:0x)?[0-9a-f]+ +(?:[A-Z]{2})?: ((?:> )*)", re.MULTILINE)
 _ROUNDS = re.compile(r"scmp\.ge\.s32\.totalorder \S+ (\d+) /\* loop exit test \*/")

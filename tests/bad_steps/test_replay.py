@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from webssl_jax import replay
+from webssl_jax.bad_steps import replay
 from webssl_jax.config import UserError
 from webssl_jax.sharding import distributed
 from webssl_jax.sharding import mesh as meshes

@@ -11,7 +11,7 @@ from typing import Any
 from webssl_jax.config import UserError
 
 
-class Side:
+class BenchWorker:
     """A process that works only when told to.
 
     Args:
@@ -66,12 +66,12 @@ def _run(serve: Callable[..., None], pipe: Any, arguments: tuple[Any, ...]) -> N
         pipe.send(error)
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
+def median_range(values: Sequence[float]) -> dict[str, float]:
     """Median, lowest and highest, to four digits."""
     found = {"median": statistics.median(values), "low": min(values), "high": max(values)}
     return {key: float(f"{value:.4g}") for key, value in found.items()}
 
 
-def shown(spread: dict[str, float]) -> str:
-    """A :func:`spread` in words."""
-    return f"{spread['median']:g} ({spread['low']:g} to {spread['high']:g})"
+def shown(values: dict[str, float]) -> str:
+    """A :func:`median_range` in words."""
+    return f"{values['median']:g} ({values['low']:g} to {values['high']:g})"

@@ -7,10 +7,11 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tests.e2e import runner
-from webssl_jax import compiled, methods, train_state
 from webssl_jax import config as configs
+from webssl_jax import methods, train_state
 from webssl_jax.config import UserError
 from webssl_jax.optim.optimizer import Optimizer
+from webssl_jax.plan import compiled
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.train_step import lower_train_step
 

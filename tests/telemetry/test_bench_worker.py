@@ -3,7 +3,7 @@
 import pytest
 
 from webssl_jax.config import UserError
-from webssl_jax.telemetry.sides import Side, shown, spread
+from webssl_jax.telemetry.bench_worker import BenchWorker, median_range, shown
 
 
 def doubles(pipe, first):
@@ -19,23 +19,23 @@ def dies(pipe):
 
 
 def test_a_side_answers_until_it_is_stopped():
-    side = Side(doubles, "ready")
+    side = BenchWorker(doubles, "ready")
     assert side.receive() == "ready" and side.ask(3) == 6 and side.ask(4) == 8
     side.stop()
     side.stop()
 
 
 def test_bad_input_and_death_of_a_side_are_raised_here():
-    side = Side(doubles, "ready")
+    side = BenchWorker(doubles, "ready")
     side.receive()
     with pytest.raises(UserError, match="no sevens"):
         side.ask(7)
     side.stop()
-    side = Side(dies)
+    side = BenchWorker(dies)
     with pytest.raises(RuntimeError, match="a side of the benchmark died"):
         side.receive()
     side.stop()
 
 
 def test_a_spread_is_the_median_between_the_lowest_and_the_highest():
-    assert shown(spread([3.0, 1.00004, 2.0])) == "2 (1 to 3)"
+    assert shown(median_range([3.0, 1.00004, 2.0])) == "2 (1 to 3)"

@@ -10,7 +10,7 @@ from tests.e2e.runner import ROOT
 from webssl_jax import config as configs
 from webssl_jax import methods
 from webssl_jax.config import UserError
-from webssl_jax.telemetry import checkup
+from webssl_jax.telemetry import health_page
 from webssl_jax.telemetry.alarms import Watch
 
 _spec = importlib.util.spec_from_file_location("health_tool", ROOT / "tools" / "health.py")
@@ -39,7 +39,7 @@ def rows_of(steps=STEPS, sick_from=10**9):
 def draw(rows, reference=None):
     watch = Watch(VITALS, 20)
     watch.look_at_all(rows)
-    return checkup.page(rows, watch, STEPS, "a run", reference)
+    return health_page.page(rows, watch, STEPS, "a run", reference)
 
 
 def near(picture, colour):
@@ -60,7 +60,7 @@ def workdir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     path = tmp_path_factory.mktemp("reference") / "new" / "dino.json"
-    checkup.write_reference(path, "the twin", rows_of(), VITALS, STEPS, {"git_revision": "abc"})
+    health_page.write_reference(path, "the twin", rows_of(), VITALS, STEPS, {"git_revision": "abc"})
     return path
 
 
@@ -72,7 +72,7 @@ def test_a_run_that_has_hardly_begun_makes_a_page(rows):
 
 def test_the_page_shows_the_reference_behind_and_the_alarm_over_the_curves(reference):
     well, sick = rows_of(), rows_of(sick_from=STEPS // 2)
-    plain, beside = draw(well), draw(well, checkup.read_reference(reference))
+    plain, beside = draw(well), draw(well, health_page.read_reference(reference))
     assert near(beside, GREY) > near(plain, GREY) + 3000
     # "No alarm." in green
     assert near(plain[:80], GREEN) > 20 > near(plain[:80], RED) and near(draw(sick)[:80], RED) > 20
@@ -80,7 +80,7 @@ def test_the_page_shows_the_reference_behind_and_the_alarm_over_the_curves(refer
 
 
 def test_a_reference_keeps_curves_as_shares_and_is_small(reference):
-    stored = checkup.read_reference(reference)
+    stored = health_page.read_reference(reference)
     assert stored.name == "the twin" and set(stored.curves) == {s.metric for s in VITALS.signs}
     percent, shares = stored.curves["train/effective_rank"]
     assert (percent[0], percent[-1], len(percent)) == (0.5, 100.0, 50)
@@ -90,7 +90,7 @@ def test_a_reference_keeps_curves_as_shares_and_is_small(reference):
 
 def test_a_run_that_is_not_finished_is_no_reference(tmp_path):
     with pytest.raises(UserError, match="step 150 of 200; let it finish"):
-        checkup.write_reference(tmp_path / "r.json", "x", rows_of(150), VITALS, STEPS, {})
+        health_page.write_reference(tmp_path / "r.json", "x", rows_of(150), VITALS, STEPS, {})
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": "x", "percent": [1], "curves": 3}'])
@@ -98,15 +98,15 @@ def test_another_file_is_no_reference(tmp_path, text):
     path = tmp_path / "r.json"
     path.write_text(text)
     with pytest.raises(UserError, match="is not a reference that tools/health.py"):
-        checkup.read_reference(path)
+        health_page.read_reference(path)
     with pytest.raises(UserError, match="missing.json"):
-        checkup.read_reference(tmp_path / "missing.json")
+        health_page.read_reference(tmp_path / "missing.json")
 
 
 def test_committed_references_can_be_read():
     for path in (ROOT / "webssl_jax" / "telemetry" / "reference").glob("*.json"):
-        assert checkup.stored_reference(path.stem).curves
-    assert checkup.stored_reference("no such method") is None
+        assert health_page.stored_reference(path.stem).curves
+    assert health_page.stored_reference("no such method") is None
 
 
 def test_the_tool_prints_the_alarm_and_makes_page_and_reference(workdir, tmp_path, capsys):

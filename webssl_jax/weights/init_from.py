@@ -66,7 +66,7 @@ def from_weights(path: str, method: Any, trees: Mapping[str, Any]) -> dict[str, 
     """
     paths = [path] if os.path.exists(path) else [one.strip() for one in path.split(",")]
     fresh = {p.split("/")[0] for p in params_lib.flatten(trees["params"])}
-    with distributed.together():
+    with distributed.error_barrier():
         opened = [_open(path, one, method, fresh) for one in paths]
         taken = [part for _, parts, _ in opened for part in parts]
         if twice := sorted({part for part in taken if taken.count(part) > 1}):

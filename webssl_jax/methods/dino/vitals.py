@@ -22,14 +22,14 @@ def dino_vitals(
     prototypes: int,
     teacher_crops: int,
     width: int,
-    losses_of_ignorance: Mapping[str, float],
+    uniform_losses: Mapping[str, float],
     centred: bool,
 ) -> Vitals:
     """Signs and alarms of a run.
 
     Args:
       prototypes: of the DINO head. teacher_crops: in a global batch. width: of the features.
-      losses_of_ignorance: {name: weighted loss of a network that prefers no prototype}; 0 of a term
+      uniform_losses: {name: weighted loss of a network that prefers no prototype}; 0 of a term
         that is turned off, which then is no sign.
       centred: whether there are running centres.
 
@@ -39,9 +39,7 @@ def dino_vitals(
         return Vitals()
     uniform = math.log(prototypes)
     signs = [
-        Sign(f"train/{name}", f"{name} loss", most)
-        for name, most in losses_of_ignorance.items()
-        if most
+        Sign(f"train/{name}", f"{name} loss", most) for name, most in uniform_losses.items() if most
     ]
     signs += [
         Sign("train/koleo", "koleo loss"),

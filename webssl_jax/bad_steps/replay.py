@@ -1,4 +1,4 @@
-"""Runs a refused step again, alone, from what telemetry/health.py saved of it.
+"""Runs a refused step again, alone, from what bad_steps/saving.py saved of it.
 
     python -m webssl_jax.train --config ... --workdir RUN --replay STEP
         [--config.model.dtype=float32]
@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 from webssl_jax import config as configs
 from webssl_jax import params as paths
 from webssl_jax import train_state
+from webssl_jax.bad_steps import saving
 from webssl_jax.checkpoints import Checkpointer
 from webssl_jax.config import UserError
 from webssl_jax.methods.base import Method
@@ -36,7 +37,6 @@ from webssl_jax.optim.guard import CAUSES, NOT_FINITE, Guard
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import distributed
 from webssl_jax.sharding import mesh as meshes
-from webssl_jax.telemetry import health
 from webssl_jax.train_step import jit_train_step, make_train_step, run_schedules, verdict
 
 _LISTED = 5  # images and paths named in the report
@@ -48,9 +48,9 @@ def run(config: ConfigDict, method: Method, mesh: Mesh, workdir: pathlib.Path, s
     Raises:
       UserError: if ``step`` was not saved, not completely, or does not fit ``config``.
     """
-    with distributed.together():
+    with distributed.error_barrier():
         saved = read(config, method, mesh, workdir, step)
-    folder, report, images = health.folder_of(workdir, step), saved.report, saved.images
+    folder, report, images = saving.folder_of(workdir, step), saved.report, saved.images
     batch = meshes.to_global(saved.views, mesh)
     schedules = run_schedules(config, method)
     state, metrics, seen = _take(config, method, mesh, folder, report, schedules, batch)
@@ -67,7 +67,7 @@ def run(config: ConfigDict, method: Method, mesh: Mesh, workdir: pathlib.Path, s
     lines.append(_list("parameters with values that are not finite", odd, len(grad_norms)))
     path = max(largest, key=largest.get)
     lines.append(f"largest parameter value: {largest[path]:.6g} in {path}")
-    bad = health.not_finite(grad_norms)
+    bad = saving.not_finite(grad_norms)
     lines.append(_list("gradients that are not finite", bad, len(grad_norms)))
     if not bad:
         lines.append("largest gradients by norm:")
@@ -93,14 +93,14 @@ def read(config: ConfigDict, method: Method, mesh: Mesh, workdir: pathlib.Path, 
     Raises:
       UserError: if ``step`` was not saved, not completely, or does not fit ``config``.
     """
-    folder = health.folder_of(workdir, step)
+    folder = saving.folder_of(workdir, step)
     if not (folder / "report.json").exists():
         names = [path.parent.name[5:] for path in workdir.glob("bad_steps/step-*/report.json")]
         found = sorted(int(name) for name in names if name.isdecimal())
         have = f"saved are {', '.join(map(str, found))}" if found else "none was saved"
         raise UserError(f"--replay {step}: {workdir}/bad_steps has no such step; {have}")
     with _reading(folder / "report.json"):
-        report = health.read_report(folder)
+        report = saving.read_report(folder)
         size = [report[key] for key in ("step", "cause", "figures", "global_batch")][-1]
     if config.global_batch != size:
         raise UserError(

@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from webssl_jax.methods import losses, masking, pixels
-from webssl_jax.methods.base import Features, LossOutput, Params, Schedule, Tables, Variables
+from webssl_jax.methods.base import Features, LossOutput, Params, Schedule, Variables
 from webssl_jax.methods.encoder import encode, eval_view
 from webssl_jax.methods.vitals import Alarm, Limit, Sign, Vitals
 from webssl_jax.models import sizes
@@ -30,6 +30,7 @@ from webssl_jax.models.decoder import MAEDecoder
 from webssl_jax.models.layers import patchify, unpatchify
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.vit import ViT
+from webssl_jax.optim.tables import Tables
 
 _HIDDEN_GREY = 128  # what a hidden patch looks like in a reconstruction panel
 
@@ -249,9 +250,9 @@ class MAE:
         """The prediction's contrast beside that of its target, about 1, and the loss beside that of
         a prediction of the mean: with ``norm_pix_loss`` 1, and less by the share of flat patches.
         """
-        ignorance = 1.0 if self.norm_pix_loss else None
+        uniform_loss = 1.0 if self.norm_pix_loss else None
         signs = (
-            Sign("train/reconstruction", "reconstruction loss", ignorance),
+            Sign("train/reconstruction", "reconstruction loss", uniform_loss),
             Sign("train/prediction_std", "prediction std", 1.0),
         )
         alarm = Alarm(

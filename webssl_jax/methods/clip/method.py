@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from webssl_jax.methods import pixels
-from webssl_jax.methods.base import Features, LossOutput, Params, Schedule, Tables, Variables
-from webssl_jax.methods.contrastive import sigmoid_contrast, softmax_contrast
+from webssl_jax.methods.base import Features, LossOutput, Params, Schedule, Variables
+from webssl_jax.methods.clip.contrastive import sigmoid_contrast, softmax_contrast
 from webssl_jax.methods.encoder import encode, eval_view
 from webssl_jax.methods.vitals import Alarm, Limit, Sign, Vitals
 from webssl_jax.models import clip_sizes, sizes
@@ -30,6 +30,7 @@ from webssl_jax.models.clip import CLIPVision
 from webssl_jax.models.layers import l2_normalise
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.text import TextConfig, TextTower
+from webssl_jax.optim.tables import Tables
 
 # What each begins with, as the originals: scale, bias.
 _STARTS = {"softmax": (1 / 0.07, None), "sigmoid": (10.0, -10.0)}
@@ -284,13 +285,13 @@ class CLIP:
         where the limits come from."""
         # with all cosines at zero
         if self.contrast == "softmax":
-            ignorance = math.log(global_batch)
+            uniform_loss = math.log(global_batch)
         else:
             own, others = (math.log1p(math.exp(side * self.start[1])) for side in (-1, 1))
-            ignorance = own + (global_batch - 1) * others
+            uniform_loss = own + (global_batch - 1) * others
         chance = 1 / global_batch
         signs = (
-            Sign("train/contrast", "contrastive loss", ignorance),
+            Sign("train/contrast", "contrastive loss", uniform_loss),
             Sign("train/pair_margin", "cosine of pairs above others", 1.0),
             Sign("train/image_accuracy", "images that find their text", 1.0, chance),
             Sign("train/text_accuracy", "texts that find their image", 1.0, chance),

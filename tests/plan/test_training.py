@@ -7,12 +7,13 @@ import pytest
 from tests.tpu import jaxpr_flops, programs
 from tests.tpu.update import GATED, GOLDEN, figures
 from webssl_jax import config as configs
-from webssl_jax import methods, plan, train_state
+from webssl_jax import methods, train_state
 from webssl_jax.optim.guard import Guard
 from webssl_jax.optim.optimizer import Optimizer
+from webssl_jax.plan import hlo
+from webssl_jax.plan import training as plan
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.sharding import slices
-from webssl_jax.telemetry import hlo
 from webssl_jax.train_step import make_train_step, run_schedules
 
 TOLERANCE = 0.02  # of the gate: less than any change that matters, more than a rounding

@@ -9,7 +9,7 @@ A refused step (optim/guard.py) leaves ``workdir/bad_steps/step-XXXXXXXX/``:
     views_NAME.png        what they look like (process 0's first rows)
     checkpoints/STEP/     the parameters, teacher and auxiliary state the step was computed from
 
-webssl_jax/replay.py runs it again. The loss and every gradient are functions of these parts, so the
+bad_steps/replay.py runs it again. The loss and every gradient are functions of these parts, so the
 optimiser's moments are not kept.
 """
 
@@ -126,7 +126,7 @@ class BadSteps:
         self._saved.add(folder.name)
         try:  # a run must not end because of its own diagnosis
             for action in (self._clear, self._save_batch):
-                with distributed.together():
+                with distributed.error_barrier():
                     action(step, folder)
             checkpointer = Checkpointer(folder)
             checkpointer.save(state._replace(opt_state={}))

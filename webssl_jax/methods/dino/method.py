@@ -25,12 +25,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from webssl_jax.methods import losses, pixels, prototypes
-from webssl_jax.methods.base import Features, LossOutput, Params, Schedule, Tables, Variables
-from webssl_jax.methods.dino_vitals import dino_vitals
+from webssl_jax.methods import losses, pixels
+from webssl_jax.methods.base import Features, LossOutput, Params, Schedule, Variables
+from webssl_jax.methods.dino import prototypes
+from webssl_jax.methods.dino.prototypes import Targets
+from webssl_jax.methods.dino.vitals import dino_vitals
 from webssl_jax.methods.encoder import encode, eval_view
 from webssl_jax.methods.masking import BlockMasking, masked_patches
-from webssl_jax.methods.prototypes import Targets
 from webssl_jax.methods.vitals import Vitals, effective_rank
 from webssl_jax.models import sizes
 from webssl_jax.models.blocks import subset_size
@@ -39,6 +40,7 @@ from webssl_jax.models.layers import gather_tokens
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.vit import ViT
 from webssl_jax.optim import schedules
+from webssl_jax.optim.tables import Tables
 
 CENTRINGS = ("sinkhorn", "softmax")
 GLOBAL_CROPS = 2
@@ -438,17 +440,17 @@ class DINO:
         )
 
     def vitals(self, global_batch: int) -> Vitals:
-        """See methods/dino_vitals.py."""
+        """See methods/dino/vitals.py."""
         dino, ibot = (math.log(head.prototypes) for head in (self.dino_head, self._patch_head))
         local = self.view.local_count / (self.view.local_count + GLOBAL_CROPS - 1)
-        ignorance = {
+        uniform_loss = {
             "dino_local": self.dino_weight * dino * local,
             "dino_global": self.dino_weight * dino * (1 - local),
             "ibot": self.ibot_weight * ibot * self.masks.probability,
         }
         crops, centred = GLOBAL_CROPS * global_batch, self.centering == "softmax"
         width = self.encoder.width
-        return dino_vitals(self.dino_head.prototypes, crops, width, ignorance, centred)
+        return dino_vitals(self.dino_head.prototypes, crops, width, uniform_loss, centred)
 
     def pictures(
         self, variables: Variables, batch: Mapping[str, jax.Array], rng: jax.Array

@@ -29,13 +29,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from webssl_jax import cli, methods, train_state
-from webssl_jax import compiled as compiled_steps
 from webssl_jax import config as configs
 from webssl_jax.config import UserError
 from webssl_jax.optim.optimizer import Optimizer
+from webssl_jax.plan import bundles, hlo
+from webssl_jax.plan import compiled as compiled_steps
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.sharding import rules, slices
-from webssl_jax.telemetry import bundles, hlo
 from webssl_jax.telemetry.progress import format_seconds
 from webssl_jax.telemetry.throughput import PEAK_FLOPS
 from webssl_jax.train_step import lower_train_step
@@ -428,7 +428,3 @@ def _sizes(message: str) -> tuple[float, float] | None:
             unit = {"": 2.0**-30, "K": 2.0**-20, "M": 2.0**-10, "G": 1.0}
             return float(match[1]) * unit[match[2]], float(match[3]) * unit[match[4]]
     return None
-
-
-if __name__ == "__main__":
-    cli.run(main)

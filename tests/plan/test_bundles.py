@@ -1,6 +1,6 @@
 import pytest
 
-from webssl_jax.telemetry import bundles
+from webssl_jax.plan import bundles
 
 # as libtpu 0.0.42 writes them: number, what a bundle begins, the loops around it, instructions
 LINES = """= control target key start

@@ -1,0 +1,1 @@
+"""Steps that went wrong: ``saving.py`` keeps them, ``replay.py`` runs them again."""

@@ -1,0 +1,1 @@
+"""Language supervision, CLIP's and SigLIP's: ``method.py`` first."""

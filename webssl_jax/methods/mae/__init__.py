@@ -1,0 +1,1 @@
+"""Masked autoencoding, as Web-MAE trains it."""

@@ -1,0 +1,26 @@
+"""What a method tells the optimiser about its parameters, as tables over their paths."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """What the optimiser and the exporter need to know, as (regex over parameter paths, value)
+    rows.
+
+    Each is an ordered table in the language of ``params.py``; the first match wins.
+
+    decay: multiplier of the weight decay (default 1.0).
+    learning_rate: multiplier of the learning rate (default 1.0): a number, a tuple of numbers, one
+      for each block of a stacked parameter, or the name of one of the method's schedules.
+    frozen: rows with True are not trained and hold no optimiser state.
+    bounds: (least, most) that every step clamps a parameter to.
+    """
+
+    decay: Sequence[tuple[str, float]] = ()
+    learning_rate: Sequence[tuple[str, float | tuple[float, ...] | str]] = ()
+    frozen: Sequence[tuple[str, bool]] = ()
+    bounds: Sequence[tuple[str, tuple[float, float]]] = ()
