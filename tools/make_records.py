@@ -8,6 +8,28 @@
         --image-column image --caption-column caption
     python tools/make_records.py tfds --input cifar10 --output shards/ --tfds-split train
 
+``--annotation NAME=WHERE`` adds what evaluations need beside an image, one flag for each. WHERE is
+a path relative to --input with {path}, {folder} or {stem} of the image in it, a member's extension
+in a tar, a column of parquet, or a feature of TFDS. As in a shell, {stem%END} is {stem} without
+that ending, {path#START} is {path} without that beginning:
+
+    python tools/make_records.py folder --input ADE/images --output shards/ \\
+        --annotation 'mask=../annotations/{path}.png'
+    python tools/make_records.py folder --input leftImg8bit/train --output shards/ \\
+        --annotation 'mask=../../gtFine/train/{path%_leftImg8bit}_gtFine_labelIds.png'
+    python tools/make_records.py tar --input 'scenes/*.tar' --output shards/ \\
+        --annotation mask=seg.png --annotation depth=depth.png
+    python tools/make_records.py parquet --input 'llava/*.parquet' --output shards/ \\
+        --annotation conversations=conversations --keep-duplicates
+    python tools/make_records.py tfds --input oxford_iiit_pet --output shards/ \\
+        --image-feature image --annotation mask=segmentation_mask
+
+The names labels, questions, conversations, mask and depth have a fixed meaning, others are free
+(webssl_jax/data/annotations.py). An annotation that is missing or damaged is counted and named, and
+the image is kept without it; ``--require-annotations`` drops the image. ``--max-side`` shrinks
+masks and depth with the image, but not positions in JSON. An image that comes again with other
+annotations is a duplicate all the same: ``--keep-duplicates`` keeps both.
+
 The same command again continues where it was stopped, by whatever. It writes
 ``<split>-00000-of-00004.arrayrecord`` and ``<split>.summary.json`` with what was kept, what was
 dropped and why, and which files are damaged. Exit codes as everywhere in webssl_jax: 0 done, 2 bad
@@ -26,6 +48,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
 import sys
 import time
@@ -35,8 +58,8 @@ from typing import Any
 
 from webssl_jax import cli
 from webssl_jax.config import UserError
+from webssl_jax.data.converter import flags, items, plan, runners, stats
 from webssl_jax.data.converter import folder_reader as folders
-from webssl_jax.data.converter import items, plan, runners, stats
 from webssl_jax.data.converter import parquet_reader as parquet
 from webssl_jax.data.converter import tar_reader as tars
 from webssl_jax.data.converter import tfds_reader as tfds
@@ -47,10 +70,12 @@ Facts = dict[str, Any]  # what listing found out and the reader needs; plain JSO
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of input. ``unit`` is what sizes of its units count."""
+    """A kind of input. ``unit`` is what sizes of its units count, ``annotation`` what names the
+    place of an annotation."""
 
     help: str
     unit: str
+    annotation: str
     add_flags: Callable[[cli.ArgumentParser], None]
     find: Callable[[Any], tuple[Facts, list[items.Unit]]]
     reader: Callable[[Any, Facts], items.Reader]
@@ -62,6 +87,7 @@ def main() -> int:
     for name, kind in KINDS.items():
         mine = parsers.add_parser(name, help=kind.help)
         kind.add_flags(mine)
+        _add_annotation(mine, kind.annotation)
         _add_common(mine, kind.unit)
     args, unknown = parser.parse_known_args()
     if unknown:  # said by the subparser, so that it suggests its own flags
@@ -70,6 +96,12 @@ def main() -> int:
         raise UserError("--test-fraction: splits test images off --split, so that cannot be test")
     if args.beam_options and args.runner != "beam":
         raise UserError("--beam-options: only with --runner beam")
+    args.annotation.sort()  # their order changes no byte
+    for (name, _), (following, _) in itertools.pairwise(_annotations(args)):
+        if name == following:
+            raise UserError(f"--annotation {name}: given twice; each name has one place")
+    if args.require_annotations and not args.annotation:
+        raise UserError("--require-annotations: only with --annotation")
     return _convert(args, KINDS[args.kind])
 
 
@@ -92,7 +124,7 @@ def _folder_flags(parser: cli.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--test-fraction",
-        type=_fraction,
+        type=flags.fraction,
         default=0.0,
         metavar="F",
         help="put this share of the images, chosen by a digest of the key, into a split named test",
@@ -101,13 +133,15 @@ def _folder_flags(parser: cli.ArgumentParser) -> None:
 
 def _folder_find(args) -> tuple[Facts, list[items.Unit]]:
     progress = Progress(None, "listing", "images")
-    units = folders.list_folder(args.input, progress.update)
+    units = folders.list_folder(args.input, progress.update, _annotations(args))
     progress.close()
     return {"root": str(args.input), "source": args.input.name or "images"}, units
 
 
 def _folder_reader(args, facts: Facts) -> items.Reader:
-    return folders.FolderReader(**facts, label_from=args.label_from, captions=args.captions)
+    return folders.FolderReader(
+        **facts, label_from=args.label_from, captions=args.captions, annotations=_annotations(args)
+    )
 
 
 def _tar_flags(parser: cli.ArgumentParser) -> None:
@@ -121,13 +155,16 @@ def _tar_find(args) -> tuple[Facts, list[items.Unit]]:
 
 
 def _tar_reader(args, facts: Facts) -> items.Reader:
-    return tars.TarReader(**facts, label_field=args.label_field)
+    wanted = tuple((name, where.lstrip(".").lower()) for name, where in _annotations(args))
+    return tars.TarReader(**facts, label_field=args.label_field, annotations=wanted)
 
 
 def _metaclip_flags(parser: cli.ArgumentParser) -> None:
     parser.add_argument("--input", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--first", type=_natural, metavar="N", help="first shard (default: all)")
-    parser.add_argument("--last", type=_natural, metavar="N", help="last shard (default: all)")
+    parser.add_argument(
+        "--first", type=flags.natural, metavar="N", help="first shard (default: all)"
+    )
+    parser.add_argument("--last", type=flags.natural, metavar="N", help="last shard (default: all)")
     _add_label_field(parser)
 
 
@@ -157,7 +194,8 @@ def _parquet_flags(parser: cli.ArgumentParser) -> None:
 
 def _columns(args) -> parquet.Columns:
     captions = tuple(args.caption_column)
-    return parquet.Columns(args.image_column, captions, args.key_column, args.label_column)
+    key, label = args.key_column, args.label_column
+    return parquet.Columns(args.image_column, captions, key, label, _annotations(args))
 
 
 def _parquet_find(args) -> tuple[Facts, list[items.Unit]]:
@@ -189,9 +227,8 @@ def _tfds_flags(parser: cli.ArgumentParser) -> None:
 
 
 def _tfds_find(args) -> tuple[Facts, list[items.Unit]]:
-    asked = tfds.Features(
-        args.image_feature, tuple(args.caption_feature), args.key_feature, args.label_feature
-    )
+    captions, key, label = tuple(args.caption_feature), args.key_feature, args.label_feature
+    asked = tfds.Features(args.image_feature, captions, key, label, _annotations(args))
     root, source, features, units = tfds.list_tfds(
         args.input, args.data_dir, args.tfds_split, asked
     )
@@ -200,7 +237,8 @@ def _tfds_find(args) -> tuple[Facts, list[items.Unit]]:
 
 
 def _tfds_reader(args, facts: Facts) -> items.Reader:
-    features = facts["features"] | {"captions": tuple(facts["features"]["captions"])}
+    lists = {"captions": facts["features"]["captions"], "annotations": _annotations(args)}
+    features = facts["features"] | {name: tuple(value) for name, value in lists.items()}
     return tfds.TfdsReader(**facts | {"features": tfds.Features(**features)})
 
 
@@ -218,27 +256,44 @@ def _add_label_field(parser: cli.ArgumentParser) -> None:
 
 KINDS = {
     "folder": Kind(
-        "a folder tree of image files", "images", _folder_flags, _folder_find, _folder_reader
+        "a folder tree of image files",
+        "images",
+        "a path relative to --input with {path}, {folder} or {stem} of the image in it",
+        _folder_flags,
+        _folder_find,
+        _folder_reader,
     ),
     "tar": Kind(
         "tars of img2dataset or webdataset; plain, gzip or zstd",
         "kB",
+        "a member's extension, such as seg.png",
         _tar_flags,
         _tar_find,
         _tar_reader,
     ),
     "metaclip": Kind(
-        "MetaCLIP's tars DIR/{n %% 100}/{n}.tar", "kB", _metaclip_flags, _metaclip_find, _tar_reader
+        "MetaCLIP's tars DIR/{n %% 100}/{n}.tar",
+        "kB",
+        "a member's extension, such as json",
+        _metaclip_flags,
+        _metaclip_find,
+        _tar_reader,
     ),
     "parquet": Kind(
         "parquet files with images or their paths",
         "rows",
+        "a column",
         _parquet_flags,
         _parquet_find,
         _parquet_reader,
     ),
     "tfds": Kind(
-        "a TFDS dataset, without TensorFlow", "examples", _tfds_flags, _tfds_find, _tfds_reader
+        "a TFDS dataset, without TensorFlow",
+        "examples",
+        "the path of a feature",
+        _tfds_flags,
+        _tfds_find,
+        _tfds_reader,
     ),
 }
 
@@ -246,11 +301,31 @@ KINDS = {
 # -------------------------------------------------------------------------------------- all of them
 
 
+def _add_annotation(parser: cli.ArgumentParser, where: str) -> None:
+    parser.add_argument(
+        "--annotation",
+        action="append",
+        type=flags.annotation,
+        default=[],
+        metavar="NAME=WHERE",
+        help=f"what lies beside an image, one flag for each; WHERE is {where}",
+    )
+    parser.add_argument(
+        "--require-annotations",
+        action="store_true",
+        help="drop images that lack one of these (default: keep)",
+    )
+
+
+def _annotations(args: Any) -> items.Wanted:
+    return tuple(tuple(text.split("=", 1)) for text in args.annotation)
+
+
 def _add_common(parser: cli.ArgumentParser, unit: str) -> None:
     """What every kind of input shares."""
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument(
-        "--split", default="train", type=_name, help="first part of the shards' names"
+        "--split", default="train", type=flags.name, help="first part of the shards' names"
     )
     parser.add_argument(
         "--source", help="what records name as their source (default: input's name)"
@@ -261,17 +336,17 @@ def _add_common(parser: cli.ArgumentParser, unit: str) -> None:
         default = "instead of --images-per-shard"
         parser.add_argument(
             "--images-per-shard",
-            type=_positive,
+            type=flags.positive,
             default=5000,
             metavar="N",
             help="row groups of parquet and files of TFDS are not split",
         )
     parser.add_argument(
-        "--shards", type=_positive, metavar="N", help=f"number of shards at most, {default}"
+        "--shards", type=flags.positive, metavar="N", help=f"number of shards at most, {default}"
     )
     parser.add_argument(
         "--max-side",
-        type=_natural,
+        type=flags.natural,
         default=0,
         metavar="PX",
         help="shrink larger images to this longer side, as JPEG "
@@ -279,14 +354,14 @@ def _add_common(parser: cli.ArgumentParser, unit: str) -> None:
     )
     parser.add_argument(
         "--min-side",
-        type=_positive,
+        type=flags.positive,
         default=32,
         metavar="PX",
         help="drop images whose shorter side is below it",
     )
     parser.add_argument(
         "--max-aspect",
-        type=_aspect,
+        type=flags.aspect,
         default=8.0,
         metavar="RATIO",
         help="drop images whose sides differ by more than this factor",
@@ -299,7 +374,7 @@ def _add_common(parser: cli.ArgumentParser, unit: str) -> None:
         action="store_true",
         help="keep images whose bytes came before (default: the first in order stays)",
     )
-    parser.add_argument("--workers", type=_positive, default=os.cpu_count(), metavar="N")
+    parser.add_argument("--workers", type=flags.positive, default=os.cpu_count(), metavar="N")
     parser.add_argument(
         "--runner", choices=("pool", "beam"), default="pool", help="pool: processes of this machine"
     )
@@ -339,9 +414,8 @@ def _convert(args: Any, kind: Kind) -> int:
     runner = functools.partial(runners.pool, args.workers)
     if args.runner == "beam":
         runner = functools.partial(runners.beam, args.beam_options)
-    rules = items.Rules(
-        args.max_side, args.min_side, args.max_aspect, args.require_caption, args.keep_duplicates
-    )
+    names = [field.name for field in dataclasses.fields(items.Rules)]
+    rules = items.Rules(**{name: getattr(args, name) for name in names})
     try:
         summaries = runners.convert(args.output, kind.reader(args, facts), rules, runner, update)
     except KeyboardInterrupt:
@@ -403,41 +477,6 @@ def _deal(units: Sequence[items.Unit], args: Any) -> dict[str, list[list[items.U
 def _draw(path: str) -> float:
     """A number in [0, 1) that only the path decides."""
     return int.from_bytes(hashlib.sha256(os.fsencode(path)).digest()[:8], "big") / 2**64
-
-
-def _positive(text: str) -> int:
-    return _number(text, int, 1, None)
-
-
-def _natural(text: str) -> int:
-    return _number(text, int, 0, None)
-
-
-def _aspect(text: str) -> float:
-    return _number(text, float, 1.0, None)
-
-
-def _fraction(text: str) -> float:
-    return _number(text, float, 0.0, 0.9)
-
-
-def _number(text: str, kind: type, low: float, high: float | None) -> Any:
-    value = kind(text)  # argparse turns a ValueError into its own one-line error
-    if not value >= low or (high is not None and value > high):
-        raise ValueError
-    return value
-
-
-def _name(text: str) -> str:
-    if not text.replace("_", "").isalnum():
-        raise ValueError
-    return text
-
-
-# argparse names the type in its message: "invalid positive whole number value: '0'".
-_positive.__name__, _natural.__name__ = "positive whole number", "whole number"
-_aspect.__name__, _fraction.__name__ = "ratio (1 or more)", "share (0 to 0.9)"
-_name.__name__ = "name (letters, digits, _)"
 
 
 if __name__ == "__main__":

@@ -12,8 +12,18 @@ def image(seed):
     return encode_image(smooth_image(np.random.default_rng(seed), 44, 40))
 
 
+def mask_file(seed):
+    """The PNG of a mask, as no encoder of ours writes it."""
+    return encode_image(mask(seed), compress_level=1)
+
+
+def mask(seed):
+    """(40, 44) classes of an image's pixels."""
+    return np.random.default_rng(seed).integers(0, 3, (40, 44), np.uint8)
+
+
 class OwnPictures(tfds.core.GeneratorBasedBuilder):
-    """Seven pictures to train and three to test, with labels, captions and file names."""
+    """Seven pictures to train and three to test, with labels, captions, file names and masks."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -23,6 +33,8 @@ class OwnPictures(tfds.core.GeneratorBasedBuilder):
             "label": tfds.features.ClassLabel(names=["cat", "dog"]),
             "captions": tfds.features.Sequence({"text": tfds.features.Text(), "id": np.int64}),
             "file": tfds.features.Text(),
+            "mask": tfds.features.LabeledImage(labels=3, shape=(None, None, 1)),
+            "relief": tfds.features.Tensor(shape=(40, 44, 1), dtype=np.uint16),
         }
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
@@ -38,5 +50,7 @@ class OwnPictures(tfds.core.GeneratorBasedBuilder):
                     "label": i % 2,
                     "captions": [{"text": f"größe {i}", "id": 1}, {"text": "second", "id": 2}],
                     "file": f"file {i}",
+                    "mask": io.BytesIO(mask_file(i)),
+                    "relief": 300 * mask(i)[:, :, None].astype(np.uint16),
                 },
             )

@@ -15,6 +15,8 @@
 Every file is written under a temporary name, synced, and renamed: a name without ``.tmp`` means
 "complete", and it is never written again.
 
+A reader also brings the annotations that were asked for; ``items`` checks them with the image.
+
 A new kind of input is a ``Reader`` (what one line of the plan holds) and a function that lists its
 lines; everything else stays. ``folder_reader``, ``tar_reader`` (img2dataset, webdataset, MetaCLIP),
 ``parquet_reader`` and ``tfds_reader`` are the four there are.

@@ -13,17 +13,20 @@ from pathlib import Path, PurePosixPath
 from webssl_jax.config import UserError
 from webssl_jax.data.converter.items import (
     MAX_BYTES,
+    MISSING,
     SUFFIXES,
     Candidate,
     Dropped,
     Item,
     Unit,
+    Wanted,
     clean_captions,
     no_progress,
 )
 
 LABELS = ("none", "folder")
 CAPTIONS = ("none", "sidecar-txt", "filename")
+_FIELD = re.compile(r"\{(path|folder|stem)(?:([%#])([^{}]+))?\}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +35,14 @@ class FolderReader:
 
     ``label_from``: "folder" takes the first folder below the root. ``captions``: "sidecar-txt"
     takes each line of the text file beside the image as one caption, "filename" the name's words.
+    ``annotations`` are files, named as :func:`annotation_path` says.
     """
 
     root: str
     source: str
     label_from: str = "none"
     captions: str = "none"
+    annotations: Wanted = ()
 
     def read(self, unit: Unit, advance: Callable[[int], None] = no_progress) -> Iterator[Item]:
         path = PurePosixPath(unit["path"])
@@ -46,7 +51,7 @@ class FolderReader:
             yield Dropped(key, unit["drop"])
             return
         full = Path(self.root) / path
-        data, problem = read_image_file(full)
+        data, problem = read_file(full)
         if problem:
             yield Dropped(key, problem)
             return
@@ -54,7 +59,13 @@ class FolderReader:
         captions, notes = clean_captions(texts)
         folder = path.parts[0] if len(path.parts) > 1 else None
         label = key_of(folder) if self.label_from == "folder" and folder else None
-        yield Candidate(key, data, captions, label, notes + lost)
+        found = {name: self._annotation(pattern, path) for name, pattern in self.annotations}
+        yield Candidate(key, data, captions, label, notes + lost, found)
+
+    def _annotation(self, pattern: str, path: PurePosixPath) -> bytes | str:
+        file = Path(self.root) / annotation_path(pattern, str(path))
+        data, problem = read_file(file)
+        return data or (problem if os.path.lexists(file) else MISSING)
 
     def _captions(self, path: Path) -> tuple[list[str | bytes], tuple[str, ...]]:
         """The texts, and a note if there is a file of them that cannot be read."""
@@ -62,13 +73,13 @@ class FolderReader:
             return [re.sub(r"[\W_]+", " ", key_of(path.stem))], ()
         if self.captions == "sidecar-txt":
             beside = path.with_suffix(".txt")
-            data, problem = read_image_file(beside)
+            data, problem = read_file(beside)
             lost = problem and problem != "empty file" and os.path.lexists(beside)
             return data.splitlines(), (f"text beside an image: {problem}",) if lost else ()
         return [], ()
 
 
-def read_image_file(path: Path) -> tuple[bytes, str]:
+def read_file(path: Path) -> tuple[bytes, str]:
     """A file's bytes and an empty string, or no bytes and the reason why it has to be dropped."""
     try:
         # A pipe that came in the place of a file since the listing must not block.
@@ -94,18 +105,51 @@ def key_of(path: str) -> str:
     return f"{text}#{hashlib.sha256(data).hexdigest()[:8]}"
 
 
-def list_folder(root: Path, progress: Callable[[int], None] = lambda n: None) -> list[Unit]:
-    """Every file with an image's suffix below ``root``, by path.
+def annotation_path(pattern: str, path: str) -> str:
+    """Where an image's annotation lies, relative to the input's folder, as ``path`` is.
+
+    ``{path}`` is ``path`` without its suffix, ``{folder}`` and ``{stem}`` are its two parts. As in
+    a shell ``{stem%_rgb}`` is without the ending ``_rgb``, ``{path#images/}`` without that
+    beginning.
+    """
+    whole = os.path.splitext(path)[0]
+    fields = {"path": whole, "folder": os.path.dirname(whole) or "."}
+    fields["stem"] = os.path.basename(whole)
+
+    def fill(match: re.Match) -> str:
+        name, side, part = match.groups()
+        value = fields[name]
+        if side:
+            value = value.removesuffix(part) if side == "%" else value.removeprefix(part)
+        return value.lstrip("/")
+
+    return os.path.normpath(_FIELD.sub(fill, pattern))
+
+
+def list_folder(
+    root: Path, progress: Callable[[int], None] = no_progress, annotations: Wanted = ()
+) -> list[Unit]:
+    """Every file with an image's suffix below ``root``, by path, but none that is the annotation of
+    another.
 
     Links are followed, loops are not: a folder is entered once. What cannot be opened is listed
     too, so that it is counted.
 
     Args:
       progress: called with the number of files found since the last call.
+      annotations: as the reader has them.
 
     Raises:
-      UserError: if there is no such folder, or no image in it.
+      UserError: if there is no such folder, or no image in it; if a pattern of an annotation
+        does not tell images apart.
     """
+    for name, pattern in annotations:
+        fields = {match[1] for match in _FIELD.finditer(pattern)}
+        if not fields & {"path", "stem"} or re.search("[{}]", _FIELD.sub("", pattern)):
+            raise UserError(
+                f"--annotation {name}={pattern}: give a path with {{path}} or {{stem}} in it, such "
+                "as ../masks/{path}.png"
+            )
     if not root.is_dir():
         raise UserError(f"--input {root}: {'not a folder' if root.exists() else 'no such folder'}")
     found: list[str] = []
@@ -127,7 +171,14 @@ def list_folder(root: Path, progress: Callable[[int], None] = lambda n: None) ->
         detail = f" ({len(broken)} folders could not be read)" if broken else ""
         raise UserError(f"--input {root}: no image files in it{detail}")
     units: list[Unit] = [{"path": path, "drop": "unreadable folder"} for path in broken]
-    units += [{"path": path} for path in found]
+    patterns = [pattern for _, pattern in annotations]
+    theirs = {path: {annotation_path(p, path) for p in patterns} for path in found if patterns}
+    taken = {other for path, others in theirs.items() for other in others - {path}}
+    for path in found:
+        if path in theirs.get(path, ()) and path not in taken:
+            units.append({"path": path, "drop": "annotation without image"})
+        elif path not in taken:
+            units.append({"path": path})
     return sorted(units, key=lambda unit: os.fsencode(unit["path"]))
 
 

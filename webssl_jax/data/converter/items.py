@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from webssl_jax.data import decode, records
+from webssl_jax.data import annotations, decode, records
 
-MAX_BYTES = 1 << 27  # of one encoded image; what MAX_PIXELS allows fits, and so does a worker
+# Of one encoded image or annotation; what MAX_PIXELS allows fits, and so does a worker.
+MAX_BYTES = 1 << 27
 MAX_TEXT_BYTES = 1 << 20  # of one caption or one json beside an image
 JPEG_QUALITY = 92  # of what --max-side re-encodes, without chroma subsampling: text stays legible
 SUFFIXES = frozenset(
@@ -19,18 +20,23 @@ SUFFIXES = frozenset(
 )
 
 Unit = Mapping[str, Any]  # one line of a plan, plain JSON; "size" is its share of the work (or 1)
+# Annotations that are asked for: (name, where a reader finds it). Pairs, because they must hash.
+Wanted = tuple[tuple[str, str], ...]
+MISSING = "missing"
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
     """An image found in an input, before any rule. ``data`` is the encoded file; ``notes`` are
-    reasons as in :class:`Note`, about this image."""
+    reasons as in :class:`Note`, about this image. ``annotations`` has an entry for each that is
+    asked for: its bytes, ``MISSING``, or what is wrong with it."""
 
     key: str
     data: bytes
     captions: tuple[str, ...] = ()
     label: str | None = None
     notes: tuple[str, ...] = ()
+    annotations: Mapping[str, bytes | str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +78,15 @@ class Reader(Protocol):
 class Rules:
     """What an image must be. Sides in pixels after EXIF rotation; ``max_side`` 0 keeps every size.
 
-    Larger images than ``max_side`` are shrunk and encoded as JPEG; the bytes of all others stay.
+    Larger images than ``max_side`` are shrunk and encoded as JPEG, and with them their annotations
+    that are PNG; the bytes of all others stay.
     """
 
     max_side: int = 0
     min_side: int = 32
     max_aspect: float = 8.0
     require_caption: bool = False
+    require_annotations: bool = False
     keep_duplicates: bool = False
 
 
@@ -105,8 +113,36 @@ def clean_captions(values: list[str | bytes]) -> tuple[tuple[str, ...], tuple[st
     return tuple(captions), tuple(notes)
 
 
-def make_record(item: Candidate, source: str, rules: Rules) -> records.Record | Dropped:
-    """Applies the rules to one image. It must decode completely to count."""
+def make_record(
+    item: Candidate, source: str, rules: Rules
+) -> tuple[records.Record | Dropped, list[Note]]:
+    """Applies the rules to one image, which must decode completely to count. An annotation that is
+    missing or damaged is left out and noted; the image stays unless the rules require all."""
+    decoded = _decode(item, rules)
+    if isinstance(decoded, Dropped):
+        return decoded, []
+    image, width, height = decoded
+    record = records.Record(item.data, item.captions, item.key, width, height, source, item.label)
+    kept: dict[str, bytes] = {}
+    missing, damaged = [], []
+    for name, data in item.annotations.items():
+        if data == MISSING:
+            missing.append(Note(item.key, f"no annotation {name!r}"))
+        elif problem := _problem(record, name, data):
+            damaged.append(Note(f"{item.key}: {problem}", f"damaged annotation {name!r}"))
+        else:
+            kept[name] = data
+    if rules.require_annotations and (missing or damaged):
+        lost = next(name for name in item.annotations if name not in kept)
+        return Dropped(item.key, f"image without annotation {lost!r}"), damaged
+    record = dataclasses.replace(record, annotations=kept)
+    if rules.max_side and max(width, height) > rules.max_side:
+        record = _shrink(record, image, rules.max_side)
+    return record, missing + damaged
+
+
+def _decode(item: Candidate, rules: Rules) -> tuple[Image.Image, int, int] | Dropped:
+    """The upright image, its width and its height."""
     if not item.data:
         return Dropped(item.key, "empty file")
     if len(item.data) > MAX_BYTES:
@@ -125,15 +161,35 @@ def make_record(item: Candidate, source: str, rules: Rules) -> records.Record | 
     if max(width, height) > rules.max_aspect * min(width, height):
         return Dropped(item.key, "too thin")
     try:
-        image = decode.decode_image(item.data)
+        return decode.decode_image(item.data), width, height
     except decode.DecodeError:
         return Dropped(item.key, "undecodable")
-    data = item.data
-    if rules.max_side and max(width, height) > rules.max_side:
-        scale = rules.max_side / max(width, height)
-        width, height = (max(1, round(side * scale)) for side in (width, height))
-        encoded = io.BytesIO()
-        small = image.resize((width, height), Image.Resampling.BICUBIC)
-        small.save(encoded, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-        data = encoded.getvalue()
-    return records.Record(data, item.captions, item.key, width, height, source, item.label)
+
+
+def _problem(record: records.Record, name: str, data: bytes | str) -> str:
+    """What is wrong with an annotation of an image; empty if nothing is."""
+    if isinstance(data, str):
+        return data
+    if len(data) > MAX_BYTES:
+        return "more bytes than the limit"
+    try:
+        annotations.check(dataclasses.replace(record, annotations={name: data}))
+    except records.RecordError as error:
+        return " ".join(str(error).split())[:200]
+    return ""
+
+
+def _shrink(record: records.Record, image: Image.Image, max_side: int) -> records.Record:
+    scale = max_side / max(record.width, record.height)
+    width, height = (max(1, round(side * scale)) for side in (record.width, record.height))
+    file = io.BytesIO()
+    small = image.resize((width, height), Image.Resampling.BICUBIC)
+    small.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    kept = dict(record.annotations)
+    for name, data in kept.items():
+        if annotations.is_png(data):
+            values = annotations.resize_mask(annotations.mask(record, name), width, height)
+            kept[name] = annotations.encode_mask(values)
+    return dataclasses.replace(
+        record, image=file.getvalue(), width=width, height=height, annotations=kept
+    )

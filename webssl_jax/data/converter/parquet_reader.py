@@ -2,7 +2,8 @@
 them (a struct of ``bytes`` and ``path``).
 
 A unit is one row group; of it only some pages and rows are in memory. Class names of integer labels
-are taken from the metadata that Hugging Face's ``datasets`` leaves in the schema.
+are taken from the metadata that Hugging Face's ``datasets`` leaves in the schema. Of annotations,
+bytes and text stay as they are, an image's struct becomes its file, and all else JSON.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from webssl_jax.config import UserError, suggest
-from webssl_jax.data.converter.folder_reader import key_of, read_image_file
+from webssl_jax.data.annotations import AnnotationError, encode_json
+from webssl_jax.data.converter.folder_reader import key_of, read_file
 from webssl_jax.data.converter.items import (
+    MISSING,
     Candidate,
     Dropped,
     Item,
     Note,
     Unit,
+    Wanted,
     clean_captions,
     no_progress,
     text_of,
@@ -44,11 +48,11 @@ class Columns:
     captions: tuple[str, ...] = ()
     key: str | None = None
     label: str | None = None
+    annotations: Wanted = ()
 
     def names(self) -> list[str]:
-        return list(
-            dict.fromkeys(n for n in (self.image, *self.captions, self.key, self.label) if n)
-        )
+        named = (self.image, *self.captions, self.key, self.label)
+        return list(dict.fromkeys(n for n in (*named, *dict(self.annotations).values()) if n))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +112,22 @@ class ParquetReader:
         if isinstance(label, int) and 0 <= label < len(class_names):
             label = class_names[label]
         label = None if label is None else text_of(_text(label))[0] or None
-        return Candidate(key, data, captions, label, notes)
+        found = {name: self._annotation(row[column]) for name, column in columns.annotations}
+        return Candidate(key, data, captions, label, notes, found)
+
+    def _annotation(self, value: Any) -> bytes | str:
+        """A value's bytes, or what is wrong with it."""
+        if isinstance(value, dict) and {"bytes"} <= set(value) <= {"bytes", "path"}:
+            if value["bytes"] is None and isinstance(value.get("path"), bytes):
+                data, problem = self._file(os.fsdecode(value["path"]))
+                return data or problem
+            value = value["bytes"]
+        if value is None:
+            return MISSING
+        try:
+            return value if isinstance(value, bytes) else encode_json(_with_text(value))
+        except (AnnotationError, UnicodeDecodeError) as error:
+            return str(error)
 
     def _file(self, path: str) -> tuple[bytes, str]:
         if "\0" in path:
@@ -116,7 +135,7 @@ class ParquetReader:
         full = Path(os.path.realpath(os.path.join(self.image_root, path)))
         if not full.is_relative_to(os.path.realpath(self.image_root)):
             return b"", "path that leaves the image folder"
-        return read_image_file(full)
+        return read_file(full)
 
 
 def list_parquet(patterns: list[str], columns: Columns) -> tuple[Path, list[Unit]]:
@@ -165,6 +184,18 @@ def list_parquet(patterns: list[str], columns: Columns) -> tuple[Path, list[Unit
 
 def _text(value: Any) -> str | bytes:
     return value if isinstance(value, str | bytes) else str(value)
+
+
+def _with_text(value: Any) -> Any:
+    """Text, which :func:`_plain` left as bytes, as str.
+
+    Raises: UnicodeDecodeError where it is none.
+    """
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if isinstance(value, dict):
+        return {name: _with_text(one) for name, one in value.items()}
+    return [_with_text(one) for one in value] if isinstance(value, list) else value
 
 
 def _open(path: Path) -> pq.ParquetFile:
@@ -235,7 +266,9 @@ def _plain(array: pa.Array) -> list[Any]:
     if pa.types.is_struct(kind):
         fields = [_plain(field) for field in array.flatten()]
         names = [field.name for field in kind]
-        return [dict(zip(names, row, strict=True)) for row in zip(*fields, strict=True)]
+        rows = (dict(zip(names, row, strict=True)) for row in zip(*fields, strict=True))
+        there = array.is_valid().to_pylist()
+        return [row if valid else None for row, valid in zip(rows, there, strict=True)]
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         values = iter(_plain(array.flatten()))
         lengths = array.value_lengths().to_pylist()

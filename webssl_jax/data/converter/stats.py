@@ -33,7 +33,7 @@ TITLES = {
 def new_stats() -> dict[str, Any]:
     """``inputs`` is the number of images met: ``kept`` and those under ``dropped`` add up to it.
     ``notes`` counts what is not an image: damaged files, ignored members."""
-    names = ("dropped", "notes", *_EDGES, "labels")
+    names = ("dropped", "notes", *_EDGES, "labels", "annotations")
     return {**dict.fromkeys(_SUMS, 0), **{name: {} for name in names}}
 
 
@@ -78,6 +78,8 @@ def _add(stats: dict[str, Any], record: records.Record, reencoded: bool, sign: i
         _bin(stats, "caption_words", len(caption.split()), sign)
     if record.label is not None:
         _raise(stats["labels"], record.label, sign)
+    for name in record.annotations:
+        _raise(stats["annotations"], name, sign)
 
 
 def _bin(stats: dict[str, Any], name: str, value: float, sign: int) -> None:
@@ -106,13 +108,14 @@ def total_stats(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 mine = total[table].setdefault(reason, {"count": 0, "examples": []})
                 mine["count"] += row["count"]
                 mine["examples"] = (mine["examples"] + row["examples"])[:EXAMPLES]
-        for name in (*_EDGES, "labels"):
+        for name in (*_EDGES, "labels", "annotations"):
             for key, n in part[name].items():
                 _raise(total[name], key, n)
     for name, edges in _EDGES.items():
         order = [f"<= {edge:g}" for edge in edges] + [f"> {edges[-1]:g}"]
         total[name] = {key: total[name][key] for key in order if key in total[name]}
-    total["labels"] = dict(sorted(total["labels"].items()))
+    for table in ("labels", "annotations"):
+        total[table] = dict(sorted(total[table].items()))
     for table in ("dropped", "notes"):
         rows = sorted(total[table].items(), key=lambda x: (-x[1]["count"], x[0]))
         total[table] = dict(rows)
@@ -147,4 +150,7 @@ def table(summary: Mapping[str, Any]) -> str:
         common = sorted(summary["labels"].items(), key=lambda item: (-item[1], item[0]))
         shown = ", ".join(f"{name} {n:,}" for name, n in common[:8])
         lines.append(f"  {len(common)} labels   {shown}{', ...' if len(common) > 8 else ''}")
+    if summary["annotations"]:
+        shown = ", ".join(f"{name} {n:,}" for name, n in summary["annotations"].items())
+        lines.append(f"  annotations  {shown}")
     return "\n".join(lines)

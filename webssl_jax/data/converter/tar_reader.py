@@ -7,14 +7,18 @@ keeps its captions in the json as ``texts: [[kind, text], ...]``, and shard ``n`
 
 * the image: the first member with an image's suffix; others of the sample are dropped and counted;
 * captions: the whole of ``txt``, then ``caption``, ``captions`` and ``texts`` of the json;
-* the label: ``cls``, or the field of the json that ``label_field`` names.
+* the label: ``cls``, or the field of the json that ``label_field`` names;
+* annotations: members by what follows the first dot of their names, such as ``seg.png``. One that
+  is ``txt``, ``json`` or ``cls`` is both, an annotation and a text as above.
 
-The rest of img2dataset's json (url, sha256, sizes before resizing) has no place in a record.
+The rest of img2dataset's json (url, sha256, sizes before resizing) is not kept, unless the json is
+asked for as an annotation.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -26,12 +30,14 @@ from webssl_jax.data.converter.folder_reader import key_of
 from webssl_jax.data.converter.items import (
     MAX_BYTES,
     MAX_TEXT_BYTES,
+    MISSING,
     SUFFIXES,
     Candidate,
     Dropped,
     Item,
     Note,
     Unit,
+    Wanted,
     clean_captions,
     no_progress,
     text_of,
@@ -51,6 +57,7 @@ class TarReader:
     root: str
     source: str
     label_field: str | None = None
+    annotations: Wanted = ()
 
     def read(self, unit: Unit, advance: Callable[[int], None] = no_progress) -> Iterator[Item]:
         name = key_of(unit["path"])
@@ -63,38 +70,42 @@ class TarReader:
             yield Note(f"{name}: {error.strerror}", "unreadable file")
             return
         with file:
-            sample = _Sample(os.path.splitext(name)[0], "")
+            extensions = frozenset(extension for _, extension in self.annotations)
+            limit = functools.partial(_limit, extensions)
+            sample = _Sample(os.path.splitext(name)[0], "", extensions)
             seen = 0
             try:
-                for member in members(open_tar(file), _limit):
+                for member in members(open_tar(file), limit):
                     advance(file.tell() // 1000 - seen)
                     seen = file.tell() // 1000
                     if member.kind == "gap":
                         reason = "zeros inside a tar: a part is overwritten, or tars were joined"
                         yield Note(f"{name} at {member.name}", reason)
                         continue
-                    problem = _problem(member)
+                    problem = _problem(member, limit)
                     if problem:
                         yield problem(sample.key_of(member.name))
                     elif member.kind == "file":
                         stem = _stem(member.name)
                         if stem != sample.stem:
-                            yield from sample.items(self.label_field)
-                            sample = _Sample(sample.prefix, stem)
+                            yield from sample.items(self.label_field, self.annotations)
+                            sample = _Sample(sample.prefix, stem, extensions)
                         dropped = sample.add(member)
                         if dropped:
                             yield dropped
-                yield from sample.items(self.label_field)
+                yield from sample.items(self.label_field, self.annotations)
             except (TarDamage, OSError) as damage:
-                yield from sample.items(self.label_field)
+                yield from sample.items(self.label_field, self.annotations)
                 yield Note(f"{name} at {damage}", "damaged tar: what lies behind is lost")
 
 
 class _Sample:
     """What belongs together, while it is being collected."""
 
-    def __init__(self, prefix: str, stem: str):
+    def __init__(self, prefix: str, stem: str, extensions: frozenset[str]):
         self.prefix, self.stem = prefix, stem
+        self.extensions = extensions  # of annotations
+        self.annotations: dict[str, bytes | str] = {}  # by extension
         self.image: bytes | None = None
         self.dropped = False  # its image was, for a reason of its own
         self.texts: dict[str, bytes] = {}
@@ -104,7 +115,15 @@ class _Sample:
         return f"{self.prefix}/{key_of(name)}"
 
     def add(self, member: Member) -> Dropped | None:
-        suffix = os.path.splitext(member.name)[1].lower()
+        suffix, extension = os.path.splitext(member.name)[1].lower(), _extension(member.name)
+        if extension in self.extensions:
+            if extension in self.annotations:
+                self.notes.append("second annotation of its kind in a sample, ignored")
+            else:
+                data = "more bytes than the limit" if member.data is None else member.data
+                self.annotations[extension] = data
+            if f".{extension}" not in _TEXTS:
+                return None
         if suffix in _TEXTS:
             if member.data is None:
                 self.notes.append("text larger than the limit, ignored")
@@ -121,11 +140,11 @@ class _Sample:
         self.image = member.data
         return None
 
-    def items(self, label_field: str | None) -> Iterator[Item]:
+    def items(self, label_field: str | None, wanted: Wanted) -> Iterator[Item]:
         key = self.key_of(self.stem)
         if self.image is None:
-            if self.texts and not self.dropped:
-                yield Dropped(key, "caption without image")
+            if (self.texts or self.annotations) and not self.dropped:
+                yield Dropped(key, f"{'caption' if self.texts else 'annotation'} without image")
             return
         captions: list[Any] = [self.texts[".txt"]] if ".txt" in self.texts else []
         label = text_of(self.texts[".cls"])[0] if ".cls" in self.texts else None
@@ -143,7 +162,9 @@ class _Sample:
                 if isinstance(value, str | int | float):
                     label = text_of(str(value))[0]
         kept, more = clean_captions(captions)
-        yield Candidate(key, self.image, kept, label or None, tuple(dict.fromkeys(notes)) + more)
+        notes = [*dict.fromkeys(notes), *more]
+        found = {name: self.annotations.get(extension, MISSING) for name, extension in wanted}
+        yield Candidate(key, self.image, kept, label or None, tuple(notes), found)
 
 
 def _captions(fields: dict[str, Any]) -> list[str]:
@@ -163,19 +184,27 @@ def _stem(name: str) -> str:
     return f"{folder}/{stem}" if folder else stem
 
 
-def _limit(name: str) -> int:
-    suffix = os.path.splitext(name)[1].lower()
-    return MAX_TEXT_BYTES if suffix in _TEXTS else MAX_BYTES if suffix in SUFFIXES else -1
+def _extension(name: str) -> str:
+    """ "seg.png" of ``./folder/00012.seg.png``."""
+    return name.rpartition("/")[2].partition(".")[2].lower()
 
 
-def _problem(member: Member) -> Callable[[str], Item] | None:
+def _limit(extensions: frozenset[str], name: str) -> int:
+    """Bytes of the largest member of this name that is read; negative if none is."""
+    suffix, extension = os.path.splitext(name)[1].lower(), _extension(name)
+    if f".{extension}" in _TEXTS or (suffix in _TEXTS and extension not in extensions):
+        return MAX_TEXT_BYTES
+    return MAX_BYTES if suffix in SUFFIXES or extension in extensions else -1
+
+
+def _problem(member: Member, limit: Callable[[str], int]) -> Callable[[str], Item] | None:
     """What a member becomes that is no part of a sample."""
     parts = member.name.split("/")
     if member.name.startswith("/") or ".." in parts or "\0" in member.name:
         return lambda key: Dropped(key, "path that leaves the tar")
     if member.kind == "other":
         return lambda key: Dropped(key, "link, device or sparse file in a tar")
-    if member.kind == "file" and (not parts[-1].partition(".")[0] or _limit(member.name) < 0):
+    if member.kind == "file" and (not parts[-1].partition(".")[0] or limit(member.name) < 0):
         return lambda key: Note(key, _UNKNOWN)
     return None
 

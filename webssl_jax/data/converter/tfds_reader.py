@@ -3,7 +3,8 @@
 Any dataset that lies prepared in a folder (``features.json`` and ``dataset_info.json`` beside the
 shards), as ArrayRecord or as TFRecord, TFDS's default; or one by name, which is prepared as
 ArrayRecord if need be. Images stay the encoded bytes that TFDS stored. A unit is one file of a
-split, or the part of it that a sub-split such as ``train[:10%]`` asks for.
+split, or the part of it that a sub-split such as ``train[:10%]`` asks for. Of annotations, images
+and text stay as they are stored, arrays of a uint8 or uint16 a pixel become PNG, and all else JSON.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from array_record.python import array_record_module
 
 from webssl_jax.config import UserError, suggest
+from webssl_jax.data.annotations import AnnotationError, encode_json, encode_mask
 from webssl_jax.data.converter.folder_reader import key_of
 from webssl_jax.data.converter.items import (
     MAX_BYTES,
@@ -28,6 +31,7 @@ from webssl_jax.data.converter.items import (
     Item,
     Note,
     Unit,
+    Wanted,
     clean_captions,
     no_progress,
     text_of,
@@ -45,6 +49,7 @@ class Features:
     captions: tuple[str, ...] = ()
     key: str | None = None
     label: str | None = None
+    annotations: Wanted = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +101,8 @@ class TfdsReader:
             # TFDS writes -1 where a split has no labels.
             label = class_names[int(label)] if 0 <= int(label) < len(class_names) else None
         label = None if label is None else text_of(_text(label))[0] or None
-        return Candidate(key, data, captions, label, notes)
+        found = {name: _annotation(_value(example, path)) for name, path in features.annotations}
+        return Candidate(key, data, captions, label, notes, found)
 
 
 def list_tfds(
@@ -115,7 +121,7 @@ def list_tfds(
     Raises:
       UserError: if there is no such dataset, split or feature, or it cannot be prepared.
     """
-    image, captions, key, label = dataclasses.astuple(asked)
+    image, key, label = asked.image, asked.key, asked.label
     builder = _builder(dataset, data_dir)
     flat = _flatten(builder.info.features)
     images = [path for path, feature in flat.items() if type(feature).__name__ == "Image"]
@@ -129,12 +135,16 @@ def list_tfds(
         label = labels[0]
     for flag, path, options in (
         ("image", image, images),
-        *(("caption", path, list(flat)) for path in captions),
+        *(("caption", path, list(flat)) for path in asked.captions),
         ("key", key, list(flat)),
         ("label", label, list(flat)),
     ):
         if path is not None and path not in options:
             raise UserError(f"--{flag}-feature {path}: no such feature; {suggest(path, options)}")
+    nodes = sorted({path.rsplit("/", n)[0] for path in flat for n in range(path.count("/") + 1)})
+    for name, path in asked.annotations:
+        if path not in nodes:
+            raise UserError(f"--annotation {name}={path}: no such feature; {suggest(path, nodes)}")
     try:
         instructions = builder.info.splits[split].file_instructions
     except (KeyError, ValueError, AssertionError):
@@ -150,7 +160,8 @@ def list_tfds(
     if suffix or not units:
         problem = f"files of kind {suffix[0]} cannot be read" if suffix else "no files"
         raise UserError(f"--input {dataset}: {problem}; prepare it as array_record")
-    return root, builder.info.name, Features(image, captions, key, label), units
+    features = dataclasses.replace(asked, image=image, label=label)
+    return root, builder.info.name, features, units
 
 
 def _builder(dataset: str, data_dir: Path | None) -> Any:
@@ -195,13 +206,15 @@ def _decoder(root: str, features: Features) -> tuple[Callable[[bytes], Any], lis
     everything = tfds.builder_from_directory(root).info.features
     flat = _flatten(everything)
     named = [features.image, *features.captions, features.key, features.label]
+    named += dict(features.annotations).values()
     # Of the rest nothing is parsed: much of it (audio, video) would need TensorFlow.
     top = {path.split("/")[0] for path in named if path}
     wanted = tfds.features.FeaturesDict({name: everything[name] for name in top})
     skip: dict[str, Any] = {}
     for path, feature in flat.items():
         *folders, leaf = path.split("/")
-        if path.split("/")[0] in top and type(feature).__name__ == "Image":
+        kinds = {kind.__name__ for kind in type(feature).__mro__}  # masks: a LabeledImage
+        if path.split("/")[0] in top and "Image" in kinds:
             at = skip
             for name in folders:
                 at = at.setdefault(name, {})
@@ -217,6 +230,34 @@ def _value(example: Any, path: str) -> Any:
     for name in path.split("/"):
         example = example[name]
     return example
+
+
+def _annotation(value: Any) -> bytes | str:
+    """A value's bytes, or what is wrong with it."""
+    if isinstance(value, bytes):
+        return value
+    try:
+        if isinstance(value, np.ndarray) and value.dtype in (np.uint8, np.uint16):
+            flat = value[..., 0] if value.ndim == 3 and value.shape[2] == 1 else value
+            if flat.ndim == 2:
+                return encode_mask(flat)
+        return encode_json(_plain(value))
+    except (AnnotationError, UnicodeDecodeError) as error:
+        return str(error)
+
+
+def _plain(value: Any) -> Any:
+    """Python's own values of NumPy's, text as str.
+
+    Raises: UnicodeDecodeError where bytes are no text.
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _text(value: Any) -> str | bytes:

@@ -87,10 +87,14 @@ def stage_shard(shard: Shard, progress: Callable[[int], None] = no_progress) -> 
                     progress(size)
 
                 for item in shard.reader.read(unit, advance):
-                    outcome = item if isinstance(item, Dropped) else None
-                    if isinstance(item, Candidate):
-                        outcome = make_record(item, shard.reader.source, shard.rules)
+                    outcome, notes = None, []
+                    if isinstance(item, Dropped):
+                        outcome = item
+                    elif isinstance(item, Candidate):
+                        outcome, notes = make_record(item, shard.reader.source, shard.rules)
                     counts.count_item(stats, item, outcome)
+                    for note in notes:
+                        counts.count_item(stats, note, None)
                     if isinstance(outcome, records.Record):
                         writer.write(records.encode(outcome))
                         images.append(digest(item.data))
