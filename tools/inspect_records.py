@@ -3,9 +3,11 @@
 
     python tools/inspect_records.py 'SHARDS/train-*.arrayrecord' --verify --sheet sheet.png
 
-Prints counts, bytes, image sizes, formats, captions, sources, labels, duplicate keys and duplicate
-images. Every damaged record is named by shard, place in it, key and reason. Without --verify that
-is what cannot be read; with it also what cannot be decoded, or is not of the size its record says.
+Prints counts, bytes, image sizes, formats, captions, sources, labels, annotations, duplicate keys
+and duplicate images. Every damaged record is named by shard, place in it, key and reason. Without
+--verify that is what cannot be read; with it also images that cannot be decoded or are not of the
+size their records say, masks and depth that cannot be decoded or are not of their image's size, and
+labels, questions and conversations that are not such.
 Exit codes: 0 all is whole, 2 there is damage (or bad input), 130 stopped by Ctrl-C.
 """
 
@@ -37,7 +39,7 @@ def main() -> int:
     parser.add_argument(
         "pattern", nargs="+", metavar="PATTERN", help="a glob, a folder or a file; several add up"
     )
-    parser.add_argument("--verify", action="store_true", help="decode every image")
+    parser.add_argument("--verify", action="store_true", help="decode every image and annotation")
     parser.add_argument(
         "--sheet", type=Path, metavar="FILE.png", help="draw a contact sheet with captions"
     )
@@ -136,6 +138,7 @@ def _table(facts: Mapping[str, Any]) -> str:
         if facts["labels"]:
             lines.append(_names("labels", facts["labels"]))
             lines.append(f"  no label      {facts['unlabelled']:,}")
+        lines += [_annotation(*item) for item in facts["annotations"].items()]
         for what in ("keys", "images"):
             lines += _duplicates(what, facts[f"duplicate_{what}"])
     return "\n".join(lines)
@@ -149,6 +152,15 @@ def _names(title: str, counts: Mapping[str, int]) -> str:
     shown = ", ".join(f"{name} {n:,}" for name, n in list(counts.items())[:_SHOWN])
     more = ", ..." if len(counts) > _SHOWN else ""
     return f"  {title:12}  {len(counts):,}: {shown}{more}"
+
+
+def _annotation(name: str, facts: Mapping[str, Any]) -> str:
+    count = facts["records"]
+    formats = ", ".join(f"{kind} {n:,}" for kind, n in facts["formats"].items())
+    return (
+        f"  annotation    {name}: {count:,} ({facts['share']:.1%} of records), {formats}; "
+        f"on average {facts['bytes'] / count:,.0f} bytes, at most {facts['largest_bytes']:,}"
+    )
 
 
 def _duplicates(what: str, found: Mapping[str, Any]) -> list[str]:

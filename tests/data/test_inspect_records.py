@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.data.image_shards import encode_image, smooth_image, write_shard
 from webssl_jax.config import UserError
-from webssl_jax.data import inspection, records
+from webssl_jax.data import annotations, inspection, records
 from webssl_jax.data.sources import ArrayRecordSource
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -144,6 +144,60 @@ def test_verify_names_every_damaged_record_and_fails(damaged):
     assert "60 records in 3 shards: 55 whole, 5 damaged" in done.stdout
 
 
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory, collection):
+    """Every second record has labels, every third a mask, the last one notes. The masks of 6 and 9
+    are not of their image's size, and those of 12 no whole file; 20 has labels that are none."""
+    made = []
+    for number, record in enumerate(collection):
+        found = {}
+        if number % 2 == 0:
+            found["labels"] = annotations.encode_json([number])
+        if number % 3 == 0:
+            size = (record.height, record.width + (number in (6, 9)))
+            found["mask"] = annotations.encode_mask(np.zeros(size, np.uint8))
+        made.append(dataclasses.replace(record, annotations=found))
+    truncated = {"mask": made[12].annotations["mask"][:60], "labels": b"[12]"}
+    made[12] = dataclasses.replace(made[12], annotations=truncated)
+    made[20] = dataclasses.replace(made[20], annotations={"labels": b"[2"})
+    made[59] = dataclasses.replace(made[59], annotations={"notes": b"n" * 99})
+    return write_set(tmp_path_factory.mktemp("annotated"), [records.encode(r) for r in made])
+
+
+def test_annotations_are_told_by_name_with_shares_sizes_and_formats(annotated):
+    found = inspection.inspect(ArrayRecordSource(str(annotated)))
+    facts = found.to_json(ArrayRecordSource(str(annotated)))["annotations"]
+    assert list(facts) == ["labels", "mask", "notes"]
+    labels = [b"[2" if n == 20 else b"[%d]" % n for n in range(0, 60, 2)]
+    assert facts["labels"] == {
+        "records": 30,
+        "share": 0.5,
+        "bytes": sum(map(len, labels)),
+        "largest_bytes": 4,
+        "formats": {"JSON": 29, "other": 1},
+    }
+    assert facts["mask"]["records"] == 20 and facts["mask"]["formats"] == {"PNG": 20}
+    assert facts["notes"]["largest_bytes"] == 99
+    done = run_tool(annotated, "--workers", 2)
+    assert done.returncode == 0, done.stderr
+    assert "  annotation    labels: 30 (50.0% of records), JSON 29, other 1; on av" in done.stdout
+    assert "  annotation    notes: 1 (1.7% of records), other 1; on average 99 by" in done.stdout
+
+
+def test_verify_reads_annotations_and_compares_masks_with_their_images(annotated):
+    places = []
+    source = ArrayRecordSource(str(annotated))
+    report = inspection.inspect(source, verify=True, on_damage=places.append)
+    assert [place.index for place in places] == [6, 9, 12, 20] and report.damaged == 4
+    assert str(places[0]).endswith(
+        "record 6 (key 'k6'): annotation 'mask': 27 x 84 pixels, its image has 26 x 84"
+    )
+    assert "annotation 'mask': damaged PNG: " in places[2].reason
+    assert "annotation 'labels': not JSON: " in places[3].reason
+    facts = report.to_json(source)["annotations"]
+    assert facts["labels"]["records"] == 30 - 3 and facts["mask"]["records"] == 20 - 3
+
+
 def test_without_verify_only_what_cannot_be_read_is_damage(damaged):
     places = []
     report = inspection.inspect(ArrayRecordSource(str(damaged)), on_damage=places.append)
@@ -151,8 +205,9 @@ def test_without_verify_only_what_cannot_be_read_is_damage(damaged):
     assert report.tally.count == 58
 
 
-def test_spans_and_processes_change_nothing(damaged, monkeypatch):
-    source = ArrayRecordSource(str(damaged))
+@pytest.mark.parametrize("shards", ["damaged", "annotated"])
+def test_spans_and_processes_change_nothing(request, shards, monkeypatch):
+    source = ArrayRecordSource(str(request.getfixturevalue(shards)))
     reports = []
     for span, workers in ((2048, 1), (7, 1), (7, 2)):
         monkeypatch.setattr(inspection, "SPAN", span)
@@ -191,11 +246,14 @@ def test_a_sample_is_drawn_evenly_over_the_sources(tmp_path, monkeypatch):
 
 def test_names_beyond_a_bound_are_counted_together(tmp_path, monkeypatch):
     monkeypatch.setattr(inspection, "MAX_NAMES", 4)
-    items = [records.Record(b"", (), f"{i}", 4, 4, f"s{i}", f"l{i}") for i in range(10)]
+    items = [
+        records.Record(b"", (), f"{i}", 4, 4, f"s{i}", f"l{i}", {f"a{i}": b"x"}) for i in range(10)
+    ]
     write_shard(tmp_path / "a.arrayrecord", [records.encode(item) for item in items])
     tally = inspection.inspect(ArrayRecordSource(str(tmp_path)), sample=3).tally
     assert tally.sources == {"s0": 1, "s1": 1, "s2": 1, "s3": 1, inspection.OTHERS: 6}
     assert tally.labels[inspection.OTHERS] == 6 and len(tally.drawn) == 5
+    assert tally.annotations[inspection.OTHERS].count == 6 and len(tally.annotations) == 5
 
 
 def test_duplicates_are_counted_beyond_the_first_and_shown_in_groups():

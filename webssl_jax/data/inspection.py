@@ -1,9 +1,10 @@
-"""What is in a set of records: counts, sizes, texts, duplicates, damage, and a fair sample.
+"""What is in a set of records: counts, sizes, texts, annotations, duplicates, damage, and a fair
+sample.
 
 The records are read in spans, by as many processes as there are cores. A span's tally is plain
 counts, so tallies add up, in the order of the spans: the result does not depend on the processes.
 Memory is bounded: 17 bytes a record for the digests by which duplicates are found, 8 more for the
-shards' own indices, and at most ``MAX_NAMES`` names of sources and of labels.
+shards' own indices, and at most ``MAX_NAMES`` names of sources, of labels and of annotations.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from webssl_jax.config import UserError
-from webssl_jax.data import processes, records
+from webssl_jax.data import annotations, processes, records
 from webssl_jax.data.decode import DecodeError, open_image
 from webssl_jax.data.sources import ArrayRecordSource, DamagedRecord
 
@@ -60,6 +61,22 @@ class DamagedPlace:
 
 
 @dataclasses.dataclass
+class AnnotationTally:
+    """Counts over the annotations of one name."""
+
+    count: int = 0
+    bytes: int = 0
+    largest_bytes: int = 0
+    formats: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+
+    def add(self, other: AnnotationTally) -> None:
+        self.count += other.count
+        self.bytes += other.bytes
+        self.largest_bytes = max(self.largest_bytes, other.largest_bytes)
+        self.formats.update(other.formats)
+
+
+@dataclasses.dataclass
 class Tally:
     """Counts over a span of records. Histograms are {upper edge, or None above the last: count}.
 
@@ -79,6 +96,7 @@ class Tally:
     sources: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     labels: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     unlabelled: int = 0
+    annotations: dict[str, AnnotationTally] = dataclasses.field(default_factory=dict)
     damaged: list[DamagedPlace] = dataclasses.field(default_factory=list)
     drawn: dict[str, list[tuple[float, int]]] = dataclasses.field(default_factory=dict)
     indices: list[int] = dataclasses.field(default_factory=list)
@@ -121,6 +139,16 @@ class Report:
             "sources": _ranked(tally.sources),
             "labels": _ranked(tally.labels),
             "unlabelled": tally.unlabelled,
+            "annotations": {
+                name: {
+                    "records": found.count,
+                    "share": found.count / tally.count,
+                    "bytes": found.bytes,
+                    "largest_bytes": found.largest_bytes,
+                    "formats": _ranked(found.formats),
+                }
+                for name, found in sorted(tally.annotations.items())
+            },
             "duplicate_keys": {
                 "records": self.duplicate_keys[0],
                 "examples": examples(self.duplicate_keys[1]),
@@ -145,8 +173,9 @@ def inspect(
     """Reads every record.
 
     Args:
-      verify: also decodes every image and compares its size with what the record says. Without it a
-        record is damaged if its bytes do not match their checksum or are no record.
+      verify: also decodes every image and compares its size with what the record says, and reads
+        its annotations (:func:`annotations.check`). Without it a record is damaged if its bytes do
+        not match their checksum or are no record.
       sample: candidates kept for a sample of so many images, see :func:`draw`.
       workers: processes; 1 reads in this one.
       on_damage: called for every damaged record, in order.
@@ -206,6 +235,7 @@ class _Examination:
                 record = records.decode(self.source[index])
                 if self.verify:
                     _check_image(record)
+                    annotations.check(record)
             except (DamagedRecord, records.RecordError, DecodeError) as error:
                 file, position = self.source.locate(index)
                 key = None if record is None else record.key
@@ -247,6 +277,10 @@ def _count(tally: Tally, record: records.Record, index: int) -> None:
         tally.unlabelled += 1
     else:
         tally.labels[_bounded(tally.labels, record.label)] += 1
+    for name, data in record.annotations.items():
+        formats = collections.Counter([annotations.format_of(data)])
+        one = AnnotationTally(1, len(data), len(data), formats)
+        _annotation_tally(tally, name).add(one)
     tally.indices.append(index)
     tally.key_digests.append(_digest(record.key.encode("utf-8", "surrogatepass")))
     tally.image_digests.append(_digest(record.image))
@@ -265,9 +299,15 @@ def _add(total: Tally, part: Tally, sample: int) -> None:
         counts = getattr(total, name)
         for key, n in getattr(part, name).items():
             counts[_bounded(counts, key)] += n
+    for name, found in part.annotations.items():
+        _annotation_tally(total, name).add(found)
     for key, drawn in part.drawn.items():
         key = _bounded(total.drawn, key)
         total.drawn[key] = heapq.nsmallest(sample, total.drawn.get(key, []) + drawn)
+
+
+def _annotation_tally(tally: Tally, name: str) -> AnnotationTally:
+    return tally.annotations.setdefault(_bounded(tally.annotations, name), AnnotationTally())
 
 
 def _duplicates(digests: np.ndarray, whole: np.ndarray) -> tuple[int, list[list[int]]]:
