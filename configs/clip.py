@@ -67,12 +67,12 @@ A network that knows nothing starts near a loss of ln of the batch, 10.40 for 32
 
 import dataclasses
 
-from common import apply_preset, base, vit
-
 from webssl_jax.config import ConfigError, parse_arg, suggest
 from webssl_jax.methods.pixels import CLIP_MEAN, CLIP_STD, SIGLIP_MEAN, SIGLIP_STD
 from webssl_jax.models.clip_sizes import SIGLIP_SIZES
 from webssl_jax.models.text import TextConfig
+
+from .common import apply_preset, base, vit
 
 LOSSES = ("softmax", "sigmoid")
 METACLIP_SIZES = ("b32", "b16", "l14", "h14", "g14", "bigg14")

@@ -34,9 +34,9 @@ that knows nothing starts near a DINO loss of ln K (11.09 for 65,536 prototypes,
 and an iBOT loss of half of that. Their log shows half of our iBOT and KoLeo terms.
 """
 
-from web_dino import vitg14
-
 from webssl_jax.config import ConfigError, parse_arg, suggest
+
+from .web_dino import vitg14
 
 RECIPES = ("vitl16_short", "vitl14", "vitg14")
 

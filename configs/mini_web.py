@@ -38,12 +38,11 @@ One seed, and R@10 of retrieval, mean of both directions (chance 0.009):
 A run takes 15 (the last two) to 27 minutes of CPU time.
 """
 
-import clip
-import quickstart
-import web_dino
 from ml_collections import ConfigDict
 
 from webssl_jax.config import ConfigError, parse_arg, suggest
+
+from . import clip, quickstart, web_dino
 
 
 def get_config(arg=None):

@@ -20,10 +20,10 @@ clearly differ: most of what tells these classes apart is colour, and a few minu
 little. One seed; at 48 pixels and 240,000 images the margin on the probe was 0.014 (0.013).
 """
 
-from common import base, vit
-from web_mae import mae
-
 from webssl_jax.config import parse_arg
+
+from .common import base, vit
+from .web_mae import mae
 
 
 def get_config(arg=None):

@@ -90,11 +90,12 @@ A network that knows nothing starts near a DINO loss (local and global) of ln 13
 iBOT loss of half of that.
 """
 
-from common import apply_preset, base, vit
 from ml_collections import ConfigDict
 
 from webssl_jax.config import ConfigError, parse_arg, suggest
 from webssl_jax.methods.pixels import IMAGENET_MEAN, IMAGENET_STD
+
+from .common import apply_preset, base, vit
 
 WEB_IMAGES = 2_000_000_000
 # images seen, by data

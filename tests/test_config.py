@@ -1,13 +1,17 @@
 import json
 import pathlib
+import shutil
+import sys
+import types
 
 import ml_collections
 import pytest
 
 from tests.configs import update
-from webssl_jax import cli, methods
+from webssl_jax import cli, config_files, methods
 from webssl_jax import config as configs
 from webssl_jax.config import ConfigError
+from webssl_jax.configs import common
 
 ROOT = pathlib.Path(__file__).parent.parent
 MAE = str(ROOT / "configs" / "web_mae.py")
@@ -77,14 +81,12 @@ def test_only_durations_have_other_units(override, nearest):
 def test_a_duration_in_two_units_at_once_is_refused(tmp_path):
     both = tmp_path / "both.py"
     both.write_text(
-        "from web_mae import get_config as base\n"
+        "from webssl_jax.configs.web_mae import get_config as base\n"
         "def get_config(arg):\n"
         "    config = base(arg)\n"
         "    config.optim.warmup_steps = 3\n"
         "    return config\n"
     )
-    for name in ("common.py", "web_mae.py"):
-        (tmp_path / name).write_text((ROOT / "configs" / name).read_text())
     assert "must be given once" in error(str(both))
     assert "warmup_steps, optim.warmup_images" in error(str(both))
 
@@ -215,7 +217,111 @@ def test_values_out_of_range_are_refused(override, says):
 
 def test_a_missing_config_file_names_its_neighbours(tmp_path):
     assert "did you mean" in error(str(ROOT / "configs" / "webmae.py"))
-    assert "no such file" in error(str(tmp_path / "x.py"))
+    assert "no such file; shipped configs go by name: clip, " in error(str(tmp_path / "x.py"))
+    assert "no such file; the shipped config is --config clip" in error(str(tmp_path / "clip.py"))
+
+
+def test_a_shipped_config_goes_by_its_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    by_name = configs.load("web_dino:size=1b", ["optim.lr=1"])
+    assert by_name == configs.load(f"{ROOT}/configs/web_dino.py:size=1b", ["optim.lr=1"])
+    assert "no such config; did you mean 'web_dino'? (known: clip," in error("webdino:size=1b")
+    assert "no such config; known: clip, dinov2, mini_web, quickstart, web_dino, w" in error("xyz")
+    assert "no such config" in error("common") and "no such config" in error("__init__")
+
+
+def test_every_folder_has_its_own_common(tmp_path):
+    text = (ROOT / "configs" / "common.py").read_text()
+    assert text.count('"keep_last": 2,') == 1
+    for kept in (5, 6):
+        folder = tmp_path / str(kept)
+        folder.mkdir()
+        for name in ("web_mae.py", "quickstart.py"):
+            shutil.copy(ROOT / "configs" / name, folder)
+        changed = text.replace('"keep_last": 2,', f'"keep_last": {kept},')
+        (folder / "common.py").write_text(changed)
+    folders = [tmp_path / "5", tmp_path / "6", ROOT / "configs", tmp_path / "5"]
+    for name in ("web_mae", "quickstart"):  # quickstart has it by web_mae, too
+        loaded = [configs.load(str(folder / f"{name}.py")) for folder in folders]
+        assert [config.checkpoint.keep_last for config in loaded] == [5, 6, 2, 5]
+        assert configs.load(name).checkpoint.keep_last == 2
+    (tmp_path / "5" / "common.py").write_text(text.replace('"keep_last": 2,', '"keep_last": 77,'))
+    assert configs.load(str(tmp_path / "5" / "web_mae.py")).checkpoint.keep_last == 77
+
+
+def test_a_file_anywhere_may_build_on_the_shipped_ones(tmp_path):
+    file = tmp_path / "lr 1e-3.v2.py"  # no name of a module
+    file.write_text(
+        "from webssl_jax.configs import common, web_mae\n"
+        "from . import more\n"
+        "import json\n"  # of Python, whatever lies beside
+        "def get_config(arg=None):\n"
+        "    config = web_mae.get_config(arg)\n"
+        "    config.seed = more.SEED\n"
+        "    assert json.dumps(1) and common.base()\n"
+        "    return config\n"
+    )
+    (tmp_path / "more.py").write_text("from .seeds.first import SEED\n")
+    (tmp_path / "json.py").write_text("")
+    (tmp_path / "seeds").mkdir()
+    (tmp_path / "seeds" / "first.py").write_text("SEED = 17\n")
+    config = configs.load(f"{file}:size=tiny")
+    assert config.seed == 17 and config.name == "web_mae_tiny_paper"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["import common", "import os, common.x", "from common import base, vit", "  import common"],
+)
+def test_a_plain_import_of_a_file_beside_is_refused(tmp_path, monkeypatch, line):
+    """Whichever folder the first ``common`` came from, Python would give that one again."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(sys.modules, "common", types.ModuleType("common"))
+    (tmp_path / "common.py").write_text("base = vit = None\n")
+    body = f"def f():\n{line}\n" if line.startswith(" ") else f"\n{line}\n"
+    (tmp_path / "inner.py").write_text(body)
+    (tmp_path / "outer.py").write_text("from .inner import *\ndef get_config(arg): 1 / 0\n")
+    for name in ("inner", "outer"):
+        says = error(str(tmp_path / f"{name}.py"))
+        assert f"{tmp_path}/inner.py:2: import of common: write `from . import common`" in says
+
+
+GOOD = "from webssl_jax.configs.web_mae import get_config as web_mae\n"
+
+
+@pytest.mark.parametrize(
+    "text, line, says",
+    [
+        ("import web_mae\n", 1, "the shipped one: from webssl_jax.configs import web_mae"),
+        ("from . import common\n", 1, "the shipped one: from webssl_jax.configs import common"),
+        ("from .common import base\n", 1, "the shipped one: from webssl_jax.configs import common"),
+        ("import no_such_package\n", 1, "ModuleNotFoundError: No module named 'no_such_package'"),
+        ("x = 1\nx = = 2\n", 2, "invalid syntax"),
+        ("x = 1\n\nx = y\n", 3, "NameError: name 'y' is not defined"),
+        (f"{GOOD}def get_config(arg):\n  c = web_mae(arg)\n  return c.x\n", 4, "'x'"),
+        (f"{GOOD}def get_config(arg):\n  return web_mae({{}}['a'])\n", 3, "KeyError: 'a'"),
+        ("def get_config(arg):\n  raise ValueError('two\\nlines')\n", 2, "ValueError: two lines"),
+        ("from webssl_jax.configs.common import vit\nvit()\n", 2, "TypeError: vit() missing"),
+        ("def get_config(): pass\n", None, "takes 0 positional arguments but 1 was given"),
+        ("def get_config(arg): return {}\n", None, "returned dict; it must return a ConfigDict"),
+        ("", None, "has no get_config(arg)"),
+    ],
+)
+def test_an_error_in_a_config_file_is_one_line_that_says_where(tmp_path, text, line, says):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    message = error(str(file))
+    where = f"{file}:{line}: " if line else str(file)
+    assert where in message and says in message, message
+    assert config_files._package(tmp_path) not in message
+
+
+def test_an_error_beside_a_config_file_names_that_file(tmp_path):
+    (tmp_path / "mine.py").write_text("from . import other\n")
+    (tmp_path / "other.py").write_text("\n\nother = 1 / 0\n")
+    assert error(str(tmp_path / "mine.py")).startswith(f"{tmp_path}/other.py:3: ZeroDivisionError")
+    (tmp_path / "other.py").write_text("\ndef f(:\n")
+    assert error(str(tmp_path / "mine.py")).startswith(f"{tmp_path}/other.py:2: ")
 
 
 def test_an_unknown_argument_or_size_is_refused():
@@ -239,18 +345,43 @@ def test_a_run_from_before_lr_scaling_keeps_its_rate():
     assert configs.learning_rate(config) == 1.6e-3
 
 
+GOLDEN = json.loads(update.FILE.read_text())
+
+
 def test_the_goldens_are_exactly_those_of_the_specs():
-    assert set(update.HERE.glob("*.json")) == set(map(update.golden_file, update.SPECS))
-    files = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"common"}
-    assert files == {spec.split(".")[0] for spec in update.SPECS}  # every experiment has one
+    assert GOLDEN.keys() == {"common", *update.SPECS} and len(GOLDEN) == 1 + len(update.SPECS)
+    files = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"common", "__init__"}
+    assert files == {spec for spec in GOLDEN if ":" not in spec} - {"common"}
+    assert files == set(config_files.names())  # every experiment has one
+    made = update.golden(common.base(), configs.load, update.SPECS)
+    text = json.dumps(made, indent=1, sort_keys=True) + "\n"
+    assert text == update.FILE.read_text()  # no difference that makes none
 
 
 @pytest.mark.parametrize("spec", update.SPECS)
 def test_the_resolved_config_is_the_committed_one(spec):
     """A change here is a change of a recipe: say why in the commit, then run
     python -m tests.configs.update."""
-    assert update.dump(spec) == update.golden_file(spec).read_text()
-    methods.create(configs.load(str(ROOT / "configs" / spec)))  # and it describes a method
+    config = configs.load(spec)
+    assert update.flat(config) == update.rebuilt(GOLDEN, spec)
+    methods.create(config)  # and it describes a method
+
+
+def test_a_change_of_what_all_share_changes_one_entry_of_the_goldens(tmp_path):
+    folder = shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    file = folder / "common.py"
+    file.write_text(file.read_text().replace('"keep_last": 2,', '"keep_last": 3, "new": 1.0,'))
+
+    def load(spec):
+        name, _, arg = spec.partition(":")
+        return configs.load(f"{folder}/{name}.py:{arg}")
+
+    specs = [spec for spec in update.SPECS if ":" not in spec or "tiny" in spec]
+    bare = folder / "bare.py"
+    bare.write_text("from . import common\ndef get_config(arg):\n    return common.base()\n")
+    made = update.golden(config_files.get_config(str(bare), ""), load, specs)
+    assert made.pop("common") != GOLDEN["common"]
+    assert made == {spec: GOLDEN[spec] for spec in specs}
 
 
 @pytest.mark.parametrize("rest", [["--config.seed", "--config.name=a"], ["--config.seed"]])

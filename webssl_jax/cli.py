@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
-from webssl_jax.config import UserError, suggest
+from webssl_jax.errors import UserError, suggest
 
 EXIT_FAILURE = 1
 EXIT_BAD_INPUT = 2

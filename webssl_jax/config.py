@@ -2,9 +2,9 @@
 writes.
 
 An experiment is a Python file with ``get_config(arg) -> ml_collections.ConfigDict``. It is named on
-the command line as ``configs/web_mae.py:size=1b,res=224`` (typed arguments after the colon) and
-changed by dotted overrides such as ``--config.optim.lr=1e-3``. A key that does not exist is refused
-with the nearest real one.
+the command line as ``web_dino:size=1b,res=224`` (a shipped one, with typed arguments after the
+colon) or by its path, ``mine/web_dino.py:size=1b``, and changed by dotted overrides such as
+``--config.optim.lr=1e-3``. A key that does not exist is refused with the nearest real one.
 
 Durations carry their unit in their name: ``warmup_steps``, ``warmup_images`` or ``warmup_percent``
 (of the whole run). An override may use another unit than the config file: it replaces the one that
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-import importlib.util
 import json
 import math
 import pathlib
@@ -26,10 +25,14 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_collections
+
+from webssl_jax import config_files
+from webssl_jax.errors import ConfigError, suggest
+from webssl_jax.errors import UserError as UserError
 
 # The durations that may be given in another unit. All other lengths have one unit, their key's.
 DURATIONS = {"total": ("steps", "images"), "optim.warmup": ("steps", "images", "percent")}
@@ -41,52 +44,17 @@ _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "
 _WORDS = {"true": True, "false": False, "none": None}
 
 
-class UserError(Exception):
-    """Something the user can mend. The message is one line: what is wrong, where, and what to
-    do."""
-
-
-class ConfigError(UserError):
-    """A config that names a key, a type or a value that cannot be."""
-
-
-def suggest(name: str, options: Iterable[str]) -> str:
-    """``did you mean 'lr'? (known: eps, lr, ...)``: the tail of an error about an unknown name."""
-    options = sorted(options)
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-    known = f"known: {', '.join(options)}"
-    return f"did you mean {near[0]!r}? ({known})" if near else known
-
-
 def load(spec: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
-    """Reads ``FILE.py[:ARG]``, applies ``key.path=value`` overrides and checks the result.
+    """Reads ``NAME[:ARG]`` or ``FILE.py[:ARG]``, applies ``key.path=value`` overrides and checks
+    the result. NAME is a shipped config, whatever the current folder; what a FILE may import says
+    config_files.py.
 
     Raises:
-      ConfigError: for a missing file, an argument or override that the config does not know, or a
-        bad value.
+      ConfigError: for a config that is not there or fails, an argument or override that it does not
+        know, or a bad value.
     """
-    path, _, arg = spec.partition(":")
-    file = pathlib.Path(path)
-    if not file.is_file():
-        near = [
-            str(p)
-            for p in sorted(file.parent.glob("*.py"))
-            if p.name not in ("common.py", "__init__.py")
-        ]
-        raise ConfigError(
-            f"--config {path}: no such file; "
-            f"{suggest(path, near) if near else 'give a config file'}"
-        )
-    module_spec = importlib.util.spec_from_file_location(f"webssl_config_{file.stem}", file)
-    module = importlib.util.module_from_spec(module_spec)
-    sys.path.insert(0, str(file.parent.resolve()))  # configs share common.py
-    try:
-        module_spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise ConfigError(f"--config {path}: has no get_config(arg)")
-        config = module.get_config(arg)
-    finally:
-        sys.path.pop(0)
+    where, _, arg = spec.partition(":")
+    config = config_files.get_config(where, arg)
     config.lock()
     apply_overrides(config, overrides)
     validate(config)

@@ -3,6 +3,7 @@ import pytest
 from tests.configs.update import ROOT
 from webssl_jax import config as configs
 from webssl_jax import methods
+from webssl_jax.configs import common
 from webssl_jax.sharding import slices
 
 
@@ -57,8 +58,6 @@ def test_twice_the_chips_change_clip_alone(name):
 
 
 def test_presets_are_of_chips_and_slices_that_plan_knows():
-    import common
-
     for name in common.PRESETS:
         assert name in slices.CHIPS or slices.find(name.removeprefix("2x"))
 

@@ -1,25 +1,28 @@
-"""Writes the golden dump of every resolved config: python -m tests.configs.update. Say in the
-commit why one moved."""
+"""The golden dump of every resolved config, golden.json: python -m tests.configs.update writes it.
+Say in the commit why one moved.
 
+``common`` holds the keys of common.py; each experiment, as it is without arguments, what it changes
+in them; and each of its other specs what that changes in the experiment.
+"""
+
+import importlib
 import json
 import pathlib
 
 from webssl_jax import config as configs
 
-HERE = pathlib.Path(__file__).parent
-ROOT = HERE.parent.parent
-SPECS = (
-    ["quickstart.py", "mini_web.py"]
-    + [f"mini_web.py:method={name}" for name in ("dino", "clip", "siglip")]
-    + [
-        f"web_mae.py:size={size},recipe={recipe}"
-        for recipe in ("paper", "stock")
-        for size in ("300m", "700m", "1b", "2b", "3b", "5b", "tiny")
-    ]
-)
-SPECS += [f"web_dino.py:size={size}" for size in ("300m", "1b", "2b", "3b", "5b", "7b", "tiny")]
+ROOT = pathlib.Path(__file__).parent.parent.parent
+FILE = pathlib.Path(__file__).parent / "golden.json"
+SPECS = ["quickstart", "mini_web", "web_mae", "web_dino", "dinov2", "clip"]
+SPECS += [f"mini_web:method={name}" for name in ("dino", "clip", "siglip")]
 SPECS += [
-    f"web_dino.py:size={rest}"
+    f"web_mae:size={size},recipe={recipe}"
+    for recipe in ("paper", "stock")
+    for size in ("300m", "700m", "1b", "2b", "3b", "5b", "tiny")
+]
+SPECS += [f"web_dino:size={size}" for size in ("300m", "1b", "2b", "3b", "5b", "7b", "tiny")]
+SPECS += [
+    f"web_dino:size={rest}"
     for rest in (
         "7b,images=8_000_000_000",
         "1b,data=imagenet",
@@ -30,9 +33,9 @@ SPECS += [
         "7b,res=518,images=20_480_000",
     )
 ]
-SPECS += [f"dinov2.py:recipe={recipe}" for recipe in ("vitl16_short", "vitl14", "vitg14")]
+SPECS += [f"dinov2:recipe={recipe}" for recipe in ("vitl16_short", "vitl14", "vitg14")]
 SPECS += [
-    f"clip.py:size={rest}"
+    f"clip:size={rest}"
     for rest in (
         *("300m", "1b", "2b", "3b", "5b", "7b", "7b,images=8_000_000_000", "tiny"),
         *("b32", "b16", "l14", "h14", "g14", "bigg14"),
@@ -43,24 +46,56 @@ SPECS += [
 ]
 
 
-def golden_file(spec: str) -> pathlib.Path:
-    """Where the dump of ``spec`` lies."""
-    name = spec.replace(".py", "").replace(":", "-").replace(",", "-").replace("=", "_")
-    return HERE / f"{name}.json"
+def flat(config) -> dict[str, str]:
+    """{dotted key: its value as JSON} of the resolved config. As text, 1 is not 1.0."""
+    out, rest = {}, [("", configs.resolved(config))]
+    while rest:
+        prefix, group = rest.pop()
+        for key, value in group.items():
+            if isinstance(value, dict) and value:
+                rest.append((f"{prefix}{key}.", value))
+            else:
+                out[prefix + key] = json.dumps(value)
+    return out
 
 
-def dump(spec: str) -> str:
-    """The text of that file."""
-    config = configs.resolved(configs.load(str(ROOT / "configs" / spec)))
-    return json.dumps({"spec": spec, "config": config}, indent=1, sort_keys=True) + "\n"
+def golden(base, load, specs) -> dict:
+    """The content of golden.json: of the config ``base`` and of ``load(spec)`` for every spec."""
+    made = {"common": flat(base)} | {spec: flat(load(spec)) for spec in specs}
+    out = {"common": _values(made["common"])}
+    for spec in specs:
+        before, now = made[parent(spec)], made[spec]
+        out[spec] = {
+            "set": _values({key: now[key] for key in now if now[key] != before.get(key)}),
+            "without": sorted(before.keys() - now.keys()),
+        }
+    return out
+
+
+def rebuilt(golden: dict, spec: str) -> dict[str, str]:
+    """What :func:`flat` is to give for ``spec``, from the content of golden.json."""
+    if spec == "common":
+        return {key: json.dumps(value) for key, value in golden[spec].items()}
+    out = rebuilt(golden, parent(spec))
+    for key in golden[spec]["without"]:
+        del out[key]
+    return out | {key: json.dumps(value) for key, value in golden[spec]["set"].items()}
+
+
+def parent(spec: str) -> str:
+    """What the entry of ``spec`` is a difference to."""
+    return spec.split(":")[0] if ":" in spec else "common"
+
+
+def _values(texts: dict[str, str]) -> dict:
+    return {key: json.loads(text) for key, text in texts.items()}
 
 
 def main() -> None:
-    """Rewrites them all and removes those of no spec."""
-    for stale in set(HERE.glob("*.json")) - set(map(golden_file, SPECS)):
-        stale.unlink()
-    for spec in SPECS:
-        golden_file(spec).write_text(dump(spec))
+    """Writes the file."""
+    base = importlib.import_module("webssl_jax.configs.common").base()
+    text = json.dumps(golden(base, configs.load, SPECS), indent=1, sort_keys=True)
+    FILE.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,151 @@
+"""Where configs come from: a shipped one by its name, any other by the path of its file.
+
+The shipped ones are the package ``webssl_jax.configs``. Any other folder with config files is
+loaded as a package of its own, under a name in ``sys.modules`` that no other folder has. So a
+config file writes
+
+    from . import common                        for the common.py beside it
+    from webssl_jax.configs import common       for the shipped one
+
+and a plain ``import common`` is refused where there is a common.py beside the file: Python keeps
+one module of that name, whichever folder it came from. A folder's ``__init__.py`` is not run.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+from ml_collections import ConfigDict
+
+from webssl_jax import configs as shipped
+from webssl_jax.errors import ConfigError, UserError, suggest
+
+_NO_EXPERIMENTS = {"__init__", "common"}
+
+
+def names() -> list[str]:
+    """The shipped configs."""
+    return sorted(_files(_shipped_folder()) - _NO_EXPERIMENTS)
+
+
+def get_config(where: str, arg: str) -> ConfigDict:
+    """What ``get_config(arg)`` returns of the shipped config named ``where``, or of the file at
+    that path (it ends in .py or has a slash). Files of the user are read anew at each call.
+
+    Raises:
+      ConfigError: for a config that does not exist or has no ``get_config``, an import that would
+        get the wrong file, and any error in a config file, with the file and line of it.
+    """
+    if where.endswith(".py") or "/" in where:
+        file = Path(where).resolve()
+        if not file.is_file():
+            raise ConfigError(f"--config {where}: no such file; {_hint(where)}")
+    else:
+        if where not in names():
+            known = suggest(where, names())
+            raise ConfigError(f"--config {where}: no such config; {known}; or give a FILE.py")
+        file = _shipped_folder() / f"{where}.py"
+    with _errors_in(file):
+        module = _import(file)
+        if not hasattr(module, "get_config"):
+            raise ConfigError(f"--config {where}: has no get_config(arg)")
+        config = module.get_config(arg)
+    if not isinstance(config, ConfigDict):
+        kind = type(config).__name__
+        raise ConfigError(f"{file}: get_config returned {kind}; it must return a ConfigDict")
+    return config
+
+
+def _shipped_folder() -> Path:
+    return Path(shipped.__path__[0]).resolve()
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.stem for path in folder.glob("*.py")}
+
+
+def _hint(where: str) -> str:
+    if Path(where).stem in names():
+        return f"the shipped config is --config {Path(where).stem}"
+    folder = Path(where).parent
+    near = [str(folder / f"{name}.py") for name in _files(folder) - _NO_EXPERIMENTS]
+    return suggest(where, near) if near else f"shipped configs go by name: {', '.join(names())}"
+
+
+def _package(folder: Path) -> str:
+    """The name of the package that ``folder`` is loaded as."""
+    return f"webssl_config_{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
+
+
+def _import(file: Path) -> ModuleType:
+    if file.parent == _shipped_folder():
+        return importlib.import_module(f"{shipped.__name__}.{file.stem}")
+    _check_imports(file, set())
+    package = _package(file.parent)
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+    folder = ModuleSpec(package, None, is_package=True)
+    folder.submodule_search_locations = [str(file.parent)]
+    sys.modules[package] = importlib.util.module_from_spec(folder)
+    name = f"{package}.{file.stem.replace('.', '_')}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _check_imports(file: Path, seen: set[Path]) -> None:
+    """Refuses plain imports of files beside ``file``, in it and in those that it imports."""
+    seen.add(file)
+    beside = _files(file.parent)
+    for node in ast.walk(ast.parse(file.read_bytes(), str(file))):
+        if isinstance(node, ast.Import):
+            level, modules = 0, [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            level = node.level
+            modules = [node.module] if node.module else [alias.name for alias in node.names]
+        else:
+            continue
+        for name in {module.split(".")[0] for module in modules} & beside:
+            other = file.with_name(f"{name}.py")
+            if level == 0 and name not in sys.stdlib_module_names:
+                raise ConfigError(
+                    f"{file}:{node.lineno}: import of {name}: write `from . import {name}` or "
+                    f"`from .{name} import ...` for the {name}.py beside this file"
+                )
+            if level == 1 and other not in seen:
+                _check_imports(other, seen)
+
+
+@contextlib.contextmanager
+def _errors_in(file: Path) -> Iterator[None]:
+    """Makes one line of what config files raise, with the last line of them that was run."""
+    try:
+        yield
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise ConfigError(f"{error.filename}:{error.lineno}: {error.msg}") from error
+    except Exception as error:
+        lines = [f for f in traceback.extract_tb(error.__traceback__)]
+        lines = [line for line in lines if Path(line.filename).parent == file.parent]
+        place = f"{lines[-1].filename}:{lines[-1].lineno}" if lines else str(file)
+        says = " ".join(str(error).replace(_package(file.parent), str(file.parent)).split())
+        if isinstance(error, ImportError):
+            missing = re.search(r"'(?:[^']*\.)?(\w+)'", says)
+            if missing and missing[1] in _files(_shipped_folder()):
+                says += f"; the shipped one: from {shipped.__name__} import {missing[1]}"
+        raise ConfigError(f"{place}: {type(error).__name__}: {says}") from error
