@@ -69,7 +69,8 @@ _PHOTOS, _PHOTO_BYTES = 64, 37_000
 _COPIES = 32
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
+    """The entry point. Returns an exit code of cli.py."""
     parser = cli.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--input",
@@ -86,7 +87,7 @@ def main() -> int:
     )
     parser.add_argument("--threads", type=int, default=1, help="our threads a worker (default: 1)")
     parser.add_argument("--json", action="store_true", help="print one JSON object, not a table")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.rounds < 1 or args.workers < 0 or args.threads < 1:
         raise UserError("need --rounds and --threads of at least 1 and --workers of at least 0")
     for package in ("torch", "torchvision"):

@@ -59,11 +59,10 @@ from webssl_jax import cli
 from webssl_jax.config import UserError
 from webssl_jax.telemetry.bench_worker import BenchWorker, median_range, shown
 
-_CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _VIT_S = ("global_batch=16", "model.width=384", "model.depth=12", "model.heads=6")
 SHAPES = {
     "dino": (
-        "web_dino.py:size=tiny",
+        "web_dino:size=tiny",
         *_VIT_S,
         "model.patch_size=14",
         "model.drop_path=0.4",
@@ -82,7 +81,7 @@ SHAPES = {
         "method.ibot_head.bottleneck=256",
     ),
     "mae": (
-        "web_mae.py:size=tiny",
+        "web_mae:size=tiny",
         *_VIT_S,
         "model.patch_size=16",
         "method.view.image_size=224",
@@ -96,7 +95,8 @@ _WARMUP = 2
 _TOLERANCE = 1e-4  # of loss terms, relative
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
+    """The entry point. Returns an exit code of cli.py."""
     parser = cli.ArgumentParser(description=__doc__)
     parser.add_argument("--method", choices=SHAPES, default="dino")
     parser.add_argument("--dinov2", metavar="DIR", help="checkout of facebookresearch/dinov2")
@@ -104,7 +104,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=3, help="steps a round (default: 3)")
     parser.add_argument("--fused-adamw", action="store_true", help="torch's fused AdamW")
     parser.add_argument("--json", action="store_true", help="print one JSON object, not a table")
-    args, overrides = parser.parse_with_overrides()
+    args, overrides = parser.parse_with_overrides(argv)
     if args.rounds < 1 or args.steps < 1:
         raise UserError("need --rounds and --steps of at least 1")
     _check_torch_side(args)
@@ -258,7 +258,7 @@ class Ours:
         from webssl_jax.weights.tables import export
 
         spec, *shape = SHAPES[name]
-        config = configs.load(str(_CONFIGS / spec), [*shape, *overrides])
+        config = configs.load(spec, [*shape, *overrides])
         self.method = methods.create(config)
         optimizer = Optimizer.from_config(config.optim, self.method.tables())
         mesh = meshes.create(config.sharding, jax.devices()[:1])
@@ -368,7 +368,7 @@ def _given_mae(method, batch) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def _torch(method: str, start: str, checkout: str | None, fused: bool) -> Any:
-    import bench_step_torch  # beside this file; not imported where torch is not asked for
+    from webssl_jax.tools import bench_step_torch  # imports torch
 
     side = {"dino": bench_step_torch.Dino, "mae": bench_step_torch.Mae}[method]
     return side(start, checkout, fused)

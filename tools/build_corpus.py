@@ -494,7 +494,8 @@ def report(folder: Path) -> None:
         )
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
+    """The entry point. Returns an exit code of cli.py."""
     parser = cli.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--output", type=Path, default=Path(corpus.__file__).parent, help="folder of the shards"
@@ -509,10 +510,10 @@ def main() -> None:
     parser.add_argument(
         "--report", action="store_true", help="only measure the trivial floors of --output"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.report:
         report(args.output)
-        return
+        return 0
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise UserError(
@@ -535,6 +536,7 @@ def main() -> None:
     print(table)
     print(f"left out: {dict(dropped)}")
     print(f"{sum(map(len, splits.values()))} pictures, {size / 1e6:.2f} MB in {args.output}")
+    return 0
 
 
 if __name__ == "__main__":

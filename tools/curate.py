@@ -34,14 +34,15 @@ from webssl_jax.files import write_text
 from webssl_jax.telemetry.progress import Progress
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
+    """The entry point. Returns an exit code of cli.py."""
     parser = cli.ArgumentParser(description=__doc__)
     parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (words, add_flags, _) in COMMANDS.items():
         mine = parsers.add_parser(name, help=words)
         add_flags(mine)
         mine.add_argument("--output", type=Path, required=True)
-    args, unknown = parser.parse_known_args()
+    args, unknown = parser.parse_known_args(argv)
     if unknown:  # said by the subparser, so that it suggests its own flags
         parsers.choices[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")
     try:

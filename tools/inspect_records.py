@@ -34,7 +34,8 @@ _CELL = 256  # the most pixels a sheet shows of an image's side
 _SHOWN = 8  # names of a list that may be long
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
+    """The entry point. Returns an exit code of cli.py."""
     parser = cli.ArgumentParser(description=__doc__)
     parser.add_argument(
         "pattern", nargs="+", metavar="PATTERN", help="a glob, a folder or a file; several add up"
@@ -53,7 +54,7 @@ def main() -> int:
     parser.add_argument("--seed", type=_natural, default=0, metavar="N", help="of the sample")
     parser.add_argument("--workers", type=_positive, default=os.cpu_count(), metavar="N")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     source = ArrayRecordSource(args.pattern)
     damages = []

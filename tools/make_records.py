@@ -81,7 +81,8 @@ class Kind:
     reader: Callable[[Any, Facts], items.Reader]
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
+    """The entry point. Returns an exit code of cli.py."""
     parser = cli.ArgumentParser(description=__doc__)
     parsers = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     for name, kind in KINDS.items():
@@ -89,7 +90,7 @@ def main() -> int:
         kind.add_flags(mine)
         _add_annotation(mine, kind.annotation)
         _add_common(mine, kind.unit)
-    args, unknown = parser.parse_known_args()
+    args, unknown = parser.parse_known_args(argv)
     if unknown:  # said by the subparser, so that it suggests its own flags
         parsers.choices[args.kind].error(f"unrecognized arguments: {' '.join(unknown)}")
     if getattr(args, "test_fraction", 0) and args.split == "test":

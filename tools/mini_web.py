@@ -41,7 +41,8 @@ WORK = ".work"
 SETTINGS = ("only", "without", "max_side", "cap", "floor_size")  # whatever changes the output
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
+    """The entry point. Returns an exit code of cli.py."""
     parser = cli.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument(
@@ -66,7 +67,7 @@ def main() -> int:
     parser.add_argument("--floor-size", type=int, default=64, metavar="PX", help="of the floors")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N")
     parser.add_argument("--keep-work", action="store_true", help="keep what was prepared")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     for flag in ("max_side", "cap", "floor_size", "workers"):
         least = 32 if flag in ("max_side", "floor_size") else 1
         if getattr(args, flag) < least:

@@ -31,16 +31,16 @@ from webssl_jax.sharding import compiler_options, rules, slices
 from webssl_jax.sharding import mesh as meshes
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """The entry point. Returns 0, or plan's exit code for what does not fit."""
     parser = cli.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True, help="configs/NAME.py[:key=value,...]")
+    parser.add_argument("--config", required=True, help="NAME or FILE.py, and [:key=value,...]")
     parser.add_argument("--slice", required=True, help="as gcloud calls it: v5p-512, v5e-256, ...")
     parser.add_argument("--tokens", default="1x257", help="crops x tokens, with commas between")
     parser.add_argument("--images", type=int, default=24, help="a device")
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE")
-    args, overrides = parser.parse_with_overrides()
+    args, overrides = parser.parse_with_overrides(argv)
     if not re.fullmatch(r"\d+x\d+(,\d+x\d+)*", args.tokens):
         raise UserError(f"--tokens {args.tokens}: must be as 1x257 or 2x257,8x50")
     crops = [tuple(map(int, crop.split("x"))) for crop in args.tokens.split(",")]

@@ -51,14 +51,18 @@ KEPT = (
 ).split()
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """The entry point. Returns 0, or 1 when a row could not be compiled."""
     parser = cli.ArgumentParser(description=__doc__)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--row", nargs="+", default=[], metavar="CONFIG@SLICE")
     what.add_argument("--next", type=int, default=0, metavar="N")
     what.add_argument("--list", action="store_true")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    if not PAGE.parent.is_dir():
+        raise UserError(
+            f"{PAGE.parent}: no such folder; the table is the repository's: run this there"
+        )
     figures = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     missing = [row for row in rows() if row not in figures]
     if args.list:

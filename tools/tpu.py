@@ -41,7 +41,7 @@ from webssl_jax.config import UserError
 from webssl_jax.launch.babysitter import Babysitter
 from webssl_jax.launch.cost import Cost, read_price
 from webssl_jax.launch.gcloud import TIERS, Gcloud, GcloudError, Request
-from webssl_jax.launch.job import Job, train_command
+from webssl_jax.launch.job import ROOT, Job, train_command
 from webssl_jax.sharding import slices
 from webssl_jax.sharding.mesh import mesh_shape
 
@@ -61,6 +61,11 @@ def main(argv: list[str] | None = None) -> int:
         if value is not None and not (math.isfinite(value) and value > 0):
             name = flag.replace("_", "-")
             raise UserError(f"--{name} {value}: give a finite number, more than 0")
+    if args.action in INSTALLS and not (ROOT / "setup.py").is_file():
+        raise UserError(
+            f"{args.action}: brings a checkout to the machines, and this is an installed "
+            "package; run tools/tpu.py of a checkout"
+        )
     mounts = _mounts(args)
     gcloud = Gcloud(
         args.zone, args.project, dry_run=args.dry_run, ssh_flags=args.ssh_flag, say=_say
@@ -111,7 +116,7 @@ def _parser() -> cli.ArgumentParser:
         "--create-flag", action="append", default=[], help="for gcloud's create: --network=N, ..."
     )
     runs = parser.add_argument_group(f"the training ({', '.join(RUNS)})")
-    runs.add_argument("--config", help="configs/NAME.py[:key=value,...]")
+    runs.add_argument("--config", help="NAME or FILE.py, and [:key=value,...]")
     runs.add_argument("--workdir", help="folder of the run, seen by all machines")
     runs.add_argument(
         "--workdir-is-shared",
