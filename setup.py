@@ -1,7 +1,20 @@
 """Packaging. Ranges are what the code is known to work with; tools/constraints.txt pins one tested
 set exactly."""
 
+import pathlib
+import re
+
 from setuptools import find_packages, setup
+
+VERSION = re.search(r'__version__ = "(.+)"', pathlib.Path("webssl_jax/__init__.py").read_text())[1]
+# These folders lie at the top of the repository. A wheel has them inside the package, where they
+# take no name from other packages; in a checkout webssl_jax/NAME/__init__.py stands for them.
+INSIDE = {"webssl_jax.configs": "configs", "webssl_jax.tools": "tools"}
+PACKAGES = {
+    *find_packages(include=["webssl_jax", "webssl_jax.*"]),
+    *INSIDE,
+    *(f"{name}.{inner}" for name, folder in INSIDE.items() for inner in find_packages(folder)),
+}
 
 CORE = [
     "jax>=0.10,<0.11",
@@ -33,26 +46,40 @@ EXPORT = ["torch>=2.6", "transformers>=5.0,<6"]
 
 setup(
     name="webssl_jax",
-    version="0.1.0",
+    version=VERSION,
     description="Web-SSL pretraining (MAE, DINOv2, CLIP) in JAX, for TPUs",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["webssl_jax", "webssl_jax.*"]),
+    packages=sorted(PACKAGES),
+    package_dir=INSIDE,
     package_data={
-        "webssl_jax.corpus": ["*.arrayrecord", "*.md", "*.json"],
+        "webssl_jax": ["py.typed"],
+        "webssl_jax.corpus": ["*.arrayrecord", "*.md"],
+        "webssl_jax.corpus.mini_web": ["*.md"],
         "webssl_jax.data": ["vocabulary/*"],
         "webssl_jax.evaluators": ["templates/*"],
+        "webssl_jax.launch": ["host.sh"],
         "webssl_jax.telemetry": ["reference/*.json"],
     },
+    entry_points={"console_scripts": ["webssl=webssl_jax.console:main"]},
     install_requires=CORE,
     extras_require={
         "tpu": ["jax[tpu]>=0.10,<0.11"],
+        "cuda12": ["jax[cuda12]>=0.10,<0.11"],
         "plan": PLAN,
         "gcp": GCP,
         "export": EXPORT,
         # In an environment of its own, without tools/constraints.txt: 2.77 asks for pillow<13,
         # protobuf<7, pyarrow<26 and python-dateutil<3.
         "beam": ["apache-beam>=2.77,<3"],
-        "test": [*EXPORT, *PLAN, *GCP, "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1"],
+        "test": [
+            *EXPORT,
+            *PLAN,
+            *GCP,
+            "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",
+            "ruff>=0.14,<1",
+            "setuptools>=70.1",  # builds a wheel without other packages
+        ],
     },
 )
