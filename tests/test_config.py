@@ -219,6 +219,8 @@ def test_a_missing_config_file_names_its_neighbours(tmp_path):
     assert "did you mean" in error(str(ROOT / "configs" / "webmae.py"))
     assert "no such file; shipped configs go by name: clip, " in error(str(tmp_path / "x.py"))
     assert "no such file; the shipped config is --config clip" in error(str(tmp_path / "clip.py"))
+    assert "no such file; the shipped config is --config clip" in error("configs/clip")
+    assert "no such file" in error(str(ROOT / "README.md"))
 
 
 def test_a_shipped_config_goes_by_its_name_from_any_folder(tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ def get_config(where: str, arg: str) -> ConfigDict:
     """
     if where.endswith(".py") or "/" in where:
         file = Path(where).resolve()
-        if not file.is_file():
+        if file.suffix != ".py" or not file.is_file():
             raise ConfigError(f"--config {where}: no such file; {_hint(where)}")
     else:
         if where not in names():
@@ -101,6 +101,7 @@ def _import(file: Path) -> ModuleType:
     sys.modules[package] = importlib.util.module_from_spec(folder)
     name = f"{package}.{file.stem.replace('.', '_')}"
     spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None  # as the name ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
@@ -140,9 +141,10 @@ def _errors_in(file: Path) -> Iterator[None]:
     except SyntaxError as error:
         raise ConfigError(f"{error.filename}:{error.lineno}: {error.msg}") from error
     except Exception as error:
-        lines = [f for f in traceback.extract_tb(error.__traceback__)]
-        lines = [line for line in lines if Path(line.filename).parent == file.parent]
-        place = f"{lines[-1].filename}:{lines[-1].lineno}" if lines else str(file)
+        place = str(file)
+        for frame in traceback.extract_tb(error.__traceback__):
+            if Path(frame.filename).parent == file.parent:
+                place = f"{frame.filename}:{frame.lineno}"
         says = " ".join(str(error).replace(_package(file.parent), str(file.parent)).split())
         if isinstance(error, ImportError):
             missing = re.search(r"'(?:[^']*\.)?(\w+)'", says)
