@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from tests.test_checkpoints import make
-from webssl_jax import local_checkpoints
 from webssl_jax.checkpoints import CheckpointError
-from webssl_jax.local_checkpoints import LocalCheckpoints
+from webssl_jax.checkpoints.local import LocalCheckpoints
 
 MESH = (2, 2, 2)
 
@@ -71,9 +70,7 @@ def test_the_state_may_be_donated_while_it_is_written(tmp_path, monkeypatch):
     local, state, template = saved(tmp_path, [])
     kept = jax.tree.map(np.array, state)
     may_write, savez = threading.Event(), np.savez
-    monkeypatch.setattr(
-        local_checkpoints.np, "savez", lambda *a, **k: may_write.wait(60) and savez(*a, **k)
-    )
+    monkeypatch.setattr(np, "savez", lambda *a, **k: may_write.wait(60) and savez(*a, **k))
     local.save(state, -1)
     twice = jax.jit(lambda tree: jax.tree.map(lambda x: x + x, tree), donate_argnums=0)
     jax.block_until_ready(twice(state))
@@ -159,7 +156,7 @@ def test_a_full_disk_and_a_folder_that_cannot_be_made_are_one_line(tmp_path, mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(local_checkpoints.np, "savez", full)
+        patch.setattr(np, "savez", full)
         local.save(state, -1)
         with pytest.raises(CheckpointError, match="could not be written .*No space left"):
             local.save(state, -1)

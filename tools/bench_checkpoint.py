@@ -60,7 +60,7 @@ def _bench(args, overrides: list[str], folder: pathlib.Path) -> str:
     import jax
 
     from webssl_jax import checkpoints, config, methods, params, train_state
-    from webssl_jax.local_checkpoints import LocalCheckpoints
+    from webssl_jax.checkpoints.local import LocalCheckpoints
     from webssl_jax.optim.optimizer import Optimizer
     from webssl_jax.sharding import mesh as meshes
 

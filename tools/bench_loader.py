@@ -52,7 +52,7 @@ from webssl_jax.data.multicrop import MultiCropView
 from webssl_jax.data.pipeline import TrainLoader
 from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.data.views import RandomResizedCropView, sample_crop
-from webssl_jax.telemetry.bench_worker import BenchWorker, median_range, shown
+from webssl_jax.telemetry.bench_worker import BenchWorker, format_range, median_range
 
 VIEWS = {
     "dino": MultiCropView(),
@@ -153,9 +153,9 @@ def _table(result: dict[str, Any]) -> str:
     ]
     for name, view in result["views"].items():
         for side in SIDES:
-            lines.append(f"{name:5s} {side:6s} {shown(view['images_per_cpu_second'][side])}")
-        lines.append(f"{name:5s} ratio ours / torch  {shown(view['ratio'])}")
-        lines.append(f"{name:5s} ratio ours / floor  {shown(view['share_of_floor'])}")
+            lines.append(f"{name:5s} {side:6s} {format_range(view['images_per_cpu_second'][side])}")
+        lines.append(f"{name:5s} ratio ours / torch  {format_range(view['ratio'])}")
+        lines.append(f"{name:5s} ratio ours / floor  {format_range(view['share_of_floor'])}")
     return "\n".join(lines)
 
 

@@ -57,7 +57,7 @@ import numpy as np
 
 from webssl_jax import cli
 from webssl_jax.config import UserError
-from webssl_jax.telemetry.bench_worker import BenchWorker, median_range, shown
+from webssl_jax.telemetry.bench_worker import BenchWorker, format_range, median_range
 
 _VIT_S = ("global_batch=16", "model.width=384", "model.depth=12", "model.heads=6")
 SHAPES = {
@@ -214,10 +214,10 @@ def _table(result: dict[str, Any]) -> str:
     for side in ("ours", "torch"):
         wall, cpu = result["seconds"][side], result["cpu_seconds"][side]
         rate = result["images"] / wall["median"]
-        lines.append(f"{side:5s}  {shown(wall):23s}  {shown(cpu):23s}  {rate:.4g}")
+        lines.append(f"{side:5s}  {format_range(wall):23s}  {format_range(cpu):23s}  {rate:.4g}")
     lines.append(
-        f"ours is {shown(result['ratio'])} times as fast as torch; by CPU time "
-        f"{shown(result['cpu_ratio'])} times"
+        f"ours is {format_range(result['ratio'])} times as fast as torch; by CPU time "
+        f"{format_range(result['cpu_ratio'])} times"
     )
     return "\n".join(lines)
 

@@ -21,7 +21,7 @@ from webssl_jax import cli, methods, runs
 from webssl_jax import config as configs
 from webssl_jax.config import UserError
 from webssl_jax.telemetry import health_page
-from webssl_jax.telemetry.alarms import Watch
+from webssl_jax.telemetry.alarms import AlarmMonitor
 from webssl_jax.telemetry.writer import read_rows
 from webssl_jax.visuals import save_png
 
@@ -46,11 +46,11 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--workdir {workdir}: has logged no step yet")
     total = configs.total_steps(config)
     vitals = methods.create(config).vitals(config.global_batch)
-    watch = Watch(vitals, configs.steps(config.optim, "warmup", config))
-    watch.look_at_all(rows)
+    alarms = AlarmMonitor(vitals, configs.steps(config.optim, "warmup", config))
+    alarms.update_all(rows)
     print(f"{config.name}, step {rows[-1]['step']:,} of {total:,}: ", end="")
-    print(f"{len(watch.episodes)} alarm(s)" if watch.episodes else "no alarm")
-    for episode in watch.episodes:
+    print(f"{len(alarms.episodes)} alarm(s)" if alarms.episodes else "no alarm")
+    for episode in alarms.episodes:
         print(f"  {health_page.in_words(episode)}")
     if args.save_reference:
         path = pathlib.Path(args.save_reference)
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         if reference and not set(reference.curves) & {sign.metric for sign in vitals.signs}:
             raise UserError(f"{args.reference}: is of another method than this run")
-        picture = health_page.page(rows, watch, total, config.name, reference)
+        picture = health_page.page(rows, alarms, total, config.name, reference)
         save_png(args.output, picture)
         behind = reference.name if reference else "no reference"
         print(f"  {args.output}  {picture.shape[1]} x {picture.shape[0]}, beside {behind}")

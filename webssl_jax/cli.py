@@ -1,10 +1,8 @@
-"""Command-line manners shared by every entry point: one clear line for bad input, exit codes,
-overrides.
+"""What all entry points share: flags and overrides, one clear line for bad input, exit codes.
 
-Exit codes: 0 done (also when the run had already finished) · 1 a failure of ours, with traceback ·
-2 bad input or a full disk, one line · 75 stopped by SIGTERM or a preemption notice after saving:
-start the same command again · 130 stopped by Ctrl-C after saving (of one process; several take
-Ctrl-C for SIGTERM).
+Exit codes: 0 done (also when the run had already finished) · 1 a bug, with traceback · 2 bad input
+or a full disk, one line · 75 stopped by SIGTERM or a preemption notice after saving: start the same
+command again · 130 stopped by Ctrl-C after saving (one process; several treat Ctrl-C as SIGTERM).
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ EXIT_INTERRUPTED = 130
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose errors are one line with the nearest real flag."""
+    """argparse whose errors are one line, with the nearest flag that exists."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(
@@ -75,62 +73,67 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
-    """Plain lines for people. Libraries speak up only about errors, and orbax (which logs through
-    absl) not even then: it raises in the main thread what its threads log."""
+    """Plain lines without prefix. Of libraries only errors are shown, and none of orbax (which logs
+    through absl): it raises in the main thread what its threads log."""
     # absl has installed a handler of its own
     logging.basicConfig(level=level, format="%(message)s", force=True)
     logging.getLogger("jax").setLevel(logging.ERROR)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    for name in ("gcsfs", "fsspec"):  # whoever calls them tells what they raise
+    for name in ("gcsfs", "fsspec"):  # their callers report what they raise
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    # One write of a checkpoint that fails is told by the main thread. The hundred that fail with it
-    # would be told by asyncio and by tensorstore's threads, and bury that line.
+    # When a checkpoint cannot be written, the main thread reports it. A hundred writes fail with
+    # it, and asyncio and tensorstore's threads would report each.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     sys.unraisablehook = _unraisablehook
 
 
 def first_line(error: BaseException) -> str:
-    """What it says, for a message: its first line, at most 200 characters of it."""
+    """The first line of its text, at most 200 characters."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]
 
 
-_told: set[tuple] = set()
+_reported: set[tuple] = set()
 
 
 def _unraisablehook(event) -> None:
-    """What Python code raised where nobody can catch it, as in a call from a thread of C++: one
-    line for all that a type of error and a line of code have to say. A part of a checkpoint that
-    cannot be read is such an error for each array in it."""
+    """Reports an exception that no caller can catch, as in a callback from a C++ thread. One line
+    for each type of error and line of code: a part of a checkpoint that cannot be read raises one
+    for each of its arrays."""
     if _wants_traceback():
         sys.__unraisablehook__(event)
         return
     frames = [(f.f_code, line) for f, line in traceback.walk_tb(event.exc_traceback)]
     kind = (event.exc_type, *frames[-1:])
-    if kind not in _told:
-        _told.add(kind)
-        said = first_line(event.exc_value) if event.exc_value else ""
-        logging.warning("in the background: %s: %s", event.exc_type.__name__, said)
+    if kind not in _reported:
+        _reported.add(kind)
+        text = first_line(event.exc_value) if event.exc_value else ""
+        logging.warning("in the background: %s: %s", event.exc_type.__name__, text)
 
 
-_first_words: list[Callable[[Exception], None]] = []
-_last_words: list[Callable[[BaseException, int, str], None]] = []
+_before_traceback: list[Callable[[Exception], None]] = []
+_before_exit: list[Callable[[BaseException, int, str], None]] = []
 
 
-def at_failure(
-    excuse: Callable[[Exception], None], tell: Callable[[BaseException, int, str], None]
+def on_failure(
+    before_traceback: Callable[[Exception], None],
+    before_exit: Callable[[BaseException, int, str], None],
 ) -> None:
-    """From now on an entry point that ends with an error calls ``tell`` with it, its exit code and
-    one line, when its own words are printed. Where those would be a traceback, ``excuse`` comes
-    before it, and may end the process with better words."""
-    _first_words.append(excuse)
-    _last_words.append(tell)
+    """Adds what an entry point calls when it ends with an error.
+
+    Args:
+      before_traceback: called with the error before its traceback is printed. It may end the
+        process with a better message.
+      before_exit: called with the error, the exit code and one line, when all is printed.
+    """
+    _before_traceback.append(before_traceback)
+    _before_exit.append(before_exit)
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Runs ``main`` and turns what a user can mend into one line and exit code 2. ``kill -USR1``
-    prints the stacks of all threads and lets the process go on."""
+    """Runs ``main`` and exits with its code. An error that a user can mend is one line and exit
+    code 2. ``kill -USR1`` prints the stacks of all threads, and the process goes on."""
     faulthandler.register(signal.SIGUSR1, file=sys.__stderr__, all_threads=True)
     log_to_stderr()
     try:
@@ -139,14 +142,14 @@ def run(main: Callable[[], int | None]) -> None:
         _fail(error, str(error))
     except KeyboardInterrupt as error:  # before the loop could save, or a second Ctrl-C
         print("interrupted", file=sys.stderr)
-        _end(error, EXIT_INTERRUPTED, "interrupted")
+        _exit(error, EXIT_INTERRUPTED, "interrupted")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            _break_down(error)
+            _fail_with_traceback(error)
         place = error.filename or error
         _fail(error, f"no space left: {place}; free some and start the same command again")
     except Exception as error:
-        _break_down(error)
+        _fail_with_traceback(error)
     sys.stdout.flush()
     sys.exit(code or 0)
 
@@ -156,22 +159,22 @@ def _fail(error: Exception, line: str) -> NoReturn:
     if _wants_traceback():
         traceback.print_exc()
     else:
-        # One write: print() makes two, and other threads may write between them.
+        # One write: print() makes two, between which other threads may write.
         sys.stderr.write(f"error: {line}\n")
-    _end(error, EXIT_BAD_INPUT, line)
+    _exit(error, EXIT_BAD_INPUT, line)
 
 
-def _break_down(error: Exception) -> NoReturn:
-    for excuse in _first_words:
-        excuse(error)
+def _fail_with_traceback(error: Exception) -> NoReturn:
+    for call in _before_traceback:
+        call(error)
     traceback.print_exc()
     first = str(error).strip().partition("\n")[0][:300]
-    _end(error, EXIT_FAILURE, f"{type(error).__name__}: {first}")
+    _exit(error, EXIT_FAILURE, f"{type(error).__name__}: {first}")
 
 
-def _end(error: BaseException, code: int, line: str) -> NoReturn:
-    for tell in _last_words:
-        tell(error, code, line)
+def _exit(error: BaseException, code: int, line: str) -> NoReturn:
+    for call in _before_exit:
+        call(error, code, line)
     sys.exit(code)
 
 

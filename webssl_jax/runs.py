@@ -1,4 +1,4 @@
-"""A run on disk, ``workdir``: its lock, its config, what may go on in it, its weights.
+"""A run on disk, ``workdir``: its lock, its identity, its config, its weights.
 
 run = runs.load_run("RUN", step=None, mesh=None)
 run.method.encode(run.variables, images)
@@ -19,21 +19,31 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from webssl_jax import config as configs
+from webssl_jax import methods, train_state
 from webssl_jax import params as paths
 from webssl_jax.checkpoints import Checkpointer, CheckpointError, directory
 from webssl_jax.cli import first_line
-from webssl_jax.config import ConfigError, UserError, drop_costs, from_resolved, resolved
+from webssl_jax.config import ConfigError, UserError
+from webssl_jax.files import write_json
 from webssl_jax.methods.base import Method, Variables
 from webssl_jax.models import position
 from webssl_jax.models.sizes import ViTConfig
+from webssl_jax.optim.optimizer import Optimizer
+from webssl_jax.sharding import distributed
+from webssl_jax.sharding import mesh as meshes
 
-_OWNER = "run_id"  # a file in the workdir and in checkpoint.folder: they belong together
+_OWNER = "run_id"  # a file in the workdir and in checkpoint.folder, the same in both
 log = logging.getLogger(__name__)
 
 
 class WorkdirLock:
-    """Refuses a second run in the same workdir. The kernel drops the lock when the process dies,
-    however it dies."""
+    """Refuses a second run in the same workdir. The kernel drops the lock when the process ends,
+    for whatever reason.
+
+    Raises:
+      UserError: if another process holds it.
+    """
 
     def __init__(self, workdir: str | os.PathLike):
         path = Path(workdir) / ".lock"
@@ -52,13 +62,13 @@ class WorkdirLock:
         self._file.flush()
 
     def release(self) -> None:
-        """Lets another run in."""
+        """From now on another run may use the workdir."""
         self._file.close()
 
 
 def run_id(workdir: str | os.PathLike) -> str:
-    """What tells this run from another one that had a workdir of the same name. Written by the
-    first call: that of process 0."""
+    """Tells this run from any other, also from one that had a workdir of the same name. The first
+    call writes it, so process 0 must make that."""
     path = Path(workdir) / _OWNER
     if not path.exists():
         path.write_text(secrets.token_hex(8))
@@ -66,8 +76,8 @@ def run_id(workdir: str | os.PathLike) -> str:
 
 
 def claim_folder(workdir: str | os.PathLike, folder: str) -> None:
-    """Makes ``config.checkpoint.folder`` this run's, or proves that it is, by writing to it: what
-    keeps a run from saving is told now and not at its first checkpoint.
+    """Marks ``config.checkpoint.folder`` as this run's, or checks that it is. It writes there, so
+    that a folder in which nothing can be saved is an error now, not at the first checkpoint.
 
     Raises:
       UserError: if another run saves there, or nothing can be written.
@@ -93,7 +103,7 @@ def claim_folder(workdir: str | os.PathLike, folder: str) -> None:
 
 
 def is_run(path: str | os.PathLike) -> bool:
-    """Whether ``path`` is a workdir, and not exported weights, which have a config.json as well."""
+    """Whether ``path`` is a workdir. Exported weights, which have a config.json too, are not."""
     path = Path(path)
     return (path / "checkpoints").is_dir() or (path / _OWNER).exists()
 
@@ -104,25 +114,19 @@ def checkpointer(workdir: str | os.PathLike, *, restore_once: bool = False) -> C
     Raises:
       UserError: if ``workdir`` is not a run.
     """
-    folder = folder_of(read_config(workdir))
+    folder = read_config(workdir).checkpoint.folder
     return Checkpointer(workdir, folder=folder, read_only=True, restore_once=restore_once)
 
 
-def folder_of(config: ConfigDict) -> str:
-    """``config.checkpoint.folder``, also of a run from before there was one."""
-    return config.checkpoint.get("folder", "")
-
-
 def weights_of_run(workdir: str, abstract: dict[str, Any], encoder: ViTConfig) -> dict[str, Any]:
-    """The newest good weights of another run, for ``config.init_from``. Learned positions of
-    another grid are resized to that of ``encoder``; all else must have the shapes of ``abstract``,
-    {"params": ..., "teacher": ...}.
+    """The newest good weights of another run, for ``config.init_from``.
+
+    Learned positions of another grid are resized to the grid of ``encoder``. All other arrays must
+    have the shapes of ``abstract``, {"params": ..., "teacher": ...}.
 
     Raises:
       UserError: if there is no such run or checkpoint, or it does not fit.
     """
-    from webssl_jax import methods
-
     theirs = methods.create(read_config(workdir)).encoder
     old, new, mode = theirs.grid, encoder.grid, encoder.position_resize
     resized = old != new and "pos_embed" in abstract["params"]["encoder"]
@@ -151,13 +155,22 @@ def weights_of_run(workdir: str, abstract: dict[str, Any], encoder: ViTConfig) -
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained run, loaded for evaluation or export; ``variables`` as laid out by ``load_run``."""
+    """A trained run, loaded for evaluation or export by :func:`load_run`."""
 
     workdir: str
     config: ConfigDict
     step: int
     method: Method
     variables: Variables
+
+
+def write_config(workdir: Path, config: ConfigDict) -> None:
+    """Writes ``config.json``, resolved, and ``environment.json``: versions, machine, git revision.
+    All processes call it; the first one writes."""
+    with distributed.error_barrier():
+        if jax.process_index() == 0:
+            write_json(workdir / "config.json", configs.resolved(config))
+            write_json(workdir / "environment.json", configs.environment())
 
 
 def read_config(workdir: str | os.PathLike) -> ConfigDict:
@@ -174,11 +187,11 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: its JSON cannot be read ({error})") from None
     # exported weights have a config.json too
-    groups = ("method", "model", "optim")
+    groups = ("method", "model", "optim", "checkpoint")
     if not isinstance(values, dict) or not all(isinstance(values.get(g), dict) for g in groups):
         raise UserError(f"{workdir}: is not a run: its config.json is another program's")
     try:
-        return from_resolved(values)
+        return configs.from_resolved(values)
     except ValueError as error:
         raise UserError(f"{path}: is not the config of a run ({error})") from None
 
@@ -186,9 +199,14 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
 def refuse_another(
     workdir: Path, config: ConfigDict, flag: str, saved_elsewhere: bool = False
 ) -> None:
-    """Refuses to go on in ``workdir``, which ``flag`` named, with what is not its run's: what
-    defines the batches and arrays of a run stays, other changes are told in the log. A run that
-    saved nothing, not even ``saved_elsewhere``, may begin anew.
+    """Refuses to continue the run of ``workdir`` with a config that is not its own.
+
+    What defines the batches and arrays of a run must stay. Other changes are logged. A run that has
+    no checkpoint may start anew with any config.
+
+    Args:
+      flag: what named ``workdir``, for messages.
+      saved_elsewhere: whether there are local checkpoints.
 
     Raises:
       ConfigError: for the key that differs.
@@ -197,18 +215,18 @@ def refuse_another(
     if not (workdir / "config.json").exists():
         return
     earlier = read_config(workdir)
-    folder = folder_of(earlier)
+    folder = earlier.checkpoint.folder
     if not saved_elsewhere and not any(directory(workdir, folder).glob("[0-9]*")):
-        return  # nothing was saved yet, so nothing can be mixed up
+        return
     if flag == "--workdir" and folder != config.checkpoint.folder:
         raise ConfigError(
             f"config.checkpoint.folder = {config.checkpoint.folder!r}: the checkpoints of this run "
             f"lie in {directory(workdir, folder)}; leave it as it was, or use another workdir with "
             "--config.resume_from"
         )
-    before, now = earlier.to_dict(), resolved(config)
+    before, now = earlier.to_dict(), configs.resolved(config)
     for values in (before, now):
-        drop_costs(values)
+        configs.drop_costs(values)
     for key in ("seed", "global_batch", "method", "model"):
         if before.get(key) != now[key]:
             raise ConfigError(
@@ -223,20 +241,15 @@ def refuse_another(
 def load_run(
     workdir: str | os.PathLike, step: int | None = None, mesh: jax.sharding.Mesh | None = None
 ) -> Run:
-    """Loads the variables of a run's checkpoint (the newest good one unless ``step`` says
-    otherwise).
+    """Loads the variables of a run's checkpoint.
 
     Args:
-      mesh: where to lay them; one device when None.
+      step: of the checkpoint; the newest good one when None.
+      mesh: what the variables are sharded over; one device when None.
 
     Raises:
       UserError: if there is no such run or checkpoint.
     """
-    from webssl_jax import methods
-    from webssl_jax.optim.optimizer import Optimizer
-    from webssl_jax.sharding import mesh as meshes
-    from webssl_jax.train_state import abstract
-
     config = read_config(workdir)
     method = methods.create(config)
     if mesh is None:
@@ -244,8 +257,8 @@ def load_run(
             ConfigDict({"replica": 1, "fsdp": 1, "tensor": 1}), jax.local_devices()[:1]
         )
     optimizer = Optimizer.from_config(config.optim, method.tables())
-    template = abstract(method, optimizer, config.seed, config.global_batch, mesh)._asdict()
-    template = {name: template[name] for name in ("step", "params", "teacher", "aux")}
+    whole = train_state.abstract(method, optimizer, config.seed, config.global_batch, mesh)
+    template = {name: getattr(whole, name) for name in ("step", "params", "teacher", "aux")}
     saved = checkpointer(workdir)
     if not saved.steps():
         raise CheckpointError(f"{workdir}: has no checkpoint yet")

@@ -1,5 +1,5 @@
-"""The whole state of a run between two steps, and how it comes into being without ever lying on one
-device."""
+"""The whole state of a run between two steps. It is created sharded: no device ever holds all of
+it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from jax.sharding import Mesh
 from webssl_jax.methods.base import Method, Variables
 from webssl_jax.optim import guard
 from webssl_jax.optim.optimizer import Optimizer
-from webssl_jax.sharding import mesh as meshes
 from webssl_jax.sharding import rules
 
 
 class TrainState(NamedTuple):
-    """Data progress is not in it: it is ``step x global batch`` by construction.
+    """Progress through the data is not in it: that is ``step x global batch``.
 
     step: () int32, optimiser steps taken, skipped ones included.
     params, teacher, aux: the method's trees ({} where unused).
     opt_state: Adam's moments.
     rng: (2,) uint32 key data of the run's seed; step k uses ``fold_in(rng, k)``.
-    skipped: () int32, steps that the guard kept from changing anything but ``step`` and itself.
-    guard: what ``optim/guard.py`` remembers of the steps before.
+    skipped: () int32, steps that the guard refused: they changed only ``step`` and its own state.
+    guard: the state of ``optim/guard.py``.
     """
 
     step: jax.Array
@@ -39,7 +38,7 @@ class TrainState(NamedTuple):
 
     @property
     def variables(self) -> Variables:
-        """What a method's functions take."""
+        """What the functions of a method take."""
         return Variables(self.params, self.teacher, self.aux)
 
 
@@ -74,12 +73,6 @@ def device_bytes(state: TrainState) -> int:
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(state)
     )
-
-
-def restored(fields: dict[str, Any], mesh: Mesh) -> TrainState:
-    """The state of a checkpoint. One from before the guard had a memory gets a fresh one."""
-    fresh = jax.jit(guard.init, out_shardings=meshes.replicated(mesh))
-    return TrainState(**fields if "guard" in fields else fields | {"guard": fresh()})
 
 
 def create(method: Method, optimizer: Optimizer, seed: int, batch: int, mesh: Mesh) -> TrainState:

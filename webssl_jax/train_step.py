@@ -66,7 +66,7 @@ def make_train_step(
     ``previous`` is the cause in the health of the call before. Where that is not 0, this call
     changes nothing at all, and the same step must be called again with 0. So the host, which reads
     a verdict only when the next call is under way, still finds the state of the refused step, and
-    can save exactly what that step was computed from (telemetry/health.py).
+    can save exactly what that step was computed from (bad_steps/saving.py).
 
     Args:
       schedules: {name: f(step)}; must hold "learning_rate" and "weight_decay".

@@ -59,7 +59,7 @@ def parameters(folder):
 
 
 def test_a_folder_that_was_left_half_saved_is_saved_anew_with_its_parameters(tmp_path):
-    folder = saving.folder_of(tmp_path, 3)
+    folder = saving.step_folder(tmp_path, 3)
     refuse(make(tmp_path), 3, value=1.0)
     (folder / "report.json").unlink()  # what is written last
     (folder / "batch-00007.npz").touch()
@@ -78,4 +78,4 @@ def test_the_first_process_decides_what_is_saved(tmp_path, monkeypatch, caplog, 
     monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", lambda own: np.asarray(told))
     refuse(make(tmp_path), 3)
     assert says in caplog.text
-    assert saving.folder_of(tmp_path, 3).exists() == (says == "saved in")
+    assert saving.step_folder(tmp_path, 3).exists() == (says == "saved in")

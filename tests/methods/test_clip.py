@@ -22,7 +22,7 @@ from webssl_jax.methods.base import Variables
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.sharding import rules
-from webssl_jax.telemetry.alarms import PATIENCE, Watch
+from webssl_jax.telemetry.alarms import PATIENCE, AlarmMonitor
 
 END = 63  # the largest id of this vocabulary
 
@@ -256,9 +256,9 @@ def rows(**figures):
 )
 def test_alarms_tell_one_sickness_from_another(contrast, figures, name):
     clip = methods.create(config(contrast=contrast))
-    watch = Watch(clip.vitals(256), warmup_steps=10)
-    watch.look_at_all(rows(**figures))
-    assert [episode.alarm.name for episode in watch.on] == ([name] if name else [])
+    alarms = AlarmMonitor(clip.vitals(256), warmup_steps=10)
+    alarms.update_all(rows(**figures))
+    assert [episode.alarm.name for episode in alarms.active] == ([name] if name else [])
 
 
 RUN = {

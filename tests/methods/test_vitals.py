@@ -18,7 +18,7 @@ from webssl_jax.methods.vitals import effective_rank, most_rank
 from webssl_jax.models import sizes
 from webssl_jax.models.heads import HeadConfig
 from webssl_jax.sharding import mesh as meshes
-from webssl_jax.telemetry.alarms import Watch
+from webssl_jax.telemetry.alarms import AlarmMonitor
 
 
 def by_singular_values(features):
@@ -117,9 +117,9 @@ def train():
 
 
 def watched(rows):
-    watch = Watch(MICRO.vitals(BATCH), WARMUP)
-    watch.look_at_all(rows)
-    return watch.episodes
+    alarms = AlarmMonitor(MICRO.vitals(BATCH), WARMUP)
+    alarms.update_all(rows)
+    return alarms.episodes
 
 
 def test_a_healthy_run_raises_no_alarm(train):
@@ -140,8 +140,8 @@ def test_both_collapses_raise_their_alarm_once(train, temperature, centred, name
     """The two of Caron et al., arXiv 2104.14294, figure 7."""
     (episode,) = watched(train(temperature, centred))
     assert episode.alarm.name.startswith(name) and episode.end is None
-    assert episode.words.startswith(f"step {episode.start}: ALARM") and limit in episode.words
-    assert "teacher_temperature" in episode.words and "docs/health.md" in episode.words
+    assert episode.message.startswith(f"step {episode.start}: ALARM") and limit in episode.message
+    assert "teacher_temperature" in episode.message and "docs/health.md" in episode.message
 
 
 @pytest.mark.parametrize("spec", ["configs/web_dino.py:size=tiny", "configs/web_mae.py:size=tiny"])

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from tests.test_checkpoints import make
-from webssl_jax.local_checkpoints import LocalCheckpoints
+from webssl_jax.checkpoints.local import LocalCheckpoints
 from webssl_jax.sharding import replicas
 
 

@@ -116,8 +116,8 @@ def test_clips_losses_and_gradients_on_two_processes_are_those_of_one(tmp_path, 
 
 
 def test_when_one_of_two_is_killed_the_other_ends_and_another_number_continues(tmp_path, unbroken):
-    """Nobody tells its peer, who finds out within the time that train_together waits. What was
-    done after the last checkpoint counts as lost time."""
+    """A killed process reports nothing: the other one notices within the time that train_together
+    waits. What was done after the last checkpoint counts as lost time."""
     first, second = slice(0, 1), slice(1, 2)
     (left,) = runner.train_together(tmp_path, 2, 1, {}, 7, to=second, wait_for=first)
     assert left.code not in (0, 75), left.output
@@ -139,8 +139,8 @@ def test_when_one_of_two_is_killed_the_other_ends_and_another_number_continues(t
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_what_one_process_alone_meets_ends_all_at_once_with_its_words(tmp_path, failing):
-    """Within a step nobody asks how the others are: they wait in a collective."""
+def test_an_error_of_one_process_ends_all_within_seconds_with_its_message(tmp_path, failing):
+    """Within a step no process asks for the others: they wait in a collective."""
     settings = {"total_steps": 100_000, "data.workers": 1}
     results = runner.train_together(
         tmp_path, 2, 1, settings, 3, runner.kill_loader_worker, slice(failing, failing + 1)
@@ -153,7 +153,7 @@ def test_what_one_process_alone_meets_ends_all_at_once_with_its_words(tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_peer_that_is_alive_and_stuck_ends_the_run_with_everybodys_stacks(tmp_path):
+def test_a_process_that_is_alive_and_hangs_ends_the_run_with_the_stacks_of_all(tmp_path):
     """Stopped, not dead: its connections stay open."""
     settings = {
         "total_steps": 100_000,
@@ -170,10 +170,10 @@ def test_a_peer_that_is_alive_and_stuck_ends_the_run_with_everybodys_stacks(tmp_
     assert "Timeout (0:00:12)!" in left.output and "webssl_jax/train.py" in left.output
 
 
-ONCE = {"sharding.replica": -1, "sharding.fsdp": 1, "checkpoint.restore_once": True}
+RESTORE_ONCE = {"sharding.replica": -1, "sharding.fsdp": 1, "checkpoint.restore_once": True}
 
 
-@pytest.mark.parametrize("mesh", [{}, pytest.param(ONCE, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mesh", [{}, pytest.param(RESTORE_ONCE, marks=pytest.mark.slow)])
 def test_one_process_continues_what_two_began_and_the_other_way_round(tmp_path, unbroken, mesh):
     """Also where the first of two replicas reads and the other gets it from there."""
     for kill_after_step, processes in ((4, 2), (8, 1), (None, 2)):
@@ -210,12 +210,16 @@ def test_the_replicas_of_a_slice_share_out_what_they_write_to_their_disks(tmp_pa
     assert 0.3 < one["written"] / one["state"] < 0.7
 
 
-TWICE = {"sharding.replica": -1, "sharding.fsdp": 1}
+TWO_REPLICAS = {"sharding.replica": -1, "sharding.fsdp": 1}
 
 
 @pytest.mark.parametrize(
     "mesh, lost, goes_on",
-    [({}, False, True), (TWICE, True, True), pytest.param({}, True, False, marks=pytest.mark.slow)],
+    [
+        ({}, False, True),
+        (TWO_REPLICAS, True, True),
+        pytest.param({}, True, False, marks=pytest.mark.slow),
+    ],
 )
 def test_killed_processes_go_on_from_their_own_disks(tmp_path, unbroken, mesh, lost, goes_on):
     """Also when one has lost its part, if it is a replica; else from the beginning, for nothing

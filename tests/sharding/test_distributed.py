@@ -1,4 +1,4 @@
-"""Finding the processes of a run, and what they do together when one of them cannot go on."""
+"""Joining the processes of a run, and what all do when one of them fails."""
 
 import argparse
 import functools
@@ -27,7 +27,9 @@ class FakeJax:
         monkeypatch.setattr(jax.distributed, "initialize", self.initialize)
         monkeypatch.setattr(jax.distributed, "is_initialized", lambda: self.found)
         monkeypatch.setattr(jax, "process_count", lambda: processes)
-        monkeypatch.setattr(distributed, "_end_together", lambda: self.calls.append("together"))
+        monkeypatch.setattr(
+            distributed, "_start_failure_monitor", lambda: self.calls.append("monitor")
+        )
         monkeypatch.setattr(distributed, "jax", argparse.Namespace(**vars(jax)), raising=True)
         distributed.jax.config = argparse.Namespace(jax_platforms=platforms)
 
@@ -51,7 +53,7 @@ def test_on_tpus_jax_finds_the_pod_without_the_help_of_variables(monkeypatch, pl
     monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
     fake = FakeJax(monkeypatch, platforms, processes=4)
     distributed.initialize(NO_FLAGS)
-    assert fake.calls == [(), "together"]
+    assert fake.calls == [(), "monitor"]
 
 
 def test_a_tpu_machine_without_a_cluster_is_a_single_host(monkeypatch):
@@ -66,7 +68,7 @@ def test_any_other_failure_to_join_is_not_taken_for_a_single_host(monkeypatch):
         distributed.initialize(NO_FLAGS)
 
 
-def test_a_host_of_a_pod_that_found_no_peers_is_refused(monkeypatch):
+def test_a_host_of_a_pod_that_found_no_other_is_refused(monkeypatch):
     FakeJax(
         monkeypatch, "tpu,cpu", ValueError("coordinator_address should be defined."), processes=4
     )
@@ -74,10 +76,10 @@ def test_a_host_of_a_pod_that_found_no_peers_is_refused(monkeypatch):
         distributed.initialize(NO_FLAGS)
 
 
-def test_the_flags_name_the_peers_on_any_platform(monkeypatch):
+def test_the_flags_name_the_processes_on_any_platform(monkeypatch):
     fake = FakeJax(monkeypatch, "cpu", processes=2)
     distributed.initialize(argparse.Namespace(coordinator="host:1", num_processes=2, process_id=1))
-    assert fake.calls == [("host:1", 2, 1), "together"]
+    assert fake.calls == [("host:1", 2, 1), "monitor"]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,7 @@ def test_flags_that_do_not_fit_are_refused(monkeypatch, flags, message):
     assert fake.calls == []
 
 
-def test_the_jax_in_use_says_that_it_found_no_cluster_in_the_words_we_wait_for():
+def test_the_jax_in_use_says_that_it_found_no_cluster_in_the_expected_words():
     code = (
         "import jax\n"
         "try:\n    jax.distributed.initialize()\n"
@@ -114,10 +116,10 @@ def test_the_jax_in_use_says_that_it_found_no_cluster_in_the_words_we_wait_for()
         (TypeError("a bug"), "2 1 its disk is full", False),
     ],
 )
-def test_a_collective_that_failed_with_a_peer_is_told_in_the_peers_words(
+def test_a_collective_that_failed_with_another_process_prints_the_error_of_that_one(
     monkeypatch, capfd, error, told, ends
 ):
-    """Before the thread that looks for them once a second has found them."""
+    """Before the thread that polls once a second has found it."""
 
     class Client:
         def key_value_try_get(self, key):
@@ -130,16 +132,16 @@ def test_a_collective_that_failed_with_a_peer_is_told_in_the_peers_words(
 
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(
-        cli, "_first_words", [functools.partial(distributed._exit_if_peer_failed, Client())]
+        cli, "_before_traceback", [functools.partial(distributed._exit_if_other_failed, Client())]
     )
     with pytest.raises(SystemExit) as ended:
         try:
             raise error
         except Exception as met:
-            cli._break_down(met)  # cli.run would change this process's logging for good
+            cli._fail_with_traceback(met)  # cli.run would change this process's logging for good
     printed = capfd.readouterr().err
-    words = "error: process 1 failed, so all end: its disk is full\n"
-    assert (printed == words) == ends and ("Traceback" in printed) == (not ends)
+    line = "error: process 1 failed, so all end: its disk is full\n"
+    assert (printed == line) == ends and ("Traceback" in printed) == (not ends)
     assert ended.value.code == (2 if ends else 1)
 
 
@@ -189,17 +191,16 @@ def report(name, call, *args):
         print(name, error, flush=True)
 
 
-together = distributed.raise_on_all
-report("none", together, None)
-report("second", together, UserError("shard 7 is gone") if me == 1 else None)
-report("both", together, UserError(f"mine {me}"))
+report("none", distributed.raise_on_all, None)
+report("second", distributed.raise_on_all, UserError("shard 7 is gone") if me == 1 else None)
+report("both", distributed.raise_on_all, UserError(f"mine {me}"))
 report("shared", distributed.check_shared, root / "shared")
 report("apart", distributed.check_shared, root / f"own{me}")
 report("missing", distributed.check_shared, root / "missing")
 """
 
 
-def test_two_processes_assemble_batches_and_end_together(tmp_path):
+def test_two_processes_assemble_batches_and_raise_on_both(tmp_path):
     for folder in ("shared", "own0", "own1"):
         (tmp_path / folder).mkdir()
     with socket.socket() as free:

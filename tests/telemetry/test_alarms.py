@@ -1,4 +1,4 @@
-"""Alarms on histories that are written down: when they begin, that they are said once, what they
+"""Alarms on histories that are written down: when they begin, that they are raised once, what they
 say."""
 
 import math
@@ -7,7 +7,7 @@ import pytest
 
 from webssl_jax.methods.dino.vitals import dino_vitals
 from webssl_jax.methods.vitals import Alarm, Limit, Sign, Vitals
-from webssl_jax.telemetry.alarms import PATIENCE, WELL, Watch
+from webssl_jax.telemetry.alarms import HEALTHY_ROWS, PATIENCE, AlarmMonitor
 
 # 1,024 prototypes, 128 crops
 DINO = dino_vitals(1024, 128, 192, {"dino_local": 5.5, "dino_global": 1.4, "ibot": 3.5}, False)
@@ -37,12 +37,12 @@ def rows(*parts, every=10):
     return [{"step": every * (i + 1)} | figures for i, figures in enumerate(figures)]
 
 
-def watch(history, vitals=DINO, warmup=WARMUP):
-    """The watch, and the step of every row that said something."""
-    seen, said = Watch(vitals, warmup), []
+def monitor(history, vitals=DINO, warmup=WARMUP):
+    """The monitor, and the step of every row that raised an alarm."""
+    alarms, raised = AlarmMonitor(vitals, warmup), []
     for row in history:
-        said += [row["step"]] * len(seen.look(row))
-    return seen, said
+        raised += [row["step"]] * len(alarms.update(row))
+    return alarms, raised
 
 
 @pytest.mark.parametrize(
@@ -55,52 +55,52 @@ def watch(history, vitals=DINO, warmup=WARMUP):
     ids=["one-hot", "uniform", "one point"],
 )
 def test_each_collapse_is_said_once_with_figure_step_and_knob(sick, name, figure, knob):
-    seen, said = watch(rows((HEALTHY, 200), (sick, 300)))
-    (episode,) = seen.episodes
-    assert said == [episode.start] == [10 * (200 + PATIENCE)]
-    assert episode.alarm.name.startswith(name) and seen.on == [episode]
-    assert episode.words.startswith(f"step {episode.start:,}: ALARM, {name}")
-    assert figure in episode.words and f"{knob}" in episode.words
+    alarms, raised = monitor(rows((HEALTHY, 200), (sick, 300)))
+    (episode,) = alarms.episodes
+    assert raised == [episode.start] == [10 * (200 + PATIENCE)]
+    assert episode.alarm.name.startswith(name) and alarms.active == [episode]
+    assert episode.message.startswith(f"step {episode.start:,}: ALARM, {name}")
+    assert figure in episode.message and f"{knob}" in episode.message
 
 
 def test_a_healthy_run_and_its_fresh_start_are_silent():
     """The start lasts for the whole warm-up here, after some noise of the first steps."""
     noise = HEALTHY | {"train/feature_std": 0.3}
-    seen, said = watch(rows((noise, WELL - 1), (FRESH, 80), (HEALTHY, 300)))
-    assert said == [] and seen.episodes == []
+    alarms, raised = monitor(rows((noise, HEALTHY_ROWS - 1), (FRESH, 80), (HEALTHY, 300)))
+    assert raised == [] and alarms.episodes == []
 
 
 def test_who_has_not_left_the_start_when_the_warm_up_is_over_is_told_so():
-    seen, said = watch(rows((FRESH, 300)))
-    assert said == [WARMUP + 10] * 2
-    assert {episode.alarm.name.split()[0] for episode in seen.on} == {"no", "the"}
+    alarms, raised = monitor(rows((FRESH, 300)))
+    assert raised == [WARMUP + 10] * 2
+    assert {episode.alarm.name.split()[0] for episode in alarms.active} == {"no", "the"}
 
 
 def test_a_collapse_within_the_warm_up_is_seen_once_the_run_was_well():
-    _, said = watch(rows((HEALTHY, WELL), (UNIFORM, 20)))
-    assert said == [10 * (WELL + PATIENCE)]
+    _, raised = monitor(rows((HEALTHY, HEALTHY_ROWS), (UNIFORM, 20)))
+    assert raised == [10 * (HEALTHY_ROWS + PATIENCE)]
 
 
 def test_one_prototype_for_all_is_said_after_a_tenth_of_the_warm_up():
-    _, said = watch(rows((ONE_HOT, 20)))
-    assert said == [WARMUP // 10 + 10]
+    _, raised = monitor(rows((ONE_HOT, 20)))
+    assert raised == [WARMUP // 10 + 10]
 
 
 def test_an_alarm_ends_by_a_margin_and_can_begin_again():
     """The limit is a share of 0.99 of ln 1024 = 6.931; it ends under 0.98."""
     between = UNIFORM | {"train/teacher_entropy": 0.985 * math.log(1024)}
     history = [(HEALTHY, 200), (UNIFORM, 10), (between, 30), (UNIFORM, 10)]
-    seen, said = watch(rows(*history))
-    assert len(said) == 1 and seen.on
-    seen, said = watch(rows(*history, (HEALTHY, 10), (UNIFORM, 10)))
-    first, second = seen.episodes
+    alarms, raised = monitor(rows(*history))
+    assert len(raised) == 1 and alarms.active
+    alarms, raised = monitor(rows(*history, (HEALTHY, 10), (UNIFORM, 10)))
+    first, second = alarms.episodes
     assert first.end == 10 * (250 + PATIENCE) and second.start == 10 * (260 + PATIENCE)
-    assert seen.on == [second] and said == [first.start, second.start]
+    assert alarms.active == [second] and raised == [first.start, second.start]
 
 
 def test_fewer_sick_rows_than_patience_say_nothing():
-    _, said = watch(rows(*[(HEALTHY, 50), (UNIFORM, PATIENCE - 1)] * 5))
-    assert said == []
+    _, raised = monitor(rows(*[(HEALTHY, 50), (UNIFORM, PATIENCE - 1)] * 5))
+    assert raised == []
 
 
 def test_rows_without_figures_or_with_nan_neither_count_nor_interrupt():
@@ -108,15 +108,15 @@ def test_rows_without_figures_or_with_nan_neither_count_nor_interrupt():
     history += [{"step": 2025, "eval/knn/top1": 0.3}]
     history += [{"step": 2026} | UNIFORM | {"train/teacher_entropy": math.nan}]
     history += [{"step": 2030 + i} | UNIFORM for i in range(PATIENCE - 2)]
-    assert watch(history)[1] == [2030 + PATIENCE - 3]
+    assert monitor(history)[1] == [2030 + PATIENCE - 3]
 
 
 def test_a_continued_run_says_nothing_twice():
     history = rows((HEALTHY, 200), (UNIFORM, 50))
-    seen = Watch(DINO, WARMUP)
-    seen.look_at_all(history[:230])
-    assert [seen.look(row) for row in history[230:]] == [[]] * 20
-    assert seen.episodes == watch(history)[0].episodes
+    alarms = AlarmMonitor(DINO, WARMUP)
+    alarms.update_all(history[:230])
+    assert [alarms.update(row) for row in history[230:]] == [[]] * 20
+    assert alarms.episodes == monitor(history)[0].episodes
 
 
 @pytest.mark.parametrize("prototypes, crops", [(131_072, 6144), (65_536, 64), (64, 512)])
@@ -133,9 +133,9 @@ def test_limits_follow_what_the_batch_can_do(prototypes, crops):
         "train/student_entropy": 0.8 * most,
         "train/prototypes_used": min(crops, prototypes) // 4,
     }
-    assert watch(rows((well, 300)), vitals)[1] == []
+    assert monitor(rows((well, 300)), vitals)[1] == []
     for sick in (one_hot, uniform):
-        assert len(watch(rows((well, 100), (sick, 20)), vitals)[1]) == 1
+        assert len(monitor(rows((well, 100), (sick, 20)), vitals)[1]) == 1
 
 
 def test_a_single_prototype_has_no_signs():
@@ -151,6 +151,6 @@ def test_a_sign_scales_between_least_and_most():
 def test_a_limit_on_both_sides_holds_on_both():
     alarm = Alarm("x", (Limit("train/x", below=0.1, above=0.9),), "it is odd", "nothing")
     vitals = Vitals((Sign("train/x", "x", 10.0),), (alarm,))
-    for value, said in ((0.5, "under 1"), (9.5, "over 9")):
-        seen, steps = watch(rows(({"train/x": 5.0}, 30), ({"train/x": value}, 10)), vitals)
-        assert len(steps) == 1 and said in seen.episodes[0].words
+    for value, text in ((0.5, "under 1"), (9.5, "over 9")):
+        alarms, steps = monitor(rows(({"train/x": 5.0}, 30), ({"train/x": value}, 10)), vitals)
+        assert len(steps) == 1 and text in alarms.episodes[0].message

@@ -14,7 +14,9 @@ class Clock:
 
 
 def _start(workdir, clock, step=0, **kwargs):
-    return Goodput(workdir, step, clock.now, clock=clock, **kwargs)
+    goodput = Goodput(workdir, clock.now, clock=clock, **kwargs)
+    goodput.begin(step)
+    return goodput
 
 
 def test_every_second_belongs_to_one_kind(tmp_path):
@@ -26,13 +28,13 @@ def test_every_second_belongs_to_one_kind(tmp_path):
     clock.now += 1
     goodput.enter("step")
     clock.now += 100
-    goodput.after(10, wait_seconds=30.0)
+    goodput.step_done(10, wait_seconds=30.0)
     with goodput.of("evaluation"):
         clock.now += 20
     with goodput.of("checkpoint"):
         clock.now += 4
     clock.now += 50
-    goodput.after(20, wait_seconds=30.0)
+    goodput.step_done(20, wait_seconds=30.0)
     assert goodput.totals() == {
         "step": 120.0,
         "data": 30.0,
@@ -54,7 +56,7 @@ def test_steps_that_are_taken_again_are_lost(tmp_path):
         goodput = _start(tmp_path, clock, begins)
         goodput.enter("step")
         clock.now += 10.0 * (ends - begins)
-        goodput.after(ends, 0.0)
+        goodput.step_done(ends, 0.0)
         clock.now += 1000  # nobody runs
     assert goodput.totals()["step"] == 10.0 * 40 + 1000  # the last goes on
     assert goodput.totals()["lost"] == 10.0 * (10 + 5)
@@ -75,7 +77,7 @@ def test_a_start_that_saved_no_checkpoint_is_lost_whole(tmp_path):
     first = _start(tmp_path, clock)
     first.enter("step")
     clock.now += 70
-    first.after(7, 0.0)
+    first.step_done(7, 0.0)
     second = _start(tmp_path, clock)
     assert second.totals()["lost"] == 70 and second.totals()["step"] == 0
 

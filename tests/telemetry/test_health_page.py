@@ -11,7 +11,7 @@ from webssl_jax import config as configs
 from webssl_jax import methods
 from webssl_jax.config import UserError
 from webssl_jax.telemetry import health_page
-from webssl_jax.telemetry.alarms import Watch
+from webssl_jax.telemetry.alarms import AlarmMonitor
 
 _spec = importlib.util.spec_from_file_location("health_tool", ROOT / "tools" / "health.py")
 health = importlib.util.module_from_spec(_spec)
@@ -37,9 +37,9 @@ def rows_of(steps=STEPS, sick_from=10**9):
 
 
 def draw(rows, reference=None):
-    watch = Watch(VITALS, 20)
-    watch.look_at_all(rows)
-    return health_page.page(rows, watch, STEPS, "a run", reference)
+    alarms = AlarmMonitor(VITALS, 20)
+    alarms.update_all(rows)
+    return health_page.page(rows, alarms, STEPS, "a run", reference)
 
 
 def near(picture, colour):

@@ -22,16 +22,16 @@ watchdog = Watchdog(ConfigDict(limits))
 def at_the_start():
     time.sleep(4)
 at_the_start()
-watchdog.begin()
+watchdog.start()
 for step in range(4):
-    watchdog.after(step)
+    watchdog.step_started(step)
     time.sleep(0.2)
 with watchdog.pause():
     time.sleep(4)
 print("still here", flush=True)
-def waiting_for_a_peer():
+def waiting_for_another_process():
     time.sleep(60)
-waiting_for_a_peer()
+waiting_for_another_process()
 """
 
 
@@ -39,18 +39,19 @@ def test_garbage_is_collected_at_multiples_of_the_step_and_not_otherwise(monkeyp
     collected = []
     monkeypatch.setattr(host.gc, "collect", lambda: collected.append(step))
     watchdog, step = Watchdog(ConfigDict(LIMITLESS | {"gc_every_steps": 3})), 0
-    watchdog.begin()
+    watchdog.start()
     try:
         assert not gc.isenabled()
         for step in range(5, 13):
-            watchdog.after(step)
+            watchdog.step_started(step)
     finally:
-        watchdog.end()
+        watchdog.stop()
     assert collected == [0, 6, 9, 12] and gc.isenabled()
 
 
 @pytest.mark.parametrize(
-    "pause, before, where", [(0, "still here\n", "waiting_for_a_peer"), (0.05, "", "at_the_start")]
+    "pause, before, where",
+    [(0, "still here\n", "waiting_for_another_process"), (0.05, "", "at_the_start")],
 )
 def test_what_takes_too_long_ends_the_process_with_its_stacks(pause, before, where):
     script = STUCK.replace("PAUSE", str(pause))

@@ -12,7 +12,7 @@ double = jax.jit(lambda x: x * 2)
 
 def take(profiler, steps):
     for step in range(1, steps + 1):
-        profiler.after(step, {"x": double(jnp.float32(step))}, look=True)
+        profiler.step_started(step, {"x": double(jnp.float32(step))}, look=True)
     profiler.stop()
 
 

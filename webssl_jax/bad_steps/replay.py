@@ -1,12 +1,12 @@
-"""Runs a refused step again, alone, from what bad_steps/saving.py saved of it.
+"""Runs a refused step again, alone, from what bad_steps/saving.py saved.
 
     python -m webssl_jax.train --config ... --workdir RUN --replay STEP
         [--config.model.dtype=float32]
 
 With the same config on the same hardware the figures are those of the run, digit for digit: the
-compiled step is the same. With another config (a finer dtype, another mask ratio) one sees whether
-that is the cause. Nothing in the run's folder changes. With JAX_DEBUG_NANS=1 in the environment,
-jax stops at the first operation that makes a NaN and shows the line of code.
+compiled step is the same. Another config (a finer dtype, another mask ratio) shows whether that is
+the cause. Nothing in the run's folder changes. With JAX_DEBUG_NANS=1 in the environment, jax stops
+at the first operation that makes a NaN and shows the line of code.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ from webssl_jax.train_step import jit_train_step, make_train_step, run_schedules
 _LISTED = 5  # images and paths named in the report
 
 
-def run(config: ConfigDict, method: Method, mesh: Mesh, workdir: pathlib.Path, step: int) -> str:
-    """Runs it and returns the report. All processes call it.
+def run(config: ConfigDict, method: Method, mesh: Mesh, workdir: pathlib.Path, step: int) -> None:
+    """Runs a saved step again and prints a report, on the first process. All processes call it.
 
     Raises:
       UserError: if ``step`` was not saved, not completely, or does not fit ``config``.
     """
     with distributed.error_barrier():
         saved = read(config, method, mesh, workdir, step)
-    folder, report, images = saving.folder_of(workdir, step), saved.report, saved.images
+    folder, report, images = saving.step_folder(workdir, step), saved.report, saved.images
     batch = meshes.to_global(saved.views, mesh)
     schedules = run_schedules(config, method)
-    state, metrics, seen = _take(config, method, mesh, folder, report, schedules, batch)
+    state, metrics, health = _take_step(config, method, mesh, folder, report, schedules, batch)
     figures = {name: float(value) for name, value in metrics.items()}
-    grad_norms = {path: float(norm) for path, norm in seen.grad_norms.items()}
+    grad_norms = {path: float(norm) for path, norm in health.grad_norms.items()}
 
     lines = [
         f"replay of step {step}: {report['cause']} in the run, "
-        f"{CAUSES[int(seen.cause)] or 'fine'} now"
+        f"{CAUSES[int(health.cause)] or 'fine'} now"
     ]
     lines += _differences(saved.config, config)
     lines += _table(report["figures"], figures)
@@ -74,7 +74,8 @@ def run(config: ConfigDict, method: Method, mesh: Mesh, workdir: pathlib.Path, s
         for path in sorted(grad_norms, key=grad_norms.get, reverse=True)[:_LISTED]:
             lines.append(f"  {grad_norms[path]:<12.6g} {path}")
     lines += _worst_images(method, state, batch, schedules, mesh, images)
-    return "\n".join(lines)
+    if jax.process_index() == 0:
+        print("\n".join(lines))
 
 
 class Saved(NamedTuple):
@@ -88,12 +89,12 @@ class Saved(NamedTuple):
 
 
 def read(config: ConfigDict, method: Method, mesh: Mesh, workdir: pathlib.Path, step: int) -> Saved:
-    """What lies in a saved step's folder, but for its checkpoint. Each process reads its own.
+    """All files of a saved step but its checkpoint. Each process reads the views of its own rows.
 
     Raises:
       UserError: if ``step`` was not saved, not completely, or does not fit ``config``.
     """
-    folder = saving.folder_of(workdir, step)
+    folder = saving.step_folder(workdir, step)
     if not (folder / "report.json").exists():
         names = [path.parent.name[5:] for path in workdir.glob("bad_steps/step-*/report.json")]
         found = sorted(int(name) for name in names if name.isdecimal())
@@ -114,7 +115,7 @@ def read(config: ConfigDict, method: Method, mesh: Mesh, workdir: pathlib.Path, 
 
 @contextlib.contextmanager
 def _reading(path: pathlib.Path) -> Iterator[None]:
-    """Whatever a damaged or missing ``path`` raises, as one line."""
+    """Turns what a damaged or missing ``path`` raises into a UserError."""
     damage = (OSError, EOFError, LookupError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
     try:
         yield
@@ -149,7 +150,7 @@ def _read_batch(folder: pathlib.Path, method: Method, mesh: Mesh, size: int):
     return [images[row] for row in range(size)], local
 
 
-def _take(config, method: Method, mesh: Mesh, folder, report, schedules, batch):
+def _take_step(config, method: Method, mesh: Mesh, folder, report, schedules, batch):
     """The state the step was computed from, its metrics and its health."""
     optimizer = Optimizer.from_config(config.optim, method.tables())
     template = train_state.abstract(method, optimizer, config.seed, config.global_batch, mesh)
@@ -157,8 +158,8 @@ def _take(config, method: Method, mesh: Mesh, folder, report, schedules, batch):
     restored = Checkpointer(folder, read_only=True).restore_newest(saved)
     if restored is None:
         raise UserError(f"{folder}: has no checkpoint; was it copied whole?")
-    before = verdict(report["step"] - 1, mesh)  # the schedules and the randomness go by it
-    if report["cause"] == "spike":  # which the saved memory has counted
+    before = verdict(report["step"] - 1, mesh)  # schedules and randomness depend on it
+    if report["cause"] == "spike":  # the saved state of the guard has counted it
         restored["guard"]["skips"] = verdict(int(restored["guard"]["skips"]) - 1, mesh)
     moments = jax.jit(
         optimizer.init, out_shardings=jax.tree.map(lambda x: x.sharding, template.opt_state)
@@ -175,11 +176,11 @@ def _take(config, method: Method, mesh: Mesh, folder, report, schedules, batch):
         mesh,
         config.accumulation_steps,
     )
-    # The run's own program, with its memory: so it fits where the run fits. Called as after a
-    # refused step, it gives the state back as it was. jax_debug_nans wants its inputs afterwards.
-    taken = jit_train_step(step, template, mesh, donate=not jax.config.jax_debug_nans)
-    state, metrics, seen = taken(state, batch, verdict(NOT_FINITE, mesh))
-    return state, *jax.device_get((metrics, seen))
+    # The program of the run, with its donation: so it fits where the run fits. Called as after a
+    # refused step, it returns the state unchanged. jax_debug_nans needs the inputs afterwards.
+    step_fn = jit_train_step(step, template, mesh, donate=not jax.config.jax_debug_nans)
+    state, metrics, health = step_fn(state, batch, verdict(NOT_FINITE, mesh))
+    return state, *jax.device_get((metrics, health))
 
 
 def _differences(before: dict[str, Any], config: ConfigDict) -> list[str]:
@@ -231,7 +232,7 @@ def _list(what: str, names: list[str], total: int) -> str:
 
 
 def _worst_images(method: Method, state, batch, schedules, mesh: Mesh, images) -> list[str]:
-    """The images with the highest losses of their own, those that are not finite first."""
+    """The images with the highest losses, those that are not finite first."""
     if method.couples_batch:
         return [f"no loss of single images: the loss of {type(method).__name__} couples the batch"]
     losses = np.asarray(_image_losses(method, state, batch, schedules, mesh))
@@ -251,7 +252,7 @@ def _worst_images(method: Method, state, batch, schedules, mesh: Mesh, images) -
 
 
 def _image_losses(method: Method, state, batch, schedules, mesh: Mesh) -> jax.Array:
-    """(B,) float32. Each image sees the mask it saw in the step, by its place in the batch."""
+    """(B,) float32. Each image gets the mask that it had in the step, by its row in the batch."""
 
     def losses(variables, rng, step, batch):
         key = jax.random.fold_in(jax.random.wrap_key_data(rng), step)

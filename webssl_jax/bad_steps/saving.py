@@ -1,6 +1,6 @@
-"""What happens when a step goes wrong: it is named in the log and saved, whole enough to run again.
+"""Saves a step that the guard refused (optim/guard.py), so completely that it can be run again.
 
-A refused step (optim/guard.py) leaves ``workdir/bad_steps/step-XXXXXXXX/``:
+It is named in the log and saved in ``workdir/bad_steps/step-XXXXXXXX/``:
 
     report.json           step, batch, seed, cause, every figure of the step, what was not finite
     config.json           the resolved config
@@ -9,8 +9,8 @@ A refused step (optim/guard.py) leaves ``workdir/bad_steps/step-XXXXXXXX/``:
     views_NAME.png        what they look like (process 0's first rows)
     checkpoints/STEP/     the parameters, teacher and auxiliary state the step was computed from
 
-bad_steps/replay.py runs it again. The loss and every gradient are functions of these parts, so the
-optimiser's moments are not kept.
+bad_steps/replay.py runs it again. The loss and every gradient are functions of these parts alone,
+so the optimiser's moments are not saved.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ _PICTURED = 64  # images of a saved batch
 log = logging.getLogger(__name__)
 
 
-class WatchedStep:
-    """The compiled step, called one step after the other. Looks at each verdict one call late, so
-    that the device never waits for the host, and hands a refused step to ``refused``.
+class GuardedStep:
+    """Calls the compiled step, one step after the other, and ``on_refused`` for one that the guard
+    refused. It reads each verdict one call late, so that the device never waits for the host.
 
     Args:
       step_fn: ``(state, batch, previous) -> (state, metrics, health)``; see ``make_train_step``.
-      refused: called with (step, state, metrics, health); the state's variables are those that the
-        step was computed from.
+      on_refused: called with (step, state, metrics, health). The state's variables are those that
+        the step was computed from.
     """
 
-    def __init__(self, step_fn: Callable, mesh: Mesh, refused: Callable[..., None]):
-        self._step_fn, self._refused = step_fn, refused
+    def __init__(self, step_fn: Callable, mesh: Mesh, on_refused: Callable[..., None]):
+        self._step_fn, self._on_refused = step_fn, on_refused
         self._fine = verdict(FINE, mesh)
         self._last: tuple[int, dict[str, jax.Array], Health] | None = None
 
@@ -69,14 +69,15 @@ class WatchedStep:
         previous = self._last[2].cause if self._last else self._fine
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             state, metrics, health = self._step_fn(state, batch, previous)
-        if self.look(state):
-            # The call above saw the verdict too and changed nothing.
+        if self.finish_last(state):
+            # The call above had the verdict as input, and so changed nothing.
             state, metrics, health = self._step_fn(state, batch, self._fine)
         self._last = (step, metrics, health)
         return state, metrics
 
-    def look(self, state: TrainState) -> bool:
-        """Waits for the last step. If it was refused, hands it on, once, and says so."""
+    def finish_last(self, state: TrainState) -> bool:
+        """Waits until the last step is complete. If it was refused, calls ``on_refused``, once for
+        each step, and returns True."""
         if self._last is None:
             return False
         last, self._last = self._last, None
@@ -84,12 +85,12 @@ class WatchedStep:
         if int(last[2].cause) == FINE:
             return False
         step, metrics, health = last
-        self._refused(step, state, metrics, health)
+        self._on_refused(step, state, metrics, health)
         return True
 
 
 class BadSteps:
-    """Saves refused steps, at most ``limit`` in a workdir. All processes call it alike."""
+    """Saves refused steps, at most ``limit`` in a workdir. All processes make and call it alike."""
 
     def __init__(
         self,
@@ -109,11 +110,15 @@ class BadSteps:
     def __call__(
         self, step: int, state: TrainState, metrics: dict[str, jax.Array], health: Health
     ) -> None:
-        """Names the step in the log and saves it. ``state`` is that of after the refused step."""
+        """Names the step in the log and saves it.
+
+        Args:
+          state: after the refused step, so with the variables from before it.
+        """
         report = self._report(step, state, metrics, health)
-        folder = folder_of(self._root.parent, step)
+        folder = step_folder(self._root.parent, step)
         what = f"step {step}: {_why(report)}; it changed nothing"
-        # The first process decides: the others may see an older state of the shared folder.
+        # The first process decides: others may still see an older listing of the shared folder.
         known, count = multihost_utils.broadcast_one_to_all(
             np.asarray([folder.name in self._saved, len(self._saved)], np.int32)
         )
@@ -124,7 +129,7 @@ class BadSteps:
             log.warning("%s; not saved (config.guard.save_bad_steps)", what)
             return
         self._saved.add(folder.name)
-        try:  # a run must not end because of its own diagnosis
+        try:  # a run must not end because its diagnosis failed
             for action in (self._clear, self._save_batch):
                 with distributed.error_barrier():
                     action(step, folder)
@@ -133,7 +138,7 @@ class BadSteps:
             checkpointer.close()
             if self._is_first:
                 write_json(folder / "config.json", configs.resolved(self._config))
-                write_json(folder / "report.json", report)  # the last: now it is whole
+                write_json(folder / "report.json", report)  # written last: now all is there
         except (UserError, OSError) as error:
             log.warning("%s; it could not be saved: %s", what, error)
             return
@@ -156,13 +161,13 @@ class BadSteps:
         }
 
     def _clear(self, step: int, folder: pathlib.Path) -> None:
-        # Left by a run that ended while it saved: its checkpoint may be of other parameters.
+        # From a run that ended during the save: its checkpoint may hold other parameters.
         if self._is_first and folder.exists():
             shutil.rmtree(folder)
 
     def _save_batch(self, step: int, folder: pathlib.Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        batch = self._loader.batch_at(step - 1)  # a pure function of the step: made once more
+        batch = self._loader.batch_at(step - 1)  # a pure function of the step: made again
         rows = meshes.local_rows(self._mesh, self._config.global_batch)
         number = f"{jax.process_index():05d}"
         np.savez(folder / f"batch-{number}.npz", rows=rows, **batch)
@@ -192,8 +197,8 @@ class BadSteps:
             return None
 
 
-def folder_of(workdir: pathlib.Path, step: int) -> pathlib.Path:
-    """Where a refused step lies."""
+def step_folder(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    """The folder of a refused step."""
     return workdir / "bad_steps" / f"step-{step:08d}"
 
 

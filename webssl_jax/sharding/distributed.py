@@ -1,7 +1,7 @@
-"""Joining the processes of one run, agreeing on what only one of them noticed, and ending together.
+"""Joins the processes of one run, and makes an error of one of them an error of all.
 
-On TPU pods jax finds its peers by itself (a metadata server or GKE's variables tell it); elsewhere
-three flags name them.
+On TPU pods jax finds the other processes by itself (from a metadata server or GKE's variables).
+Elsewhere three flags name them.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from webssl_jax import cli
 from webssl_jax.config import UserError
 from webssl_jax.sharding import compiler_options
 
-_FAILED = "webssl_jax/failed"  # in jax's coordination service: the first failure of any process
-_LOOK_SECONDS = 1.0
-_known: BaseException | None = None  # an error that all processes know of and end with
+_FAILED_KEY = "webssl_jax/failed"  # in jax's coordination service: the first failure of any process
+_POLL_SECONDS = 1.0
+_raised_on_all: BaseException | None = None  # an error with which all processes end
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """``--coordinator HOST:PORT --num-processes N --process-id I``: only for machines that are not
-    a TPU pod."""
+    """``--coordinator HOST:PORT --num-processes N --process-id I``: only for machines that are no
+    TPU pod."""
     group = parser.add_argument_group("several processes (found automatically on TPU pods)")
     group.add_argument("--coordinator", help="HOST:PORT of process 0")
     group.add_argument("--num-processes", type=int)
@@ -41,11 +41,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def initialize(args: argparse.Namespace) -> None:
-    """Call before anything touches a device.
+    """Joins the processes of a run. Must be called before anything uses a device.
 
-    Without the flags, jax looks for the hosts of its pod, but only where it runs on TPUs: on a TPU
-    VM importing jax sets ``jax_platforms`` to "tpu,cpu" (unless JAX_PLATFORMS says otherwise), and
-    nowhere else. So a run on CPUs never waits for peers.
+    Without the flags, jax looks for the hosts of its pod, but only on TPUs: on a TPU VM, importing
+    jax sets ``jax_platforms`` to "tpu,cpu" (unless JAX_PLATFORMS is set), and nowhere else. So a
+    run on CPUs never waits for other hosts.
 
     Raises:
       UserError: if the three flags are not given together, or the hosts of a pod were not found.
@@ -75,60 +75,60 @@ def initialize(args: argparse.Namespace) -> None:
             "others; give --coordinator HOST:PORT, --num-processes and --process-id on every host"
         )
     if jax.process_count() > 1:
-        _end_together()
+        _start_failure_monitor()
 
 
-def _end_together() -> None:
-    """From here on a process that fails ends all others, at once and with its words."""
-    # Now: jax takes it away while the thread may still look.
+def _start_failure_monitor() -> None:
+    """From now on, when one process fails, all others end within seconds and print its error."""
+    # The client is kept: jax drops it at its shutdown, while the thread may still need it.
     client = multihost.get_jax_distributed_client()
-    cli.at_failure(functools.partial(_exit_if_peer_failed, client), _tell_peers)
+    cli.on_failure(functools.partial(_exit_if_other_failed, client), _report_failure)
     threading.Thread(
-        target=_end_with_peers, args=(client,), name="end-with-peers", daemon=True
+        target=_monitor_failures, args=(client,), name="failure-monitor", daemon=True
     ).start()
 
 
-def _tell_peers(error: BaseException, code: int, line: str) -> None:
-    """Ends this process, whose own words are printed, and by :func:`_end_with_peers` all others.
+def _report_failure(error: BaseException, code: int, line: str) -> None:
+    """Tells the other processes that this one failed, and ends it. Its error is already printed.
 
-    An exit as usual would wait for them at jax's shutdown barrier, and they wait in a collective:
-    five minutes, then all are aborted without a word.
+    A normal exit would wait for the others at jax's shutdown barrier, while they wait in a
+    collective. After five minutes all would be aborted without a message.
     """
-    if error is _known:
+    if error is _raised_on_all:
         return
     text = f"{code} {jax.process_index()} {line}"
     try:
-        multihost.get_jax_distributed_client().key_value_set(_FAILED, text)
-    except jax.errors.JaxRuntimeError as trouble:
-        if "ALREADY_EXISTS" not in str(trouble):  # else another process was first
+        multihost.get_jax_distributed_client().key_value_set(_FAILED_KEY, text)
+    except jax.errors.JaxRuntimeError as failure:
+        if "ALREADY_EXISTS" not in str(failure):  # else another process has failed before
             print("the others could not be told: process 0 is gone", file=sys.stderr)
-    if jax.process_index() == 0:  # it is the one that they ask
-        time.sleep(3 * _LOOK_SECONDS)
+    if jax.process_index() == 0:  # it holds the coordination service, which the others ask
+        time.sleep(3 * _POLL_SECONDS)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def _exit_if_peer_failed(client, error: Exception) -> None:
-    """Ends this process as :func:`_end_with_peers` would have a moment later, where a peer that
-    failed, and so closed its connections, is why ``error`` was met in a collective."""
+def _exit_if_other_failed(client, error: Exception) -> None:
+    """Ends this process if ``error`` was raised by a collective because another process failed and
+    closed its connections. :func:`_monitor_failures` would do so a moment later."""
     if isinstance(error, jax.errors.JaxRuntimeError):
-        _end_if_a_peer_failed(client)
+        _exit_if_failure_reported(client)
 
 
-def _end_with_peers(client) -> None:
-    """A thread: ends this process when another one has failed, with that one's exit code. What the
-    main thread waits for will never come."""
-    while not _end_if_a_peer_failed(client):
-        time.sleep(_LOOK_SECONDS)
+def _monitor_failures(client) -> None:
+    """A thread: ends this process, with the exit code of the other one, when another process has
+    failed. The collective that the main thread waits in will never complete."""
+    while not _exit_if_failure_reported(client):
+        time.sleep(_POLL_SECONDS)
 
 
-def _end_if_a_peer_failed(client) -> bool:
-    """Whether any process has failed, which is then this one."""
+def _exit_if_failure_reported(client) -> bool:
+    """False if no process has reported a failure. True if this one has; else the process ends."""
     try:
-        text = client.key_value_try_get(_FAILED)
+        text = client.key_value_try_get(_FAILED_KEY)
     except jax.errors.JaxRuntimeError:
-        return False  # nobody has failed; or the service is gone, and jax itself ends this process
+        return False  # no failure; or the service is gone, and jax itself ends this process
     code, process, line = text.split(" ", 2)
     if int(process) != jax.process_index():
         sys.stderr.write(f"error: process {process} failed, so all end: {line}\n")
@@ -139,30 +139,30 @@ def _end_if_a_peer_failed(client) -> bool:
 
 @contextlib.contextmanager
 def error_barrier() -> Iterator[None]:
-    """What fails within it on one process ends all of them.
+    """An error within it, on any process, raises on all of them at its end.
 
-    A process that stops alone leaves the others waiting in their next collective. So whatever only
-    some processes may fail at (opening the shards, the lock, reading a checkpoint or the config of
-    the workdir, everything that ``process_index() == 0`` does alone) belongs in here, on all
-    processes alike; within it none waits for another.
+    A process that raises alone leaves the others waiting in their next collective. So everything at
+    which only some processes may fail belongs in here: opening shards, the lock, reading a config
+    or a checkpoint, all that ``process_index() == 0`` does alone. All processes enter it, and
+    within it there must be no collective.
 
         with distributed.error_barrier():
             source = ArrayRecordSource(config.data.train)
 
     Raises:
-      UserError: that names the first process that failed; the failed ones raise their own error.
+      UserError: naming the first process that failed. Those that failed raise their own error.
     """
-    trouble = None
+    failure = None
     try:
         yield
-    except Exception as error:  # of whatever kind: the others would wait for this process
-        trouble = error
-    raise_on_all(trouble)
+    except Exception as error:  # of any type: the others would wait for this process
+        failure = error
+    raise_on_all(failure)
 
 
 def raise_on_all(error: Exception | None) -> None:
-    """The end of :func:`error_barrier`, for errors that were caught by other means: a collective
-    that raises on all processes unless all of them passed None. For one process it only raises.
+    """The end of :func:`error_barrier`, for errors that were caught in another way. A collective:
+    it raises on all processes unless ``error`` is None on all of them.
 
     Raises:
       UserError: see :func:`error_barrier`.
@@ -170,20 +170,18 @@ def raise_on_all(error: Exception | None) -> None:
     if jax.process_count() > 1:
         failed = np.flatnonzero(gather(error is not None))
         if failed.size:
-            global _known
-            _known = error or UserError(f"process {failed[0]} stopped: see its line")
-            raise _known
+            global _raised_on_all
+            _raised_on_all = error or UserError(f"process {failed[0]} stopped: see its line")
+            raise _raised_on_all
     if error is not None:
         raise error
 
 
 def check_shared(workdir: pathlib.Path) -> None:
-    """Proves that all processes see one and the same ``workdir``, which exists on each of them.
-
-    A collective: all processes call it. Nothing for one process.
+    """Checks that ``workdir`` is the same folder for all processes. A collective; it exists on all.
 
     Raises:
-      UserError: on every process, when one does not see what process 0 writes there.
+      UserError: on all processes, if one does not see what process 0 writes there.
     """
     if jax.process_count() == 1:
         return
@@ -198,7 +196,7 @@ def check_shared(workdir: pathlib.Path) -> None:
             path.write_bytes(token)
         except OSError as found:
             error = UserError(f"--workdir {workdir}: cannot write there: {found.strerror}")
-    raise_on_all(error)  # the barrier too: from here on the file is written
+    raise_on_all(error)  # a barrier, too: from here on the file is written
     missing = np.flatnonzero(gather(not _holds(path, token)))
     if is_first:
         path.unlink()

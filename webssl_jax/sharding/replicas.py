@@ -62,15 +62,19 @@ def processes(abstract: Any) -> set[int]:
     return {device.process_index for mesh in meshes for device in mesh.devices.flat}
 
 
-def spread(parts: Any | None, abstract: Any) -> Any:
-    """Arrays laid out as ``abstract`` says, out of arrays each of which one replica has (None where
-    this process holds no part of it, or of any). A collective, one array after the other."""
+def broadcast(parts: Any | None, abstract: Any) -> Any:
+    """Arrays laid out as ``abstract``, from arrays each of which a single replica holds. A
+    collective, one array after the other.
+
+    Args:
+      parts: None for an array of which this process holds no part; None alone if of all.
+    """
     wanted, structure = jax.tree.flatten(abstract)
     arrays = [None] * len(wanted) if parts is None else structure.flatten_up_to(parts)
-    return structure.unflatten(map(_spread_one, arrays, wanted))
+    return structure.unflatten(map(_broadcast_one, arrays, wanted))
 
 
-def _spread_one(array: jax.Array | None, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+def _broadcast_one(array: jax.Array | None, wanted: jax.ShapeDtypeStruct) -> jax.Array:
     mesh, spec = wanted.sharding.mesh, wanted.sharding.spec
     stacked = NamedSharding(mesh, PartitionSpec("replica", *spec))
     shape = (mesh.shape["replica"], *wanted.shape)

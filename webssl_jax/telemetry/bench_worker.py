@@ -1,4 +1,4 @@
-"""The sides of a benchmark that take turns, each in a process of its own, and their figures."""
+"""Workers of a benchmark: processes that run in turns, and the statistics of their figures."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from webssl_jax.config import UserError
 
 
 class BenchWorker:
-    """A process that works only when told to.
+    """A process that works only on request.
 
     Args:
-      serve: ``serve(pipe, *arguments)`` runs in the process. It sends one object when it is ready
-        and one for every number received, until that is 0.
+      serve: ``serve(pipe, *arguments)`` runs in the process. It sends one object when it is ready,
+        and one for every number that it receives, until that is 0.
     """
 
     def __init__(self, serve: Callable[..., None], *arguments: Any):
@@ -41,7 +41,7 @@ class BenchWorker:
             answer = self._pipe.recv()
         except EOFError:
             self._process.join()
-            raise RuntimeError("a side of the benchmark died; see above") from None
+            raise RuntimeError("a worker of the benchmark died; see above") from None
         if isinstance(answer, UserError):
             self._process.join()
             raise answer
@@ -53,13 +53,14 @@ class BenchWorker:
         return self.receive()
 
     def stop(self) -> None:
+        """Ends the process. Idempotent."""
         if self._process.is_alive():
             self._pipe.send(0)
         self._process.join()
 
 
 def _run(serve: Callable[..., None], pipe: Any, arguments: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     try:
         serve(pipe, *arguments)
     except UserError as error:
@@ -72,6 +73,6 @@ def median_range(values: Sequence[float]) -> dict[str, float]:
     return {key: float(f"{value:.4g}") for key, value in found.items()}
 
 
-def shown(values: dict[str, float]) -> str:
-    """A :func:`median_range` in words."""
+def format_range(values: dict[str, float]) -> str:
+    """A :func:`median_range` as text: ``MEDIAN (LOW to HIGH)``."""
     return f"{values['median']:g} ({values['low']:g} to {values['high']:g})"

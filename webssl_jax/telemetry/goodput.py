@@ -1,9 +1,9 @@
-"""Where a run's time went, over all its starts: how much of what was paid for trained the network.
+"""Goodput: how much of a run's time, over all its starts, trained the network.
 
-Every second from :func:`Goodput` on belongs to one kind. ``WORKDIR/goodput.json`` holds one entry a
-start, by the first process, and is kept up to date while the run goes on, so that a run that is
-killed is counted too. Goodput is the time of steps that counted over all time; the idea and the
-kinds are those of Google's ml-goodput-measurement.
+Every second of a start belongs to one kind. ``WORKDIR/goodput.json`` holds one entry for each
+start. The first process writes it and keeps it up to date during the run, so that a run that is
+killed is counted too. Goodput is the time of steps whose result was kept, divided by all time. The
+idea and the kinds are those of Google's ml-goodput-measurement.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from webssl_jax.files import write_json
 from webssl_jax.telemetry.progress import format_seconds
 
-# lost: steps that were taken again, because the run was stopped after its last checkpoint
+# lost: steps that were trained again, because the run ended after its last checkpoint
 KINDS = ("step", "data", "compile", "checkpoint", "evaluation", "init", "lost")
-_LARGEST_SHARE = 0.01  # of the time, for keeping the file up to date
+_LARGEST_SHARE = 0.01  # of the time may go to writing the file
 log = logging.getLogger(__name__)
 
 
@@ -29,16 +29,14 @@ class Goodput:
 
     Args:
       workdir: has ``goodput.json``.
-      start_step: the step of the checkpoint that it begins from.
-      began: when it was started, of ``clock``; until :meth:`enter` it is "init".
-      enabled: whether this process writes.
-      clock: seconds since whenever, the same for all starts.
+      began: when this start began, of ``clock``. Until :meth:`enter` time is "init".
+      enabled: whether this process writes the file.
+      clock: seconds since a moment that is the same for all starts.
     """
 
     def __init__(
         self,
         workdir: pathlib.Path,
-        start_step: int,
         began: float,
         *,
         enabled: bool = True,
@@ -46,12 +44,17 @@ class Goodput:
     ):
         self._path, self._clock, self._enabled = workdir / "goodput.json", clock, enabled
         self._starts = _read(self._path)
-        self._this = {"began": began, "start_step": start_step, "step": start_step}
+        self._this = {"began": began, "start_step": 0, "step": 0}
         self._this["seconds"] = dict.fromkeys(KINDS[:-1], 0.0)
-        self._starts.append(self._this)
         self._kind, self._since, self._waited = "init", began, 0.0
         self._saved, self._save_seconds = 0.0, 0.0
-        self.save()  # a start that is killed before its first step is counted, too
+
+    def begin(self, step: int) -> None:
+        """The run goes on from the checkpoint of ``step``. From now on this start is in the file,
+        so that one that is killed before its first step is counted too."""
+        self._this |= {"start_step": step, "step": step}
+        self._starts.append(self._this)
+        self.save()
 
     def enter(self, kind: str) -> None:
         """From now on time is of this kind."""
@@ -61,7 +64,7 @@ class Goodput:
 
     @contextlib.contextmanager
     def of(self, kind: str) -> Iterator[None]:
-        """Within it time is of this kind, then again of the one before."""
+        """Within it time is of this kind. Afterwards it is of the kind before."""
         before = self._kind
         self.enter(kind)
         try:
@@ -69,9 +72,13 @@ class Goodput:
         finally:
             self.enter(before)
 
-    def after(self, step: int, wait_seconds: float) -> None:
-        """``step`` is done; the loader has been waited for so many seconds, in all since this
-        start. Within the time that is being counted, that part was data."""
+    def step_done(self, step: int, wait_seconds: float) -> None:
+        """``step`` is done.
+
+        Args:
+          wait_seconds: how long the loop has waited for the loader in all since this start. This
+            part of the time is counted as data.
+        """
         self.enter(self._kind)
         seconds, waited = self._this["seconds"], wait_seconds - self._waited
         waited = min(waited, seconds[self._kind])
@@ -82,8 +89,8 @@ class Goodput:
             self.save()
 
     def save(self) -> None:
-        """Brings the file up to date. Where it cannot, it says so once: it is only a record, and
-        the other processes must not wait for this one."""
+        """Brings the file up to date. A failure is logged once and is no error: the file is only a
+        record, and the other processes must not wait for this one."""
         self.enter(self._kind)
         self._saved = self._clock()
         if not self._enabled:
@@ -96,18 +103,24 @@ class Goodput:
             self._enabled = False
         self._save_seconds = time.perf_counter() - began
 
+    def finish(self, step: int, wait_seconds: float) -> None:
+        """The run ends after ``step``: brings the file up to date and logs the report."""
+        self.step_done(step, wait_seconds)
+        self.save()
+        log.info("%s", self.report())
+
     def totals(self) -> dict[str, float]:
         """{kind: seconds} over all starts."""
         self.enter(self._kind)
         return totals(self._starts)
 
     def fraction(self) -> float:
-        """Time of steps that counted, over all time of all starts."""
+        """Time of steps whose result was kept, divided by all time of all starts."""
         seconds = self.totals()
         return seconds["step"] / max(sum(seconds.values()), 1e-9)
 
     def report(self) -> str:
-        """One line for people."""
+        """One line for the log."""
         seconds = self.totals()
         whole = max(sum(seconds.values()), 1e-9)
         parts = [f"{name} {100 * value / whole:.1f}%" for name, value in seconds.items()]
@@ -116,8 +129,8 @@ class Goodput:
 
 
 def totals(starts: list[dict]) -> dict[str, float]:
-    """{kind of :data:`KINDS`: seconds}. What a start did beyond the step that a later one began
-    from is lost: so many of its steps, at what they took it on average."""
+    """{kind of :data:`KINDS`: seconds}. The steps of a start beyond the step that a later start
+    began from are lost. They count with the mean time of a step in their start."""
     out = dict.fromkeys(KINDS, 0.0)
     for number, start in enumerate(starts, 1):
         for kind, value in start["seconds"].items():
@@ -134,7 +147,7 @@ def totals(starts: list[dict]) -> dict[str, float]:
 
 
 def _read(path: pathlib.Path) -> list[dict]:
-    """What earlier starts wrote; nothing where that cannot be read, for it is only a record."""
+    """What earlier starts wrote; empty if it cannot be read, because it is only a record."""
     try:
         starts = json.loads(path.read_text())
         totals(starts)

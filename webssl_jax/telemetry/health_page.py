@@ -1,8 +1,8 @@
-"""How healthy a run looks on one page: its vital signs over the share of the run that is done,
-beside those of the committed run of its method's tiny twin, with the alarms that were raised.
+"""The health page of a run: its vital signs over the part of the run that is done, with the alarms
+that were raised. Behind each curve lies that of a reference run.
 
-    reference/METHOD.json    that committed run: curves as shares of what is possible, so that they
-                             serve every size, batch and number of prototypes
+    reference/METHOD.json    the committed run of a method's tiny config. Its curves are shares of
+                             the possible range, so that they fit every size and batch
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 from webssl_jax.config import UserError
 from webssl_jax.files import write_text
 from webssl_jax.methods.vitals import Vitals
-from webssl_jax.telemetry.alarms import Episode, Watch
+from webssl_jax.telemetry.alarms import AlarmMonitor, Episode
 from webssl_jax.visuals import curves
 from webssl_jax.visuals.health import Line, Panel, health_figure
 
 _POINTS = 50  # of a reference's curve
-_SMOOTHED = 40  # a running median over one part in so many of a curve
-_SHOWN = 3  # alarms in words
+_SMOOTHED = 40  # a running median over 1/40 of a curve
+_SHOWN = 3  # alarms whose messages are shown
 _NORMS = ("grad_norm", "update_norm")
 Series = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -36,7 +36,7 @@ class Reference(NamedTuple):
 
 
 def stored_reference(method_name: str) -> Reference | None:
-    """The committed one of a method, by its name in the config; None when there is none."""
+    """The committed reference of a method, by its name in the config; None when there is none."""
     path = pathlib.Path(__file__).parent / "reference" / f"{method_name}.json"
     return read_reference(path) if path.exists() else None
 
@@ -45,7 +45,7 @@ def read_reference(path: pathlib.Path) -> Reference:
     """What :func:`write_reference` wrote.
 
     Raises:
-      UserError: if the file is missing or another one.
+      UserError: if the file is missing or is no reference.
     """
     try:
         stored = json.loads(path.read_text())
@@ -72,10 +72,13 @@ def write_reference(
     total_steps: int,
     made_by: Mapping[str, str],
 ) -> None:
-    """Stores a run's signs, smoothed, at 50 points. made_by: where they are from, for readers.
+    """Stores a run's vital signs, smoothed, at 50 points.
+
+    Args:
+      made_by: what a reader should know of the run.
 
     Raises:
-      UserError: if the run has not logged its last step: a curve of the whole run is wanted.
+      UserError: if the run has not logged its last step.
     """
     series = curves.collect(rows)
     logged = [sign for sign in vitals.signs if sign.metric in series]
@@ -103,7 +106,7 @@ def write_reference(
 
 def page(
     rows: Iterable[Mapping[str, float]],
-    watch: Watch,
+    alarms: AlarmMonitor,
     total_steps: int,
     name: str,
     reference: Reference | None = None,
@@ -111,10 +114,11 @@ def page(
     """The picture, (H, W, 3) uint8.
 
     Args:
-      rows: of metrics.jsonl; may be empty. watch: has looked at them.
+      rows: of metrics.jsonl; may be empty.
+      alarms: has been given the same rows.
       name: of the run. reference: drawn behind the signs.
     """
-    series, vitals, episodes = curves.collect(rows), watch.vitals, watch.episodes
+    series, vitals, episodes = curves.collect(rows), alarms.vitals, alarms.episodes
 
     def percent(line: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         return 100 * line[0] / total_steps, line[1]
@@ -177,9 +181,9 @@ def page(
 
 
 def in_words(episode: Episode) -> str:
-    """What was said, and whether it is over."""
+    """The message of an alarm, and whether it is over."""
     over = "It lasts." if episode.end is None else f"It was over at step {episode.end:,}."
-    return f"{episode.words}. {over}"
+    return f"{episode.message}. {over}"
 
 
 def _smooth(line: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

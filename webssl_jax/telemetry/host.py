@@ -1,11 +1,13 @@
-"""What a process owes the others of its run: pauses at the same step, no waiting for ever, and no
-compiling of what was compiled before.
+"""Settings of each process of a run (``config.host``): garbage collection, time limits, and the
+cache of compiled programs.
 
-``config.host``: Python's garbage collector pauses a process when it likes; with a hundred of them
-somebody always pauses and all wait. So it is off in the loop and is run by all at the same step.
-And what takes too long is ended, a step or a pause between steps: a peer may be dead, or alive and
-stuck, which no heartbeat shows. Every process then prints the stacks of all its threads; the one
-that differs is the culprit.
+Python's garbage collector pauses a process at any moment. Among a hundred processes one is then
+nearly always paused, and all wait for it. So it is switched off in the loop, and all processes run
+it after the same steps.
+
+A step or a pause between steps that takes too long ends the process. Another process may be dead,
+or alive and hanging, which no heartbeat shows. Every process then prints the stacks of all its
+threads: the process whose stacks differ is the cause.
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ log = logging.getLogger(__name__)
 
 
 def use_compilation_cache(folder: str) -> None:
-    """Keeps what is compiled from now on for later starts. "" leaves it to jax's own settings.
+    """Stores what is compiled from now on in ``folder``, for later starts. Empty: as jax is set.
 
     Raises:
-      UserError: for an address of a bucket.
+      UserError: if ``folder`` is the address of a bucket.
     """
     if "://" in folder:
         raise UserError(
@@ -43,49 +45,52 @@ def use_compilation_cache(folder: str) -> None:
 
 
 class Watchdog:
-    """Garbage collection while the loop runs, and time limits from now to :meth:`end`.
+    """Time limits, from now until :meth:`stop`, and garbage collection in the loop.
 
     Args:
-      host: ``config.host``: ``gc_every_steps`` (0: Python decides), ``stuck_minutes`` of a step and
-        ``stuck_pause_minutes`` of a pause (0: no limit).
+      host: ``config.host``: ``gc_every_steps`` (0: Python decides), the time limits
+        ``stuck_minutes`` of a step and ``stuck_pause_minutes`` of a pause and of all before the
+        loop (0: no limit).
     """
 
     def __init__(self, host: ConfigDict):
-        self._gc_every, self._of_step = host.gc_every_steps, 60 * host.stuck_minutes
-        self._of_pause = 60 * host.stuck_pause_minutes
-        self._limit(self._of_pause)
+        self._gc_every = host.gc_every_steps
+        self._step_seconds = 60 * host.stuck_minutes
+        self._pause_seconds = 60 * host.stuck_pause_minutes
+        self._set_limit(self._pause_seconds)
 
-    def begin(self) -> None:
-        """The loop begins."""
+    def start(self) -> None:
+        """The loop starts: the limit is that of a step."""
         if self._gc_every:
             gc.collect()
             gc.disable()
-        self._limit(self._of_step)
+        self._set_limit(self._step_seconds)
 
-    def after(self, step: int) -> None:
-        """``step`` was started: the one before it is done."""
+    def step_started(self, step: int) -> None:
+        """``step`` was started, so the one before it is done: the limit counts from now."""
         if self._gc_every and step % self._gc_every == 0:
             gc.collect()
-        self._limit(self._of_step)
+        self._set_limit(self._step_seconds)
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Within it the limit is that of a pause: a save, an evaluation."""
-        self._limit(self._of_pause)
+        """Within it the limit is that of a pause, such as a save or an evaluation."""
+        self._set_limit(self._pause_seconds)
         try:
             yield
         finally:
-            self._limit(self._of_step)
+            self._set_limit(self._step_seconds)
 
-    def end(self) -> None:
-        """The loop is over, however."""
+    def stop(self) -> None:
+        """No limit any more."""
         faulthandler.cancel_dump_traceback_later()
         gc.enable()
 
-    def _limit(self, seconds: float) -> None:
+    def _set_limit(self, seconds: float) -> None:
+        """Replaces the limit before."""
         # Python's own watchdog, in C: it works while other code holds the interpreter. It prints
-        # "Timeout", the stacks of all threads, and ends the process with 1.
-        if seconds:  # takes the place of the limit before
+        # "Timeout" and the stacks of all threads, and ends the process with 1.
+        if seconds:
             faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
         else:
             faulthandler.cancel_dump_traceback_later()

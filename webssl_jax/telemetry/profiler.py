@@ -1,10 +1,9 @@
-"""A profile of a few steps, when the config says so or when somebody asks for one in mid-run.
+"""A profile of a few steps, as the config asks for it, or at any time by a file in the workdir.
 
     --config.profile.start_step=100 --config.profile.steps=3     steps 101 to 103, on every host
     echo 5 > RUN/PROFILE                                         the next 5 steps, on the first host
 
-Traces go to ``workdir/profile``. Whatever goes wrong with a profile costs one line in the log and
-never the run.
+Traces go to ``workdir/profile``. A profile that fails costs one line in the log, never the run.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-_LONGEST_REQUEST = 1000  # characters looked at; int() raises beyond 4,300 digits
+_LONGEST_REQUEST = 1000  # characters that are read; int() raises beyond 4,300 digits
 log = logging.getLogger(__name__)
 
 
 class Profiler:
-    """Starts and stops traces between steps.
+    """Starts and stops traces between steps. As a context manager it ends one that is under way.
 
     Args:
       workdir: gets ``profile/``; the file ``PROFILE`` in it, empty or with a number of steps, asks
@@ -34,9 +33,13 @@ class Profiler:
         self._is_first = jax.process_index() == 0
         self._stop_at: int | None = None
 
-    def after(self, step: int, metrics: dict[str, jax.Array] | None, look: bool) -> None:
-        """Call when ``step`` was started; ``metrics`` are its results. ``look``: also look for the
-        file, which is one call to the file system."""
+    def step_started(self, step: int, metrics: dict[str, jax.Array] | None, look: bool) -> None:
+        """``step`` was started.
+
+        Args:
+          metrics: its results, which may still be computed.
+          look: whether to look for the file ``PROFILE``, which is one call to the file system.
+        """
         if self._stop_at is not None:
             if step >= self._stop_at:
                 self.stop(metrics)
@@ -46,14 +49,14 @@ class Profiler:
             self._begin(step, steps, metrics)
 
     def stop(self, metrics: dict[str, jax.Array] | None = None) -> None:
-        """Ends a trace that is under way, when ``metrics`` are there."""
+        """Ends a trace that is under way, once ``metrics`` are computed."""
         if self._stop_at is None:
             return
         self._stop_at = None
         try:
             jax.block_until_ready(metrics)
             jax.profiler.stop_trace()
-        except Exception as error:  # of whatever kind: the run is worth more
+        except Exception as error:  # of any type: a profile must not end the run
             log.warning("the profile failed: %s", _line(error))
             return
         log.info(
@@ -62,6 +65,12 @@ class Profiler:
             self._folder,
             self._folder,
         )
+
+    def __enter__(self) -> Profiler:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.stop()
 
     def _begin(self, step: int, steps: int, metrics: dict[str, jax.Array] | None) -> None:
         try:

@@ -1,32 +1,22 @@
-"""Checkpoints: orbax behind a thin wrapper that knows what a run needs.
+"""Durable checkpoints: orbax behind a thin wrapper that checks every byte.
 
-Layout: ``workdir/checkpoints/STEP/{state,meta}``. ``meta`` holds a checksum of every array,
-computed on the device before the save and again after a restore, so a damaged checkpoint is noticed
-whatever the storage says, and the one before it is used. What a run starts from, in this order:
+Layout: ``workdir/checkpoints/STEP/{state,meta}``, or in ``config.checkpoint.folder`` instead of the
+workdir. ``meta`` holds a checksum of every array. It is computed on the device before the save, and
+again after a restore. So a damaged checkpoint is noticed whatever the storage reports, and the one
+before it is used. Progress through the data is not stored: it is step x global batch.
 
-1. the newest good checkpoint in its own workdir;
-2. ``config.resume_from``: another run's whole state;
-3. ``config.init_from``: another run's weights only, or a weight file (``weights/start.py``);
-4. scratch.
-
-Progress through the data is not stored: it is step x global batch.
-
-Where ``local_checkpoints.py`` has something newer than 1, that is used. With
-``config.checkpoint.folder`` they lie there and not in the workdir. ``gs://BUCKET/FOLDER`` is
-written and read by all hosts at once through tensorstore; a checkpoint is valid there when its
-``commit_success.txt`` is (orbax), for nothing can be renamed at once.
+All hosts write to ``gs://BUCKET/FOLDER`` and read from it at once, through tensorstore. A
+checkpoint in a bucket is complete when its ``commit_success.txt`` exists (orbax), because a bucket
+cannot rename a folder in one operation.
 """
 
 from __future__ import annotations
 
-import errno
 import importlib.util
 import logging
 import os
-import re
 import shutil
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -38,47 +28,48 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from webssl_jax import params as paths
+from webssl_jax.checkpoints.errors import (
+    CheckpointError,
+    DamagedCheckpoint,
+    causes_of,
+    is_bucket_failure,
+    is_full_disk,
+    read_with_retry,
+)
 from webssl_jax.cli import first_line
 from webssl_jax.config import UserError
 from webssl_jax.sharding import distributed, replicas
 from webssl_jax.train_state import TrainState
 
-_CODES = "PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 log = logging.getLogger(__name__)
-
-
-class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged or could not be written."""
 
 
 @jax.jit
 def checksums(tree: Any) -> dict[str, jax.Array]:
-    """{path: uint32}: the bits of each array, weighted by odd numbers that depend on their place,
+    """{path: uint32}: the sum of each array's words, each times an odd number given by its index,
     modulo 2^32.
 
-    Integer sums do not depend on the order, so the value is the same on every mesh, and any single
-    changed word changes it.
+    Integer sums do not depend on the order, so a checksum is the same on every mesh. A change of
+    any single word changes it.
     """
 
     def checksum(x):
         width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
         bits = jax.lax.bitcast_convert_type(x, width).astype(jnp.uint32)
-        place = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
-        return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+        index = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
+        return jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32)
 
     return {path: checksum(x) for path, x in paths.flatten(tree).items()}
 
 
-class DamagedCheckpoint(CheckpointError):
-    """A checkpoint whose bytes are not what was saved."""
-
-
 def directory(workdir: str | os.PathLike, folder: str = "") -> epath.Path:
-    """Where the checkpoints of a run lie. folder: its ``config.checkpoint.folder``.
+    """Where the checkpoints of a run lie.
+
+    Args:
+      folder: ``config.checkpoint.folder``.
 
     Raises:
-      UserError: for ``gs://`` without the packages that it takes.
+      UserError: for ``gs://`` without the packages it needs.
     """
     if not folder.startswith("gs://"):
         # orbax refuses relative paths
@@ -89,21 +80,22 @@ def directory(workdir: str | os.PathLike, folder: str = "") -> epath.Path:
         )
     import fsspec
 
-    # Else a process that watches a run never sees a new checkpoint: listings are kept for ever.
+    # With cached listings a process that follows a run would never see a new checkpoint.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return epath.Path(folder.rstrip("/"))
 
 
 class Checkpointer:
-    """Saves and restores :class:`TrainState` in :func:`directory`.
+    """Saves and restores :class:`TrainState` in :func:`directory`. All processes make it and call
+    its methods alike.
 
     Args:
       workdir: a path that every process sees.
       folder: ``config.checkpoint.folder``.
-      keep_last: checkpoints kept besides those of ``keep_every_steps``.
+      keep_last: how many of the newest checkpoints are kept.
       keep_every_steps: multiples of this are kept for good; 0 = none.
-      read_only: for looking into a run that may still be training: nothing is written or cleaned.
-      restore_once: the first replica reads and the others get it from there (sharding/replicas.py).
+      read_only: nothing is written or cleaned up: for a run that may still be training.
+      restore_once: the first replica reads and sends to the others (sharding/replicas.py).
     """
 
     def __init__(
@@ -153,7 +145,7 @@ class Checkpointer:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        with distributed.error_barrier():  # a disk can be full for one host alone
+        with distributed.error_barrier():  # the disk of a single host may be full
             self._check_space(paths.num_bytes(state))
         sums = {path: int(value) for path, value in jax.device_get(checksums(state)).items()}
         arguments = ocp.args.Composite(
@@ -171,7 +163,7 @@ class Checkpointer:
         self._guard(self._manager.wait_until_finished)
 
     def check(self) -> None:
-        """Raises what a save in the background has met, without waiting for it."""
+        """Raises the error of a save in the background, if it has failed by now. Does not wait."""
         self._guard(self._manager.check_for_errors)
 
     @property
@@ -181,25 +173,24 @@ class Checkpointer:
     def _check_space(self, wanted: int) -> None:
         if self._in_bucket:
             return
-        # Before the first byte is written: a save that fails halfway leaves rubbish on the full
-        # disk, and tensorstore prints a traceback for each of its writes.
+        # Before the first byte is written: a save that fails halfway leaves incomplete files on the
+        # full disk, and tensorstore prints a traceback for each of its writes.
         free = shutil.disk_usage(self.directory).free
         if free < wanted:
             raise self._full_disk(f"{wanted / 2**20:,.1f} MiB wanted, {free / 2**20:,.1f} MiB free")
 
-    def _guard(self, action) -> None:
+    def _guard(self, action: Callable[[], Any]) -> None:
+        """Runs ``action``, and turns what a user can mend into a :class:`CheckpointError`."""
         try:
             action()
         except Exception as error:
-            if _means_full_disk(error):
+            if is_full_disk(error):
                 raise self._full_disk(first_line(error)) from error
-            trouble = next(
-                (cause for cause in _causes(error) if _is_trouble_of_bucket(cause)), None
-            )
-            if not self._in_bucket or trouble is None:
+            failure = next(filter(is_bucket_failure, causes_of(error)), None)
+            if not self._in_bucket or failure is None:
                 raise
             raise CheckpointError(
-                f"{self.directory}: a checkpoint could not be written ({first_line(trouble)}); "
+                f"{self.directory}: a checkpoint could not be written ({first_line(failure)}); "
                 "mend that and start the same command again: it goes on from the last good one"
             ) from error
 
@@ -212,10 +203,9 @@ class Checkpointer:
         )
 
     def restore_newest(self, abstract: dict[str, Any]) -> dict[str, Any] | None:
-        """The newest good checkpoint; None when there is none.
+        """The newest good checkpoint; None when there is no checkpoint.
 
-        A checkpoint that cannot be read or fails its checksums is passed over with one line in the
-        log.
+        One that cannot be read or fails its checksums is skipped, with one line in the log.
 
         Args:
           abstract: {field of TrainState: tree of ShapeDtypeStruct with shardings}. Fields left out
@@ -236,7 +226,7 @@ class Checkpointer:
                 log.warning("passing over the checkpoint of step %d: %s", bad, damage)
                 self._set_aside(bad)
             return state
-        if damaged:  # nothing is set aside: if all of them fail, the fault may lie elsewhere
+        if damaged:  # none is set aside: where all of them fail, the cause may lie elsewhere
             step, damage = next(iter(damaged.items()))
             raise CheckpointError(
                 f"{self.directory}: none of {len(damaged)} checkpoint(s) can be used; that of step "
@@ -245,7 +235,8 @@ class Checkpointer:
         return None
 
     def _set_aside(self, step: int) -> None:
-        # Not deleted: the run will write this step again, and someone may want to look.
+        """Renames a damaged checkpoint: the run will save this step again. It is not deleted, so
+        that its damage can be examined."""
         if self._read_only:
             return
         if jax.process_index() == 0:
@@ -257,7 +248,8 @@ class Checkpointer:
         self._manager.reload()
 
     def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
-        """One checkpoint; see :meth:`restore_newest`. Every process decides the same.
+        """One checkpoint; see :meth:`restore_newest`. It succeeds on all processes, or raises on
+        all of them.
 
         Raises:
           DamagedCheckpoint: if its bytes are not what was saved.
@@ -267,20 +259,20 @@ class Checkpointer:
         first = replicas.one_of(abstract, 0) if self._restore_once else None
         try:
             reads = first is None or jax.process_index() in replicas.processes(first)
-            state, sums, fields = self._read(step, first or abstract, reads)
+            state, sums = self._read(step, first or abstract, reads)
         except Exception as error:  # raised below, by all processes alike
             failure = error
-        # 0 fine, 1 damaged, 2 anything else. A process that cannot read its part must not leave
-        # the others waiting for it.
-        verdict = 0 if failure is None else 1 if isinstance(failure, DamagedCheckpoint) else 2
-        worst = int(np.max(distributed.gather(verdict)))
-        if failure is not None and verdict == worst:
+        # 0: read, 1: damaged, 2: any other failure. A process that cannot read its part must not
+        # leave the others waiting for it.
+        status = 0 if failure is None else 1 if isinstance(failure, DamagedCheckpoint) else 2
+        worst = int(np.max(distributed.gather(status)))
+        if failure is not None and status == worst:
             raise failure
         if worst:
             kind = DamagedCheckpoint if worst == 1 else CheckpointError
             raise kind("another process cannot read its part; its own line says why")
         if first is not None:
-            state = replicas.spread(state, {name: abstract[name] for name in fields})
+            state = replicas.broadcast(state, abstract)
         for path, value in jax.device_get(checksums(state)).items():
             if int(value) != sums.get(path):
                 raise DamagedCheckpoint(f"{path} does not have the checksum it was saved with")
@@ -288,30 +280,28 @@ class Checkpointer:
 
     def _read(
         self, step: int, abstract: dict[str, Any], reads: bool
-    ) -> tuple[dict[str, Any] | None, dict[str, int], list[str]]:
-        """This process's part of a checkpoint (None without ``reads``), the checksums of the whole
-        and which fields it has. No barriers."""
+    ) -> tuple[dict[str, Any] | None, dict[str, int]]:
+        """This process's part of a checkpoint (None without ``reads``), and the checksums of the
+        whole. No collectives."""
         folder, handler = self.directory / str(step), ocp.PyTreeCheckpointHandler()
-        meta = _reading(
+        meta = read_with_retry(
             "meta",
             lambda: ocp.JsonCheckpointHandler().restore(folder / "meta", ocp.args.JsonRestore()),
         )
-        saved = _reading(
+        saved = read_with_retry(
             "description", lambda: paths.flatten(handler.metadata(folder / "state").tree)
         )
         saved = {path: x for path, x in saved.items() if path.split("/")[0] in abstract}
-        if not any(path.startswith("guard/") for path in saved):  # from before that field
-            abstract = {name: tree for name, tree in abstract.items() if name != "guard"}
         self._check_fit(step, saved, paths.flatten(abstract))
         if not reads:
-            return None, meta["checksums"], list(abstract)
+            return None, meta["checksums"]
         arguments = ocp.args.PyTreeRestore(
             item=abstract,
             restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
             partial_restore=True,
         )
-        state = _reading("arrays", lambda: handler.restore(folder / "state", args=arguments))
-        return state, meta["checksums"], list(abstract)
+        state = read_with_retry("arrays", lambda: handler.restore(folder / "state", args=arguments))
+        return state, meta["checksums"]
 
     def _check_fit(self, step: int, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
         where = self.directory / str(step)
@@ -335,78 +325,19 @@ class Checkpointer:
                 )
 
     def drain(self) -> None:
-        """For a run that ends with an error: lets the save in the background come to its end. Cut
-        off, its threads would print tracebacks of their own, and a checkpoint would be lost.
+        """For a run that ends with an error: waits for the save in the background. If the process
+        ended during it, its threads would print tracebacks, and a checkpoint would be lost.
 
-        With several processes it does nothing: the others may be gone, and the save waits for them.
+        With several processes it does nothing: the save waits for the others, which may be gone.
         """
         if jax.process_count() > 1:
             return
         try:
             self.wait()
-        except Exception as error:  # the run has an error to tell already
+        except Exception as error:  # not raised: the run already ends with an error
             log.warning("the checkpoint under way was not saved: %s", error)
 
     def close(self) -> None:
-        """Waits for the last save and lets go of the folder."""
+        """Waits for the last save and closes the folder."""
         self.wait()
         self._manager.close()
-
-
-def _means_full_disk(error: BaseException) -> bool:
-    text = str(error)
-    return (
-        isinstance(error, OSError)
-        and error.errno in _FULL
-        or any(os.strerror(code) in text for code in _FULL)
-        or error.__cause__ is not None
-        and _means_full_disk(error.__cause__)
-    )
-
-
-def _reading(what: str, action):
-    """Runs ``action``, once more after a pause if the storage fails, and tells damage (another
-    checkpoint may serve) from trouble (none will, so nothing must be set aside)."""
-    for patience in (1.0, 0.0):
-        try:
-            return action()
-        except Exception as error:
-            causes = list(_causes(error))
-            if any(isinstance(cause, (MemoryError, TypeError, NameError)) for cause in causes):
-                raise  # ours, or the machine's
-            text = " ".join(map(str, causes))
-            # tensorstore says everything in a ValueError, with the kernel's code in its text.
-            code = re.search(r"os_error_code='(\d+)'", text)
-            codes = [int(code[1])] if code else [getattr(cause, "errno", None) for cause in causes]
-            troubled = "RESOURCE_EXHAUSTED" in text or any(map(_is_trouble_of_bucket, causes))
-            if set(codes) <= {None, errno.ENOENT} and not troubled:
-                reason = first_line(causes[-1])
-                raise DamagedCheckpoint(f"its {what} cannot be read ({reason})") from error
-            if patience:
-                time.sleep(patience)
-                continue
-            raise CheckpointError(
-                f"the {what} of a checkpoint cannot be read now ({first_line(causes[-1])}); mend "
-                "that and start the same command again: nothing was changed"
-            ) from error
-
-
-def _is_trouble_of_bucket(error: BaseException) -> bool:
-    """Whether it says that a bucket cannot be reached or may not be used, and not that something
-    is missing or broken in it."""
-    if isinstance(error, FileNotFoundError):
-        return False
-    package = type(error).__module__.partition(".")[0]
-    return (
-        package in ("gcsfs", "google", "aiohttp")
-        # Python's own, as gcsfs raises them; tensorstore says its code in a ValueError.
-        or isinstance(error, (PermissionError, ConnectionError, TimeoutError))
-        or re.match(r"Forbidden|Bad Request", str(error)) is not None
-        or re.search(_CODES, str(error)) is not None
-    )
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__

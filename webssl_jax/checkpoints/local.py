@@ -1,15 +1,15 @@
-"""Checkpoints on the machines' own disks: cheap enough to be made often, and gone with the machine.
+"""Checkpoints on the machines' own disks: fast enough to be made often, and lost with the machine.
 
-Many failures leave the machines as they were: an error, a hang, a killed process. With
-``config.checkpoint.local_folder`` every process writes its own part of the state there every
-``local_every_steps``, with no storage in the way, and the run goes on from there when that is newer
-than the newest checkpoint of ``checkpoints.py``. Those stay what a run rests on; these only save
-steps.
+Many failures leave the machines intact: an error, a hang, a killed process. With
+``config.checkpoint.local_folder`` every process writes its own part of the state to its own disk,
+every ``local_every_steps``, without any shared storage. A run that starts again goes on from there
+if that is newer than the newest durable checkpoint (checkpointer.py). Only the durable ones survive
+the machines; the local ones save steps.
 
-Layout: ``FOLDER/RUN_ID/process_I/STEP.npz``, one member for each piece of an array that this
-process's devices hold, named after array, type and place. So they serve the same mesh alone. The
-replicas of a slice share the arrays out among them, and each slice has all of them
-(``replicas.shared_out``): machines that lost theirs get the state from any slice that is complete.
+Layout: ``FOLDER/RUN_ID/process_I/STEP.npz``. It has one member for each shard of an array on this
+process's devices, named after array, type and index ranges. So a local checkpoint fits the same
+mesh only. The replicas of a slice share the arrays among them, and each slice has all arrays
+(``replicas.shared_out``): machines that lost their files get the state from any complete slice.
 """
 
 from __future__ import annotations
@@ -28,27 +28,26 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from webssl_jax import params as paths
-from webssl_jax import runs
-from webssl_jax.checkpoints import CheckpointError, checksums
+from webssl_jax.checkpoints.checkpointer import checksums
+from webssl_jax.checkpoints.errors import CheckpointError
 from webssl_jax.cli import first_line
 from webssl_jax.sharding import distributed, replicas
 from webssl_jax.train_state import TrainState
 
 _META = "meta"
-_KEPT = 2  # the newest, and the one before while that is written
+_KEPT = 2  # the newest, and the one before it while the newest is written
 log = logging.getLogger(__name__)
 
 
 class LocalCheckpoints:
     """Saves and restores this process's part of a :class:`TrainState`. All processes make it and
-    call its methods alike; ``steps`` and ``wait`` alone are no collectives.
+    call its methods alike; only ``steps`` and ``wait`` are no collectives.
 
     Args:
       folder: ``config.checkpoint.local_folder``, on a disk of this machine.
-      run_id: of the run, for another one may use the same folder.
+      run_id: of ``runs.run_id``: other runs may use the same folder.
       abstract: {field of TrainState: tree of ShapeDtypeStruct with shardings}.
     """
 
@@ -65,19 +64,7 @@ class LocalCheckpoints:
                 for part in self.directory.glob("*.part"):  # of a process that was killed
                     part.unlink()
             except OSError as error:
-                raise self._trouble("cannot be made", error) from error
-
-    @classmethod
-    def from_config(
-        cls, config: ConfigDict, workdir: pathlib.Path, abstract: dict[str, Any]
-    ) -> LocalCheckpoints | None:
-        """Those of a run; None without ``config.checkpoint.local_folder``."""
-        if not config.checkpoint.local_folder:
-            return None
-        with distributed.error_barrier():
-            if jax.process_index() == 0:
-                runs.run_id(workdir)  # writes it
-        return cls(config.checkpoint.local_folder, runs.run_id(workdir), abstract)
+                raise self._error("cannot be made", error) from error
 
     def steps(self) -> list[int]:
         """Complete ones of this process, newest first."""
@@ -85,12 +72,12 @@ class LocalCheckpoints:
         return sorted(found, reverse=True)
 
     def save(self, state: TrainState, after: int) -> None:
-        """Copies this process's part to its memory, and starts to write it; the arrays may be
+        """Copies this process's part to host memory and starts to write it. The arrays may be
         donated once this returns.
 
         Args:
-          after: the newest checkpoint elsewhere, -1 for none. Should that be deleted, to go back
-            further, then this one does not count either.
+          after: step of the newest durable checkpoint, -1 for none. If a user deletes that one to
+            go back further, this local one is not used either.
 
         Raises:
           CheckpointError: on all processes, if the disk of one is full, or was at the last save.
@@ -98,8 +85,8 @@ class LocalCheckpoints:
         step = int(state.step)
         with distributed.error_barrier():
             self.wait()
-            # The last one is whole on all machines now, so that nobody needs those before it.
-            self._forget(lambda other: other != self._last)
+            # The last one is complete on all machines now: those before it are not needed.
+            self._delete(lambda other: other != self._last)
             self._check_space()
         sums = {path: int(value) for path, value in jax.device_get(checksums(state)).items()}
         arrays = paths.flatten(state._asdict())
@@ -111,7 +98,7 @@ class LocalCheckpoints:
         pieces = {name: here[path, device] for path, _, device, name in self._mine}
         for piece in pieces.values():
             piece.copy_to_host_async()
-        # A copy: numpy shows the CPU's own memory otherwise, which the next step writes into.
+        # A copy: on CPU np.asarray is a view of the buffer, which the next step overwrites.
         words = {name: np.array(_words(np.asarray(piece))) for name, piece in pieces.items()}
         meta = {"step": step, "after": after, "checksums": sums}
         words[_META] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
@@ -119,7 +106,7 @@ class LocalCheckpoints:
         self._writing = self._pool.submit(self._write, step, words)
 
     def wait(self) -> None:
-        """Blocks until the last one of this process is on disk.
+        """Blocks until the last save of this process is on disk.
 
         Raises:
           CheckpointError: if it could not be written.
@@ -129,15 +116,16 @@ class LocalCheckpoints:
             if writing:
                 writing.result()
         except OSError as error:
-            raise self._trouble("a local checkpoint could not be written", error) from error
+            raise self._error("a local checkpoint could not be written", error) from error
 
     def restore_newest(self, newer_than: int) -> dict[str, Any] | None:
-        """The newest state that can be put together, laid out as ``abstract``, if it is newer than
-        ``newer_than`` (the newest checkpoint elsewhere, -1 for none); else None. What is damaged or
-        not complete is passed over with one line in the log. Later ones are deleted: the run will
-        come to their steps again.
+        """The newest complete state, laid out as ``abstract``; None if there is none newer than
+        ``newer_than``, the step of the newest durable checkpoint (-1 for none).
+
+        Damaged or incomplete ones are skipped, with one line in the log. Ones of later steps are
+        deleted: the run will save those steps again.
         """
-        mine = [step for step in self.steps() if self._serves(step, newer_than)][:_KEPT]
+        mine = [step for step in self.steps() if self._is_usable(step, newer_than)][:_KEPT]
         offered = distributed.gather([*mine, *[-1] * (_KEPT - len(mine))])
         state, found = None, newer_than
         for step in sorted(set(offered.flat) - {-1}, reverse=True):
@@ -154,11 +142,12 @@ class LocalCheckpoints:
                 break
             log.warning("passing over the local checkpoint of step %d: %s", step, reason)
         with distributed.error_barrier():
-            self._forget(lambda other: other > found)
+            self._delete(lambda other: other > found)
         return state
 
     def discard(self) -> None:
-        """Deletes them, the one being written too: a newer checkpoint is safe elsewhere."""
+        """Deletes all of this process, also the one being written: a newer durable checkpoint
+        exists."""
         with distributed.error_barrier():
             self.wait()
             shutil.rmtree(self.directory)
@@ -166,14 +155,15 @@ class LocalCheckpoints:
                 self._run.rmdir()
         self._pool.shutdown()
 
-    def _serves(self, step: int, newer_than: int) -> bool:
-        """Whether that file may be used, and has all that this process writes."""
+    def _is_usable(self, step: int, newer_than: int) -> bool:
+        """Whether the file of ``step`` can be used: it is newer, belongs to the run's present
+        checkpoints, and has all shards of this process."""
         if step <= newer_than:
             return False
         try:
             with np.load(self._path(step)) as file:
                 names, after = set(file.files), _meta(file)["after"]
-        except Exception as error:  # damage has many names; a run does not stop for it
+        except Exception as error:  # damage raises many types; a run does not stop for it
             log.warning("passing over %s: %s", self._path(step), first_line(error))
             return False
         if after > newer_than:
@@ -196,18 +186,17 @@ class LocalCheckpoints:
         return not missing
 
     def _restore(self, step: int, copy: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
-        """(the state, "") out of one of the copies, or (None, why not). All processes decide the
-        same."""
+        """(the state, "") from one of the copies, or (None, why not); the same on all processes."""
         state, sums, reason = None, {}, ""
         if jax.process_index() in replicas.processes(copy):
             try:
                 state, sums = self._read(step, copy)
-            except Exception as error:  # as above
+            except Exception as error:  # as in _is_usable
                 reason = f"{self._path(step)}: {first_line(error)}"
         if distributed.gather(bool(reason)).any():
             return None, reason or "another process cannot read its part; its own line says why"
         if copy is not self._abstract:
-            state = replicas.spread(state, self._abstract)
+            state = replicas.broadcast(state, self._abstract)
         found = jax.device_get(checksums(state))
         wrong = [path for path, value in sums.items() if value != int(found[path])]
         if distributed.gather(bool(wrong)).any():
@@ -215,7 +204,8 @@ class LocalCheckpoints:
         return state, ""
 
     def _read(self, step: int, copy: dict[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
-        """This process's part of a copy, None for arrays of which it has none; the checksums."""
+        """This process's part of a copy (None for arrays of which it holds no shard), and the
+        checksums."""
         with np.load(self._path(step)) as file:
 
             def array(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array | None:
@@ -230,8 +220,8 @@ class LocalCheckpoints:
 
     @functools.cached_property
     def _mine(self) -> list[tuple[str, jax.ShapeDtypeStruct, jax.Device, str]]:
-        """(path, array, device, name) of each piece that this process writes. Where several of its
-        devices hold the same, each is named."""
+        """(path, array, device, name) of each shard that this process writes. A shard that several
+        of its devices hold is listed for each."""
         return [
             (path, leaf, device, name)
             for copy in self._copies
@@ -243,7 +233,7 @@ class LocalCheckpoints:
         part = self.directory / f"{step}.part"
         with open(part, "wb") as file:
             np.savez(file, **words)
-        part.rename(self._path(step))  # whole or not there
+        part.rename(self._path(step))  # complete, or not there
 
     def _check_space(self) -> None:
         sizes = {
@@ -259,7 +249,7 @@ class LocalCheckpoints:
                 "leave it empty, and start the same command again"
             )
 
-    def _forget(self, which: Callable[[int], bool]) -> None:
+    def _delete(self, which: Callable[[int], bool]) -> None:
         for step in self.steps():
             if which(step):
                 self._path(step).unlink()
@@ -267,14 +257,14 @@ class LocalCheckpoints:
     def _path(self, step: int) -> pathlib.Path:
         return self.directory / f"{step}.npz"
 
-    def _trouble(self, what: str, error: OSError) -> CheckpointError:
+    def _error(self, what: str, error: OSError) -> CheckpointError:
         return CheckpointError(
             f"config.checkpoint.local_folder: {self.directory}: {what} ({first_line(error)})"
         )
 
 
 def _pieces(path: str, leaf: jax.ShapeDtypeStruct) -> dict[jax.Device, str]:
-    """{device of this process: name of the piece of the array that it holds}, such as
+    """{device of this process: name of the shard of the array that it holds}, such as
     ``params/encoder/norm/scale float32 0:64``."""
     names = {}
     for device, index in leaf.sharding.addressable_devices_indices_map(leaf.shape).items():

@@ -1,0 +1,169 @@
+"""Both kinds of checkpoints, as the training loop uses them: what a run starts from, saving, and
+the end of a run.
+
+A run starts from the first of these that exists:
+
+1. the newest good checkpoint of its own workdir; a local one, if that is newer;
+2. ``config.resume_from``: the whole state of another run;
+3. ``config.init_from``: weights only, of another run or of weight files (weights/init_from.py);
+4. scratch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from webssl_jax import runs, train_state
+from webssl_jax.checkpoints.checkpointer import Checkpointer
+from webssl_jax.checkpoints.local import LocalCheckpoints
+from webssl_jax.config import UserError
+from webssl_jax.methods.base import Method
+from webssl_jax.optim.optimizer import Optimizer
+from webssl_jax.sharding import distributed
+from webssl_jax.train_state import TrainState
+from webssl_jax.weights.init_from import from_weights
+
+log = logging.getLogger(__name__)
+
+
+class Saver:
+    """Restores and saves the state of a training run. All processes make it and call its methods
+    alike. As a context manager it lets a save in the background finish when the run fails.
+
+    Args:
+      workdir: a folder that every process sees; this run holds its lock.
+      template: the abstract state: shapes, dtypes and shardings.
+
+    Raises:
+      UserError: if ``config`` cannot continue the run of ``workdir``, or cannot save to
+        ``config.checkpoint.folder``.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path, template: TrainState):
+        self._config, self._template = config, template._asdict()
+        self._local = self._make_local(workdir)
+        options = config.checkpoint
+        with distributed.error_barrier():
+            saved_locally = bool(self._local and self._local.steps())
+            runs.refuse_another(workdir, config, "--workdir", saved_locally)
+            if options.folder and jax.process_index() == 0:
+                runs.claim_folder(workdir, options.folder)
+        self._durable = Checkpointer(
+            workdir,
+            folder=options.folder,
+            keep_last=options.keep_last,
+            keep_every_steps=options.keep_every_steps,
+            restore_once=options.restore_once,
+        )
+
+    def _make_local(self, workdir: Path) -> LocalCheckpoints | None:
+        folder = self._config.checkpoint.local_folder
+        if not folder:
+            return None
+        with distributed.error_barrier():
+            if jax.process_index() == 0:
+                runs.run_id(workdir)  # writes it
+        return LocalCheckpoints(folder, runs.run_id(workdir), self._template)
+
+    @property
+    def directory(self) -> str:
+        """Where the durable checkpoints lie."""
+        return str(self._durable.directory)
+
+    @property
+    def has_local(self) -> bool:
+        """Whether the run makes local checkpoints."""
+        return self._local is not None
+
+    def restore(self, method: Method, optimizer: Optimizer, mesh: jax.sharding.Mesh) -> TrainState:
+        """The state that the run starts from; see the top of this file.
+
+        Raises:
+          UserError: if what the config names does not exist or does not fit, or no checkpoint of
+            the workdir is good.
+        """
+        found = None
+        if self._local:
+            found = self._local.restore_newest(self._durable.newest())
+        if found is None:
+            found = self._durable.restore_newest(self._template)
+        if found is None and self._config.resume_from:
+            found = self._resume_from(self._config.resume_from)
+        if found is not None:
+            return TrainState(**found)
+        config = self._config
+        state = train_state.create(method, optimizer, config.seed, config.global_batch, mesh)
+        if not config.init_from:
+            return state
+        if not runs.is_run(config.init_from):
+            trees = {"params": state.params, "teacher": state.teacher}
+            return state._replace(**from_weights(config.init_from, method, trees))
+        wanted = {name: self._template[name] for name in ("params", "teacher")}
+        return state._replace(**runs.weights_of_run(config.init_from, wanted, method.encoder))
+
+    def _resume_from(self, workdir: str) -> dict[str, Any]:
+        with distributed.error_barrier():
+            runs.refuse_another(Path(workdir), self._config, "config.resume_from")
+        other = runs.checkpointer(workdir, restore_once=self._config.checkpoint.restore_once)
+        found = other.restore_newest(self._template)
+        if found is None:
+            raise UserError(f"config.resume_from = {workdir}: has no checkpoint")
+        log.info("continuing the run of %s at step %d", workdir, int(found["step"]))
+        return found
+
+    def save(self, state: TrainState, durable: bool = True) -> None:
+        """Starts a save; the arrays may be donated once this returns.
+
+        Args:
+          durable: False for a local checkpoint; only where the run ``has_local``.
+
+        Raises:
+          CheckpointError: if this or the previous save met a full disk.
+        """
+        if durable:
+            self._durable.save(state)
+        elif self._local:
+            self._local.save(state, after=self._durable.newest())
+
+    def check(self) -> None:
+        """Raises the error of a save in the background, if it has failed by now. Does not wait."""
+        self._durable.check()
+
+    def wait(self) -> None:
+        """Blocks until the last durable checkpoint is on disk."""
+        self._durable.wait()
+
+    @contextlib.contextmanager
+    def saved_on_error(self, state: TrainState) -> Iterator[None]:
+        """If what is done within it fails, ``state`` is saved before the error is raised: an
+        evaluation, whatever is wrong with it, costs no training.
+
+        With several processes it is not saved: those that did not fail would not take part.
+        """
+        try:
+            yield
+        except Exception:
+            if jax.process_count() == 1:
+                self._durable.save(state)
+                self._durable.wait()
+            raise
+
+    def close(self) -> None:
+        """For a run that ends well: waits for the last save, and deletes the local checkpoints."""
+        self._durable.close()
+        if self._local:
+            self._local.discard()
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
+        if kind is not None:
+            self._durable.drain()
