@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from webssl_jax import config as configs
 from webssl_jax import runs, train_state
 from webssl_jax.checkpoints import Checkpointer, CheckpointError, checksums
+from webssl_jax.checkpoints.saver import Saver
 from webssl_jax.config import ConfigError, UserError
 from webssl_jax.methods.base import Variables
 from webssl_jax.optim.optimizer import Optimizer
@@ -284,3 +285,22 @@ def test_a_cut_off_array_file_is_damage(tmp_path):
         file.write_bytes(file.read_bytes()[:100])
     assert int(checkpointer.restore_newest(template)["step"]) == 5
     assert (tmp_path / "checkpoints" / "damaged-6").exists()
+
+
+def test_what_is_trained_is_saved_when_an_evaluation_fails(tmp_path):
+    state, template = make((1, 1, 1))
+    config = configs.load("configs/web_mae.py:size=tiny")
+    saver = Saver(config, tmp_path, train_state.TrainState(**template))
+    with pytest.raises(ZeroDivisionError), saver.saved_on_error(state):
+        raise ZeroDivisionError
+    assert Checkpointer(tmp_path, read_only=True).steps() == [0]
+
+
+def test_a_save_in_the_background_is_completed_when_the_run_fails(tmp_path):
+    state, template = make((1, 1, 1))
+    config = configs.load("configs/web_mae.py:size=tiny")
+    with pytest.raises(ZeroDivisionError):
+        with Saver(config, tmp_path, train_state.TrainState(**template)) as saver:
+            saver.save(state)
+            raise ZeroDivisionError
+    assert Checkpointer(tmp_path, read_only=True).steps() == [0]

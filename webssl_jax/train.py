@@ -165,8 +165,8 @@ def _loop(
         return step == total_steps or every_steps > 0 and step % every_steps == 0
 
     for step in range(start + 1, total_steps + 1):
-        # Starts the step, once the one before it is complete. So all that the host reads is one
-        # step late, and the device never waits for it.
+        # Starts the step, and returns when the one before it is complete. So the host reads all
+        # figures one step late, while the device computes this step.
         state, metrics = take_step(step, state, next(batches))
         session.watchdog.step_started(step)
         profiler.step_started(step, metrics, look=due(config.log.every_steps))

@@ -1,7 +1,8 @@
-"""One progress line for everything that takes long: how far, how fast, how long still.
+"""The progress line of everything that takes long: how much is done, how fast, how long it still
+takes.
 
-On a terminal the line is rewritten in place; elsewhere (a log file, a pod) a plain line appears
-every few seconds.
+On a terminal the line is rewritten in place. Elsewhere, as in a log file, a new line appears every
+few seconds.
 """
 
 from __future__ import annotations
@@ -26,11 +27,10 @@ def format_seconds(seconds: float) -> str:
 
 
 class Progress:
-    """Counts ``unit``s of work up to ``total`` (None when it is not known) and prints a line about
-    them.
+    """Counts ``unit``s of work up to ``total`` (None if it is not known) and prints a line.
 
-    The rate is that of the last ``window`` updates, so that it follows a machine that slows down;
-    pauses that the caller announces with :meth:`resume` (an evaluation, say) do not count.
+    The rate is that of the last ``window`` updates, so that it follows a machine that slows down.
+    Pauses after which the caller calls :meth:`resume`, such as evaluations, do not count.
     """
 
     def __init__(
@@ -55,25 +55,25 @@ class Progress:
         self.resume()
 
     def resume(self) -> None:
-        """Forgets the time since the last update: call after work that is not counted."""
+        """The rate counts from now: call this after work that is not counted."""
         self._marks.clear()
         self._marks.append((time.monotonic(), self.done))
 
     @property
     def rate(self) -> float:
-        """Units per second over the window; 0 until there is a time worth dividing by."""
+        """Units per second over the window; 0 if that is shorter than 0.01 s."""
         (start, first), (end, last) = self._marks[0], self._marks[-1]
         return (last - first) / (end - start) if end - start > 0.01 else 0.0
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until ``total`` at the present rate; None while unknown."""
+        """Seconds until ``total`` at the present rate; None if unknown."""
         if self.total is None or self.rate <= 0:
             return None
         return (self.total - self.done) / self.rate
 
     def update(self, n: int = 1, note: str = "", force: bool = False) -> None:
-        """Counts ``n`` more units; prints when it is time to (``force``: now)."""
+        """Counts ``n`` more units, and prints if the last line is old enough, or with ``force``."""
         self.done += n
         now = time.monotonic()
         self._marks.append((now, self.done))

@@ -1,5 +1,5 @@
-"""How fast a run is: images per second, the share of time spent waiting for data, and MFU where the
-chip is known."""
+"""The speed of a run: images per second, the share of time that it waits for data, and MFU (model
+FLOPs utilisation) on chips whose peak is known."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Throughput:
         self.restart(0.0)
 
     def restart(self, wait_seconds: float) -> None:
-        """Starts a new interval: after a report, and after a pause that is not training."""
+        """Starts a new interval, after a pause in which the run did not train."""
         self._start = time.perf_counter()
         self._wait = wait_seconds
 

@@ -1,8 +1,8 @@
-"""Where figures and pictures go: ``metrics.jsonl`` (one object a logged step), TensorBoard, and PNG
-files.
+"""Writes figures and pictures: ``metrics.jsonl`` (one object for each logged step), TensorBoard
+and PNG files.
 
-Only process 0 writes. After a crash the rows beyond the restored step are cut off, so the file
-reads as if the run had never stopped.
+Only process 0 writes. After a crash the rows after the restored step are removed, so the file reads
+as if the run had never stopped.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from webssl_jax.visuals import save_png
 
 
 def read_rows(path: str | os.PathLike) -> list[dict]:
-    """Rows of a ``metrics.jsonl``; a half-written last line (the process was killed) is left
-    out.
+    """Rows of a ``metrics.jsonl``. A last line that was not written completely, because the process
+    was killed, is left out.
 
     Raises:
       UserError: if another line is no row.
@@ -30,7 +30,7 @@ def read_rows(path: str | os.PathLike) -> list[dict]:
     path = pathlib.Path(path)
     if not path.exists():
         return []
-    # A whole line ends in a newline, so the last item is a rest.
+    # A complete line ends in a newline, so the last item is empty or incomplete.
     rows = []
     for number, line in enumerate(path.read_text().split("\n")[:-1], start=1):
         try:
@@ -49,9 +49,9 @@ class MetricWriter:
 
     Args:
       workdir: gets ``metrics.jsonl``, ``tensorboard/`` and ``pictures/``.
-      step: the step the run starts or resumes from; later rows are dropped.
+      step: the step that the run starts or resumes from. Later rows are removed.
       enabled: False on every process but the first: all calls do nothing.
-      tensorboard: also write TensorBoard event files.
+      tensorboard: whether to write TensorBoard event files too.
     """
 
     def __init__(
@@ -83,8 +83,7 @@ class MetricWriter:
             write_text(self._path, text)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one row. Values must be finite or NaN/inf floats; NaN is kept as ``NaN`` (Python's
-        JSON)."""
+        """Writes one row. NaN and infinity become ``NaN`` and ``Infinity``, as in Python's JSON."""
         if not self._enabled:
             return
         values = {name: float(value) for name, value in values.items()}
@@ -96,7 +95,7 @@ class MetricWriter:
                     self._board.add_scalar(name, value, step)
 
     def text(self, step: int, name: str, text: str) -> None:
-        """Shows a sentence in TensorBoard."""
+        """Writes a text to TensorBoard."""
         if self._enabled and self._board:
             self._board.add_text(name, text, step)
 
@@ -110,7 +109,7 @@ class MetricWriter:
                 self._board.add_image(name, image, step, dataformats="HWC")
 
     def flush(self) -> None:
-        """Puts everything on disk."""
+        """Returns when everything is on disk."""
         if self._enabled:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -118,7 +117,7 @@ class MetricWriter:
                 self._board.flush()
 
     def close(self) -> None:
-        """Flushes and closes; the writer is of no use afterwards."""
+        """Flushes and closes. Later calls do nothing."""
         if self._enabled:
             self.flush()
             self._file.close()
