@@ -12,7 +12,7 @@ from webssl_jax import checkpoints, methods, runs, train_state
 from webssl_jax import config as configs
 from webssl_jax import params as paths
 from webssl_jax.config import UserError
-from webssl_jax.models import position
+from webssl_jax.models.position import INTERPOLATIONS
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import mesh as meshes
 
@@ -64,9 +64,8 @@ def test_positions_of_a_run_are_resized_and_all_else_is_as_it_was(run, side):
         table = np.asarray(theirs[POSITIONS])
         np.testing.assert_array_equal(ours[POSITIONS][:, 0], table[:, 0])  # of CLS
         grid = (side // 8,) * 2
-        np.testing.assert_allclose(
-            ours[POSITIONS][0, 1:], position.resize(table[0, 1:], (6, 6), grid, "offset"), atol=1e-6
-        )
+        resized = INTERPOLATIONS["offset"].resize(table[0, 1:], (6, 6), grid)
+        np.testing.assert_allclose(ours[POSITIONS][0, 1:], resized, atol=1e-6)
 
 
 def test_a_run_of_another_network_is_refused_in_one_line(run):

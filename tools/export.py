@@ -49,7 +49,7 @@ from webssl_jax import params as params_lib
 from webssl_jax.config import UserError
 from webssl_jax.methods import pixels
 from webssl_jax.methods.base import Variables
-from webssl_jax.models import position
+from webssl_jax.models.position import INTERPOLATIONS
 from webssl_jax.weights import clip, load, safetensors_io, shapes, tables
 from webssl_jax.weights import export as weights_export
 from webssl_jax.weights.families import FAMILIES, Family, table_of
@@ -165,8 +165,8 @@ def _unsaid(networks: Networks, family: Family) -> list[str]:
     notes, ours = [], networks.encoder.position_resize
     if networks.encoder.position == "learned" and ours != family.resize:
         notes.append(
-            f"at other sizes its reader resizes positions {position.MODES[family.resize]}, the "
-            f"training {position.MODES[ours]}"
+            "at other sizes its reader resizes positions "
+            f"{INTERPOLATIONS[family.resize].words}, the training {INTERPOLATIONS[ours].words}"
         )
     assumed = (pixels.IMAGENET_MEAN, pixels.IMAGENET_STD)
     if family.towers == "clip":

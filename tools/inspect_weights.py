@@ -24,7 +24,6 @@ import math
 from typing import Any
 
 from webssl_jax import cli
-from webssl_jax.models import position
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.params import count
 from webssl_jax.weights import clip, load, shapes, tables
@@ -149,7 +148,7 @@ def _encoder(c: ViTConfig) -> dict[str, str]:
     }
     positions = "MAE's fixed sin-cos table"
     if c.position == "learned":
-        how = position.MODES[c.position_resize]
+        how = c.interpolation.words
         positions = f"trained; for other sizes resized {how} (position_resize={c.position_resize})"
     return {
         "encoder": f"{shapes.size_name(c)}: {c.depth} blocks, width {c.width}, {c.heads} heads, "

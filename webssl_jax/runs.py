@@ -27,7 +27,6 @@ from webssl_jax.cli import first_line
 from webssl_jax.config import ConfigError, UserError
 from webssl_jax.files import write_json
 from webssl_jax.methods.base import Method, Variables
-from webssl_jax.models import position
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import distributed
@@ -139,7 +138,8 @@ def weights_of_run(workdir: str, abstract: dict[str, Any], encoder: ViTConfig) -
         if not path.endswith("encoder/pos_embed"):
             return leaf
         resize = jax.jit(
-            lambda table: position.resize_table(table, old, new, mode), out_shardings=leaf.sharding
+            lambda table: encoder.interpolation.resize_table(table, old, new),
+            out_shardings=leaf.sharding,
         )
         return resize(leaf)
 

@@ -24,7 +24,7 @@ from webssl_jax.methods.base import Variables
 from webssl_jax.methods.dino.method import DINO, View
 from webssl_jax.methods.encoder import encode
 from webssl_jax.models import sizes
-from webssl_jax.models.blocks import add_on_subset
+from webssl_jax.models.blocks import stochastic_depth
 from webssl_jax.models.heads import HeadConfig
 from webssl_jax.models.vit import ViT
 from webssl_jax.optim.guard import Guard
@@ -179,7 +179,7 @@ def test_each_size_of_crop_draws_its_own_subset_of_every_group():
         seen.append([tokens.shape for tokens in x])
         return jax.tree.map(lambda tokens: tokens + 1.0, x)
 
-    large, small = add_on_subset(sets, branch, 0.4, jax.random.key(0), 4)
+    large, small = stochastic_depth(sets, branch, 0.4, jax.random.key(0), 4)
     assert seen == [[(4, 2, 3), (14, 1, 3)]]  # of 4 two, of 12 seven
     assert (large[:, 0, 0] > 0).reshape(2, 4).sum(axis=1).tolist() == [2, 2]
     assert (small[:, 0, 0] > 0).reshape(2, 12).sum(axis=1).tolist() == [7, 7]

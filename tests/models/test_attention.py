@@ -3,23 +3,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from webssl_jax.models.attention import dot_product_attention, lean_attention
+from webssl_jax.models.attention import dot_product_attention, recompute_attention
 from webssl_jax.models.blocks import block_stack
 from webssl_jax.models.sizes import BlockConfig
 
 
-# heads alone, two and four of them taken together, and three that do not pair
+# single heads, groups of two and of four, and three heads that do not pair
 @pytest.mark.parametrize("heads, channels", [(3, 4), (4, 64), (4, 32), (3, 64)])
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_lean_backward_pass_has_the_gradients_of_the_formula(causal, heads, channels):
+def test_the_recomputing_backward_pass_has_the_gradients_of_the_formula(causal, heads, channels):
     keys = jax.random.split(jax.random.key(0), 4)
     size = 6 / channels**0.5  # scores of about the same spread, whatever the channels
-    q, k, v, slope = (size * jax.random.normal(key, (2, 7, heads, channels)) for key in keys)
+    q, k, v, d_out = (size * jax.random.normal(key, (2, 7, heads, channels)) for key in keys)
     plain, plain_vjp = jax.vjp(lambda *x: dot_product_attention(*x, causal), q, k, v)
-    lean, lean_vjp = jax.vjp(lambda *x: lean_attention(*x, causal), q, k, v)
-    np.testing.assert_allclose(lean, plain, rtol=1e-5, atol=1e-6)
-    for ours, theirs in zip(lean_vjp(slope), plain_vjp(slope)):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    ours, ours_vjp = jax.vjp(lambda *x: recompute_attention(*x, causal), q, k, v)
+    np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-6)
+    for our, their in zip(ours_vjp(d_out), plain_vjp(d_out)):
+        np.testing.assert_allclose(our, their, rtol=1e-4, atol=1e-5)
 
 
 def products(jaxpr) -> int:
@@ -30,7 +30,7 @@ def products(jaxpr) -> int:
     return own + sum(products(value) for value in inner if hasattr(value, "eqns"))
 
 
-# the lean backward pass takes the scores again even where nothing else is
+# attention computes the scores again even where nothing else is
 @pytest.mark.parametrize("remat, again", [("named", 1), ("full", 9)])
 def test_named_runs_no_matrix_product_again_but_that_of_the_scores(remat, again):
     config = BlockConfig(

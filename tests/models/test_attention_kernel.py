@@ -29,8 +29,8 @@ def inputs(tokens, heads, channels, dtype, images=2):
 
 def formula(q, k, v, heads, causal):
     q, k, v = (x.astype("float32").reshape(*x.shape[:2], heads, -1) for x in (q, k, v))
-    mixed = dot_product_attention(q, k, v, causal)
-    return mixed.reshape(*mixed.shape[:2], -1)
+    out = dot_product_attention(q, k, v, causal)
+    return out.reshape(*out.shape[:2], -1)
 
 
 def largest_error(ours, theirs):
@@ -44,21 +44,21 @@ def largest_error(ours, theirs):
 def test_output_and_gradients_are_those_of_the_formula(
     tokens, heads, channels, causal, dtype, tolerance
 ):
-    q, k, v, slope = inputs(tokens, heads, channels, dtype)
+    q, k, v, d_out = inputs(tokens, heads, channels, dtype)
     theirs, vjp = jax.vjp(functools.partial(formula, heads=heads, causal=causal), q, k, v)
     ours = attention_kernel.forward(q, k, v, heads, causal, interpret=True)
     assert largest_error(ours, theirs) < tolerance
-    gradients = attention_kernel.backward(q, k, v, slope, heads, causal, interpret=True)
-    for ours, theirs in zip(gradients, vjp(slope.astype("float32")), strict=True):
+    gradients = attention_kernel.backward(q, k, v, d_out, heads, causal, interpret=True)
+    for ours, theirs in zip(gradients, vjp(d_out.astype("float32")), strict=True):
         assert largest_error(ours, theirs) < tolerance
 
 
 def test_without_a_tpu_the_same_is_worked_out_by_xla():
-    q, k, v, slope = inputs(10, 4, 64, "float32")
+    q, k, v, d_out = inputs(10, 4, 64, "float32")
     theirs, their_vjp = jax.vjp(functools.partial(formula, heads=4, causal=False), q, k, v)
     ours, vjp = jax.vjp(lambda *x: kernel_attention(*x, 4), q, k, v)
     assert largest_error(ours, theirs) < 3e-6
-    for ours, theirs in zip(vjp(slope), their_vjp(slope)):
+    for ours, theirs in zip(vjp(d_out), their_vjp(d_out)):
         assert largest_error(ours, theirs) < 3e-6
 
 
@@ -74,12 +74,12 @@ def gradients(config):
 
     @jax.jit
     @jax.grad
-    def slope(arrays):
+    def gradient(arrays):
         params, x = arrays
         (y, _), _ = stack.apply({"params": params}, (x, None), slots)
         return jnp.sin(y).sum()
 
-    return slope((params, x))
+    return gradient((params, x))
 
 
 @pytest.mark.parametrize("remat", ["none", "named"])
@@ -106,8 +106,8 @@ def test_what_the_kernels_do_not_take_is_left_to_xla(tokens, heads, images):
     mesh = jax.make_mesh((2, 2, 2), ("replica", "fsdp", "tensor"), (AxisType.Auto,) * 3)
     made = BlockConfig(width=64 * heads, depth=1, heads=heads, attention="pallas")
     with jax.set_mesh(mesh):
-        assert attention._on_shards(made, images, tokens) is None
-        assert attention._on_shards(config(attention="pallas"), 8, 768) is not None
+        assert attention._sharded_kernel(made, images, tokens) is None
+        assert attention._sharded_kernel(config(attention="pallas"), 8, 768) is not None
 
 
 def test_heads_that_fill_no_lanes_are_refused_in_one_line():
@@ -119,6 +119,6 @@ def test_arrays_are_cut_by_image_and_head():
     mesh = jax.make_mesh((2, 2, 2), ("replica", "fsdp", "tensor"), (AxisType.Auto,) * 3)
     x = jnp.ones((8, 5, 256))
     with jax.set_mesh(mesh):
-        mix = attention._on_shards(config(attention="pallas"), *x.shape[:2])
+        mix = attention._sharded_kernel(config(attention="pallas"), *x.shape[:2])
         (made,) = jax.jit(lambda x: [mix(x, x, x)])(x)
     assert made.sharding.spec == PartitionSpec(("replica", "fsdp"), None, "tensor")

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from webssl_jax.models.layers import Mlp, gated, gelu, whole_lanes
+from webssl_jax.models.layers import Mlp, gelu, pad_to_lanes, swiglu
 from webssl_jax.models.sizes import BlockConfig
 from webssl_jax.params import flatten
 
 # (ours, the plain form, how many arrays of the input's size the backward pass keeps of each)
 PARTS = {
     "gelu": (gelu, lambda x: nn.gelu(x, approximate=False), 1, 3),
-    "gated": (gated, lambda gate, x: nn.silu(gate) * x, 2, 5),
+    "swiglu": (swiglu, lambda gate, x: nn.silu(gate) * x, 2, 5),
 }
 each = pytest.mark.parametrize("part", PARTS)
 
@@ -54,7 +54,7 @@ def test_the_backward_pass_keeps_fewer_arrays_than_autodiff_would(part):
 def test_an_mlp_of_odd_width_is_the_plain_formula_and_keeps_its_shapes():
     """Inside it is wider, for the TPU's lanes; nothing of that shows."""
     config = BlockConfig(width=8, depth=1, heads=1, mlp="swiglu", mlp_hidden=4100, init="clip")
-    assert whole_lanes(4100) == 4224 and whole_lanes(4095) == 4095 and whole_lanes(4096) == 4096
+    assert pad_to_lanes(4100) == 4224 and pad_to_lanes(4095) == 4095 and pad_to_lanes(4096) == 4096
     x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 5, 8)), jnp.float32)
     params = Mlp(config).init(jax.random.key(0), x)["params"]
     shapes = {path: leaf.shape for path, leaf in flatten(params).items()}

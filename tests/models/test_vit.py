@@ -11,7 +11,8 @@ import pytest
 
 from webssl_jax import params as paths
 from webssl_jax.models import sizes
-from webssl_jax.models.blocks import add_on_subset, subset_size
+from webssl_jax.models.blocks import stochastic_depth, subset_size
+from webssl_jax.models.init_schemes import INIT_SCHEMES, InitScheme
 from webssl_jax.models.layers import PatchEmbed, patchify, unpatchify
 from webssl_jax.models.vit import ViT
 
@@ -159,7 +160,7 @@ def test_one_tree_serves_images_of_other_and_oblong_sizes(config):
     out = apply(config, init(config), images(2, 40, 64))
     assert out.patches.shape == (2, 40, 32) and out.cls.shape == (2, 32)
     assert out.registers.shape == (2, config.num_registers, 32)
-    assert out.prenorm.shape == (2, 1 + config.num_registers + 40, 32)
+    assert out.x_prenorm.shape == (2, 1 + config.num_registers + 40, 32)
 
 
 def test_an_image_that_does_not_divide_into_patches_is_refused():
@@ -224,7 +225,7 @@ def test_bfloat16_computation_stays_near_float32_and_returns_float32(config):
     tree = init(config)
     exact = apply(config, tree, images())
     rough = apply(dataclasses.replace(config, dtype="bfloat16"), tree, images())
-    assert rough.prenorm.dtype == jnp.bfloat16
+    assert rough.x_prenorm.dtype == jnp.bfloat16
     assert rough.cls.dtype == rough.patches.dtype == jnp.float32
     # Outputs have unit variance and bfloat16 has 8 bits. Measured: rms 0.010, largest 0.04.
     error = np.asarray(rough.patches - exact.patches)
@@ -253,7 +254,7 @@ def test_exactly_the_stated_number_of_images_takes_the_branch_scaled(group, per_
         seen.append(y.shape)
         return 2 * y + 1
 
-    y = add_on_subset(x, branch, 0.4, jax.random.key(0), group)
+    y = stochastic_depth(x, branch, 0.4, jax.random.key(0), group)
     assert seen == [(per_group * 12 // group, 3, 4)]
     took = np.asarray(jnp.any(y != x, axis=(1, 2)))
     assert took.reshape(-1, group).sum(axis=1).tolist() == [per_group] * (12 // group)
@@ -262,7 +263,7 @@ def test_exactly_the_stated_number_of_images_takes_the_branch_scaled(group, per_
 
 def test_stochastic_depth_keeps_the_expectation_of_the_branch():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((8, 1, 2), np.float32))
-    draw = jax.vmap(lambda key: add_on_subset(x, jnp.sin, 0.4, key, 8))
+    draw = jax.vmap(lambda key: stochastic_depth(x, jnp.sin, 0.4, key, 8))
     mean = draw(jax.random.split(jax.random.key(0), 20_000)).mean(axis=0)
     # Standard error of the mean: |branch| * sqrt(p (1 - p)) / p / sqrt(20000) < 0.008.
     np.testing.assert_allclose(mean, x + jnp.sin(x), atol=0.035)
@@ -280,7 +281,7 @@ def test_the_two_branches_and_the_blocks_draw_independently():
     def run(key):
         return apply(config, tree, jnp.zeros((64, 32, 32, 3)), train=True, rngs={"drop_path": key})
 
-    total = np.asarray(run(jax.random.key(0)).prenorm[:, 0, 0]).round().astype(int) // 2
+    total = np.asarray(run(jax.random.key(0)).x_prenorm[:, 0, 0]).round().astype(int) // 2
     digits = np.stack([total // 10**i % 10 for i in range(4)])
     assert digits.sum(axis=1).tolist() == [32] * 4
     for i in range(4):
@@ -299,7 +300,7 @@ def test_without_training_or_rate_no_randomness_is_asked_for():
 
 def test_a_batch_that_the_group_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="batch of 8 images .* groups of 3"):
-        add_on_subset(jnp.zeros((8, 1, 1)), jnp.sin, 0.5, jax.random.key(0), 3)
+        stochastic_depth(jnp.zeros((8, 1, 1)), jnp.sin, 0.5, jax.random.key(0), 3)
 
 
 # Initial values.
@@ -340,3 +341,17 @@ def test_dinov2_initial_values_are_the_originals():
     np.testing.assert_array_equal(flat["blocks/layer_scale2/gamma"], np.float32(1e-5))
     for path in (p for p in flat if p.endswith("bias") and "patch" not in p):
         assert not np.any(flat[path])
+
+
+class OnesScheme(InitScheme):
+    def kernel(self, layer, fused):
+        return jax.nn.initializers.constant(fused if layer == "q" else 1.0)
+
+
+def test_a_new_init_scheme_is_one_class_and_one_row_of_the_table(monkeypatch):
+    monkeypatch.setitem(INIT_SCHEMES, "ones", OnesScheme)
+    flat = init_values(sizes.web_mae("micro", init="ones"))
+    assert np.all(flat["blocks/attn/q/kernel"] == 3) and np.all(flat["blocks/mlp/fc1/kernel"] == 1)
+    assert not np.any(flat["blocks/mlp/fc1/bias"])
+    with pytest.raises(ValueError, match="init = 'twos' is not one of mae, dinov2, .*, ones$"):
+        sizes.web_mae("micro", init="twos")

@@ -454,7 +454,7 @@ def test_positions_are_resized_as_the_run_says(files, networks, weights, caplog,
     with caplog.at_level(logging.INFO):
         student, _, _ = start(files["dinov2-teacher"], method)
     table = weights["encoder"]["pos_embed"][0]
-    resized = position.resize(table[1:], (4, 4), (6, 6), mode)
+    resized = position.INTERPOLATIONS[mode].resize(table[1:], (4, 4), (6, 6))
     np.testing.assert_allclose(student["encoder"]["pos_embed"][0, 1:], resized, atol=1e-6)
     assert f"resized from 4x4 to 6x6 patches ({mode})" in caplog.messages[-1]
 

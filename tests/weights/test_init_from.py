@@ -127,7 +127,7 @@ def test_trained_positions_are_resized_to_the_resolution_of_the_run(tmp_path, ca
     table = np.concatenate([np.zeros((1, 32)), position.sincos_2d(32, (4, 4))])
     if theirs == "learned":
         table = weights["encoder"]["pos_embed"][0]
-    resized = position.resize(table[1:], (4, 4), (6, 6), mode)
+    resized = position.INTERPOLATIONS[mode].resize(table[1:], (4, 4), (6, 6))
     np.testing.assert_allclose(got["encoder"]["pos_embed"][0, 1:], resized, atol=1e-6)
     np.testing.assert_array_equal(got["encoder"]["pos_embed"][0, 0], table[0])
     assert f"positions resized from 4x4 to 6x6 patches ({mode})" in caplog.messages[-1]

@@ -33,10 +33,10 @@ def encode(
     asked = {layer: (cls, on_grid(patches)) for layer, (cls, patches) in seen.layers.items()}
     looked = None
     if inside:
-        norms = jnp.linalg.norm(seen.prenorm.astype(jnp.float32), axis=-1)
+        norms = jnp.linalg.norm(seen.x_prenorm.astype(jnp.float32), axis=-1)
         if config.pooling == "cls":
             last = jax.tree.map(lambda stacked: stacked[-1], params["blocks"])
-            attention, cls_norm = cls_attention(config, last, seen.entering), norms[:, 0]
+            attention, cls_norm = cls_attention(config, last, seen.last_block_input), norms[:, 0]
         else:
             tokens = jnp.concatenate([seen.registers, seen.patches], axis=1)
             attention = pool_attention(config, params["pool"], tokens)

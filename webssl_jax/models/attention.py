@@ -1,10 +1,16 @@
-"""Multi-head self-attention (Vaswani et al. 2017), softmax in float32.
+"""Multi-head self-attention (Vaswani et al., arXiv 1706.03762), softmax in float32.
 
-Written out for XLA, but for the backward pass of :func:`lean_attention`, which is by hand, by the
-formulas of FlashAttention (Dao et al., arXiv 2205.14135, algorithm 4) but without its tiles; or, by
-``BlockConfig.attention``, two Pallas kernels of our own (``attention_kernel.py``). The usual ones
-want heads apart and tokens in whole tiles, and transposing and filling up for them takes as long as
-XLA's attention.
+One function in three forms:
+  dot_product_attention  the formula. Autodiff saves the T x T attention weights of every head.
+  recompute_attention    the backward pass recomputes them, by the formulas of FlashAttention (Dao
+                         et al., arXiv 2205.14135, algorithm 4) but without tiles.
+  kernel_attention       two Pallas kernels for TPUs (``attention_kernel.py``), where
+                         ``BlockConfig.attention`` is ``pallas``.
+The Pallas kernels that come with jax take (B, h, T, d) and whole tiles of tokens. To transpose and
+pad for them takes as long as XLA's attention.
+
+Names of the backward pass, with FlashAttention's symbols: out O, probs P = softmax of the scores S,
+lse L the log-sum-exp of each row of S, d_out dO, d_scores dS, delta D = rowsum(dO * O).
 
 Shape letters: B images, T tokens, D width, h heads, d channels a head.
 """
@@ -19,46 +25,52 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jax.sharding import PartitionSpec
 
 from webssl_jax.models import attention_kernel
-from webssl_jax.models.layers import Tokens, batch_cut, dense, layer_norm, save_as
-from webssl_jax.models.sizes import BlockConfig, heads_together
+from webssl_jax.models.layers import Tokens, batch_shards, checkpoint_name, dense, layer_norm
+from webssl_jax.models.sizes import BlockConfig, heads_per_lanes
+
+_QKV = tuple[jax.Array, jax.Array, jax.Array]
 
 
 class Attention(nn.Module):
-    """(B, T, D) -> (B, T, D), or several such. Kernels of q, k, v are (D, h * d), head-major. With
-    ``config.causal`` a token sees itself and those before it only."""
+    """Self-attention of (B, T, D), or of several such. The kernels of q, k, v are (D, h * d),
+    head-major. With ``config.causal`` a token attends to itself and to earlier tokens only."""
 
     config: BlockConfig
 
     @nn.compact
-    def __call__(self, x: Tokens, gain: jax.Array | None = None) -> Tokens:
+    def __call__(self, x: Tokens, layer_scale: jax.Array | None = None) -> Tokens:
+        """(B, T, D) -> (B, T, D). layer_scale: as in ``layers.Linear``, of the output."""
         c = self.config
 
         def project(name: str) -> Tokens:
-            return save_as("qkv", dense(c, c.width, name, fused=3, use_bias=c.qkv_bias)(x))
+            layer = dense(c, c.width, name, fused=3, use_bias=c.qkv_bias)
+            return checkpoint_name(layer(x), "qkv")
 
-        mix = functools.partial(_mix, c)
-        mixed = jax.tree.map(mix, project("q"), project("k"), project("v"))
-        # what follows in the block starts from it
-        return save_as("attn", dense(c, c.width, "out")(mixed, gain))
-
-
-def _mix(c: BlockConfig, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Attention over (B, T, h * d), in the way that ``c`` asks for."""
-    if c.attention == "pallas" and (mix := _on_shards(c, *q.shape[:2])):
-        # the weights' gradients of the layer that follows start from it
-        return save_as("attn", mix(q, k, v))
-    plain = dot_product_attention if c.remat == "none" else lean_attention
-    return _by_heads(plain, c.heads, c.causal, q, k, v)
+        attend = functools.partial(_attend, c)
+        out = jax.tree.map(attend, project("q"), project("k"), project("v"))
+        # the rest of the block recomputes from here
+        return checkpoint_name(dense(c, c.width, "out")(out, layer_scale), "attn")
 
 
-def _by_heads(attend: Callable, heads: int, causal: bool, *qkv: jax.Array) -> jax.Array:
-    """``attend`` of (B, T, h, d), over (B, T, h * d)."""
-    shape = qkv[0].shape
-    mixed = attend(*(x.reshape(*shape[:2], heads, -1) for x in qkv), causal)
-    return mixed.reshape(shape)
+def _attend(c: BlockConfig, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Attention over (B, T, h * d), in the form that ``c`` asks for."""
+    if c.attention == "pallas" and (kernel := _sharded_kernel(c, *q.shape[:2])):
+        # the gradient of the output layer's kernel needs it
+        return checkpoint_name(kernel(q, k, v), "attn")
+    attend = dot_product_attention if c.remat == "none" else recompute_attention
+    return _by_heads(attend, c.heads, c.causal, q, k, v)
+
+
+def _by_heads(
+    attend: Callable[..., jax.Array], heads: int, causal: bool, *qkv: jax.Array
+) -> jax.Array:
+    """``attend``, which takes (B, T, h, d), of (B, T, h * d)."""
+    out = attend(*(rearrange(x, "b t (h d) -> b t h d", h=heads) for x in qkv), causal)
+    return rearrange(out, "b t h d -> b t (h d)")
 
 
 def dot_product_attention(
@@ -79,149 +91,160 @@ def _scores(q: jax.Array, k: jax.Array, causal: bool) -> jax.Array:
     scores = jnp.einsum(
         "bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32
     )
-    return _masked(scores) if causal else scores
+    return _causal_mask(scores) if causal else scores
 
 
-def _masked(scores: jax.Array) -> jax.Array:
+def _causal_mask(scores: jax.Array) -> jax.Array:
     """(..., T, T) with -inf where the key comes after the query."""
     return jnp.where(jnp.tri(scores.shape[-1], dtype=bool), scores, -jnp.inf)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def lean_attention(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool = False) -> jax.Array:
-    """:func:`dot_product_attention`, for blocks that run again in the backward pass.
+def recompute_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, causal: bool = False
+) -> jax.Array:
+    """:func:`dot_product_attention` that saves nothing of size T x T for the backward pass.
 
-    Of everything that is T x T that pass keeps nothing: from the output, labelled ``attn``, and the
-    logarithm of each row's sum it works the weights out again, and it never adds up along T x T.
+    The backward pass recomputes the attention weights from q, k and the log-sum-exp of each row of
+    scores. Under remat, ``named`` saves the output and the log-sum-exp (both named ``attn``), so
+    that the forward pass does not run again. No sum runs over T x T.
 
-    A TPU's products take 128 channels, whether or not a head has so many. Where heads have 64, two
-    are taken together, and of keys and values there is a copy for each in which the other's
-    channels are 0: as many products, but nothing has to be laid out anew for 64 channels. As
-    modelled for a v5p and T = 257, forward and backward of h x d = 24 x 64 take 72 us an image
-    instead of 113. A CPU is the slower for all this.
+    A TPU's matrix unit takes 128 channels at a time, even if a head has fewer. Heads of 64 are
+    therefore computed in pairs, with one copy of the keys and values for each head of the pair in
+    which the other head's channels are 0. That is as many products, and saves the relayouts that 64
+    channels need. Modelled for a v5p and T = 257, forward and backward of h x d = 24 x 64 take 72
+    us an image instead of 113. On a CPU it is slower.
     """
-    return _lean_forward(q, k, v, causal)[0]
+    return _recompute_forward(q, k, v, causal)[0]
 
 
-# From here on p counts groups of s heads, c the channels of a group: c = s d.
-def _lean_forward(q, k, v, causal):
-    shape, share = q.shape, _share(*q.shape[2:])
-    q, k, v = (x.reshape(*shape[:2], shape[2] // share, -1) for x in (q, k, v))
-    scores = _group_scores(q, _apart(k, share), causal)
-    largest = scores.max(axis=-1)
-    parts = jnp.exp(scores - largest[..., None])
-    total = parts.sum(axis=-1)
-    weights = (parts / total[..., None]).astype(v.dtype)
-    mixed = jnp.einsum("bspqk,bskpc->bqpc", weights, _apart(v, share))
-    mixed, logs = save_as("attn", mixed), save_as("attn", largest + jnp.log(total))
-    return mixed.reshape(shape), (q, k, v, mixed, logs)
+# Below, g counts groups of s heads, whose c = s * d channels fill the lanes.
+def _recompute_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, causal: bool
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    shape, group = q.shape, heads_per_lanes(*q.shape[2:]) or 1
+    q, k, v = (x.reshape(*shape[:2], shape[2] // group, -1) for x in (q, k, v))
+    scores = _group_scores(q, _head_copies(k, group), causal)
+    row_max = scores.max(axis=-1)
+    exp_scores = jnp.exp(scores - row_max[..., None])
+    row_sum = exp_scores.sum(axis=-1)
+    probs = (exp_scores / row_sum[..., None]).astype(v.dtype)
+    out = jnp.einsum("bsgqk,bskgc->bqgc", probs, _head_copies(v, group))
+    out = checkpoint_name(out, "attn")
+    lse = checkpoint_name(row_max + jnp.log(row_sum), "attn")
+    return out.reshape(shape), (q, k, v, out, lse)
 
 
-def _lean_backward(causal, kept, slope):
-    """The gradients of q, k, v from that of the output, ``slope`` (B, T, h, d)."""
-    q, k, v, mixed, logs = kept
-    shape, share = slope.shape, logs.shape[1]
-    slope = slope.reshape(q.shape)
-    keys, values, queries, slopes = (_apart(x, share) for x in (k, v, q, slope))
-    weights = jnp.exp(_group_scores(q, keys, causal) - logs[..., None])
-    # sum_k weights * (slope v^T): what normalising takes from the gradient of each row's scores
-    taken = (slopes.astype(jnp.float32) * mixed[:, None].astype(jnp.float32)).sum(axis=-1)
-    bent = jnp.einsum("bqpc,bskpc->bspqk", slope, values, preferred_element_type=jnp.float32)
-    bent = (weights * (bent - taken.swapaxes(2, 3)[..., None])).astype(v.dtype)
+def _recompute_backward(
+    causal: bool, residuals: tuple[jax.Array, ...], d_out: jax.Array
+) -> tuple[jax.Array, ...]:
+    """(dq, dk, dv) from d_out, all (B, T, h, d)."""
+    q, k, v, out, lse = residuals
+    shape, group = d_out.shape, lse.shape[1]
+    d_out = d_out.reshape(q.shape)
+    k_copies, v_copies, q_copies, d_out_copies = (_head_copies(x, group) for x in (k, v, q, d_out))
+    probs = jnp.exp(_group_scores(q, k_copies, causal) - lse[..., None])
+    delta = (d_out_copies.astype(jnp.float32) * out[:, None].astype(jnp.float32)).sum(axis=-1)
+    d_probs = jnp.einsum("bqgc,bskgc->bsgqk", d_out, v_copies, preferred_element_type=jnp.float32)
+    d_scores = (probs * (d_probs - delta.swapaxes(2, 3)[..., None])).astype(v.dtype)
     scale = shape[-1] ** -0.5
     gradients = (
-        jnp.einsum("bspqk,bskpc->bqpc", bent, keys) * scale,
-        jnp.einsum("bspqk,bsqpc->bkpc", bent, queries) * scale,
-        jnp.einsum("bspqk,bsqpc->bkpc", weights.astype(v.dtype), slopes),
+        jnp.einsum("bsgqk,bskgc->bqgc", d_scores, k_copies) * scale,
+        jnp.einsum("bsgqk,bsqgc->bkgc", d_scores, q_copies) * scale,
+        jnp.einsum("bsgqk,bsqgc->bkgc", probs.astype(v.dtype), d_out_copies),
     )
     return tuple(x.reshape(shape) for x in gradients)
 
 
-def _share(heads: int, channels: int) -> int:
-    """How many heads are taken together: those that fill a TPU's lanes exactly, else 1."""
-    return heads_together(heads, channels) or 1
-
-
-def _apart(x: jax.Array, share: int) -> jax.Array:
-    """(B, T, p, c) -> (B, s, T, p, c): for each head of a group a copy with only its channels."""
-    if share == 1:
+def _head_copies(x: jax.Array, group: int) -> jax.Array:
+    """(B, T, g, c) -> (B, s, T, g, c): for each head of a group a copy in which the channels of the
+    other heads are 0."""
+    if group == 1:
         return x[:, None]
-    owner = np.arange(x.shape[-1]) // (x.shape[-1] // share)
-    return jnp.stack([jnp.where(owner == head, x, 0) for head in range(share)], axis=1)
+    head_of_channel = np.arange(x.shape[-1]) // (x.shape[-1] // group)
+    copies = [jnp.where(head_of_channel == head, x, 0) for head in range(group)]
+    return jnp.stack(copies, axis=1)
 
 
-def _group_scores(q: jax.Array, keys: jax.Array, causal: bool) -> jax.Array:
-    """:func:`_scores` of (B, T, p, c) and :func:`_apart` of the keys: (B, s, p, Tq, Tk)."""
-    scale = (q.shape[-1] // keys.shape[1]) ** -0.5
-    scores = jnp.einsum("bqpc,bskpc->bspqk", q * scale, keys, preferred_element_type=jnp.float32)
-    return _masked(scores) if causal else scores
+def _group_scores(q: jax.Array, k_copies: jax.Array, causal: bool) -> jax.Array:
+    """:func:`_scores` of (B, T, g, c) and :func:`_head_copies` of the keys: (B, s, g, Tq, Tk)."""
+    scale = (q.shape[-1] // k_copies.shape[1]) ** -0.5
+    scores = jnp.einsum(
+        "bqgc,bskgc->bsgqk", q * scale, k_copies, preferred_element_type=jnp.float32
+    )
+    return _causal_mask(scores) if causal else scores
 
 
-lean_attention.defvjp(_lean_forward, _lean_backward)
+recompute_attention.defvjp(_recompute_forward, _recompute_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def kernel_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, heads: int, causal: bool = False
 ) -> jax.Array:
-    """:func:`lean_attention` over (B, T, h * d), on TPUs by ``attention_kernel.py``; on other
-    devices it is that function."""
+    """Attention over (B, T, h * d): on TPUs the kernels of ``attention_kernel.py``, on other
+    devices :func:`recompute_attention`."""
     return _kernel_forward(q, k, v, heads, causal)[0]
 
 
-def _kernel_forward(q, k, v, heads, causal):
+def _kernel_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, heads: int, causal: bool
+) -> tuple[jax.Array, _QKV]:
     kernel = functools.partial(attention_kernel.forward, heads=heads, causal=causal)
-    lean = functools.partial(_by_heads, lean_attention, heads, causal)
-    return jax.lax.platform_dependent(q, k, v, tpu=kernel, default=lean), (q, k, v)
+    xla = functools.partial(_by_heads, recompute_attention, heads, causal)
+    return jax.lax.platform_dependent(q, k, v, tpu=kernel, default=xla), (q, k, v)
 
 
-def _kernel_backward(heads, causal, kept, slope):
+def _kernel_backward(heads: int, causal: bool, qkv: _QKV, d_out: jax.Array) -> _QKV:
     kernel = functools.partial(attention_kernel.backward, heads=heads, causal=causal)
 
-    def lean(q, k, v, slope):
-        return jax.vjp(functools.partial(_by_heads, lean_attention, heads, causal), q, k, v)[1](
-            slope
-        )
+    def xla(q: jax.Array, k: jax.Array, v: jax.Array, d_out: jax.Array) -> _QKV:
+        attend = functools.partial(_by_heads, recompute_attention, heads, causal)
+        return jax.vjp(attend, q, k, v)[1](d_out)
 
-    return jax.lax.platform_dependent(*kept, slope, tpu=kernel, default=lean)
+    return jax.lax.platform_dependent(*qkv, d_out, tpu=kernel, default=xla)
 
 
 kernel_attention.defvjp(_kernel_forward, _kernel_backward)
 
 
-def _on_shards(c: BlockConfig, images: int, tokens: int) -> Callable | None:
-    """:func:`kernel_attention` of (images, tokens, h * d), on each device of the mesh in force with
-    its own images and heads: the compiler cannot cut a kernel. None where the kernels do not serve:
-    more tokens than they take, or a batch (a few pictures) or heads that do not divide."""
-    axes, ways = batch_cut()
-    parts = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
-    if tokens > attention_kernel.MOST_TOKENS or images % ways or c.heads % parts:
+def _sharded_kernel(
+    c: BlockConfig, images: int, tokens: int
+) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None:
+    """:func:`kernel_attention` of (images, tokens, h * d), which each device of the current mesh
+    runs on its own images and heads: the compiler cannot partition a kernel.
+
+    None where the kernels do not apply: for more tokens than they take, and for a batch (a few
+    pictures) or heads that the shards do not divide.
+    """
+    axes, batch = batch_shards()
+    tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+    if tokens > attention_kernel.MAX_TOKENS or images % batch or c.heads % tensor:
         return None
-    if heads_together(c.heads // parts, c.head_dim) is None:
+    if heads_per_lanes(c.heads // tensor, c.head_dim) is None:
         return None
 
-    def attend(*qkv: jax.Array) -> jax.Array:
-        return kernel_attention(*qkv, c.heads // parts, c.causal)
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return kernel_attention(q, k, v, c.heads // tensor, c.causal)
 
-    if ways * parts == 1:
+    if batch * tensor == 1:
         return attend
-    cut = PartitionSpec(axes, None, "tensor")
-    return jax.shard_map(attend, in_specs=(cut,) * 3, out_specs=cut, check_vma=False)
+    spec = PartitionSpec(axes, None, "tensor")
+    return jax.shard_map(attend, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
 
 
 def cls_attention(config: BlockConfig, block: Mapping[str, Any], x: jax.Array) -> jax.Array:
-    """How one block's CLS token spreads its attention: (B, h, T) float32, rows adding up to 1.
+    """The attention weights of one block's CLS token: (B, h, T) float32, rows add up to 1.
 
-    The block itself keeps no weights, so they are computed again from what entered it. ``block``:
-    its parameters, without the axis of stacked layers. ``x``: (B, T, D), the tokens before its
-    first norm, CLS first.
+    A block does not return its weights, so they are computed again from its input. block: its
+    parameters, without the axis of stacked blocks. x: (B, T, D), the input of the block, CLS first.
     """
     c = config
-    x = layer_norm(c, None).apply({"params": block["norm1"]}, x)
+    normalised: Any = layer_norm(c, None).apply({"params": block["norm1"]}, x)
 
     def heads(name: str, tokens: jax.Array) -> jax.Array:
         layer = dense(c, c.width, None, use_bias=c.qkv_bias)
-        projected = layer.apply({"params": block["attn"][name]}, tokens)
-        return projected.reshape(*tokens.shape[:2], c.heads, c.head_dim)
+        projected: Any = layer.apply({"params": block["attn"][name]}, tokens)
+        return rearrange(projected, "b t (h d) -> b t h d", h=c.heads)
 
-    return attention_weights(heads("q", x[:, :1]), heads("k", x))[:, :, 0]
+    return attention_weights(heads("q", normalised[:, :1]), heads("k", normalised))[:, :, 0]

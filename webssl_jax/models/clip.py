@@ -1,9 +1,9 @@
-"""The image tower of CLIP (Radford et al., arXiv 2103.00020): a ViT and a way into the space that
-images and texts share; and of SigLIP (Zhai et al., arXiv 2303.15343), whose space is that of its
-pooled tokens.
+"""The image tower of CLIP (Radford et al., arXiv 2103.00020): a ViT and a projection into the
+space that images and texts share. And of SigLIP (Zhai et al., arXiv 2303.15343), which has no
+projection: the space is that of its pooled tokens.
 
-Its parameters are ``encoder``, those of a ``ViT`` of the same config, so that everything that takes
-an encoder takes this one, and for CLIP ``projection``.
+Its parameters are ``encoder``, those of a ``ViT`` of the same config, so that all code for encoders
+works with it, and for CLIP ``projection``.
 
 Shape letters: B images, H x W pixels, D width, E embedding.
 """
@@ -15,7 +15,7 @@ import jax
 
 from webssl_jax.models.layers import projection
 from webssl_jax.models.sizes import ViTConfig
-from webssl_jax.models.vit import ViT
+from webssl_jax.models.vit import ViT, ViTOutput
 
 
 class CLIPVision(nn.Module):
@@ -26,9 +26,10 @@ class CLIPVision(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Normalised images (B, H, W, 3) -> (B, E) float32, of any length: CLS after the final
-        norm, projected, or the pooled tokens as they are. ``train`` as in ``ViT``."""
-        cls = ViT(self.config, name="encoder")(images, train=train).cls
+        """Normalised images (B, H, W, 3) -> (B, E) float32, not normalised: the projection of CLS
+        after the final norm, or the pooled tokens. ``train`` as in ``ViT``."""
+        output = ViT(self.config, name="encoder")(images, train=train)
+        assert isinstance(output, ViTOutput)
         if self.config.pooling == "map":
-            return cls
-        return projection(self.config.width, self.embedding)(cls)
+            return output.cls
+        return projection(self.config.width, self.embedding)(output.cls)

@@ -11,18 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from webssl_jax.models import position
 from webssl_jax.models.blocks import block_stack
 from webssl_jax.models.layers import dense, gather_tokens, layer_norm
+from webssl_jax.models.position import Grid, sincos_2d
 from webssl_jax.models.sizes import ViTConfig
 
 
 class MAEDecoder(nn.Module):
-    """Narrow blocks over visible tokens and mask tokens, each at its place; ``config`` is the
+    """Narrow blocks over visible tokens and mask tokens, each at its position. ``config`` is the
     decoder's own.
 
-    Of the config's fields those that speak of tokens' making (registers, mask token, position kind)
-    do not matter: a decoder always has one mask token and fixed sin-cos positions.
+    A decoder always has one mask token, fixed sin-cos positions and no registers, whatever the
+    config says of them.
     """
 
     config: ViTConfig
@@ -32,32 +32,29 @@ class MAEDecoder(nn.Module):
         self,
         cls: jax.Array,
         visible: jax.Array,
-        restore: jax.Array,
-        grid: position.Grid,
+        ids_restore: jax.Array,
+        grid: Grid,
         *,
         train: bool = False,
     ) -> jax.Array:
         """Predicts the pixels of every patch.
 
-        cls (B, D), visible (B, K, D): the encoder's output. restore (B, N): place of each patch in
-        the shuffled order, whose first K are the visible ones (``methods/masking.py``). grid:
-        (rows, columns) of the N patches. Returns (B, N, p * p * 3) float32 in the layout of
-        ``layers.patchify``.
+        cls (B, D), visible (B, K, D): the encoder's output. ids_restore (B, N) int: the index of
+        each patch in the shuffled order, whose first K are the visible ones (MAE's name;
+        ``methods/masking.py``). grid: (rows, columns) of the N patches. Returns (B, N, p * p * 3)
+        float32 in the layout of ``layers.patchify``.
         """
         c = self.config
         b, kept, _ = visible.shape
         x = dense(c, c.width, "embed")(jnp.concatenate([cls[:, None], visible], axis=1))
         cls, visible = x[:, :1], x[:, 1:]
 
-        token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, c.width)).astype(
-            x.dtype
-        )
-        placed = gather_tokens(visible, jnp.minimum(restore, kept - 1))
-        x = jnp.where((restore < kept)[:, :, None], placed, token)
-        positions = position.resize(
-            position.sincos_2d(c.width, c.grid), c.grid, grid, c.position_resize
-        )
-        # the CLS row of the table is zero
+        mask_token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, c.width))
+        mask_token = mask_token.astype(x.dtype)
+        unshuffled = gather_tokens(visible, jnp.minimum(ids_restore, kept - 1))
+        x = jnp.where((ids_restore < kept)[:, :, None], unshuffled, mask_token)
+        positions = c.interpolation.resize(sincos_2d(c.width, c.grid), c.grid, grid)
+        # CLS has position 0
         x = jnp.concatenate([cls, x + jnp.asarray(positions, x.dtype)], axis=1)
 
         (x, _), _ = block_stack(c, train)((x, None), np.zeros(c.depth, int))

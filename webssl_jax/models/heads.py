@@ -1,8 +1,8 @@
 """The projection head of DINO and iBOT (Caron et al., arXiv 2104.14294, appendix C, as DINOv2
 trains it).
 
-An MLP narrows a token to a bottleneck, where it is L2-normalised; the last layer compares it with K
-prototypes. That layer is weight-normed: prototype k is g_k * v_k / |v_k|, and g is trained (DINO v1
+An MLP projects a token to a bottleneck, where it is L2-normalised. The last layer compares it with
+K prototypes and is weight-normalised: prototype k is g_k * v_k / |v_k|, and g is trained (DINO v1
 kept it at 1).
 
 Shape letters: B rows, D width of the encoder, b bottleneck, K prototypes.
@@ -18,12 +18,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from webssl_jax.models.layers import gelu, l2_normalise, uniform
+from webssl_jax.models.init_schemes import uniform
+from webssl_jax.models.layers import gelu, l2_normalise
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-    """``layers`` linear layers of width ``hidden`` between, the last of them ``bottleneck`` wide.
+    """An MLP of ``layers`` linear layers, of width ``hidden`` and the last of width ``bottleneck``,
+    and ``prototypes``.
 
     Raises:
       ValueError: when a field is below 1.
@@ -34,21 +36,24 @@ class HeadConfig:
     hidden: int = 2048
     layers: int = 3
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             if getattr(self, field.name) < 1:
                 raise ValueError(f"{field.name} = {getattr(self, field.name)} must be at least 1")
 
     def flops(self, width: int) -> float:
-        """Floating-point operations of one row of ``width`` channels, forward."""
+        """Floating-point operations of one row of ``width`` channels, forward, two a
+        multiply-add."""
         sizes = [width, *[self.hidden] * (self.layers - 1), self.bottleneck, self.prototypes]
         return 2.0 * sum(a * b for a, b in zip(sizes, sizes[1:]))
 
 
 class Scores(NamedTuple):
-    """Logits that are not multiplied out yet: of all K prototypes, those of a batch may be too many
-    to hold (``methods/prototypes.py``). features: (..., b) float32. kernel: (b, K), whose dtype is
-    that of the product."""
+    """The two factors of the logits, as their product over all K prototypes may not fit in memory
+    (``methods/dino/prototypes.py``).
+
+    features: (..., b) float32. kernel: (b, K); the product takes its dtype.
+    """
 
     features: jax.Array
     kernel: jax.Array
@@ -76,7 +81,7 @@ class Head(nn.Module):
         c = self.config
         for i in range(1, c.layers + 1):
             size = c.hidden if i < c.layers else c.bottleneck
-            init = nn.initializers.normal(0.02)  # its truncation at +-2 never bites
+            init = nn.initializers.normal(0.02)  # the original truncates at +-2, 100 std
             x = nn.Dense(size, dtype=self.dtype, kernel_init=init, name=f"fc{i}")(x)
             x = gelu(x) if i < c.layers else x
         x = l2_normalise(x.astype(jnp.float32), 1e-12)
@@ -85,7 +90,7 @@ class Head(nn.Module):
 
 
 class Prototypes(nn.Module):
-    """The kernel of the weight-normed linear layer without bias; see the module's docstring."""
+    """The kernel of the weight-normalised last layer, which has no bias."""
 
     prototypes: int
     bottleneck: int

@@ -1,21 +1,6 @@
-"""The small parts of a ViT: patches, linear layers with the originals' initial values, MLPs,
-LayerScale.
+"""The small parts of a ViT: patches, linear layers, norms, MLPs, LayerScale.
 
-Initial values (``BlockConfig.init``):
-  mae        xavier-uniform, the fused query-key-value matrix counted as one; biases 0; tokens
-             normal 0.02.
-  dinov2     normal 0.02 (its truncation at +-2 never bites); biases 0; CLS and registers
-             normal 1e-6; mask token 0.
-  clip       PyTorch's defaults: q, k, v as in ``mae``, kernels of the other layers and biases of
-             the MLP uniform +-1/sqrt(inputs), biases of attention 0; CLS and positions
-             normal 1/sqrt(D).
-  clip_text  normal, of std 1/sqrt(D) for q, k, v, 1/sqrt(2 D) for fc1, 1/sqrt(2 D L) where a branch
-             ends (out, fc2), L blocks; biases as in ``clip``.
-  siglip     big_vision's: xavier-uniform, every matrix for itself; biases of the MLP normal 1e-6,
-             others 0; positions and token embeddings normal 1/sqrt(D); the patch kernel normal
-             1/sqrt(inputs), its bias 0.
-The patch bias is otherwise PyTorch's default for a convolution, and but for ``mae`` the patch
-kernel too.
+Initial values are those of the network's scheme (``init_schemes.py``).
 
 Shape letters: B images, H x W pixels, h x w patches, p patch side, T tokens, D width.
 """
@@ -30,13 +15,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
+from einops import rearrange
+from jax import ad_checkpoint
 from jax.sharding import PartitionSpec
 
 from webssl_jax.models.sizes import LANES, BlockConfig, ViTConfig
 
-Initializer = Callable[..., jax.Array]
-Tokens = Any  # (B, T, D), or a tuple of such, one for each size of crop
+# (B, T, D), or a tuple of such, one for each size of crop. Any, as jax.tree.map takes both alike.
+Tokens = Any
 
 BATCH_AXES = ("replica", "fsdp")  # of sharding/mesh.py
 
@@ -44,89 +30,30 @@ BATCH_AXES = ("replica", "fsdp")  # of sharding/mesh.py
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
     """(B, H, W, C) -> (B, h * w, p * p * C): patches row-major, inside a patch pixels row-major,
     channels last."""
-    b, height, width, c = images.shape
-    p = patch_size
-    patches = images.reshape(b, height // p, p, width // p, p, c).transpose(0, 1, 3, 2, 4, 5)
-    return patches.reshape(b, (height // p) * (width // p), p * p * c)
+    return rearrange(images, "b (h p) (w q) c -> b (h w) (p q c)", p=patch_size, q=patch_size)
 
 
 def unpatchify(patches: jax.Array, patch_size: int, grid: tuple[int, int]) -> jax.Array:
     """Inverse of :func:`patchify`: (B, h * w, p * p * C) with ``grid`` = (h, w) -> (B, H, W, C)."""
-    (h, w), p = grid, patch_size
-    pixels = patches.reshape(patches.shape[0], h, w, p, p, -1).transpose(0, 1, 3, 2, 4, 5)
-    return pixels.reshape(patches.shape[0], h * p, w * p, -1)
+    h, w = grid
+    return rearrange(
+        patches, "b (h w) (p q c) -> b (h p) (w q) c", h=h, w=w, p=patch_size, q=patch_size
+    )
 
 
 def gather_tokens(tokens: jax.Array, index: jax.Array) -> jax.Array:
     """``tokens[b, index[b, k]]``: (B, N, ...) and (B, K) -> (B, K, ...). Every index must lie in
-    0..N - 1: jax would else look at all of the result once more, to fill in for those outside."""
+    0..N - 1: for indices outside, jax would need a second pass over the result to fill them in."""
     index = jnp.expand_dims(index, range(2, tokens.ndim))
     return jnp.take_along_axis(tokens, index, axis=1, mode="promise_in_bounds")
-
-
-def uniform(limit: float) -> Initializer:
-    """Uniform in [-limit, limit)."""
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
-        key, shape, dtype, -limit, limit
-    )
-
-
-def kernel_init(config: BlockConfig, fused: int = 1, name: str | None = None) -> Initializer:
-    """For the (in, out) kernel of the layer ``name``, which the originals store as one of ``fused``
-    equal parts of a larger matrix."""
-    if config.init == "dinov2":
-        return nn.initializers.normal(0.02)
-    if config.init == "clip_text":
-        variances = {"fc1": 2, "out": 2 * config.depth, "fc2": 2 * config.depth}
-        return nn.initializers.normal((variances.get(name, 1) * config.width) ** -0.5)
-    if config.init == "clip" and name not in ("q", "k", "v"):
-        return lambda key, shape, dtype=jnp.float32: uniform(shape[0] ** -0.5)(key, shape, dtype)
-
-    if config.init == "siglip":
-        fused = 1
-
-    def xavier(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-        return uniform(math.sqrt(6 / (shape[0] + fused * shape[1])))(key, shape, dtype)
-
-    return xavier
-
-
-def bias_init(config: BlockConfig, name: str | None) -> Initializer:
-    """For the bias of the layer ``name``."""
-    if config.init in ("clip", "clip_text"):
-        if name in ("fc1", "w1", "w2"):
-            return uniform(config.width**-0.5)
-        if name in ("fc2", "w3"):
-            return uniform(config.hidden**-0.5)
-    if config.init == "siglip" and name in ("fc1", "fc2"):
-        return nn.initializers.normal(1e-6)
-    return nn.initializers.zeros
-
-
-def token_init(config: ViTConfig) -> Initializer:
-    """For CLS and register tokens."""
-    stds = {"mae": 0.02, "clip": config.width**-0.5}
-    return nn.initializers.normal(stds.get(config.init, 1e-6))
-
-
-def position_init(config: ViTConfig) -> Initializer:
-    """For a learned table of positions."""
-    own = config.init in ("clip", "siglip")
-    return nn.initializers.normal(config.width**-0.5 if own else 0.02)
 
 
 class Linear(nn.Module):
     """A linear layer: float32 parameters, computed in ``config.dtype``.
 
-    ``gain`` (features,) multiplies the output, channel by channel. It goes into the kernel and the
-    bias instead, which is the same, costs nothing beside the product, and leaves the backward pass
-    without need of the output: the gain's gradient follows from the kernel's.
-
-    ``x`` may have more channels than the kernel's ``inputs``, and more than ``features`` may be
-    wanted (``columns``): the kernel is filled up with zeros; see :func:`whole_lanes`.
-
-    ``x`` may be several arrays, whose weights are then gathered and whose gradients are summed over
-    the devices once.
+    fused: the original stores the kernel as one of that many equal parts of a larger matrix.
+    inputs: rows of the kernel, where ``x`` was padded with zeros to more channels.
+    padded_features: pad the output with zeros to that many channels; see :func:`pad_to_lanes`.
     """
 
     config: BlockConfig
@@ -134,27 +61,34 @@ class Linear(nn.Module):
     fused: int = 1
     use_bias: bool = True
     inputs: int | None = None
-    columns: int | None = None
+    padded_features: int | None = None
 
     @nn.compact
-    def __call__(self, x: Tokens, gain: jax.Array | None = None) -> Tokens:
-        """(..., inputs) -> (..., features)."""
-        c = self.config
-        init = kernel_init(c, self.fused, self.name)
+    def __call__(self, x: Tokens, layer_scale: jax.Array | None = None) -> Tokens:
+        """(..., inputs) -> (..., features).
+
+        ``x`` may be several arrays: weights are then gathered over the devices, and their gradients
+        summed, once for all.
+
+        layer_scale: (features,), multiplies the output by channel. Kernel and bias are multiplied
+        instead, which is the same and costs almost nothing. Its gradient follows from the kernel's,
+        so the backward pass does not need the output.
+        """
+        c, init = self.config, self.config.init_scheme
         channels = jax.tree.leaves(x)[0].shape[-1]
-        inputs, columns = self.inputs or channels, self.columns or self.features
-        kernel = self.param("kernel", init, (inputs, self.features))
+        inputs, columns = self.inputs or channels, self.padded_features or self.features
+        kernel = self.param("kernel", init.kernel(self.name, self.fused), (inputs, self.features))
         bias = None
         if self.use_bias:
-            bias = self.param("bias", bias_init(c, self.name), (self.features,))
-        if gain is not None:
-            kernel = kernel * gain
-            bias = None if bias is None else bias * gain
-        kernel = _filled_up(kernel.astype(c.dtype), (channels, columns))
+            bias = self.param("bias", init.bias(self.name, inputs), (self.features,))
+        if layer_scale is not None:
+            kernel = kernel * layer_scale
+            bias = None if bias is None else bias * layer_scale
+        kernel = _zero_pad(kernel.astype(c.dtype), (channels, columns))
         y = jax.tree.map(lambda rows: jnp.matmul(rows.astype(c.dtype), kernel), x)
         if bias is None:
             return y
-        bias = _filled_up(bias.astype(c.dtype), (columns,))
+        bias = _zero_pad(bias.astype(c.dtype), (columns,))
         return jax.tree.map(lambda rows: rows + bias, y)
 
 
@@ -165,15 +99,15 @@ def dense(
     return Linear(config, features, fused, use_bias, name=name)
 
 
-def _filled_up(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _zero_pad(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """``x`` with zeros after it on every axis, up to ``shape``."""
     if x.shape == shape:
         return x
     return jnp.pad(x, [(0, size - own) for size, own in zip(shape, x.shape, strict=True)])
 
 
-def whole_lanes(channels: int) -> int:
-    """``channels`` rounded up to a multiple of a TPU's lanes, where that is little more.
+def pad_to_lanes(channels: int) -> int:
+    """``channels`` rounded up to a multiple of a TPU's 128 lanes, where that adds little.
 
     The TPU compiler sums a gradient of the 7B's (4096, 10928) over 16 chips by an all-reduce, of
     (4096, 11008) by a reduce-scatter, which sends half the bytes; the cycles are the same.
@@ -182,9 +116,9 @@ def whole_lanes(channels: int) -> int:
 
 
 def projection(inputs: int, embedding: int, use_bias: bool = False) -> nn.Dense:
-    """CLIP's way from ``inputs`` channels of a tower into the space of images and texts: a matrix,
-    normal 1/sqrt(inputs). In float32 throughout: it costs nothing beside a tower, and the loss
-    compares all pairs of what comes out."""
+    """CLIP's linear projection from ``inputs`` channels of a tower into the embedding space that
+    images and texts share; the kernel begins as normal 1/sqrt(inputs). Computed in float32: it is
+    cheap beside a tower, and the loss compares all pairs of its outputs."""
     return nn.Dense(
         embedding,
         use_bias=use_bias,
@@ -195,30 +129,31 @@ def projection(inputs: int, embedding: int, use_bias: bool = False) -> nn.Dense:
 
 
 def layer_norm(config: BlockConfig, name: str | None, dtype: str | None = None) -> nn.LayerNorm:
-    """Statistics in float32, in two passes: E[x^2] - E[x]^2 cancels where activations have large
-    means."""
+    """LayerNorm with statistics in float32, in two passes: E[x^2] - E[x]^2 loses all digits where
+    activations have large means."""
     return nn.LayerNorm(
         config.norm_eps, dtype=dtype or config.dtype, use_fast_variance=False, name=name
     )
 
 
-def batch_cut() -> tuple[tuple[str, ...], int]:
-    """The axes over which the mesh in force cuts a batch, and into how many parts; (), 1 where it
-    cuts none or there is no mesh."""
+def batch_shards() -> tuple[tuple[str, ...], int]:
+    """The axes over which the current mesh shards a batch, and into how many shards; (), 1 where it
+    does not, or where there is no mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(axis for axis in BATCH_AXES if mesh.shape.get(axis, 1) > 1)
     return axes, math.prod(mesh.shape[axis] for axis in axes)
 
 
 def on_batch(x: jax.Array) -> jax.Array:
-    """Pins activations (B, ...) to be cut over images only, where a mesh is in force.
+    """Constrains activations (B, ...) to be sharded over the batch only, under a mesh.
 
-    The batch and one axis of every weight both lie on ``fsdp``. Left alone, the compiler may gather
-    the activations of the whole batch instead of one layer's weights: for the 300m at batch 4096 on
-    eight chips that took 19 GB a chip. A batch that does not divide (a few pictures) is left alone.
+    The batch and one axis of every weight are both sharded over ``fsdp``. Without the constraint
+    the compiler may gather the activations of the whole batch instead of one layer's weights: for
+    the 300m at batch 4096 on eight chips that took 19 GB a chip. A batch that the shards do not
+    divide (a few pictures) is left as it is.
     """
-    axes, ways = batch_cut()
-    if not axes or x.shape[0] % ways:
+    axes, shards = batch_shards()
+    if not axes or x.shape[0] % shards:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
 
@@ -228,61 +163,57 @@ def l2_normalise(x: jax.Array, eps: float) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), eps * eps))
 
 
-def save_as(name: str, x: Tokens) -> Tokens:
-    """``x``, labelled for the ``named`` remat policy of ``blocks.py``, which keeps labelled
-    arrays."""
-    return jax.tree.map(lambda array: checkpoint_name(array, name), x)
+def checkpoint_name(x: Tokens, name: str) -> Tokens:
+    """jax's ``checkpoint_name`` for one or several arrays: names them for the ``named`` remat
+    policy of ``blocks.py``, which saves named arrays."""
+    return jax.tree.map(lambda array: ad_checkpoint.checkpoint_name(array, name), x)
 
 
 class PatchEmbed(nn.Module):
-    """A convolution with stride = kernel = p, as one matrix product over patches that are already
-    cut out.
-
-    Cutting first lets MAE embed only the patches it keeps.
-    """
+    """A convolution with stride = kernel size = p, as one matrix product over patches from
+    :func:`patchify`. So MAE embeds only the patches that it keeps."""
 
     config: ViTConfig
 
     @nn.compact
     def __call__(self, patches: jax.Array) -> jax.Array:
-        """(B, N, p * p * 3) from :func:`patchify` -> (B, N, D)."""
-        c = self.config
-        fan_in = c.patch_size**2 * 3
-        torch_default = 1 / math.sqrt(fan_in)
-        limit = math.sqrt(6 / (fan_in + c.width)) if c.init == "mae" else torch_default
-        init = nn.initializers.lecun_normal() if c.init == "siglip" else uniform(limit)
-        kernel = self.param("kernel", init, (c.patch_size, c.patch_size, 3, c.width))
+        """(B, N, p * p * 3) -> (B, N, D)."""
+        c, init = self.config, self.config.init_scheme
+        p, inputs = c.patch_size, c.patch_size**2 * 3
+        kernel = self.param("kernel", init.patch_kernel(inputs), (p, p, 3, c.width))
         patches, kernel = nn.dtypes.promote_dtype(patches, kernel, dtype=c.dtype)
-        embedded = patches @ kernel.reshape(fan_in, c.width)
+        embedded = patches @ rearrange(kernel, "p q c d -> (p q c) d")
         if not c.patch_bias:
             return embedded
-        init = nn.initializers.zeros if c.init == "siglip" else uniform(torch_default)
-        bias = self.param("bias", init, (c.width,))
+        bias = self.param("bias", init.patch_bias(inputs), (c.width,))
         return embedded + bias.astype(c.dtype)
 
 
-def _keeping_slope(value_and_slope: Callable[[jax.Array], tuple[jax.Array, jax.Array]]):
-    """The activation of which ``value_and_slope`` gives both, in float32. The backward pass keeps
-    one array, the slope, where autodiff would keep three."""
+_ValueAndDerivative = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
-    def both(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        value, slope = value_and_slope(x.astype(jnp.float32))
-        return value.astype(x.dtype), slope.astype(x.dtype)
+
+def _saving_derivative(function: _ValueAndDerivative) -> Callable[[jax.Array], jax.Array]:
+    """The activation of which ``function`` gives value and derivative, in float32. The backward
+    pass saves one array, the derivative, where autodiff would save three."""
+
+    def in_float32(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        value, derivative = function(x.astype(jnp.float32))
+        return value.astype(x.dtype), derivative.astype(x.dtype)
 
     @jax.custom_jvp
-    @functools.wraps(value_and_slope)
+    @functools.wraps(function)
     def activation(x: jax.Array) -> jax.Array:
-        return both(x)[0]
+        return in_float32(x)[0]
 
     @activation.defjvp
-    def _(primals, tangents):
-        value, slope = both(*primals)
-        return value, slope * tangents[0]
+    def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+        value, derivative = in_float32(*primals)
+        return value, derivative * tangents[0]
 
     return activation
 
 
-@_keeping_slope
+@_saving_derivative
 def gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """x * Phi(x) with the exact normal distribution function Phi, evaluated in float32."""
     phi = 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
@@ -290,14 +221,7 @@ def gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return x * phi, phi + x * density
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False)
-def gated(gate: jax.Array, x: jax.Array) -> jax.Array:
-    """silu(gate) * x. The backward pass keeps the two and works the rest out again, where autodiff
-    would keep three arrays more."""
-    return nn.silu(gate) * x
-
-
-@_keeping_slope
+@_saving_derivative
 def quick_gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """x * sigmoid(1.702 x), CLIP's approximation of GELU, evaluated in float32."""
     gate = jax.nn.sigmoid(1.702 * x)
@@ -306,41 +230,51 @@ def quick_gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def gelu_tanh(x: jax.Array) -> jax.Array:
-    """GELU's tanh form (SigLIP), evaluated in float32. The backward pass keeps ``x`` alone."""
+    """GELU's tanh form (SigLIP), evaluated in float32. The backward pass saves ``x`` alone."""
     return nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def swiglu(gate: jax.Array, x: jax.Array) -> jax.Array:
+    """silu(gate) * x (Shazeer, arXiv 2002.05202). The backward pass saves the two inputs and
+    recomputes the rest, where autodiff would save three arrays more."""
+    return nn.silu(gate) * x
+
+
+_ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu, "gelu_tanh": gelu_tanh}
+
+
 class Mlp(nn.Module):
-    """fc2(activation(fc1(x))), or with SwiGLU w3(silu(x w1) * (x w2)). What the first layers put
-    out bears the name ``mlp``. ``gain`` as of :class:`Linear`, of the output."""
+    """fc2(activation(fc1(x))), or with SwiGLU w3(silu(x w1) * (x w2)). The outputs of the first
+    layers are named ``mlp`` for remat."""
 
     config: BlockConfig
 
     @nn.compact
-    def __call__(self, x: Tokens, gain: jax.Array | None = None) -> Tokens:
+    def __call__(self, x: Tokens, layer_scale: jax.Array | None = None) -> Tokens:
+        """(B, T, D) -> (B, T, D). layer_scale: as in :class:`Linear`, of the output."""
         c = self.config
         if c.mlp == "swiglu":
-            columns = whole_lanes(c.hidden)  # those beyond are 0 throughout
+            padded = pad_to_lanes(c.hidden)  # the added channels are 0 throughout
 
-            def opening(name: str) -> Tokens:
-                return save_as("mlp", Linear(c, c.hidden, 2, columns=columns, name=name)(x))
+            def first_layer(name: str) -> Tokens:
+                layer = Linear(c, c.hidden, fused=2, padded_features=padded, name=name)
+                return checkpoint_name(layer(x), "mlp")
 
-            hidden = jax.tree.map(gated, opening("w1"), opening("w2"))
-            return Linear(c, c.width, inputs=c.hidden, name="w3")(hidden, gain)
-        hidden = save_as("mlp", dense(c, c.hidden, "fc1")(x))
-        activation = {"quick_gelu": quick_gelu, "gelu_tanh": gelu_tanh}.get(c.mlp, gelu)
-        return dense(c, c.width, "fc2")(jax.tree.map(activation, hidden), gain)
+            hidden = jax.tree.map(swiglu, first_layer("w1"), first_layer("w2"))
+            return Linear(c, c.width, inputs=c.hidden, name="w3")(hidden, layer_scale)
+        hidden = checkpoint_name(dense(c, c.hidden, "fc1")(x), "mlp")
+        return dense(c, c.width, "fc2")(jax.tree.map(_ACTIVATIONS[c.mlp], hidden), layer_scale)
 
 
 class LayerScale(nn.Module):
-    """A learned factor per channel on a residual branch (CaiT, arXiv 2103.17239); the last layer of
-    the branch multiplies it in (:class:`Linear`)."""
+    """A learned factor per channel on a residual branch (CaiT, arXiv 2103.17239). The last layer of
+    the branch multiplies by it (:class:`Linear`)."""
 
-    config: BlockConfig
+    width: int
+    initial: float
 
     @nn.compact
     def __call__(self) -> jax.Array:
-        """(D,)."""
-        return self.param(
-            "gamma", nn.initializers.constant(self.config.layer_scale), (self.config.width,)
-        )
+        """(D,) float32."""
+        return self.param("gamma", nn.initializers.constant(self.initial), (self.width,))

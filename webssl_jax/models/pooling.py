@@ -1,10 +1,9 @@
-"""Attention pooling (MAP; Lee et al., arXiv 1810.00825, as in Zhai et al., arXiv 2106.04560):
-SigLIP's way from tokens to one vector, in place of a CLS token.
+"""Multi-head attention pooling (MAP; Lee et al., arXiv 1810.00825, as in Zhai et al., arXiv
+2106.04560): SigLIP's way from tokens to one vector, in place of a CLS token.
 
-A learned query, the probe, attends to all tokens; what it finds, without a residual, is what an
-MLP, with a norm before it, adds to.
+A learned query, the probe, attends to all tokens. A pre-norm MLP with a residual follows.
 
-Shape letters: B images, T tokens, D width, h heads.
+Shape letters: B images, T tokens, D width, h heads, d channels a head.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from webssl_jax.models.attention import attention_weights, dot_product_attention
 from webssl_jax.models.layers import Mlp, dense, layer_norm
@@ -30,9 +30,9 @@ class AttentionPool(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, c.width))
-        found = ProbeAttention(c, name="attn")(probe, x)
-        found = found + Mlp(c, name="mlp")(layer_norm(c, "norm")(found))
-        return found[:, 0].astype(jnp.float32)
+        pooled = ProbeAttention(c, name="attn")(probe, x)
+        pooled = pooled + Mlp(c, name="mlp")(layer_norm(c, "norm")(pooled))
+        return pooled[:, 0].astype(jnp.float32)
 
 
 class ProbeAttention(nn.Module):
@@ -45,24 +45,21 @@ class ProbeAttention(nn.Module):
         c = self.config
 
         def heads(name: str, tokens: jax.Array) -> jax.Array:
-            return _heads(c, dense(c, c.width, name)(tokens))
+            return rearrange(dense(c, c.width, name)(tokens), "b t (h d) -> b t h d", h=c.heads)
 
         q = jnp.broadcast_to(heads("q", probe), (x.shape[0], 1, c.heads, c.head_dim))
-        mixed = dot_product_attention(q, heads("k", x), heads("v", x))
-        return dense(c, c.width, "out")(mixed.reshape(x.shape[0], 1, c.width))
+        out = dot_product_attention(q, heads("k", x), heads("v", x))
+        return dense(c, c.width, "out")(rearrange(out, "b t h d -> b t (h d)"))
 
 
 def pool_attention(config: ViTConfig, pool: Mapping[str, Any], x: jax.Array) -> jax.Array:
-    """How the probe spreads its attention: (B, h, T) float32, rows adding up to 1. ``pool``: the
-    parameters of :class:`AttentionPool`. x: (B, T, D), what goes into it."""
+    """The attention weights of the probe: (B, h, T) float32, rows add up to 1. pool: the parameters
+    of :class:`AttentionPool`. x: (B, T, D), its input."""
+    c = config
 
     def heads(name: str, tokens: jax.Array) -> jax.Array:
-        layer = dense(config, config.width, None)
-        return _heads(config, layer.apply({"params": pool["attn"][name]}, tokens))
+        projected: Any = dense(c, c.width, None).apply({"params": pool["attn"][name]}, tokens)
+        return rearrange(projected, "b t (h d) -> b t h d", h=c.heads)
 
-    q = jnp.broadcast_to(heads("q", pool["probe"]), (x.shape[0], 1, config.heads, config.head_dim))
+    q = jnp.broadcast_to(heads("q", pool["probe"]), (x.shape[0], 1, c.heads, c.head_dim))
     return attention_weights(q, heads("k", x))[:, :, 0]
-
-
-def _heads(c: ViTConfig, x: jax.Array) -> jax.Array:
-    return x.reshape(*x.shape[:2], c.heads, c.head_dim)

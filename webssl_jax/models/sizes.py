@@ -1,9 +1,9 @@
-"""What transformers and ViTs are made of, and the sizes of the Web-SSL paper (arXiv 2504.01017,
+"""Configurations of transformers and ViTs, and the sizes of the Web-SSL paper (arXiv 2504.01017,
 Table 1) by name.
 
-Web-DINO: patch 14, SwiGLU, LayerScale, learned positions, a mask token (DINOv2's own block).
+Web-DINO: patch 14, SwiGLU, LayerScale, learned positions, a mask token (DINOv2's block).
 Web-MAE: GELU MLP of 4 x width, fixed sin-cos positions, patch 14 (300m: 16), no LayerScale.
-``tiny`` and ``micro`` are twins of both families for laptops and tests.
+``micro`` and ``tiny`` are small versions of both families for laptops and tests.
 """
 
 from __future__ import annotations
@@ -15,44 +15,48 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from webssl_jax.models import position
+from webssl_jax.models.init_schemes import INIT_SCHEMES, InitScheme
+from webssl_jax.models.position import INTERPOLATIONS, POSITIONS, Grid, Interpolation, Position
+
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_Config = typing.TypeVar("_Config", bound="DataclassInstance")
 
 MLPS = ("gelu", "quick_gelu", "gelu_tanh", "swiglu")
-POSITIONS = ("learned", "sincos")
-INITS = ("mae", "dinov2", "clip", "clip_text", "siglip")
 POOLINGS = ("cls", "map")
 DTYPES = ("bfloat16", "float32")
 REMATS = ("none", "full", "dots", "named")
 ATTENTIONS = ("xla", "pallas")
-LANES = 128  # channels that a TPU's products take at a time
+LANES = 128  # of a TPU: channels that its matrix unit takes at a time
 
 
-def heads_together(heads: int, channels: int) -> int | None:
-    """How many heads of ``channels`` are taken at a time on TPUs: those that fill whole lanes,
-    None where no number of them does."""
-    if channels % LANES == 0:
+def heads_per_lanes(heads: int, head_dim: int) -> int | None:
+    """How many of ``heads`` are computed together on TPUs, because they fill the lanes exactly;
+    None where no number does."""
+    if head_dim % LANES == 0:
         return 1
-    share = LANES // channels
-    return share if share * channels == LANES and heads % share == 0 else None
+    group = LANES // head_dim
+    return group if group * head_dim == LANES and heads % group == 0 else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockConfig:
     """A stack of transformer blocks. Widths are in channels.
 
-    mlp: two layers with the exact GELU, with CLIP's x * sigmoid(1.702 x) or with GELU's tanh form
-      between, or ``swiglu``.
-    mlp_hidden: hidden width; ``None`` takes the originals' rule (``hidden`` below).
+    mlp: two layers with ``gelu`` (exact), ``quick_gelu`` (CLIP's x * sigmoid(1.702 x)) or
+      ``gelu_tanh`` between them, or ``swiglu``.
+    mlp_hidden: hidden width; ``None`` takes the originals' rule (:attr:`hidden`).
     layer_scale: initial gamma, ``None`` for no LayerScale.
-    drop_path: rate of the batch-subset stochastic depth, the same in every block (``blocks.py``).
-    drop_path_group: images that draw their subset together, ``None`` for the whole batch. The
-      originals draw per device; naming the group keeps the result independent of the mesh.
+    drop_path: rate of stochastic depth, the same in every block (``blocks.py``).
+    drop_path_group: images from which one subset is drawn, ``None`` for the whole batch. The
+      originals draw per device; a fixed group keeps the result independent of the mesh.
     init: ``mae`` (xavier), ``dinov2`` (normal 0.02), ``clip``, ``clip_text`` or ``siglip``; see
-      ``layers.py``.
-    dtype: of the computation. Parameters and outputs are float32 always.
+      ``init_schemes.py``.
+    dtype: of the computation. Parameters and outputs are always float32.
     remat: what the backward pass recomputes; see ``blocks.py``.
-    attention: ``xla``, or ``pallas`` for our own kernels on TPUs (``attention_kernel.py``), of up
-      to 768 tokens; the same result either way.
+    attention: ``xla``, or ``pallas`` for our own TPU kernels of up to 768 tokens
+      (``attention_kernel.py``); the result is the same.
 
     Raises:
       ValueError: when a field is out of range or two do not fit; one line.
@@ -73,17 +77,16 @@ class BlockConfig:
     remat: str = "none"
     attention: str = "xla"
 
-    # whether a token sees only itself and those before it: a field of text towers
-    causal: typing.ClassVar[bool] = False
-
-    def __post_init__(self):
-        self._check_words(mlp=MLPS, init=INITS, dtype=DTYPES, remat=REMATS, attention=ATTENTIONS)
-        self._check_counts("width", "depth", "heads", "mlp_hidden", "drop_path_group")
+    def __post_init__(self) -> None:
+        self._check_choices(
+            mlp=MLPS, init=tuple(INIT_SCHEMES), dtype=DTYPES, remat=REMATS, attention=ATTENTIONS
+        )
+        self._check_positive("width", "depth", "heads", "mlp_hidden", "drop_path_group")
         if self.norm_eps <= 0:
             raise ValueError(f"norm_eps = {self.norm_eps} must be positive")
         if self.width % self.heads:
             raise ValueError(f"width = {self.width} does not divide into heads = {self.heads}")
-        if self.attention == "pallas" and heads_together(self.heads, self.head_dim) is None:
+        if self.attention == "pallas" and heads_per_lanes(self.heads, self.head_dim) is None:
             raise ValueError(
                 "attention = 'pallas' takes heads that fill 128 channels together, not "
                 f"{self.heads} of {self.head_dim}; use 'xla'"
@@ -91,14 +94,14 @@ class BlockConfig:
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"drop_path = {self.drop_path} must lie in [0, 1)")
 
-    def _check_words(self, **fields: tuple[str, ...]) -> None:
+    def _check_choices(self, **fields: tuple[str, ...]) -> None:
         for field, known in fields.items():
             if getattr(self, field) not in known:
                 raise ValueError(
                     f"{field} = {getattr(self, field)!r} is not one of {', '.join(known)}"
                 )
 
-    def _check_counts(self, *fields: str) -> None:
+    def _check_positive(self, *fields: str) -> None:
         for field in fields:
             value = getattr(self, field)
             if value is not None and value < 1:
@@ -106,8 +109,8 @@ class BlockConfig:
 
     @property
     def hidden(self) -> int:
-        """Hidden width of the MLP: 4 x width, or for SwiGLU 2/3 of that rounded up to a multiple of
-        8 (DINOv2)."""
+        """Hidden width of the MLP: 4 x width; for SwiGLU 2/3 of that, rounded up to a multiple of 8
+        (DINOv2)."""
         if self.mlp_hidden is not None:
             return self.mlp_hidden
         if self.mlp == "swiglu":
@@ -115,8 +118,19 @@ class BlockConfig:
         return 4 * self.width
 
     @property
+    def causal(self) -> bool:
+        """Whether a token attends only to itself and to earlier tokens."""
+        return False
+
+    @property
     def head_dim(self) -> int:
+        """Channels of one head."""
         return self.width // self.heads
+
+    @property
+    def init_scheme(self) -> InitScheme:
+        """The initialisers that ``init`` names."""
+        return INIT_SCHEMES[self.init](self.width, self.depth)
 
     def block_flops(self, tokens: int) -> float:
         """Floating-point operations of all blocks, forward, for one sequence of ``tokens``: the
@@ -132,14 +146,15 @@ class BlockConfig:
 class ViTConfig(BlockConfig):
     """One vision transformer. Lengths of images and patches are in pixels.
 
-    patch_bias: whether the patch embedding has one; CLIP's has none.
-    position: ``learned`` (a parameter, CLS included) or ``sincos`` (fixed, MAE's table, never a
-      parameter).
-    position_resize: how the table follows another image size; see ``position.py``.
-    mask_token: whether masked patches can be replaced by a learned token (iBOT).
+    patch_bias: whether the patch embedding has a bias; CLIP's has none.
+    position: ``learned`` (a parameter, CLS included) or ``sincos`` (MAE's fixed table, no
+      parameter); see ``position.py``.
+    position_resize: how the position table is resized for another image size; see ``position.py``.
+    num_registers: register tokens (Darcet et al., arXiv 2309.16588).
+    mask_token: whether a learned token can replace masked patches (iBOT).
     pre_norm: a LayerNorm of all tokens before the first block (CLIP).
-    pooling: ``cls``, a token of its own stands for the image; ``map``, there is none, and attention
-      pooling of all others takes its place (SigLIP; ``pooling.py``).
+    pooling: ``cls``, the output of a CLS token stands for the image; ``map``, there is no CLS token
+      but attention pooling of all tokens (SigLIP; ``pooling.py``).
 
     Raises:
       ValueError: when a field is out of range or two do not fit; one line.
@@ -155,15 +170,14 @@ class ViTConfig(BlockConfig):
     pre_norm: bool = False
     pooling: str = "cls"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_words(position=POSITIONS, position_resize=tuple(position.MODES))
-        self._check_words(pooling=POOLINGS)
-        self._check_counts("patch_size", "image_size")
+        self._check_choices(position=tuple(POSITIONS), position_resize=tuple(INTERPOLATIONS))
+        self._check_choices(pooling=POOLINGS)
+        self._check_positive("patch_size", "image_size")
         if self.num_registers < 0:
             raise ValueError(f"num_registers = {self.num_registers} must be zero or positive")
-        if self.position == "sincos" and self.width % 4:
-            raise ValueError(f"width = {self.width} must be a multiple of 4 for sincos positions")
+        _ = self.position_scheme  # checks its own fields
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size = {self.image_size} is not a multiple of patch_size = "
@@ -171,7 +185,7 @@ class ViTConfig(BlockConfig):
             )
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def grid(self) -> Grid:
         """Patches (rows, columns) at the config's own image size."""
         return (self.image_size // self.patch_size,) * 2
 
@@ -184,7 +198,18 @@ class ViTConfig(BlockConfig):
         """Rows of a learned table: the CLS token's, where there is one, and the patches'."""
         return (self.pooling == "cls") + self.num_patches
 
-    def grid_of(self, height: int, width: int) -> tuple[int, int]:
+    @property
+    def interpolation(self) -> Interpolation:
+        """The rule that ``position_resize`` names."""
+        return INTERPOLATIONS[self.position_resize]
+
+    @property
+    def position_scheme(self) -> Position:
+        """The positions that ``position`` names."""
+        cls_rows = self.num_positions - self.num_patches
+        return POSITIONS[self.position](self.width, self.grid, cls_rows, self.interpolation)
+
+    def grid_of(self, height: int, width: int) -> Grid:
         """Patches (rows, columns) of an image of ``height`` x ``width`` pixels.
 
         Raises:
@@ -198,7 +223,7 @@ class ViTConfig(BlockConfig):
         return height // self.patch_size, width // self.patch_size
 
 
-# name: (width, depth, heads). Twins follow the same rules at sizes that a CPU trains.
+# name: (width, depth, heads)
 _SHAPES = {
     "300m": (1024, 24, 16),
     "700m": (1280, 32, 16),
@@ -208,7 +233,8 @@ _SHAPES = {
     "5b": (3584, 32, 28),
     "7b": (4096, 32, 32),
 }
-_TWINS: dict[str, dict[str, Any]] = {
+# Small enough to train on a CPU.
+_SMALL: dict[str, dict[str, Any]] = {
     "micro": dict(width=32, depth=2, heads=2, patch_size=8, image_size=32),
     "tiny": dict(width=128, depth=6, heads=4, patch_size=8, image_size=48),
 }
@@ -246,7 +272,7 @@ def web_mae(size: str, **overrides: Any) -> ViTConfig:
 
 
 def build(fields: Mapping[str, Any]) -> ViTConfig:
-    """``ViTConfig(**fields)``, complaining about a wrong or missing field in one line for people.
+    """``ViTConfig(**fields)``, with errors in one line for people.
 
     Raises:
       ValueError: for an unknown or missing field, a value of another type than the field's, or
@@ -255,14 +281,13 @@ def build(fields: Mapping[str, Any]) -> ViTConfig:
     return construct(ViTConfig, fields, "a ViT")
 
 
-def construct(cls: type, fields: Mapping[str, Any], what: str) -> Any:
-    """``cls(**fields)`` for a dataclass of int, float, bool, str, tuple and dataclass fields, ``|
-    None`` included. A list, as JSON gives it, is taken as a tuple.
+def construct(cls: type[_Config], fields: Mapping[str, Any], what: str) -> _Config:
+    """``cls(**fields)`` for a dataclass whose fields are int, float, bool, str, tuple or dataclass,
+    or None. A list, as JSON gives it, is taken as a tuple. ``what`` names the object in errors.
 
     Raises:
-      ValueError: one line that says of ``what``: an unknown or missing field, a value that is not
-        of the field's annotated type (an int is a float, a bool is no int), or what ``cls`` itself
-        finds wrong.
+      ValueError: one line: an unknown or missing field, a value that is not of the field's
+        annotated type (an int is a float, a bool is no int), or an error of ``cls`` itself.
     """
     known = {field.name: field for field in dataclasses.fields(cls)}
     for name in fields:
@@ -277,20 +302,20 @@ def construct(cls: type, fields: Mapping[str, Any], what: str) -> Any:
     hints = typing.get_type_hints(cls)
     fields = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
     for name, value in fields.items():
-        if not _is_a(value, hints[name]):
-            raise ValueError(f"{what}: {name} = {value!r} must be {_words(hints[name])}")
+        if not _is_instance(value, hints[name]):
+            raise ValueError(f"{what}: {name} = {value!r} must be {_type_in_words(hints[name])}")
     try:
         return cls(**fields)
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
 
 
-def _is_a(value: Any, hint: Any) -> bool:
+def _is_instance(value: Any, hint: Any) -> bool:
     if isinstance(hint, types.UnionType):
-        return any(_is_a(value, option) for option in typing.get_args(hint))
+        return any(_is_instance(value, option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:  # tuple[X, ...]
         item, _ = typing.get_args(hint)
-        return isinstance(value, tuple) and all(_is_a(x, item) for x in value)
+        return isinstance(value, tuple) and all(_is_instance(x, item) for x in value)
     if hint in (int, float) and isinstance(value, bool):
         return False
     if hint is float:
@@ -298,25 +323,25 @@ def _is_a(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
-def _words(hint: Any) -> str:
+def _type_in_words(hint: Any) -> str:
     if isinstance(hint, types.UnionType):
-        return " or ".join(map(_words, typing.get_args(hint)))
+        return " or ".join(map(_type_in_words, typing.get_args(hint)))
     if typing.get_origin(hint) is tuple:
-        return f"a tuple, each {_words(typing.get_args(hint)[0])}"
+        return f"a tuple, each {_type_in_words(typing.get_args(hint)[0])}"
     known = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
     return known.get(hint, "none" if hint is types.NoneType else hint.__name__)
 
 
 def shape(family: str, size: str, known: tuple[str, ...], patch_size: int) -> dict[str, Any]:
-    """The fields that follow from a size of the paper, or of a twin.
+    """The fields that follow from a size of the paper, or from ``micro`` or ``tiny``.
 
     Raises:
       ValueError: if it is not one of those ``known`` in the family.
     """
     if size not in known:
         raise ValueError(f"no {family} size {size!r}; known: {', '.join(known)}")
-    if size in _TWINS:
-        return dict(_TWINS[size])
+    if size in _SMALL:
+        return dict(_SMALL[size])
     width, depth, heads = _SHAPES[size]
     return dict(
         width=width, depth=depth, heads=heads, patch_size=patch_size, dtype="bfloat16", remat="full"

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from webssl_jax import params as params_lib
-from webssl_jax.models import position
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.text import TextConfig
 from webssl_jax.sharding import distributed
@@ -240,7 +239,7 @@ def _positions(where: str, loaded: load.Loaded, ours: ViTConfig) -> tuple[np.nda
         table = positions.table(theirs.width, theirs.grid)
     if old == new:
         return table, f"positions taken ({new} patches); {_other_sizes(loaded, ours)}"
-    table = position.resize_table(table, theirs.grid, ours.grid, ours.position_resize)
+    table = ours.interpolation.resize_table(table, theirs.grid, ours.grid)
     return (
         np.asarray(table),
         f"positions resized from {old} to {new} patches ({ours.position_resize}); "

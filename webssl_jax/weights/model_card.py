@@ -12,7 +12,7 @@ from webssl_jax import config as config_lib
 from webssl_jax.evaluators.frozen import Measurement
 from webssl_jax.evaluators.report import report
 from webssl_jax.evaluators.results import read_result
-from webssl_jax.models import position
+from webssl_jax.models.position import INTERPOLATIONS
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.telemetry.writer import read_rows
 from webssl_jax.weights.families import Family
@@ -246,7 +246,7 @@ In training texts were mended (ftfy), html-unescaped and lower-cased first; see
 
 def _resize(encoder: ViTConfig, family: Family) -> str:
     """What there is to know about other sizes."""
-    ours, theirs = (position.MODES[mode] for mode in (encoder.position_resize, family.resize))
+    ours, theirs = (INTERPOLATIONS[mode].words for mode in (encoder.position_resize, family.resize))
     if encoder.position == "sincos" or ours == theirs:
         return ""
     return (

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from webssl_jax.models.layers import batch_cut
+from webssl_jax.models.layers import batch_shards
 
 
 class Contrast(NamedTuple):
@@ -207,7 +207,7 @@ def _on_shards(
     With ``shard_map``, because the compiler left alone gathers both sides, and adds up the texts'
     gradients over the devices at every block instead of once.
     """
-    axes, ways = batch_cut()
+    axes, ways = batch_shards()
     if not axes or images.shape[0] % ways:
         return on_device(_Shards((), 1), images, texts, *scalars)
 
