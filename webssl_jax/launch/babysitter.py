@@ -93,7 +93,9 @@ class Babysitter:
         self._since: dict[str, float] = {}  # when a condition was first seen
         self._failures = 0
         self._told = ""
-        self.counts = collections.Counter()  # what happened, for the last line
+        self.counts: collections.Counter[str] = (
+            collections.Counter()
+        )  # what happened, for the last line
 
     # ------------------------------------------------------------------------------- the outside
     def run(self) -> int:

@@ -77,7 +77,7 @@ class Request:
     runtime: str = ""
     flags: tuple[str, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.tier not in TIERS:
             raise UserError(f"--tier {self.tier}: {suggest(self.tier, TIERS)}")
         if self.slices < 1:

@@ -98,7 +98,7 @@ class Optimizer:
         if self.clip == "none":
             return grads, norms
 
-        def scaled(group, norm):
+        def scaled(group: paths.Tree, norm: jax.Array) -> paths.Tree:
             # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6
             scale = jnp.minimum(1.0, self.clip_norm / (norm + 1e-6))
             return jax.tree.map(lambda g: g * scale, group)
@@ -119,14 +119,15 @@ class Optimizer:
         state."""
         directions, opt_state = self._adam(params).update(grads, opt_state, params)
 
-        def step(path, param, direction):
+        def step(path: str, param: jax.Array, direction: jax.Array) -> jax.Array:
             if paths.lookup(self.tables.frozen, path, False):
                 return param
             multiplier = paths.lookup(self.tables.learning_rate, path, 1.0)
             if isinstance(multiplier, str):
                 multiplier = schedule_values[multiplier]
             elif isinstance(multiplier, tuple):  # one for each of the stacked blocks
-                multiplier = np.reshape(np.float32(multiplier), (-1,) + (1,) * (param.ndim - 1))
+                per_block = np.asarray(multiplier, np.float32)
+                multiplier = per_block.reshape((-1,) + (1,) * (param.ndim - 1))
             lr = schedule_values["learning_rate"] * multiplier
             decay = schedule_values["weight_decay"] * paths.lookup(self.tables.decay, path, 1.0)
             new = param - lr * (direction + decay * param)

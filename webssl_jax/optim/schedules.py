@@ -34,7 +34,7 @@ def warmup_cosine(
     rise = max(warmup_steps - 1, 1) if reach_base_in_warmup else max(warmup_steps, 1)
     fall = max(total_steps - warmup_steps, 1)
 
-    def schedule(step):
+    def schedule(step: jax.Array) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
         warm = start + (base - start) * step / rise
         progress = jnp.clip((step - warmup_steps) / fall, 0.0, 1.0)

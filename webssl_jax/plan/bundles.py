@@ -81,7 +81,9 @@ def _compile(kernel: hlo.Kernel, device: jax.Device) -> str:
     call = jax.ffi.ffi_call(
         "tpu_custom_call", results, custom_call_api_version=1, legacy_backend_config=kernel.config
     )
-    (alone,) = hlo.kernels_of(jax.jit(call).lower(*operands).compile().as_text())
+    text = jax.jit(call).lower(*operands).compile().as_text()
+    assert text is not None  # as where a compiler cannot tell
+    (alone,) = hlo.kernels_of(text)
     return alone.name
 
 

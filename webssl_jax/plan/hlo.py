@@ -68,6 +68,9 @@ class Instruction:
     root: bool
 
 
+Program = Mapping[str, Mapping[str, Instruction]]  # computation -> its lines, by name
+
+
 @dataclasses.dataclass(frozen=True)
 class Kernel:
     """A Pallas kernel's custom call. operands, results: (dtype, shape) of each array. config: what
@@ -124,10 +127,11 @@ def cost(text: str, kernels: Mapping[str, float] | None = None) -> Cost:
     header = text.partition("\n")[0]
     devices = int(_search(r"num_partitions=(\d+)", header) or 1)
     flops = cycles = between = 0.0
-    operations = collections.Counter()
-    found, unknown, unpriced = [], set(), set()
+    operations: dict[str, float] = collections.defaultdict(float)
+    found: list[Collective] = []
+    unknown, unpriced = set(), set()
     for run in _runs(program, entry):
-        count, computation = run.count, program[run.name]
+        count, computation = run.times, program[run.name]
         if not run.trips_known:
             unknown.add(run.name)
         for instruction in computation.values():
@@ -135,7 +139,7 @@ def cost(text: str, kernels: Mapping[str, float] | None = None) -> Cost:
                 flops += count * _flops(instruction, computation)
             if instruction.opcode == "send" and "_xla_megascale" in instruction.attributes:
                 between += count * array_bytes(computation[instruction.operands[0]].shape)
-            own = _cycles(instruction)
+            own: float = _cycles(instruction)
             if not own and _is_kernel(instruction):
                 flops += count * int(_search(r'"flops":"(\d+)"', instruction.attributes) or 0)
                 own = (kernels or {}).get(instruction.name, 0)
@@ -241,8 +245,9 @@ def _order(text: str) -> np.ndarray | None:
 # ------------------------------------------------------------------------------------- the reader
 
 
-def _parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str | None]:
-    program, entry, current = {}, None, None
+def _parse(text: str) -> tuple[Program, str | None]:
+    program: dict[str, dict[str, Instruction]] = {}
+    entry, current = None, None
     for line in text.splitlines():
         if current is None:
             if match := _COMPUTATION.match(line):
@@ -277,18 +282,18 @@ def _closing(text: str, start: int) -> int:
 
 
 class _Run(NamedTuple):
-    """A computation, called from one place. scheduled: its operations each for itself, not as parts
-    of a fusion. hidden: it is started and finished apart. trips_known: False for the body of a loop
-    that runs nobody knows how often."""
+    """A computation, called from one place. times: how often. scheduled: its operations each
+    for itself, not as parts of a fusion. hidden: it is started and finished apart. trips_known:
+    False for the body of a loop that runs nobody knows how often."""
 
     name: str
-    count: float
+    times: float
     scheduled: bool = True
     hidden: bool = False
     trips_known: bool = True
 
 
-def _runs(program, entry: str) -> Iterator[_Run]:
+def _runs(program: Program, entry: str) -> Iterator[_Run]:
     """Everything that the program runs. Of a conditional's branches each is taken to run."""
     stack = [_Run(entry, 1.0)]
     while stack:
@@ -299,9 +304,9 @@ def _runs(program, entry: str) -> Iterator[_Run]:
             again = run._replace(trips_known=True)
             if instruction.opcode == "while":
                 trips = _trips(program, program[run.name], instruction)
-                body = _search(r"body=%([\w.\-]+)", attributes)
-                count, known = run.count * (1 if trips is None else trips), trips is not None
-                stack.append(again._replace(name=body, count=count, trips_known=known))
+                body = _find(r"body=%([\w.\-]+)", attributes)
+                times, known = run.times * (1 if trips is None else trips), trips is not None
+                stack.append(again._replace(name=body, times=times, trips_known=known))
             elif instruction.opcode == "conditional":
                 names = _search(r"branch_computations=\{([^}]*)\}", attributes) or attributes
                 called = re.findall(r"%([\w.\-]+)", names)
@@ -313,15 +318,15 @@ def _runs(program, entry: str) -> Iterator[_Run]:
                     stack.append(again._replace(name=match[1], scheduled=whole, hidden=apart))
 
 
-def _trips(program, caller: Mapping[str, Instruction], loop: Instruction) -> int | None:
+def _trips(program: Program, caller: Mapping[str, Instruction], loop: Instruction) -> int | None:
     """How often a loop runs that counts one number up to a constant, as all scans do; else None."""
     if known := _search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(known)
-    condition = program[_search(r"condition=%([\w.\-]+)", loop.attributes)]
-    body = program[_search(r"body=%([\w.\-]+)", loop.attributes)]
+    condition = program[_find(r"condition=%([\w.\-]+)", loop.attributes)]
+    body = program[_find(r"body=%([\w.\-]+)", loop.attributes)]
     test = _root(condition)
     if test.opcode == "fusion":  # of the comparison alone
-        inner = program[_search(r"calls=%([\w.\-]+)", test.attributes)]
+        inner = program[_find(r"calls=%([\w.\-]+)", test.attributes)]
         test, given = _root(inner), test.operands
         sides = [
             condition[given[int(inner[name].text)]]
@@ -340,10 +345,12 @@ def _trips(program, caller: Mapping[str, Instruction], loop: Instruction) -> int
     return max(math.ceil((limit - start) / step), 0)
 
 
-def _number_of(side: Instruction, loop: Instruction, caller) -> int | None:
+def _number_of(
+    side: Instruction, loop: Instruction, caller: Mapping[str, Instruction]
+) -> int | None:
     """A constant, or the constant that a loop's variable begins with."""
     if side.opcode == "get-tuple-element":
-        index = int(_search(r"index=(\d+)", side.attributes))
+        index = int(_find(r"index=(\d+)", side.attributes))
         side = caller[caller[loop.operands[0]].operands[index]]
         while side.opcode in ("copy", "bitcast"):
             side = caller[side.operands[0]]
@@ -356,7 +363,7 @@ def _step(counter: Instruction, body: Mapping[str, Instruction]) -> int | None:
     """What the body adds to the loop's variable that the condition looks at."""
     if counter.opcode != "get-tuple-element":
         return None
-    index = int(_search(r"index=(\d+)", counter.attributes))
+    index = int(_find(r"index=(\d+)", counter.attributes))
     new = body[_root(body).operands[index]]
     if new.opcode != "add":
         return None
@@ -384,10 +391,11 @@ def _flops(instruction: Instruction, computation: Mapping[str, Instruction]) -> 
     left, right = (_dims(computation[name].shape) for name in instruction.operands[:2])
     attributes = instruction.attributes
     if instruction.opcode == "dot":
-        contracted = _search(r"lhs_contracting_dims=\{([\d,]*)\}", attributes)
-        return 2.0 * math.prod(out) * math.prod(left[int(i)] for i in contracted.split(",") if i)
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
-    size_of = [dict(zip(label, dims)) for label, dims in zip(labels.groups(), (left, right, out))]
+        axes = _find(r"lhs_contracting_dims=\{([\d,]*)\}", attributes).split(",")
+        contracted = [left[int(axis)] for axis in axes if axis]
+        return 2.0 * math.prod(out) * math.prod(contracted)
+    labels = re.split("_|->", _find(r"dim_labels=(\w+->\w+)", attributes))
+    size_of = [dict(zip(label, dims)) for label, dims in zip(labels, (left, right, out))]
     base, kernel, result = size_of
     window = _search(r"window=\{([^}]*)\}", attributes) or ""
     spatial = sorted(label for label in base if label.isdigit())
@@ -439,8 +447,8 @@ def _collectives(
         if kind == "all-reduce" and run.name.startswith("all-reduce-scatter"):
             kind = "reduce-scatter"  # a fusion of the sum and of cutting out one's own part
         if kind == "collective-permute":
-            pairs = _search(r"source_target_pairs=\{(.*?)\}\}", instruction.attributes) or ""
-            pairs = [tuple(map(int, pair)) for pair in re.findall(r"(\d+),(\d+)", pairs)]
+            listed = _search(r"source_target_pairs=\{(.*?)\}\}", instruction.attributes) or ""
+            pairs = [tuple(map(int, pair)) for pair in re.findall(r"(\d+),(\d+)", listed)]
             size = 2 if any(source != target for source, target in pairs) else 1
         else:
             size = groups_of(instruction.attributes, devices).shape[1]
@@ -449,14 +457,23 @@ def _collectives(
         sent = sum(array_bytes(computation[operand].shape) for operand in instruction.operands)
         hidden = run.hidden or instruction.name in started or instruction.opcode.endswith("-start")
         wire = sent * _WIRE[kind](size)
-        yield Collective(kind, run.count, wire, not hidden, where(instruction))
+        yield Collective(kind, run.times, wire, not hidden, where(instruction))
 
 
 def _dims(shape: str) -> list[int]:
-    dims = _ARRAY.match(shape)[2]
-    return [int(size) for size in dims.split(",")] if dims else []
+    match = _ARRAY.match(shape)
+    if match is None:
+        raise ValueError(f"{shape}: not the shape of one array")
+    return [int(size) for size in match[2].split(",") if size]
 
 
 def _search(pattern: str, text: str) -> str | None:
     match = re.search(pattern, text)
     return match[1] if match else None
+
+
+def _find(pattern: str, text: str) -> str:
+    found = _search(pattern, text)
+    if found is None:
+        raise ValueError(f"{text[:200]!r} has nothing like {pattern}")
+    return found

@@ -64,7 +64,10 @@ class OutOfMemory(Exception):
 
     def __init__(self, message: str):
         super().__init__(message)
-        self.needs, self.available = _sizes(message)
+        sizes = _sizes(message)
+        if sizes is None:
+            raise ValueError(f"this refusal names no sizes of HBM: {message}")
+        self.needs, self.available = sizes
 
 
 def main() -> int:
@@ -93,7 +96,7 @@ def main() -> int:
             raise UserError(f"{flag} {file}: its folder does not exist")
     slice_ = slices.find(args.slice)
     config = configs.load(args.config, overrides)
-    if jax.config.jax_platforms != "cpu":
+    if jax.config.values["jax_platforms"] != "cpu":
         jax.config.update("jax_platforms", "cpu")  # on a TPU VM, too, its chips are left alone
     attempt = functools.partial(
         plan,
@@ -171,12 +174,13 @@ def plan(
         }
         seconds = {}
     else:
-        text = compiled.as_text()
+        text, memory = compiled.as_text(), compiled.memory_analysis()
+        assert text is not None and memory is not None  # as where a compiler cannot tell
         if hlo_file:
             pathlib.Path(hlo_file).write_text(text)
         if save_file:
             compiled_steps.save(save_file, lowered, compiled, mesh)
-        peak = compiled.memory_analysis().peak_memory_in_bytes / _GIB
+        peak = memory.peak_memory_in_bytes / _GIB
         result |= {"fits": True, "error": None, "try_next": []}
         result |= {"peak_hbm_gib": peak, "spare_gib": slice_.chip.hbm_gib - peak}
         result["temporary_gib"] = peak - result["state_gib"]
@@ -283,7 +287,8 @@ def speed(
 ) -> dict[str, Any]:
     """The modelled time of a step, and what follows from it for a run of ``steps``."""
     chip = slice_.chip
-    wire, kinds, exposed = 0.0, collections.Counter(), 0.0
+    wire = exposed = 0.0
+    kinds: dict[str, float] = collections.defaultdict(float)
     for collective in cost.collectives:
         sent = collective.count * collective.wire
         wire += sent

@@ -40,7 +40,7 @@ def mesh_shape(sharding: ConfigDict, num_devices: int) -> tuple[int, int, int]:
             f"config.sharding: {written} is not the {num_devices} devices of this run; "
             "set one axis to -1"
         )
-    return tuple(sizes.values())
+    return sizes["replica"], sizes["fsdp"], sizes["tensor"]
 
 
 def create(sharding: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
@@ -106,8 +106,9 @@ def local_rows(mesh: Mesh, global_batch: int) -> np.ndarray:
     They need not be neighbours, for a mesh follows the torus and not the hosts. Several processes
     get the same rows when ``tensor`` spans hosts.
     """
-    indices = batch_sharding(mesh).addressable_devices_indices_map((global_batch,)).values()
-    return rows_of(indices, global_batch)
+    sharding = batch_sharding(mesh)
+    indices = sharding.devices_indices_map((global_batch,))
+    return rows_of([indices[device] for device in sharding.addressable_devices], global_batch)
 
 
 def rows_of(indices: Iterable[tuple[slice, ...]], global_batch: int) -> np.ndarray:
@@ -131,7 +132,7 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     sharding = batch_sharding(mesh)
     shards = batch_shards(mesh)
     own = len(local_rows(mesh, shards))  # of a batch with one row a shard
-    out = {}
+    out: dict[str, jax.Array] = {}
     for name, local in batch.items():
         if len(local) % own:
             raise ValueError(f"{name}: {len(local)} rows, but this process fills {own} shards")

@@ -58,13 +58,13 @@ def _spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Partit
     )
 
 
-def shardings(tree, mesh: AnyMesh):
+def shardings(tree: paths.Tree, mesh: AnyMesh) -> paths.Tree:
     """A tree of ``NamedSharding`` for any tree of arrays or shapes: the whole train state goes
     through here."""
     return paths.map_with_path(lambda path, x: NamedSharding(mesh, spec(path, x.shape, mesh)), tree)
 
 
-def sharded_fraction(tree, mesh: AnyMesh) -> tuple[float, list[tuple[str, int]]]:
+def sharded_fraction(tree: paths.Tree, mesh: AnyMesh) -> tuple[float, list[tuple[str, int]]]:
     """Share of the bytes that is cut by all of ``fsdp`` x ``tensor``, and the leaves that are cut
     less or not at all, as (path, bytes), the one that wastes most memory first."""
     leaves = _leaves(tree, mesh.shape)
@@ -74,7 +74,7 @@ def sharded_fraction(tree, mesh: AnyMesh) -> tuple[float, list[tuple[str, int]]]
     return 1 - sum(leaf.size for leaf in rest) / max(total, 1), [(x.path, x.size) for x in rest]
 
 
-def check(tree, mesh: AnyMesh, max_unsharded_fraction: float) -> None:
+def check(tree: paths.Tree, mesh: AnyMesh, max_unsharded_fraction: float) -> None:
     """Fails when a device would hold far more parameters than its even share.
 
     The even share is the tree's bytes / (``fsdp`` x ``tensor``); a device may hold
@@ -127,7 +127,7 @@ class _Leaf(NamedTuple):
         return self.size / self.ways
 
 
-def _leaves(tree, sizes: Mapping[str, int]) -> list[_Leaf]:
+def _leaves(tree: paths.Tree, sizes: Mapping[str, int]) -> list[_Leaf]:
     out = []
     for path, leaf in paths.flatten(tree).items():
         shape = tuple(leaf.shape)
@@ -137,7 +137,7 @@ def _leaves(tree, sizes: Mapping[str, int]) -> list[_Leaf]:
     return out
 
 
-def _excess(tree, sizes: Mapping[str, int]) -> float:
+def _excess(tree: paths.Tree, sizes: Mapping[str, int]) -> float:
     """What a device holds beyond its even share, in parts of the whole tree."""
     leaves = _leaves(tree, sizes)
     total = sum(leaf.size for leaf in leaves)
@@ -149,7 +149,7 @@ def _written(sizes: Mapping[str, int]) -> str:
     return " x ".join(f"{axis} {sizes[axis]}" for axis in ("fsdp", "tensor") if sizes[axis] > 1)
 
 
-def constrain(tree, mesh: Mesh):
+def constrain(tree: paths.Tree, mesh: Mesh) -> paths.Tree:
     """Pins a tree inside jit to its rules: the carry of gradient accumulation would else be whole
     everywhere."""
     return jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))

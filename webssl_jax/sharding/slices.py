@@ -118,7 +118,9 @@ class Slice:
             os.environ.setdefault(name, value)
         compiler_options.set_libtpu_flags()
         flat = len(self.sides) == 2
-        options = {"chips_per_host_bounds": (1, 1, 1) if self.chips == 1 else (2, 2, 1)}
+        options: dict[str, str | tuple[int, ...]] = {
+            "chips_per_host_bounds": (1, 1, 1) if self.chips == 1 else (2, 2, 1)
+        }
         if self.chip.named_by_cores and self.chip.devices == 1:
             options["chip_config_name"] = "megacore"
         described = topologies.get_topology_desc(
@@ -139,20 +141,20 @@ def find(name: str) -> Slice:
     """
     match = re.fullmatch(r"([a-z]\w*)-(\d+)", name)
     generation = ALIASES.get(match[1], match[1]) if match else ""
-    if generation not in CHIPS:
-        number = match[2] if match else "256"
+    if match is None or generation not in CHIPS:
+        size = match[2] if match else "256"
         near = difflib.get_close_matches(generation, CHIPS, n=2) or CHIPS
-        names = ", ".join(f"{known}-{number}" for known in near)
+        names = ", ".join(f"{known}-{size}" for known in near)
         raise UserError(f"--slice {name}: no such generation of TPU; try {names}")
     chip, number = CHIPS[generation], int(match[2])
     shapes = _shapes(chip)
     if number not in shapes:
         below = [n for n in shapes if n < number][-1:]
         above = [n for n in shapes if n > number][:1]
-        near = ", ".join(f"{generation}-{n}" for n in below + above)
+        names = ", ".join(f"{generation}-{n}" for n in below + above)
         counted = "TensorCores, two a chip" if chip.named_by_cores else "chips"
         raise UserError(
-            f"--slice {name}: no such slice; the nearest are {near} ({generation}-N counts "
+            f"--slice {name}: no such slice; the nearest are {names} ({generation}-N counts "
             f"{counted})"
         )
     return Slice(f"{generation}-{number}", chip, shapes[number])
@@ -167,7 +169,7 @@ def _shapes(chip: Chip) -> dict[int, tuple[int, ...]]:
     else:
         ranges = (range(4, side + 1, 4) for side in chip.pod)
         boxes = sorted({box for box in itertools.product(*ranges) if list(box) == sorted(box)})
-        best = {}
+        best: dict[int, tuple[int, ...]] = {}
         for box in boxes:
             best[math.prod(box)] = min(best.get(math.prod(box), box), box, key=sum)
         sides += best.values()

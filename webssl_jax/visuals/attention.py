@@ -19,6 +19,7 @@ _MAX_CELL = 160  # pixels; a page holds many cells
 _NARROW = 6  # columns; two images find room beside each other
 _DIMMED = 0.22  # brightness of what lies outside of the mass
 _HEAT = matplotlib.colormaps["magma"]
+_Row = list[tuple[np.ndarray | None, str]]  # cells, each with its caption
 
 
 def mass_mask(weights: np.ndarray, mass: float = MASS) -> np.ndarray:
@@ -70,7 +71,7 @@ def attention_sheet(
     groups = 2 if columns <= _NARROW and len(blocks) > 1 else 1
     blocks = blocks[: groups * max(_MAX_ROWS // height, 1)]
     deep = -(-len(blocks) // groups)  # images below each other
-    empty = [[(None, "")] * columns] * height
+    empty: list[_Row] = [[(None, "")] * columns] * height
     blocks += [empty] * (groups * deep - len(blocks))
     rows = [
         [cell for group in range(groups) for cell in blocks[group * deep + i][r]]
@@ -93,17 +94,17 @@ def _cell(side: int) -> int:
     return side * (_MAX_CELL // side) if side <= _MAX_CELL else _MAX_CELL
 
 
-def _rows_of(image: np.ndarray, maps: np.ndarray) -> list[list[tuple[np.ndarray | None, str]]]:
+def _rows_of(image: np.ndarray, maps: np.ndarray) -> list[_Row]:
     """The cells of one image, each with its caption: rows of heat maps (the image and the mean of
     the heads before the first) alternate with rows of overlays."""
     named = [("mean of heads", maps.mean(axis=0))]
     named += [(f"head {head + 1}", weights) for head, weights in enumerate(maps)]
     first, rest = named[: 1 + HEADS_A_ROW], named[1 + HEADS_A_ROW :]
     lines = [first] + [rest[i : i + HEADS_A_ROW] for i in range(0, len(rest), HEADS_A_ROW)]
-    rows = []
+    rows: list[_Row] = []
     for number, line in enumerate(lines):
-        left = [(image if number == 0 else None, "")] + [(None, "")] * (number > 0)
-        right = [(None, "")] * (1 + len(first) - len(left) - len(line))
+        left: _Row = [(image if number == 0 else None, "")] + [(None, "")] * (number > 0)
+        right: _Row = [(None, "")] * (1 + len(first) - len(left) - len(line))
         rows.append(left + [(heat(w, *image.shape[:2]), "") for _, w in line] + right)
         masks = [
             (overlay(image, mass_mask(w)), f"{name}, {100 * w.sum():.0f} %") for name, w in line

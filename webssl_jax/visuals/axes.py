@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from matplotlib.axes import Axes
+
 COLOURS = ("#1f5fa8", "#c8511b", "#2c8a57", "#8a4fa3", "#b8860b", "#3a8fa0")
 INK, GREY = "#55555c", "#8c8c94"
 
 
-def dress(axis, label_size: float, grid_width: float = 0.8) -> None:
+def dress(axis: Axes, label_size: float, grid_width: float = 0.8) -> None:
     """A light grid behind the curves, and no frame above and to the right of them."""
     axis.tick_params(labelsize=label_size, colors=INK, length=3)
     axis.grid(True, color="#e6e6ea", linewidth=grid_width)
@@ -17,7 +19,7 @@ def dress(axis, label_size: float, grid_width: float = 0.8) -> None:
         axis.spines[side].set_color("#b5b5bc")
 
 
-def mark_level(axis, level: float, name: str) -> None:
+def mark_level(axis: Axes, level: float, name: str) -> None:
     """A broken line across the axis at ``level``, with its name above its right end."""
     axis.axhline(level, color=GREY, linewidth=1, linestyle="--")
     axis.annotate(
@@ -31,7 +33,7 @@ def mark_level(axis, level: float, name: str) -> None:
     )
 
 
-def say_empty(axis, words: str, size: float, colour: str) -> None:
+def say_empty(axis: Axes, words: str, size: float, colour: str) -> None:
     """``words`` in the middle of an axis that has no curve."""
     axis.text(
         0.5,

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -13,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from webssl_jax.visuals.axes import COLOURS, GREY, INK, dress, say_empty
 from webssl_jax.visuals.png import save_png
 
+Curve = tuple[np.ndarray, np.ndarray]  # (steps, values)
 # Panels that only methods with texts have, in a third row.
 _OF_TEXTS = {
     "eval/zero_shot/top1": "zero-shot, top-1",
@@ -90,7 +92,7 @@ def loss_curves(
     return picture
 
 
-def collect(rows: Iterable[Mapping[str, float]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def collect(rows: Iterable[Mapping[str, float]]) -> dict[str, Curve]:
     """{metric: (steps, values)}, by increasing step, the last row of a step winning for each
     metric."""
     table: dict[str, dict[int, float]] = {}
@@ -121,7 +123,7 @@ def smooth(values: np.ndarray, window: int, points: int = 400) -> tuple[np.ndarr
     return at, out
 
 
-def _plot_loss(axis, series) -> None:
+def _plot_loss(axis: Axes, series: Curve | None) -> None:
     axis.set_title("training loss", fontsize=11, loc="left")
     if series is None:
         return
@@ -146,7 +148,14 @@ def _plot_loss(axis, series) -> None:
         )
 
 
-def _plot_line(axis, series, title, colour, log=False, from_zero=False) -> None:
+def _plot_line(
+    axis: Axes,
+    series: Curve | None,
+    title: str,
+    colour: str,
+    log: bool = False,
+    from_zero: bool = False,
+) -> None:
     axis.set_title(title, fontsize=11, loc="left")
     if series is None:
         return
@@ -158,7 +167,13 @@ def _plot_line(axis, series, title, colour, log=False, from_zero=False) -> None:
         axis.set_ylim(0, 1.15 * positive.max())
 
 
-def _plot_evaluation(axis, series, key, title, baselines) -> None:
+def _plot_evaluation(
+    axis: Axes,
+    series: Mapping[str, Curve],
+    key: str,
+    title: str,
+    baselines: Mapping[str, Mapping[str, float]],
+) -> None:
     axis.set_title(title, fontsize=11, loc="left")
     if key not in series:
         return
@@ -197,7 +212,15 @@ def _plot_evaluation(axis, series, key, title, baselines) -> None:
     )
 
 
-def _line(axis, steps, values, colour, mark_gaps=True, alpha=1.0, linewidth=1.5) -> None:
+def _line(
+    axis: Axes,
+    steps: np.ndarray,
+    values: np.ndarray,
+    colour: str,
+    mark_gaps: bool = True,
+    alpha: float = 1.0,
+    linewidth: float = 1.5,
+) -> None:
     finite = np.isfinite(values)
     axis.plot(
         steps,
@@ -222,7 +245,7 @@ def _line(axis, steps, values, colour, mark_gaps=True, alpha=1.0, linewidth=1.5)
         axis.legend(fontsize=8, frameon=False, loc="upper left")
 
 
-def _dress(axis, last: int) -> None:
+def _dress(axis: Axes, last: int) -> None:
     axis.set_xlim(-0.015 * max(last, 1), 1.015 * max(last, 1))
     axis.set_xlabel("step", fontsize=9, color=INK, loc="right", labelpad=1)
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))

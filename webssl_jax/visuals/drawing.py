@@ -25,7 +25,7 @@ MAX_CELL = 256
 
 
 @functools.cache
-def font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Pillow's own scalable font, so that pictures look the same on every machine."""
     return ImageFont.load_default(size)
 
@@ -104,7 +104,8 @@ def side_by_side(
     """Folds a tall table into ``groups`` side by side, each read downwards: (rows for
     :func:`table`, its ``gap_after``)."""
     columns, height = len(rows[0]), -(-len(rows) // groups)
-    filled = [*map(list, rows), *[[None] * columns] * (height * groups - len(rows))]
+    empty: list[np.ndarray | None] = [None] * columns
+    filled = [*rows, *[empty] * (height * groups - len(rows))]
     folded = [
         [image for group in range(groups) for image in filled[group * height + r]]
         for r in range(height)
@@ -148,9 +149,9 @@ def table(
     top = below_title + len(lines) * (SUBTITLE_SIZE + 5) + (4 if lines else 0)
     top += LABEL_SIZE + 7 if heads else 0
     tops, y = [], top
-    for row in range(len(cells)):
+    for r in range(len(cells)):
         tops.append(y)
-        y += cell + GAP + (LABEL_SIZE + 5 if captions and any(captions[row]) else 0)
+        y += cell + GAP + (LABEL_SIZE + 5 if captions and any(captions[r]) else 0)
     board = Image.new("RGB", (width, y - GAP + MARGIN), PAPER)
     draw = ImageDraw.Draw(board)
     if title:

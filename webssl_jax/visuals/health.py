@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -96,7 +97,7 @@ def health_figure(
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _draw(axis, panel: Panel, spans: Sequence[tuple[float, float]]) -> None:
+def _draw(axis: Axes, panel: Panel, spans: Sequence[tuple[float, float]]) -> None:
     axis.set_title(panel.title, fontsize=10, loc="left", pad=4)
     if panel.unit:
         axis.set_title(panel.unit, fontsize=8, loc="right", pad=4, color=INK)
@@ -129,7 +130,7 @@ def _draw(axis, panel: Panel, spans: Sequence[tuple[float, float]]) -> None:
         say_empty(axis, "not logged", 9, INK)
 
 
-def _scale(axis, panel: Panel) -> None:
+def _scale(axis: Axes, panel: Panel) -> None:
     """Shares from 0 to 1, but a flat curve enlarged; else whatever holds the curves."""
     ys = [line.y for line in panel.lines]
     ys += [line.raw[1] for line in panel.lines if line.raw]

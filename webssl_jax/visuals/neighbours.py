@@ -60,7 +60,8 @@ def neighbour_sheet(
     labels = [None] * len(images) if labels is None else list(labels)
     captions = [""] * len(images) if captions is None else list(captions)
     k = indices.shape[1]
-    cells, texts, frames, same, judged = [], [], [], 0, 0
+    cells, texts, same, judged = [], [], 0, 0
+    frames: list[list[tuple[int, int, int] | None]] = []
     for query, found, near in zip(queries, indices, cosines, strict=True):
         cells.append([images[query], *(images[i] for i in found)])
         texts.append([labels[query] or captions[query]])

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -85,7 +86,7 @@ def norm_figure(
         for axis in (picture, heat):
             axis.set_xticks([])
             axis.set_yticks([])
-    scale = figure.add_axes([0.952, 0.09, 0.011, 0.315])
+    scale = figure.add_axes((0.952, 0.09, 0.011, 0.315))
     figure.colorbar(maps[0], cax=scale).ax.tick_params(labelsize=9)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -109,9 +110,11 @@ def _short(name: str) -> str:
     return name if len(name) <= 24 else name[:21] + "..."
 
 
-def _histogram(axis, cls, registers, patches, median: float) -> None:
+def _histogram(
+    axis: Axes, cls: np.ndarray, registers: np.ndarray, patches: np.ndarray, median: float
+) -> None:
     longest = max(float(values.max()) for values in (cls, registers, patches) if values.size)
-    edges = np.linspace(0, 1.05 * longest, 61)
+    edges = np.linspace(0, 1.05 * longest, 61).tolist()
     for values, colour, name in (
         (patches, _PATCH, "patches"),
         (cls, _CLS, "CLS"),

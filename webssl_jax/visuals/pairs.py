@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import matplotlib
 import numpy as np
@@ -16,6 +16,7 @@ _TEXT = 13
 _LINE = _TEXT + 6
 _BLOCK = 620  # width of a block of the sheets; two stand side by side
 _WHITE = (255, 255, 255)
+_Block = Callable[[ImageDraw.ImageDraw, Image.Image, int, int, int], None]
 _MAP = matplotlib.colormaps["viridis"]
 
 
@@ -86,14 +87,13 @@ def texts_sheet(
     lines = max(map(len, found)) + 1
     cell = lines * _LINE
 
-    def block(draw, board, x, y, i):
+    def block(draw: ImageDraw.ImageDraw, board: Image.Image, x: int, y: int, i: int) -> None:
         board.paste(drawing.fit(images[i], cell), (x, y))
         x += cell + 2 * drawing.GAP
         room = _BLOCK - cell - 2 * drawing.GAP
         rows = [(f"{cosine:.3f}", text, SAME if own else None) for text, cosine, own in found[i]]
-        if missed[i]:
-            text, cosine, place = missed[i]
-            rows.append((f"{cosine:.3f}", f"(place {place:,}) {text}", OTHER))
+        if miss := missed[i]:
+            rows.append((f"{miss[1]:.3f}", f"(place {miss[2]:,}) {miss[0]}", OTHER))
         for cosine, text, colour in rows:
             draw.text((x, y), cosine, drawing.FAINT_INK, drawing.font(_TEXT))
             line = drawing.shorten(text, room - 48, _TEXT)
@@ -114,7 +114,7 @@ def images_sheet(
     columns = max(map(len, found))
     cell = (_BLOCK - (columns - 1) * drawing.GAP) // columns
 
-    def block(draw, board, x, y, i):
+    def block(draw: ImageDraw.ImageDraw, board: Image.Image, x: int, y: int, i: int) -> None:
         line = drawing.shorten(texts[i], _BLOCK, _TEXT + 1)
         draw.text((x, y), line, drawing.INK, drawing.font(_TEXT + 1))
         y += _LINE + 2
@@ -130,7 +130,7 @@ def images_sheet(
     return _sheet(len(texts), cell + 2 * _LINE + 2, block, title, subtitle)
 
 
-def _sheet(count: int, height: int, block, title: str, subtitle: str) -> np.ndarray:
+def _sheet(count: int, height: int, block: _Block, title: str, subtitle: str) -> np.ndarray:
     """``count`` blocks in two columns, read downwards; ``block(draw, board, x, y, i)`` draws
     one."""
     columns = min(2, count)
