@@ -9,7 +9,7 @@ ten thousand pictures, not for a crawl.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -23,10 +23,11 @@ def canvas(pixels: np.ndarray) -> np.ndarray:
     square."""
     image = Image.fromarray(pixels)
     scale = CANVAS / max(image.size)
-    size = [max(1, round(side * scale)) for side in image.size]
+    width, height = (max(1, round(side * scale)) for side in image.size)
     square = Image.new("RGB", (CANVAS, CANVAS), "white")
     square.paste(
-        image.resize(size, Image.Resampling.BILINEAR), [(CANVAS - side) // 2 for side in size]
+        image.resize((width, height), Image.Resampling.BILINEAR),
+        ((CANVAS - width) // 2, (CANVAS - height) // 2),
     )
     return np.asarray(square)
 
@@ -61,7 +62,7 @@ def describe(canvases: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def similar_pairs(
-    bank: dict[str, np.ndarray], rows: np.ndarray, edges: float, colour: float, chunk: int = 1024
+    bank: Mapping[str, np.ndarray], rows: np.ndarray, edges: float, colour: float, chunk: int = 1024
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """The pairs of ``rows`` (n,) of a bank of :func:`describe` with all its rows that are alike.
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from array_record.python import array_record_module
 
 from webssl_jax.config import UserError
 from webssl_jax.curation.index import EVERY, Shard, text_digest, write_arrays
@@ -127,8 +128,9 @@ def balance_shard(task: Task, progress: Callable[[int], None] = no_progress) -> 
     # Of the captions that stay, those of one record follow each other.
     groups = np.split(chosen, np.flatnonzero(np.diff(places[chosen])) + 1) if len(chosen) else []
 
-    def write(writer) -> int:
-        source = task.shard.open() if groups else None
+    def write(writer: array_record_module.ArrayRecordWriter) -> int:
+        if groups:  # an empty shard cannot be opened alone
+            source = task.shard.open()
         done = 0
         for group in groups:
             place = int(places[group[0]])

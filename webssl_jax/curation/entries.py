@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import string
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from webssl_jax.config import UserError
@@ -92,18 +92,18 @@ def build(
     if unigrams:
         counts = {word: n for n, word in _counted(unigrams, 1)}
         frequent = [word for word, n in counts.items() if n >= limits.min_unigram]
-        take(Source("unigrams", len(counts), len(frequent)), _by_falling(frequent, counts.get))
+        take(Source("unigrams", len(counts), len(frequent)), _by_falling(frequent, counts))
         if bigrams:
             source = Source("bigrams")
             pairs = _informative(bigrams, counts, limits, source)
-            take(source, _by_falling(pairs, pairs.get))
+            take(source, _by_falling(pairs, pairs))
     if pageviews:
         views: dict[str, int] = {}
         for path in pageviews:
             for title, n in _views(path, project):
                 views[title] = views.get(title, 0) + n
         seen = [title for title, n in views.items() if n >= limits.min_views]
-        take(Source("titles", len(views), len(seen)), _by_falling(seen, views.get))
+        take(Source("titles", len(views), len(seen)), _by_falling(seen, views))
     return list(entries), report
 
 
@@ -131,8 +131,8 @@ def _informative(
     return found
 
 
-def _by_falling(names: Iterable[str], value) -> list[str]:
-    return sorted(names, key=lambda name: (-value(name), name))
+def _by_falling(names: Iterable[str], value: Mapping[str, float]) -> list[str]:
+    return sorted(names, key=lambda name: (-value[name], name))
 
 
 def _counted(path: Path, words: int) -> Iterator[tuple[int, str]]:

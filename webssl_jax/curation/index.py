@@ -114,9 +114,10 @@ def match_shard(shard: Shard, progress: Callable[[int], None] = no_progress) -> 
     stats: dict[str, Any] = dict.fromkeys(_SUMS, 0) | {"damaged": []}
     places, captions, lengths, matches = (array("I") for _ in range(4))
     digests = array("Q")
-    source = shard.open() if shard.records else ()  # an empty one cannot be opened alone
+    if shard.records:  # an empty one cannot be opened alone
+        source = shard.open()
     matcher = _matcher(str(Path(shard.index) / ENTRIES))
-    for place in range(len(source)):
+    for place in range(shard.records):
         if place % EVERY == EVERY - 1:
             progress(EVERY)
         stats["records"] += 1
@@ -150,7 +151,7 @@ def match_shard(shard: Shard, progress: Callable[[int], None] = no_progress) -> 
         counts=counts.astype(np.uint32),
         stats=np.array(json.dumps(stats)),
     )
-    progress(len(source) % EVERY)
+    progress(shard.records % EVERY)
 
 
 @functools.lru_cache(1)
@@ -162,7 +163,8 @@ def _matcher(path: str) -> Matcher:
 def total(paths: Sequence[Path], entries: int) -> tuple[np.ndarray, dict[str, Any]]:
     """The sum over files with ``ids``, ``counts`` and ``stats``: counts of each entry, (entries,)
     int64, and the sums of the figures; of the damaged records the count and the first names."""
-    counts, sums = np.zeros(entries, np.int64), {}
+    counts = np.zeros(entries, np.int64)
+    sums: dict[str, Any] = {}
     damaged: list[str] = []
     count = 0
     for path in paths:
@@ -181,7 +183,7 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     """An npz file that is there completely or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

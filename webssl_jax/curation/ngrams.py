@@ -21,6 +21,7 @@ import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from webssl_jax.config import UserError
 from webssl_jax.curation.matching import words_of
@@ -125,15 +126,16 @@ def count(texts: Iterable[str], folder: Path, limit: int = LIMIT) -> tuple[int, 
     return sizes[0], sizes[1]
 
 
-def open_text(path: Path):
+def open_text(path: Path) -> TextIO:
     """A text file to read by lines, also ``.gz``; lines end at LF alone.
 
     Raises:
       UserError: if it cannot be opened.
     """
     try:
-        opener = gzip.open if path.suffix == ".gz" else open
-        return opener(path, "rt", encoding="utf-8-sig", newline="\n")
+        if path.suffix == ".gz":
+            return gzip.open(path, "rt", encoding="utf-8-sig", newline="\n")
+        return open(path, encoding="utf-8-sig", newline="\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 

@@ -56,7 +56,7 @@ def match(
     entries = matching.read_entries(entries_file)
     settings = {"input": _absolute(pattern), "entries": matching.digest(entries)}
 
-    def make():
+    def make() -> tuple[dict[str, Any], plan.Dealt]:
         facts = {"shards": indexing.list_shards(settings["input"])}
         write_json(index / indexing.ENTRIES, entries)
         return facts, {}
@@ -133,6 +133,8 @@ def balance(
         "seed": seed,
     }
     if threshold is None:
+        if tail_share is None:
+            raise ValueError("give a threshold or a tail_share")
         threshold = balancing.threshold_of_tail(counts, tail_share)
     plan.prepare(output, settings, lambda: ({"threshold": threshold}, {}))
     with plan.lock(output):

@@ -37,7 +37,7 @@ class CaptionedView:
     uncaptioned: str = "empty"
     pad: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.uncaptioned not in UNCAPTIONED:
             raise ValueError(
                 f"uncaptioned = {self.uncaptioned!r} is not one of {', '.join(UNCAPTIONED)}"

@@ -13,7 +13,7 @@ import warnings
 
 import numpy as np
 from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 # Twice the pixels of an 8K frame. Everything beyond is a bomb or a map, and costs 200 MB to decode.
 MAX_PIXELS = 1 << 26
@@ -89,7 +89,7 @@ class OpenedImage:
         image, reduction = self.image, 1.0
         try:
             if scale < 1.0 and image.format in _DRAFTABLE:
-                wanted = tuple(math.ceil(side * scale) for side in image.size)
+                wanted = math.ceil(image.width * scale), math.ceil(image.height * scale)
                 stored_width = image.width
                 if drafted := image.draft(None, wanted):
                     reduction = stored_width / drafted[1][2]
@@ -223,7 +223,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
     """Grey of more than 8 bits. Pillow hands out the stored numbers: those of a TIFF may have 12
     bits, or count from white; those of a PGM it has scaled to 16 bits."""
-    tags = image.tag_v2 if image.format == "TIFF" else {}
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     white = 2 ** tags.get(_TIFF_BITS, (16,))[0] - 1
     pixels = np.asarray(image).astype(np.float32) * (255 / white)
     if tags.get(_TIFF_PHOTOMETRIC) == 0:

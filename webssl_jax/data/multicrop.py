@@ -44,7 +44,7 @@ class MultiCropView:
     solarize: tuple[float, float, float] = (0.0, 0.2, 0.0)
     distortion: Distortion = Distortion()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.local_count < 1:
             raise ValueError(f"MultiCropView: local_count {self.local_count} is below 1")
         if (least := min(self.global_size, self.local_size)) < 5:

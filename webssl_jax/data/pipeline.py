@@ -22,7 +22,7 @@ import signal
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple, Protocol
 
@@ -212,7 +212,7 @@ class TrainLoader:
     def __enter__(self) -> TrainLoader:
         return self
 
-    def __exit__(self, *unused) -> None:
+    def __exit__(self, *unused: object) -> None:
         self.close()
 
     def _note_damage(self, batch: Batch) -> None:
@@ -250,7 +250,9 @@ class _Load:
 
     def _see(self, index: int, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
         record = records.decode(self.source[index])
-        return self.view(record if isinstance(self.view, CaptionedView) else record.image, rng)
+        if isinstance(self.view, CaptionedView):
+            return self.view(record, rng)
+        return self.view(record.image, rng)
 
     def _candidates(self, index: int) -> Iterator[int]:
         yield index
@@ -283,14 +285,14 @@ class _Chunks(grain.MapDataset):
         # The rows are endless (sys.maxsize of them); so are these.
         return (sys.maxsize // self._global_batch - self._start_step) * self.per_batch
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return self.slice(index)
         step, piece = divmod(index, self.per_batch)
         first = (self._start_step + step) * self._global_batch
         size = len(self._rows)
         rows = self._rows[piece * size // self.per_batch : (piece + 1) * size // self.per_batch]
-        elements = [self._parent[first + row] for row in rows]
+        elements: list[Any] = [self._parent[first + row] for row in rows]  # no filter, so no None
         return {name: np.stack([element[name] for element in elements]) for name in elements[0]}
 
 
@@ -392,14 +394,15 @@ def read_some(
     order = grain.MapDataset.range(len(source))
     if limit is not None:
         order = order.shuffle(seed=0)
-    indices = (int(order[i]) for i in range(len(order)))
+    # grain gives None for what a filter has dropped; there is no filter here
+    indices = (index for i in range(len(order)) if (index := order[i]) is not None)
     with contextlib.closing(read_each(source, see, indices, threads)) as found:
         return sorted(itertools.islice(found, limit), key=lambda row: row[0])
 
 
 def read_each(
     source: Source, see: Callable[[records.Record], Any], indices: Iterable[int], threads: int = 16
-) -> Iterator[tuple[int, Any]]:
+) -> Generator[tuple[int, Any], None, None]:
     """Yields (index, ``see(record)``) of the records ``indices``, in this order, a few ahead,
     without those for which it is None. Damaged ones are skipped, named in the log and counted
     there."""

@@ -16,6 +16,7 @@ import resource
 import threading
 from collections.abc import Sequence
 from concurrent import futures
+from typing import Any
 
 from array_record.python import array_record_module
 from etils import epath
@@ -75,12 +76,13 @@ class ArrayRecordSource:
             seen.add(file)
         _allow_open_files(len(self.files))
         with futures.ThreadPoolExecutor(min(_OPENING_THREADS, len(self.files))) as pool:
-            measured = list(pool.map(_try_to_measure, self.files))
-        if troubles := [str(result) for result in measured if isinstance(result, UserError)]:
+            results = list(pool.map(_try_to_measure, self.files))
+        if troubles := [str(result) for result in results if isinstance(result, UserError)]:
             more = len(troubles) - _TROUBLES
             raise UserError(
                 "; ".join(troubles[:_TROUBLES]) + (f"; and {more} more shards" if more > 0 else "")
             )
+        measured = [result for result in results if not isinstance(result, UserError)]
         self._sizes = [size for size, _ in measured]
         self._ends = list(itertools.accumulate(count for _, count in measured))
         if not len(self):
@@ -131,10 +133,10 @@ class ArrayRecordSource:
     def __repr__(self) -> str:
         return f"ArrayRecordSource({self})"
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {"files": self.files, "_sizes": self._sizes, "_ends": self._ends}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         _allow_open_files(len(self.files))
         self._readers = {}

@@ -45,7 +45,7 @@ class Tokenizer:
         self.context, self.pad = context, pad
         self._word = functools.lru_cache(_KEPT_WORDS)(_word)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[int, int]]:
         return Tokenizer, (self.context, self.pad)
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
@@ -140,4 +140,4 @@ def merges() -> list[tuple[str, str]]:
     """The pairs of spelled parts that become one, in the order of ids."""
     file = importlib.resources.files("webssl_jax.data") / "vocabulary/bpe_simple_vocab_16e6.txt.gz"
     lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")[1 : 1 + MERGES]
-    return [tuple(line.split()) for line in lines]
+    return [(left, right) for left, right in (line.split() for line in lines)]

@@ -88,7 +88,7 @@ class EvalView:
     size: int
     resize: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.resize < self.size:
             raise ValueError(f"EvalView: resize {self.resize} is smaller than the crop {self.size}")
 

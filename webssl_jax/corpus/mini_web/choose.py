@@ -71,7 +71,8 @@ def choose(prepared: Mapping[str, Prepared], cap: int, quotas: Quotas) -> Chosen
                 seen.add(row["digest"])
                 rows.append(row | {"source": source, "place": place})
     rows.sort(key=lambda row: digest(row["key"]))
-    taken, over = collections.Counter(), set()
+    taken: collections.Counter[str] = collections.Counter()
+    over = set()
     for row in sorted(rows, key=lambda row: row["topic"] is None):  # stable: by digest in each half
         taken[row["source"]] += 1
         if taken[row["source"]] > cap:
@@ -89,10 +90,10 @@ def choose(prepared: Mapping[str, Prepared], cap: int, quotas: Quotas) -> Chosen
     rows = [kept[i] for s in at for i in at[s]]
     split = probe(rows, bank, quotas)
     rank = {row["key"]: i for i, row in enumerate(kept)}
-    return Chosen(
-        *([rows[i] for i in sorted(part, key=lambda i: rank[rows[i]["key"]])] for part in split),
-        dropped,
+    train, probe_train, probe_test = (
+        [rows[i] for i in sorted(part, key=lambda i: rank[rows[i]["key"]])] for part in split
     )
+    return Chosen(train, probe_train, probe_test, dropped)
 
 
 def probe(
@@ -119,7 +120,9 @@ def probe(
     ]
     candidates.sort(key=lambda found: min(digest("split " + rows[k]["key"]) for k in found))
     total = collections.Counter(rows[k]["topic"] for k in labelled)
-    cells, classes, test = collections.Counter(), collections.Counter(), []
+    classes: collections.Counter[str] = collections.Counter()
+    cells: collections.Counter[tuple[str, str]] = collections.Counter()
+    test = []
     for found in candidates:
         topic = rows[found[0]]["topic"]
         sources = collections.Counter(rows[k]["source"] for k in found)
@@ -156,8 +159,8 @@ def _groups(names: Sequence[str], i: np.ndarray, j: np.ndarray) -> np.ndarray:
 def guessed_from_source(train: Sequence[Mapping], test: Sequence[Mapping]) -> np.ndarray:
     """(n,) bool: which test rows are right when each source's commonest topic in train is
     guessed."""
-    votes = collections.defaultdict(collections.Counter)
+    votes: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for row in train:
         votes[row["source"]][row["topic"]] += 1
-    guess = {s: max(sorted(count), key=count.get) for s, count in votes.items()}
+    guess = {s: max(sorted(count), key=count.__getitem__) for s, count in votes.items()}
     return np.array([guess.get(row["source"]) == row["topic"] for row in test], bool)

@@ -58,7 +58,10 @@ def write_shards(
     for index in range(total):
         path = folder / records.shard_name(name, index, total)
 
-        def write(writer, mine=rows[index::total]) -> int:
+        def write(
+            writer: array_record_module.ArrayRecordWriter,
+            mine: Sequence[Mapping] = rows[index::total],
+        ) -> int:
             for row in mine:
                 (data,) = readers[row["source"]].read([row["place"]])
                 writer.write(data)
@@ -81,7 +84,7 @@ def summarise(chosen: Chosen) -> dict[str, Any]:
         )
         for row in everything
     )
-    reasons = count()
+    reasons: collections.Counter[str] = count()
     for part in chosen.dropped.values():
         reasons.update(part)
     guessed = guessed_from_source(chosen.probe_train, chosen.probe_test)
@@ -159,10 +162,9 @@ def floors(folder: Path, size: int, guessed: Mapping[str, float]) -> tuple[str, 
     """What trivial features reach on the probe at ``size`` x ``size`` pixels: a table and plain
     JSON."""
     view = views.EvalView(size, size)
-    train = Dataset(
-        *read_labelled(ArrayRecordSource(str(folder / "probe-train-*.arrayrecord")), view)
-    )
-    train = train._replace(class_names=tuple(train.class_names))
+    source = ArrayRecordSource(str(folder / "probe-train-*.arrayrecord"))
+    found = read_labelled(source, view)
+    train = Dataset(found.images, found.labels, tuple(found.class_names))
     source = ArrayRecordSource(str(folder / "probe-test-*.arrayrecord"))
     found = read_labelled(source, view, class_names=train.class_names)
     test = Dataset(found.images, found.labels, train.class_names)
@@ -193,7 +195,7 @@ def floors(folder: Path, size: int, guessed: Mapping[str, float]) -> tuple[str, 
 
 def draw_sheet(rows: Sequence[Mapping], work: Mapping[str, Files], path: Path) -> None:
     """``SHEET_COLUMNS`` pictures of each source with their captions, the first by digest."""
-    of_source = collections.defaultdict(list)
+    of_source: dict[str, list[Mapping]] = collections.defaultdict(list)
     for row in rows:
         if len(of_source[row["source"]]) < SHEET_COLUMNS:
             of_source[row["source"]].append(row)

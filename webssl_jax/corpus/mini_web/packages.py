@@ -107,8 +107,8 @@ def _fetch(kind: str, packages: list[Package], cache: Path) -> None:
     if result.returncode and kind == "deb":  # the package lists may be missing or old
         _run(["apt-get", "update", "-q"], folder)
         result = _run(command, folder)
-    arrived = [package.archive(folder) for package in packages]
-    if result.returncode or None in arrived:
+    arrived = [file for package in packages if (file := package.archive(folder))]
+    if result.returncode or len(arrived) < len(packages):
         lines = (result.stderr or result.stdout).strip().splitlines()
         errors = [line for line in lines if re.match(r"E: |npm err|error", line, re.I)] or lines
         reason = errors[0] if errors else "not everything arrived"
@@ -144,6 +144,7 @@ def _members(archive: Path, wanted: re.Pattern[str]) -> Iterator[tuple[str, byte
     if archive.suffix == ".deb":
         command = ["dpkg-deb", "--fsys-tarfile", str(archive)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None  # it is a pipe
             try:
                 with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
                     yield from _files(tar, wanted)
@@ -162,8 +163,8 @@ def _members(archive: Path, wanted: re.Pattern[str]) -> Iterator[tuple[str, byte
 def _files(tar: tarfile.TarFile, wanted: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
     for member in tar:
         name = member.name.removeprefix("./")
-        if member.isreg() and wanted.search(name):
-            yield name, tar.extractfile(member).read()
+        if member.isreg() and wanted.search(name) and (file := tar.extractfile(member)):
+            yield name, file.read()
 
 
 def zipped(data: bytes, wanted: re.Pattern[str]) -> Tree:

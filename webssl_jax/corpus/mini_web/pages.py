@@ -46,8 +46,8 @@ def _pictures(path: str, page: str) -> Iterator[tuple[str, str, str]]:
         picture = posixpath.normpath(
             posixpath.join(posixpath.dirname(path), html.unescape(link.group(1)))
         )
-        alt = re.search(r'alt="([^"]*)"', tag)
-        alt = _clean(alt.group(1)) if alt else ""
+        text = re.search(r'alt="([^"]*)"', tag)
+        alt = _clean(text.group(1)) if text else ""
         good = len(alt) >= _MIN_ALT and not _FILE_NAME.search(alt)
         yield picture, alt if good else "", title
 

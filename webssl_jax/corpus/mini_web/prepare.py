@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ import numpy as np
 from array_record.python import array_record_module
 from PIL import Image
 
+from webssl_jax.config import UserError
 from webssl_jax.corpus import near_duplicates
 from webssl_jax.corpus.mini_web import packages
 from webssl_jax.corpus.mini_web.catalogue import Source
@@ -87,9 +89,13 @@ def prepare(source: Source, cache: Path, files: Files, max_side: int) -> int:
     """
     tree: dict[str, bytes] = {}
     for package in source.packages:
-        tree.update(packages.read(package.archive(cache), source.pattern))
-    dropped: collections.Counter = collections.Counter()
-    rows, canvases, banks, seen, in_group = [], [], [], set(), collections.Counter()
+        archive = package.archive(cache)
+        if archive is None:
+            raise UserError(f"{package} is not in {cache}; download it first")
+        tree.update(packages.read(archive, source.pattern))
+    dropped: collections.Counter[str] = collections.Counter()
+    in_group: collections.Counter[str] = collections.Counter()
+    rows, canvases, banks, seen = [], [], [], set()
     limit = max_side * (TEXT_FACTOR if source.text_rich else 1)
     temporary = files.records.with_suffix(".tmp")
     writer = array_record_module.ArrayRecordWriter(str(temporary), records.WRITER_OPTIONS)
@@ -106,10 +112,11 @@ def prepare(source: Source, cache: Path, files: Files, max_side: int) -> int:
         if source.per_group and in_group[found.group] >= source.per_group:
             dropped["frame of one animation"] += 1
             continue
-        for key, image, data in _encoded(found, limit):
-            if data is None:
-                dropped[key] += 1
+        for made in _encoded(found, limit):
+            if isinstance(made, str):
+                dropped[made] += 1
                 continue
+            key, image, data = made
             in_group[found.group] += 1
             name = f"{source.name}/{key}"
             group = found.group or f"{source.name}/{found.key}"
@@ -138,34 +145,34 @@ def prepare(source: Source, cache: Path, files: Files, max_side: int) -> int:
         shape = (len(canvases), near_duplicates.CANVAS, near_duplicates.CANVAS, 3)
         banks.append(near_duplicates.describe(np.array(canvases, np.uint8).reshape(shape)))
     joined = {k: np.concatenate([b[k] for b in banks]).astype(np.float16) for k in banks[0]}
-    np.savez(files.bank, **joined)
+    np.savez(files.bank, allow_pickle=False, **joined)
     temporary.replace(files.records)
     write_text(files.rows, json.dumps({"rows": rows, "dropped": dropped}))
     return len(rows)
 
 
-def _encoded(found: Picture, limit: int):
-    """Yields (key, pixels, encoded bytes) of a picture and its crops, or (reason, None, None)."""
+def _encoded(found: Picture, limit: int) -> Iterator[tuple[str, Image.Image, bytes] | str]:
+    """Yields (key, pixels, encoded bytes) of a picture and its crops, or why one is dropped."""
     original = None
     if isinstance(found.image, bytes):
         try:
             opened = decode.open_image(found.image)
             if opened.width * opened.height > MAX_PIXELS:
-                yield _TOO_LARGE, None, None
+                yield _TOO_LARGE
                 return
             reason = _unfit(opened.width, opened.height)
             if reason:
-                yield reason, None, None
+                yield reason
                 return
             kept = opened.image.format in _KEPT_FORMATS and opened.orientation == 1
             # twice what is kept, so that the antialiasing filter still has something to do
             scale = 1.0 if found.crops else 2 * limit / max(opened.width, opened.height)
             image = opened.decode(scale).upright()
         except decode.TooManyPixelsError:
-            yield _TOO_LARGE, None, None
+            yield _TOO_LARGE
             return
         except decode.DecodeError:
-            yield "undecodable", None, None
+            yield "undecodable"
             return
         if kept and max(image.size) <= limit:
             original = found.image
@@ -173,10 +180,10 @@ def _encoded(found: Picture, limit: int):
         image = found.image
         reason = _unfit(*image.size)
         if reason:
-            yield reason, None, None
+            yield reason
             return
     if np.asarray(image.resize((32, 32), Image.Resampling.BOX).convert("L")).std() < _BLANK:
-        yield "blank", None, None
+        yield "blank"
         return
     small = _shrunk(image, limit)
     yield found.key, small, original or _jpeg(small)
@@ -186,7 +193,7 @@ def _encoded(found: Picture, limit: int):
         left, top = rng.randint(0, image.width - side), rng.randint(0, image.height - side)
         crop = image.crop((left, top, left + side, top + side))
         if side < limit // 2 or np.asarray(crop.reduce(8).convert("L")).std() < 2 * _BLANK:
-            yield "crop small or nearly blank", None, None
+            yield "crop small or nearly blank"
             continue
         crop = _shrunk(crop, limit)
         yield f"{found.key}#{number + 1}", crop, _jpeg(crop)

@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 
 from PIL import Image
 
@@ -85,7 +86,7 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def named(tree: Tree, root: str = "", crops: int = 0) -> Found:
+def named(tree: Tree, root: str = "", crops: int = 0) -> Iterator[Picture]:
     """Pictures whose only text is their name. root: the part of the path that goes."""
     for path, data in _images(tree):
         text = words(PurePosixPath(path).stem)
@@ -318,7 +319,7 @@ def manuals(tree: Tree) -> Found:
             )
 
 
-def _load_library(files: Tree):
+def _load_library(files: Tree) -> ModuleType:
     """Imports pypdfium2 from its wheel's files."""
     with tempfile.TemporaryDirectory(prefix="mini_web_") as folder:
         for path, data in files.items():
