@@ -102,24 +102,25 @@ def facts_of(
     if files.config is None:
         return said
     if "model_type" in files.config:
-        return said | _transformers(files, model_types, facts, decoder)
+        return said | _transformers(files, files.config, model_types, facts, decoder)
     if "architecture" in files.config:
-        return said | _timm(files, facts)
+        return said | _timm(files, files.config, facts)
     raise WeightsError(f"{files.config_file}: is a config.json neither of transformers nor of timm")
 
 
 def _transformers(
     files: Opened,
+    stated: dict[str, Any],
     model_types: tuple[str, ...],
     facts: Mapping[str, Any],
     decoder: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    file, kind = files.config_file, files.config["model_type"]
+    file, kind = files.config_file, stated["model_type"]
     if kind not in model_types:
         raise WeightsError(
             f"{file}: model_type = {shown(kind)} is no {' and no '.join(model_types) or 'such'}"
         )
-    config = _DEFAULTS[kind] | files.config
+    config = _DEFAULTS[kind] | stated
     agree(
         file,
         config,
@@ -171,10 +172,10 @@ def _transformers(
     return said
 
 
-def _timm(files: Opened, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _timm(files: Opened, stated: dict[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
     file = files.config_file
-    given = files.config.get("model_args", {})
-    trained = files.config.get("pretrained_cfg", {})
+    given = stated.get("model_args", {})
+    trained = stated.get("pretrained_cfg", {})
     if not isinstance(given, dict) or not isinstance(trained, dict):
         raise WeightsError(f"{file}: model_args or pretrained_cfg is no object")
     swiglu, registers = facts["mlp"] == "swiglu", facts["num_registers"]
@@ -235,7 +236,7 @@ def agree(file: Any, config: Mapping[str, Any], shapes: Mapping[str, Any]) -> No
         )
 
 
-def number(file: Any, config: Mapping[str, Any], key: str, kind: type) -> Any:
+def number(file: Any, config: Mapping[str, Any], key: str, kind: type[int | float]) -> Any:
     """``config[key]``, a ``kind`` above 0, or a bool.
 
     Raises:

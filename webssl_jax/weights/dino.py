@@ -178,7 +178,7 @@ def layer_name(head: str, i: int, layers: int) -> str:
 
 
 def _heads(heads: dict[str, HeadConfig]) -> tuple[Row, ...]:
-    rows = []
+    rows: list[Row] = []
     for name, head in heads.items():
         for i in range(head.layers):
             rows += linear(f"{name}/fc{i + 1}", layer_name(name, i, head.layers))

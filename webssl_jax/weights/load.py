@@ -150,8 +150,8 @@ def open_files(path: str | os.PathLike) -> Opened:
     folder = path if path.is_dir() else path.parent
     file = path
     if path.is_dir():
-        names = (safetensors_io.SINGLE_FILE, safetensors_io.INDEX_FILE, TORCH_FILE)
-        names += (clip.OPEN_CLIP_FILE, OPEN_CLIP_TORCH_FILE)
+        names = [safetensors_io.SINGLE_FILE, safetensors_io.INDEX_FILE, TORCH_FILE]
+        names += [clip.OPEN_CLIP_FILE, OPEN_CLIP_TORCH_FILE]
         present = [folder / name for name in names if (folder / name).exists()]
         if not present:
             raise WeightsError(f"{path}: holds none of {', '.join(names)}")

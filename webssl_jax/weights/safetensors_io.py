@@ -16,7 +16,7 @@ import os
 import pathlib
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -83,7 +83,8 @@ def write_folder(
         write_file(folder / SINGLE_FILE, specs, tensors)
         return [folder / SINGLE_FILE]
     source = iter(tensors)
-    files, where = [], {}
+    files = []
+    where: dict[str, str] = {}
     for i, group in enumerate(groups):
         file = folder / f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors"
         # zip takes from the left first, so it never draws a tensor that belongs to the next file.
@@ -120,7 +121,7 @@ def write_file(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors start aligned
 
-    def write(file) -> None:
+    def write(file: BinaryIO) -> None:
         file.write(struct.pack("<Q", len(text)) + text)
         for data in in_order(specs, tensors):
             file.write(data)
@@ -154,7 +155,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def write_atomically(path: pathlib.Path, write: Callable[[Any], Any]) -> None:
+def write_atomically(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
     """Calls ``write`` with a binary file that takes the name ``path`` when it is whole and on disk.
 
     Raises:

@@ -13,7 +13,7 @@ import math
 import re
 import types
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -177,11 +177,15 @@ def choose(
 def probe(family: Family, mlp: str | None = None, **fields: Any) -> Table:
     """The family's table for some network that has everything: names are the same in every
     size."""
-    small = dict(width=4, depth=1, heads=1, mlp=mlp or family.mlps[0], norm_eps=1e-5)
-    kinds = {"siglip": (dict(pooling="map"), dict(causal=False, pooling="last"))}
+    small: dict[str, Any] = dict(
+        width=4, depth=1, heads=1, mlp=mlp or family.mlps[0], norm_eps=1e-5
+    )
+    kinds: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "siglip": (dict(pooling="map"), dict(causal=False, pooling="last"))
+    }
     image, words = kinds.get(family.towers, ({}, {}))
     plain = ViTConfig(patch_size=1, image_size=1, **small, **image)
-    everything = dict(num_registers=1, layer_scale=_LAYER_SCALE, mask_token=True)
+    everything: dict[str, Any] = dict(num_registers=1, layer_scale=_LAYER_SCALE, mask_token=True)
     some = dataclasses.replace(plain, **everything | fields)
     head = HeadConfig(1, 1)
     networks = dict(encoder=some, decoder=plain, dino_head=head, ibot_head=head)
@@ -335,5 +339,5 @@ class Shapes:
             self._refuse(f"of another shape: {key} is {tensor.shape}")
         return tensor
 
-    def _refuse(self, what: str) -> None:
+    def _refuse(self, what: str) -> NoReturn:
         raise WeightsError(f"{self._files.path}: {self._family.name}: {what}")

@@ -30,8 +30,11 @@ DTYPES = ("float32", "bfloat16", "float16")  # that import takes; all become flo
 class TensorOfTheirs(Protocol):
     """What import needs of a tensor in a file; ``stored.Stored`` is one."""
 
-    shape: tuple[int, ...]
-    dtype: np.dtype
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
 
     def read(self, part: int = 0, parts: int = 1) -> np.ndarray:
         """Equal share number ``part`` of ``parts`` along the first axis."""
@@ -230,7 +233,7 @@ class Leaf:
     def __getitem__(self, block: int) -> np.ndarray:
         return self._read(block)
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         if not self.stacked:
             return self._read(0)
         out = np.empty(self.shape, self.dtype)
@@ -360,7 +363,7 @@ def _kept(table: Table, tree: Any) -> dict[str, Any]:
 
 def names_of(table: Table) -> re.Pattern[str]:
     """Matches every name a table knows, in its own spelling."""
-    keys = [row.theirs for row in (*table.rows, *table.constants)]
+    keys = [*(row.theirs for row in table.rows), *(one.theirs for one in table.constants)]
     return re.compile("|".join(re.escape(key).replace(r"\{i\}", r"\d+") for key in keys))
 
 

@@ -23,7 +23,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -419,7 +419,7 @@ def write_file(
         raise ValueError(f"no place for {', '.join(extra)} beside tensors that stand under no key")
     prefix = path.stem
 
-    def write(file) -> None:
+    def write(file: BinaryIO) -> None:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             _write_member(archive, file, f"{prefix}/data.pkl", [_pickle(key, specs, extra)])
             _write_member(archive, file, f"{prefix}/byteorder", [b"little"])
@@ -430,7 +430,7 @@ def write_file(
     safetensors_io.write_atomically(path, write)
 
 
-def _write_member(archive: zipfile.ZipFile, file: Any, name: str, parts: list[Any]) -> None:
+def _write_member(archive: zipfile.ZipFile, file: BinaryIO, name: str, parts: list[Any]) -> None:
     member = zipfile.ZipInfo(name)
     # Data start at a multiple of 64 bytes, as PyTorch's own do, so that it can map them. zipfile
     # puts 20 bytes of its own (zip64 sizes) before the padding.

@@ -104,7 +104,7 @@ def describe(
         facts["text"] = read.text()
     said = _said(files, family.towers, facts)
     assumed: list[str] = []
-    built = {}
+    built: dict[str, Any] = {}
     for tower, made in facts.items():
         own, name = getattr(otherwise, tower, None), "" if tower == "encoder" else "text "
         stated = said[tower]
@@ -230,11 +230,11 @@ def _said(files: Opened, kind: str, facts: Mapping[str, Mapping[str, Any]]) -> d
     if files.config is None:
         return said
     if "model_type" in files.config:
-        _transformers(files, kind, facts, said)
+        _transformers(files, files.config, kind, facts, said)
         colours = files.preprocessor
         names = {"mean": "image_mean", "std": "image_std"}
     elif "model_cfg" in files.config and kind == "clip":
-        _open_clip(files, facts, said)
+        _open_clip(files, files.config, facts, said)
         colours = files.config.get("preprocess_cfg", {})
         names = {"mean": "mean", "std": "std"}
     else:
@@ -248,10 +248,13 @@ def _said(files: Opened, kind: str, facts: Mapping[str, Mapping[str, Any]]) -> d
 
 
 def _transformers(
-    files: Opened, kind: str, facts: Mapping[str, Mapping[str, Any]], said: dict[str, Any]
+    files: Opened,
+    config: dict[str, Any],
+    kind: str,
+    facts: Mapping[str, Mapping[str, Any]],
+    said: dict[str, Any],
 ) -> None:
-    file, config = files.config_file, files.config
-    name = config["model_type"]
+    file, name = files.config_file, config["model_type"]
     if name != kind and (name != f"{kind}_vision_model" or "text" in facts):
         raise WeightsError(f"{file}: model_type = {shown(name)} is not that of these weights")
     for tower, made in facts.items():
@@ -283,9 +286,14 @@ def _transformers(
         }
 
 
-def _open_clip(files: Opened, facts: Mapping[str, Mapping[str, Any]], said: dict[str, Any]) -> None:
-    file, model = files.config_file, _object(files.config_file, files.config, "model_cfg")
-    _object(file, {"preprocess_cfg": {}} | files.config, "preprocess_cfg")
+def _open_clip(
+    files: Opened,
+    config: dict[str, Any],
+    facts: Mapping[str, Mapping[str, Any]],
+    said: dict[str, Any],
+) -> None:
+    file, model = files.config_file, _object(files.config_file, config, "model_cfg")
+    _object(file, {"preprocess_cfg": {}} | config, "preprocess_cfg")
     quick = model.get("quick_gelu", False)
     if type(quick) is not bool:
         raise WeightsError(f"{file}: quick_gelu = {shown(quick)} makes no sense")
