@@ -43,6 +43,8 @@ CORE = [
 PLAN = ["libtpu>=0.0.42,<0.1"]  # the compiler; it needs no TPU
 GCP = ["gcsfs>=2025.2"]  # checkpoints in gs://
 EXPORT = ["torch>=2.6", "transformers>=5.0,<6"]
+TEST = ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1", "mypy>=2.4,<3"]
+TEST += ["setuptools>=70.1"]  # builds a wheel without other packages
 
 setup(
     name="webssl_jax",
@@ -57,7 +59,7 @@ setup(
         "webssl_jax.corpus": ["*.arrayrecord", "*.md"],
         "webssl_jax.corpus.mini_web": ["*.md"],
         "webssl_jax.data": ["vocabulary/*"],
-        "webssl_jax.evaluators": ["templates/*"],
+        "webssl_jax.evaluators.texts": ["templates/*"],
         "webssl_jax.launch": ["host.sh"],
         "webssl_jax.telemetry": ["reference/*.json"],
     },
@@ -72,14 +74,6 @@ setup(
         # In an environment of its own, without tools/constraints.txt: 2.77 asks for pillow<13,
         # protobuf<7, pyarrow<26 and python-dateutil<3.
         "beam": ["apache-beam>=2.77,<3"],
-        "test": [
-            *EXPORT,
-            *PLAN,
-            *GCP,
-            "pytest>=8,<10",
-            "pytest-xdist>=3.6,<4",
-            "ruff>=0.14,<1",
-            "setuptools>=70.1",  # builds a wheel without other packages
-        ],
+        "test": [*EXPORT, *PLAN, *GCP, *TEST],
     },
 )

@@ -67,8 +67,8 @@ A network that knows nothing starts near a loss of ln of the batch, 10.40 for 32
 
 import dataclasses
 
+from webssl_jax.colours import CLIP_MEAN, CLIP_STD, SIGLIP_MEAN, SIGLIP_STD
 from webssl_jax.config import ConfigError, parse_arg, suggest
-from webssl_jax.methods.pixels import CLIP_MEAN, CLIP_STD, SIGLIP_MEAN, SIGLIP_STD
 from webssl_jax.models.clip_sizes import SIGLIP_SIZES
 from webssl_jax.models.text import TextConfig
 

@@ -137,23 +137,13 @@ def base() -> ConfigDict:
             },
             # a profile of the steps after start_step (0 = none); `touch RUN/PROFILE` takes one, too
             "profile": {"start_step": 0, "steps": 3},
-            "eval": {
-                "train": "",  # labelled shards for k-NN and probes; empty = no evaluation
-                "test": "",
-                "every_steps": 0,  # besides the first and the last step
-                "batch": 256,
-                "max_images": 0,  # per split; 0 = all
-                "last_blocks": 4,  # the probe is offered the last block and these together
-                # of methods with texts (CLIP): the test images are put into classes by words, with
-                # templates: imagenet (80), short (7), or a file with one a line; empty = not
-                "zero_shot": "",
-                # for them: a file with one name a line in the order of the sorted labels, or lines
-                # of a label, a tab and its name; empty = the labels themselves
-                "class_names": "",
-                "retrieval": "",  # captioned shards: images find texts, texts images; empty = not
-                "retrieval_images": 0,  # at most so many; 0 = all. Fewer are easier to tell apart
-            },
+            # {name: {"kind": ..., its options, "every_steps": 0}}: what is measured of the frozen
+            # features, at the first and the last step and every so often between
+            # (webssl_jax/evaluators/base.py); configs/evals has rows ready
+            "evals": {},
+            "eval_batch": 256,  # images a call when features are made
             "pictures": {
+                "source": "",  # shards to draw from; empty = data.train
                 "every_steps": 0,  # besides the first and the last step
                 "images": 8,  # shown on a sheet, 1 to 64
                 # all, none, or some of: reconstruction,pca,attention,neighbours,norms

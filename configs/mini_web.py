@@ -44,6 +44,8 @@ from webssl_jax.config import ConfigError, parse_arg, suggest
 
 from . import clip, quickstart, web_dino
 
+_EVERY_STEPS = {"mae": 2000, "dino": 400, "clip": 500}  # between evaluations
+
 
 def get_config(arg=None):
     """See the module's docstring."""
@@ -55,10 +57,15 @@ def get_config(arg=None):
     config.name = f"mini_web_{arg.method}"
     config.data.train = f"{arg.corpus}/train-*.arrayrecord"
     config.data.threads = 4
-    config.eval.train = f"{arg.corpus}/probe-train-*.arrayrecord"
-    config.eval.test = f"{arg.corpus}/probe-test-*.arrayrecord"
+    test = f"{arg.corpus}/probe-test-*.arrayrecord"
+    labelled = {"train": f"{arg.corpus}/probe-train-*.arrayrecord", "test": test}
+    rows = {"knn": {"kind": "knn", **labelled}, "probe": {"kind": "logistic", **labelled}}
     if config.method.name == "clip":
-        config.eval.retrieval = config.eval.test
+        rows["zero_shot"] = {"kind": "zero_shot", "test": test, "templates": "short"}
+        rows["retrieval"] = {"kind": "retrieval", "pairs": test}
+    every = _EVERY_STEPS[config.method.name]
+    config.evals = {name: {**row, "every_steps": every} for name, row in rows.items()}
+    config.pictures.source = test
     return config
 
 
@@ -70,7 +77,6 @@ def _mae() -> ConfigDict:
     config.optim.lr_batch = 64
     config.checkpoint.every_steps = 1000
     config.log.every_steps = 20
-    config.eval.every_steps = 2000
     return config
 
 
@@ -98,7 +104,6 @@ def _dino() -> ConfigDict:
         head.update({"prototypes": 256, "bottleneck": 32})
     config.checkpoint.every_steps = 400
     config.log.every_steps = 10
-    config.eval.every_steps = 400
     return config
 
 
@@ -114,8 +119,6 @@ def _clip(size: str = "tiny") -> ConfigDict:
     config.method.text.depth = 2
     config.checkpoint.every_steps = 500
     config.log.every_steps = 20
-    config.eval.every_steps = 500
-    config.eval.zero_shot = "short"
     return config
 
 

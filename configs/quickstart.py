@@ -42,6 +42,7 @@ def get_config(arg=None):
     config.optim.warmup_percent = 10.0
     config.checkpoint.every_steps = 100
     config.log.every_steps = 5
-    config.eval.train = arg.train
-    config.eval.test = arg.test
+    labelled = {"train": arg.train, "test": arg.test}
+    config.evals = {"knn": {"kind": "knn", **labelled}, "probe": {"kind": "logistic", **labelled}}
+    config.pictures.source = arg.test
     return config

@@ -92,8 +92,8 @@ iBOT loss of half of that.
 
 from ml_collections import ConfigDict
 
+from webssl_jax.colours import IMAGENET_MEAN, IMAGENET_STD
 from webssl_jax.config import ConfigError, parse_arg, suggest
-from webssl_jax.methods.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 from .common import apply_preset, base, vit
 

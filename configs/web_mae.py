@@ -36,8 +36,8 @@ The paper has no Web-MAE rows for ImageNet, ADE20K and NYUd (tables 3, 7 and 9),
 and 700m. For comparison it gives MAE ViT-H on ImageNet-1k: VQA 45.21; linear probe 76.6.
 """
 
+from webssl_jax.colours import IMAGENET_MEAN, IMAGENET_STD
 from webssl_jax.config import ConfigError, parse_arg, suggest
-from webssl_jax.methods.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 from .common import apply_preset, base, vit
 

@@ -30,10 +30,9 @@ SMALL = {
     "global_batch": 32,
     "sharding.max_unsharded_fraction": 0.2,
     "pictures.kinds": "none",
-    "eval.train": "",
-    "eval.test": "",
-    "eval.last_blocks": 1,
-    "eval.max_images": 512,
+    "evals.probe": "none",
+    "evals.knn.max_images": 300,
+    "eval_batch": 32,
 }
 
 
@@ -159,11 +158,11 @@ def run_the_quick_start(here, **settings):
     done = here.run("webssl", "train", "--config", "quickstart", "--workdir", run, *overrides)
     assert done.returncode == 0, done.stderr
     assert f"({here.packages}/webssl_jax/corpus/" in done.stderr
-    done = here.run(
-        "webssl", "evaluate", "--workdir", run, "--train=corpus:train", "--test=corpus:test"
-    )
+    done = here.run("webssl", "evaluate", "--model", run, "--evals.knn.max_images=200")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^step 20 \(this model\) +0\.\d+ .* 0\.\d+", done.stdout, re.M), done.stdout
+    assert re.search(r"^run, step 20 +0\.\d+ ± 0\.\d+", done.stdout, re.M), done.stdout
+    done = here.run("webssl", "evaluate", "--model", run, "--evals", "korpus")
+    assert done.returncode == 2 and "did you mean 'corpus'?" in done.stderr, done.stderr
     done = here.run(
         "webssl", "export", "--workdir", run, "--format=hf-vit", "--output", here.work / "export"
     )

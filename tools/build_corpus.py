@@ -42,11 +42,7 @@ from webssl_jax.config import UserError
 from webssl_jax.corpus import near_duplicates
 from webssl_jax.corpus.near_duplicates import alike
 from webssl_jax.data import records
-from webssl_jax.data.pipeline import read_labelled
-from webssl_jax.data.sources import ArrayRecordSource
-from webssl_jax.data.views import EvalView
-from webssl_jax.evaluators.base import Dataset
-from webssl_jax.evaluators.frozen import FrozenFeatureEvaluation
+from webssl_jax.evaluators.probes import floors
 
 PACKAGES = ("openclipart-png", "openclipart-svg")
 # the package holds 16 larger pictures, up to 623 Mpixel: two thirds of all its pixels
@@ -476,22 +472,14 @@ def draw_sheets(splits: dict[str, list[Picture]], cross: np.ndarray, folder: Pat
 def report(folder: Path) -> None:
     """Prints what trivial features reach on the class probe: the floor under every figure of a
     model."""
-    view = EvalView(REPORT_SIZE, REPORT_SIZE)
-    images, labels, names = read_labelled(
-        ArrayRecordSource(str(folder / "train-*.arrayrecord")), view
+    problem, figures = floors.floors(
+        str(folder / "train-*.arrayrecord"), str(folder / "test-*.arrayrecord"), REPORT_SIZE
     )
-    train = Dataset(images, labels, tuple(names))
-    source = ArrayRecordSource(str(folder / "test-*.arrayrecord"))
-    test = Dataset(*read_labelled(source, view, class_names=names)[:2], train.class_names)
     print(
-        f"{len(train.labels)} labelled train and {len(test.labels)} test pictures, {len(names)} "
-        f"classes, {REPORT_SIZE} x {REPORT_SIZE}"
+        f"{len(problem.train_labels)} labelled train and {len(problem.test_labels)} test pictures, "
+        f"{problem.num_classes} classes, {REPORT_SIZE} x {REPORT_SIZE}"
     )
-    for name, row in FrozenFeatureEvaluation(train, test).baselines().items():
-        print(
-            f"{name:18} k-NN {row.knn.top1:.3f} +- {row.knn.se:.3f} | "
-            f"linear {row.linear.top1:.3f} +- {row.linear.se:.3f}"
-        )
+    print("\n".join(floors.lines(figures)))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,9 +5,9 @@
 
 A group is NAME=RUN[,RUN...]: runs that differ in their seed only. The table has trivial features,
 step 0, the first checkpoint that was evaluated and the last; mean and spread over seeds, and by how
-much the last is above each of them. Several groups get one more table of them all: untrained and
-trained, k-NN, linear probe and, of methods with texts, zero-shot and retrieval. The picture has the
-figures over the images seen.
+much the last is above each of them, for the headline figures of every row of their configs' evals.
+Several groups get one more table of them all, untrained and trained. The picture has the figures
+over the images seen.
 
 Exit codes: 0 done · 2 bad input or a full disk, one line.
 """
@@ -18,7 +18,7 @@ import numpy as np
 
 from webssl_jax import cli
 from webssl_jax.config import UserError
-from webssl_jax.evaluators.results import COLUMNS
+from webssl_jax.evaluators.probes.labelled import MAJORITY
 from webssl_jax.evaluators.seeds import Seeds, read_seeds, summary, table
 from webssl_jax.visuals import save_png
 from webssl_jax.visuals.comparison import comparison
@@ -51,25 +51,22 @@ def _read(text: str) -> Seeds:
 
 
 def _curves(groups: list[Seeds]) -> tuple[dict, dict]:
-    """The arguments of :func:`comparison`. Trivial features are those of the first group: another
-    image size moves them a little. Chance is that of the first group with texts."""
+    """The arguments of :func:`comparison`. Trivial features and chance are those of the first group
+    that has the row: another image size moves trivial features a little."""
     panels, levels = {}, {}
-    for column, title in COLUMNS.items():
+    for column in dict.fromkeys(column for group in groups for column in group.columns):
         curves = {}
         for group in groups:
             if steps := group.steps(column):
-                y = np.stack([group.top1(step, column) for step in steps], axis=1)
+                y = np.stack([group.values(step, column) for step in steps], axis=1)
                 curves[group.name] = (np.array(steps) * group.batch, y)
-        if not curves:
-            continue
-        panels[title] = curves
-        levels[title] = [
-            (name, float(groups[0].top1(name, column)[0]))
-            for name in groups[0].baselines
-            if name != "majority class" and groups[0].scores(name, column)
-        ]
-        chances = (group.measured[group.last][0].chance() for group in groups)
-        levels[title] += [("chance", x[column]) for x in chances if column in x][:1]
+        panels[column.title] = curves
+        first = next(group for group in groups if column in group.columns)
+        rivals = [name for name in first.baselines if name != MAJORITY]
+        found = [(name, first.values(name, column)) for name in rivals]
+        levels[column.title] = [(name, float(x[0])) for name, x in found if len(x)]
+        if (chance := first.chance(column)) is not None and not levels[column.title]:
+            levels[column.title].append(("chance", chance))
     return panels, levels
 
 

@@ -42,16 +42,18 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from webssl_jax import cli, runs
+from webssl_jax import cli, publish, runs
 from webssl_jax import params as params_lib
 from webssl_jax.config import UserError
-from webssl_jax.methods import pixels
-from webssl_jax.methods.base import Variables
+from webssl_jax.methods import losses
+from webssl_jax.model import Model
+from webssl_jax.models import pixels
+from webssl_jax.models.features import Want
 from webssl_jax.models.position import INTERPOLATIONS
-from webssl_jax.weights import clip, load, safetensors_io, shapes, tables
-from webssl_jax.weights import export as weights_export
+from webssl_jax.weights import clip, load, preprocessing, safetensors_io, shapes, tables
 from webssl_jax.weights.families import FAMILIES, Family, table_of
 from webssl_jax.weights.networks import Networks
 from webssl_jax.weights.tokenizer_files import has_tokenizer
@@ -107,13 +109,12 @@ def main(argv: list[str] | None = None) -> int:
 
     if args.workdir:
         run = runs.load_run(args.workdir, args.step)
-        networks, params = Networks.of(run.method), weights_export.trained_params(run)
+        model = Model.of(run.method, run.variables)
+        networks, params = model.networks, model.params
         what = f"{args.workdir}: step {run.step:,}"
-        if run.variables.teacher:
+        if run.method.evaluated == "teacher":
             what += ", its teacher"
-        output = weights_export.export_run(
-            run, args.format, args.output, args.dtype, chunks=args.chunks
-        )
+        output = publish.export_run(run, args.format, args.output, args.dtype, chunks=args.chunks)
     else:
         loaded = load.open_(args.weights, heads=args.heads, mlp=args.mlp)
         networks, params = loaded.networks, loaded.params
@@ -122,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
             what += f", {shapes.size_name(networks.encoder)}"
         if loaded.assumed:
             print(f"assumed: {', '.join(loaded.assumed)}")
-        output = weights_export.export_loaded(
+        output = publish.export_loaded(
             loaded, args.format, args.output, args.dtype, chunks=args.chunks
         )
     print(f"{what}, {params_lib.count(params):,} parameters")
@@ -168,11 +169,9 @@ def _unsaid(networks: Networks, family: Family) -> list[str]:
             "at other sizes its reader resizes positions "
             f"{INTERPOLATIONS[family.resize].words}, the training {INTERPOLATIONS[ours].words}"
         )
-    assumed = (pixels.IMAGENET_MEAN, pixels.IMAGENET_STD)
-    if family.towers == "clip":
-        assumed = (pixels.CLIP_MEAN, pixels.CLIP_STD)
-    if (networks.mean, networks.std) != assumed:
-        notes.append(f"images were normalised by mean {networks.mean} and std {networks.std}")
+    assumed, own = preprocessing.default(1, family.towers), networks.preprocess
+    if (own.mean, own.std) != (assumed.mean, assumed.std):
+        notes.append(f"images were normalised by mean {own.mean} and std {own.std}")
     return notes
 
 
@@ -225,21 +224,22 @@ def verify(
     _check_same_weights(networks, params, imported, family, dtype)
     if not FAMILIES[family].config:
         return _compare_tensors(networks, imported, family, output, library)
-    model, method = _load(library, family, output), networks.method()
+    theirs = _load(library, family, output)
+    ours = Model(networks, jax.tree.map(jnp.asarray, imported))
     if "text" in FAMILIES[family].needs:
-        return _compare_towers(method, imported, model)
-    side, patch = method.encoder.image_size, method.encoder.patch_size
+        return _compare_towers(ours, theirs)
+    side, patch = networks.encoder.image_size, networks.encoder.patch_size
     comparisons = []
     for height, width in ((side, side), (side + patch, side + 3 * patch)):
         images = np.random.default_rng(0).integers(0, 256, (2, height, width, 3)).astype(np.uint8)
         with jax.default_matmul_precision("highest"):
-            seen = jax.jit(method.features)(Variables(imported, {}, {}), images)
+            seen = ours.features(images, Want(registers=True))
         patches = seen.patches.reshape(2, -1, seen.cls.shape[-1])
-        ours = np.concatenate([seen.cls[:, None], seen.registers, patches], axis=1)
+        tokens = np.concatenate([seen.cls[:, None], seen.registers, patches], axis=1)
         name = f"features at {height}x{width}"
-        comparisons.append(_compare(name, ours, _their_tokens(model, _pixels(method, images))))
+        comparisons.append(_compare(name, tokens, _their_tokens(theirs, _pixels(ours, images))))
     if "decoder" in FAMILIES[family].needs:
-        comparisons += _compare_decoder(method, imported, model)
+        comparisons += _compare_decoder(ours, theirs)
     return comparisons
 
 
@@ -302,9 +302,10 @@ def _load(library: Any, family: str, folder: pathlib.Path) -> Any:
     return model.eval()
 
 
-def _pixels(method: Any, images: np.ndarray) -> np.ndarray:
+def _pixels(model: Model, images: np.ndarray) -> np.ndarray:
     """(B, 3, H, W) float32, normalised: what ``transformers`` calls pixel_values."""
-    return np.array(pixels.normalise(images, method.mean, method.std)).transpose(0, 3, 1, 2).copy()
+    p = model.preprocess
+    return np.array(pixels.normalise(images, p.mean, p.std)).transpose(0, 3, 1, 2).copy()
 
 
 def _their_tokens(model: Any, pixel_values: np.ndarray) -> np.ndarray:
@@ -336,7 +337,7 @@ def _their_tokens(model: Any, pixel_values: np.ndarray) -> np.ndarray:
             model.config.mask_ratio = ratio
 
 
-def _compare_decoder(method: Any, params: Any, model: Any) -> list[Comparison]:
+def _compare_decoder(ours: Model, theirs: Any) -> list[Comparison]:
     """Loss under the same noise, at the native size only.
 
     At other sizes the decoder of ``transformers`` resizes its positions as if the patches stood in
@@ -344,45 +345,44 @@ def _compare_decoder(method: Any, params: Any, model: Any) -> list[Comparison]:
     """
     import torch
 
-    side, patches = method.encoder.image_size, method.encoder.num_patches
+    encoder = ours.networks.encoder
+    side, patches = encoder.image_size, encoder.num_patches
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (2, side, side, 3)).astype(np.uint8)
     noise = rng.random((2, patches), dtype=np.float32)
     with jax.default_matmul_precision("highest"):
-        loss = jax.jit(method.loss)(
-            params, {}, {}, {"image": images, "noise": noise}, jax.random.key(0), {}
-        ).loss
+        made = ours.reconstruct(images, noise)
+        loss = losses.masked_pixel_loss(*made, ours.networks.norm_pix_loss)
     with torch.no_grad():
-        theirs = model(torch.from_numpy(_pixels(method, images)), noise=torch.from_numpy(noise))
+        found = theirs(torch.from_numpy(_pixels(ours, images)), noise=torch.from_numpy(noise))
     return [
-        _compare("reconstruction loss under the same mask", np.asarray(loss), theirs.loss.numpy())
+        _compare("reconstruction loss under the same mask", np.asarray(loss), found.loss.numpy())
     ]
 
 
-def _compare_towers(method: Any, params: Any, model: Any) -> list[Comparison]:
+def _compare_towers(ours: Model, theirs: Any) -> list[Comparison]:
     """Embeddings of images and texts, and their logits."""
     import torch
 
-    side, text = method.encoder.image_size, method.text
+    side, text = ours.networks.encoder.image_size, ours.networks.text
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (3, side, side, 3)).astype(np.uint8)
     tokens = rng.integers(0, text.vocabulary - 1, (3, text.context)).astype(np.int32)
     tokens[:, -1] = text.vocabulary - 1  # the end, once
     with jax.default_matmul_precision("highest"):
-        seen = jax.jit(method.embed_images)(params, images)
-        read = jax.jit(method.embed_texts)(params, tokens)
-    scale, bias = np.exp(params["logit_scale"]), params.get("logit_bias", np.float32(0))
-    ours = (seen, read, np.asarray(seen @ read.T) * scale + bias)
-    x, ids = torch.from_numpy(_pixels(method, images)), torch.from_numpy(tokens).long()
+        seen, read = ours.text.embed_images(images), ours.text.embed(tokens)
+    scale, bias = ours.text.scale_and_bias
+    made = (seen, read, np.asarray(seen @ read.T) * scale + bias)
+    x, ids = torch.from_numpy(_pixels(ours, images)), torch.from_numpy(tokens).long()
     with torch.no_grad():
-        if hasattr(model, "encode_image"):  # open_clip
-            theirs = [model.encode_image(x, normalize=True), model.encode_text(ids, normalize=True)]
-            theirs.append(model.get_logits(x, ids)[0])
+        if hasattr(theirs, "encode_image"):  # open_clip
+            found = [theirs.encode_image(x, normalize=True)]
+            found += [theirs.encode_text(ids, normalize=True), theirs.get_logits(x, ids)[0]]
         else:
-            out = model(input_ids=ids, pixel_values=x)
-            theirs = [out.image_embeds, out.text_embeds, out.logits_per_image]
+            out = theirs(input_ids=ids, pixel_values=x)
+            found = [out.image_embeds, out.text_embeds, out.logits_per_image]
     names = ("image embeddings", "text embeddings", "logits")
-    return [_compare(name, np.asarray(a), b.numpy()) for name, a, b in zip(names, ours, theirs)]
+    return [_compare(name, np.asarray(a), b.numpy()) for name, a, b in zip(names, made, found)]
 
 
 def _compare(what: str, ours: np.ndarray, theirs: np.ndarray) -> Comparison:

@@ -18,10 +18,11 @@ Exit codes: 0 done · 2 bad input or a full disk, one line.
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from webssl_jax import cli, runs
@@ -32,30 +33,26 @@ from webssl_jax.data.converter.items import Dropped
 from webssl_jax.data.pipeline import Source
 from webssl_jax.data.sources import SUFFIX, ArrayRecordSource, DamagedRecord
 from webssl_jax.evaluators.pictures import (
-    MethodPictures,
+    ModelPictures,
     available,
     choose,
     images_needed,
     read_images,
 )
 from webssl_jax.evaluators.text_pictures import read_pictured
-from webssl_jax.methods.base import Method, Variables
+from webssl_jax.model import Model, Origin, load
 from webssl_jax.sharding import mesh as meshes
-from webssl_jax.sharding import rules
 from webssl_jax.visuals import save_png
 
 
 class Subject(NamedTuple):
-    """What is looked at. ``name``: for the titles. ``own``: the pictures besides those of features.
-    ``images``, ``captioned``: to look at when none are given."""
+    """What is looked at. ``own``: pictures that its training method draws itself. ``images``: to
+    look at when none are given."""
 
-    name: str
-    method: Method
-    variables: Variables
-    own: tuple[str, ...]
-    step: int
+    model: Model
+    own: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+    own_names: tuple[str, ...]
     images: str
-    captioned: str
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -96,60 +93,57 @@ def main(argv: list[str] | None = None) -> int:
 
     mesh = meshes.create(ConfigDict({"replica": 1, "fsdp": -1, "tensor": 1}))
     subject = _run(args, mesh) if args.workdir else _weights(args, mesh)
-    method = subject.method
-    names = choose(args.pictures, subject.own, "--pictures")
-    _check_size(method, subject.variables, args.size)
+    model = subject.model
+    known = (*subject.own_names, *available(model.networks))
+    names = choose(args.pictures, known, "--pictures")
+    _check_size(model, args.size)
+    view = model.preprocess if args.size is None else model.preprocess.at(args.size)
     source = _source(args.images or subject.images)
     limit = images_needed(names, args.count, args.candidates)
-    images = read_images(source, method.eval_view(args.size), limit)
-    captioned = _source(args.images or subject.captioned)
-    pairs = read_pictured(captioned, method.eval_view(args.size), names, args.candidates)
-    print(f"{subject.name}: {len(images.pixels):,} of {len(source):,} images", flush=True)
+    images = read_images(source, view, limit)
+    pairs = read_pictured(source, view, names, args.candidates)
+    print(f"{model.origin.name}: {len(images.pixels):,} of {len(source):,} images", flush=True)
     output = pathlib.Path(args.output)
     try:  # before the work, not after it
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {output}: cannot be made ({error.strerror})") from error
-    drawing = MethodPictures(method, mesh, images, names, args.count, pairs=pairs)
-    for name, picture in drawing.draw(subject.variables, subject.step, subject.name).items():
+    drawing = ModelPictures(images, names, args.count, pairs=pairs)
+    drawn = drawing.draw(model)
+    if any(name in subject.own_names for name in names):
+        drawn |= subject.own(drawing.batch)
+    for name, picture in drawn.items():
         path = output / f"{name}.png"
         save_png(path, picture)
         print(f"  {path}  {picture.shape[1]} x {picture.shape[0]}")
-    if not subject.own:
+    if not model.networks.decoder and not subject.own_names:
         print("  no reconstruction: these weights are an encoder without a decoder")
     return 0
 
 
 def _run(args, mesh: jax.sharding.Mesh) -> Subject:
     run = runs.load_run(args.workdir, args.step, mesh)
-    name = f"{pathlib.Path(args.workdir).resolve().name} at step {run.step:,}"
-    images = run.config.eval.test or run.config.data.train
-    captioned = run.config.eval.get("retrieval") or images  # older runs lack the key
-    own = available(run.method)
-    return Subject(name, run.method, run.variables, own, run.step, images, captioned)
+    model = Model.of(run.method, run.variables, Origin(args.workdir, run.step))
+
+    def own(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return run.method.pictures(run.variables, batch, jax.random.key(0))
+
+    images = run.config.pictures.source or run.config.data.train
+    return Subject(model, own, run.method.picture_names, images)
 
 
 def _weights(args, mesh: jax.sharding.Mesh) -> Subject:
-    from webssl_jax.weights.load import load  # only who brings weights needs it
-
-    loaded = load(args.weights, heads=args.heads, decoder_heads=args.decoder_heads)
-    method = loaded.method()
-    own = method.picture_names if loaded.kind == "mae" else ()
-    if "text" in loaded.params:
-        own = available(method)
-    params = jax.device_put(loaded.params, rules.shardings(loaded.params, mesh))
-    name = f"{pathlib.Path(args.weights).resolve().name} ({loaded.family})"
-    return Subject(name, method, Variables(params, {}, {}), own, 0, *["corpus:test"] * 2)
+    model = load(args.weights, mesh=mesh, heads=args.heads, decoder_heads=args.decoder_heads)
+    return Subject(model, lambda batch: {}, (), "corpus:test")
 
 
-def _check_size(method: Method, variables: Variables, size: int | None) -> None:
+def _check_size(model: Model, size: int | None) -> None:
     if size is None:
         return
     if size < 1:
         raise UserError(f"--size {size}: must be a positive number of pixels")
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
     try:
-        jax.eval_shape(method.features, variables, images)
+        model.networks.encoder.grid_of(size, size)
     except ValueError as error:
         raise UserError(f"--size {size}: {error}; give a multiple of the patch size") from error
 

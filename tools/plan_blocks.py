@@ -26,6 +26,7 @@ from webssl_jax import config as configs
 from webssl_jax.config import UserError
 from webssl_jax.models.blocks import block_stack, subset_size
 from webssl_jax.models.sizes import ViTConfig
+from webssl_jax.plan import command
 from webssl_jax.plan import training as plan
 from webssl_jax.sharding import compiler_options, rules, slices
 from webssl_jax.sharding import mesh as meshes
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     if not re.fullmatch(r"\d+x\d+(,\d+x\d+)*", args.tokens):
         raise UserError(f"--tokens {args.tokens}: must be as 1x257 or 2x257,8x50")
     crops = [tuple(map(int, crop.split("x"))) for crop in args.tokens.split(",")]
-    options, slice_ = plan.read_options(args.option), slices.find(args.slice)
+    options, slice_ = command.read_options(args.option), slices.find(args.slice)
     config = configs.load(args.config, overrides)
     group = config.method.get("group_images")
     encoder = dataclasses.replace(
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         compiled = plan.compile_or_refuse(lowered, compiler_options.of(mesh) | options)
     except plan.OutOfMemory as refusal:
         print(str(refusal).partition("\n")[0], file=sys.stderr)
-        return plan.EXIT_DOES_NOT_FIT
+        return command.EXIT_DOES_NOT_FIT
     images = args.images * mesh.size
     flops = 0.0
     for count, tokens in crops:

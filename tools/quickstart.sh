@@ -54,22 +54,20 @@ if [ -n "$images" ]; then
     "$python" tools/make_records.py folder --input "$images" --output "$workdir/records" --label-from folder \
         --max-side 256 --test-fraction 0.2
     train=$workdir/records/train-*.arrayrecord test=$workdir/records/test-*.arrayrecord
-    overrides+=("--config.data.train=$train")
+    overrides+=("--config.data.train=$train" "--config.pictures.source=$test")
     labels=$("$python" -c 'import json, sys; print(len(json.load(open(sys.argv[1]))["labels"]))' \
         "$workdir/records/train.summary.json")
     if [ "$labels" -ge 2 ]; then
-        overrides+=("--config.eval.train=$train" "--config.eval.test=$test")
+        overrides+=("--config.evals.knn.train=$train" "--config.evals.knn.test=$test")
+        overrides+=("--config.evals.probe.train=$train" "--config.evals.probe.test=$test")
     else
         evaluate=no
-        overrides+=("--config.eval.train=" "--config.eval.test=")
+        overrides+=("--config.evals=none")
     fi
 elif [ -n "$corpus" ]; then
-    config=configs/mini_web.py records=$ROOT/runs/mini-web
+    records=$ROOT/runs/mini-web config=configs/mini_web.py:corpus=$ROOT/runs/mini-web
     say "1/4 records: the mini-web corpus, $records"
     "$python" tools/mini_web.py --output "$records"
-    overrides=("--config.data.train=$records/train-*.arrayrecord" \
-        "--config.eval.train=$records/probe-train-*.arrayrecord" \
-        "--config.eval.test=$records/probe-test-*.arrayrecord" "${overrides[@]}")
 else
     say "1/4 records: the embedded corpus, $ROOT/webssl_jax/corpus"
 fi
@@ -79,7 +77,7 @@ say "2/4 training a small Web-MAE ($config)"
 
 say "3/4 evaluating the frozen features"
 if [ $evaluate = yes ]; then
-    "$python" -m webssl_jax.evaluate --workdir "$workdir"
+    "$python" -m webssl_jax.evaluate --model "$workdir"
 else
     echo "no evaluation: it needs labels, that is at least two folders of images inside $images"
 fi
@@ -101,5 +99,5 @@ cat <<END
 
 The loss is the mean squared error of hidden patches whose mean and contrast were taken out: 1 is what guessing
 the mean gives. The table above says what the features are worth beside those of chance, of colours and of raw pixels,
-and of the same network before training. A few CPU minutes teach a small network a little; next: README.md, "Train".
+and of the same network before training. A few CPU minutes teach a small network a little; next: docs/index.md.
 END

@@ -17,7 +17,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from webssl_jax.errors import UserError, suggest
 
@@ -30,18 +30,14 @@ EXIT_INTERRUPTED = 130
 class ArgumentParser(argparse.ArgumentParser):
     """argparse whose errors are one line, with the nearest flag that exists."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(
-            *args,
-            allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            **kwargs,
-        )
+    def __init__(self, **options: Any):
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(allow_abbrev=False, formatter_class=formatter, **options)
         self.add_argument(
             "--traceback", action="store_true", help="show the traceback of an error in the input"
         )
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         prefix = "unrecognized arguments: "
         if message.startswith(prefix):
             flag = message.removeprefix(prefix).split()[0].split("=")[0]
@@ -51,22 +47,23 @@ class ArgumentParser(argparse.ArgumentParser):
         sys.exit(EXIT_BAD_INPUT)
 
     def parse_with_overrides(
-        self, argv: list[str] | None = None
+        self, argv: list[str] | None = None, prefix: str = "--config."
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parses flags and splits off ``--config.a.b=c`` as the override ``a.b=c``."""
-        args, rest = self.parse_known_args(argv)
+        """Parses flags and splits off ``--config.a.b=c``, with this ``prefix``, as the override
+        ``a.b=c``."""
+        args, unknown = self.parse_known_args(argv)
         overrides, others = [], []
-        rest = iter(rest)
+        rest = iter(unknown)
         for item in rest:
-            if not item.startswith("--config."):
+            if not item.startswith(prefix):
                 others.append(item)
             elif "=" in item:
-                overrides.append(item.removeprefix("--config."))
+                overrides.append(item.removeprefix(prefix))
             else:  # --config.a.b c
                 value = next(rest, None)
                 if value is None or value.startswith("--"):
                     self.error(f"{item}: give a value")
-                overrides.append(f"{item.removeprefix('--config.')}={value}")
+                overrides.append(f"{item.removeprefix(prefix)}={value}")
         if others:
             self.error(f"unrecognized arguments: {' '.join(others)}")
         return args, overrides
@@ -97,7 +94,7 @@ def first_line(error: BaseException) -> str:
 _reported: set[tuple] = set()
 
 
-def _unraisablehook(event) -> None:
+def _unraisablehook(event: sys.UnraisableHookArgs) -> None:
     """Reports an exception that no caller can catch, as in a callback from a C++ thread. One line
     for each type of error and line of code: a part of a checkpoint that cannot be read raises one
     for each of its arrays."""
@@ -131,10 +128,11 @@ def on_failure(
     _before_exit.append(before_exit)
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run(main: Callable[[], int | None]) -> NoReturn:
     """Runs ``main`` and exits with its code. An error that a user can mend is one line and exit
     code 2. ``kill -USR1`` prints the stacks of all threads, and the process goes on."""
-    faulthandler.register(signal.SIGUSR1, file=sys.__stderr__, all_threads=True)
+    stderr = sys.__stderr__ or sys.stderr
+    faulthandler.register(signal.SIGUSR1, file=stderr, all_threads=True)
     log_to_stderr()
     try:
         code = main()

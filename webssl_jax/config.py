@@ -26,7 +26,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import ml_collections
 
@@ -53,12 +53,42 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
       ConfigError: for a config that is not there or fails, an argument or override that it does not
         know, or a bad value.
     """
-    where, _, arg = spec.partition(":")
-    config = config_files.get_config(where, arg)
+    config = _made_by(spec, "--config")
     config.lock()
     apply_overrides(config, overrides)
     validate(config)
     return config
+
+
+def load_rows(spec: str, overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Reads ``FILE.py[:ARG]`` whose ``get_config(arg)`` gives rows of evaluations, and applies
+    ``ROW.key=value`` overrides.
+
+    Raises:
+      ConfigError: as :func:`load`.
+    """
+    return override_rows(_made_by(spec, "--evals"), overrides)
+
+
+def override_rows(
+    rows: ml_collections.ConfigDict, overrides: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """``rows`` of evaluations with ``ROW.key=value`` overrides applied.
+
+    Raises:
+      ConfigError: for an override that is not of this form.
+    """
+    holder = ml_collections.ConfigDict({"evals": rows.to_dict()})
+    for override in overrides:
+        path, _, text = override.partition("=")
+        _override_evals(holder, f"evals.{path}", text, "--")
+    return holder.evals.to_dict()
+
+
+def _made_by(spec: str, flag: str) -> Any:
+    """What ``get_config`` of ``NAME[:ARG]`` or ``FILE.py[:ARG]`` returns."""
+    where, _, arg = spec.partition(":")
+    return config_files.get_config(where, arg, flag)
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
@@ -90,6 +120,9 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str])
             raise ConfigError(f"--config.{path}: write --config.{path}=VALUE")
         *folders, name = path.split(".")
         node = config
+        if path.split(".")[0] == "evals":
+            _override_evals(config, path, text)
+            continue
         for depth, folder in enumerate(folders):
             if folder not in node or not isinstance(node[folder], ml_collections.ConfigDict):
                 _unknown_key(config, ".".join(folders[: depth + 1]), path)
@@ -112,7 +145,29 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str])
         node[name] = _parse(f"--config.{path}", text, node[name])
 
 
-def _unknown_key(config, bad: str, path: str):
+def _override_evals(
+    config: ml_collections.ConfigDict, path: str, text: str, prefix: str = "--config."
+) -> None:
+    """``evals.ROW.key=value`` changes or adds a row's key; ``evals.ROW=none`` takes a row out,
+    ``evals=none`` all of them. Which keys and values a row may have its evaluation says
+    (``evaluators/suite.py``)."""
+    _, *parts = path.split(".")
+    with config.unlocked():
+        if text.lower() == "none" and len(parts) < 2:
+            if parts and parts[0] not in config.evals:
+                raise ConfigError(f"{prefix}{path}: no such row; {suggest(parts[0], config.evals)}")
+            for row in parts or list(config.evals):
+                del config.evals[row]
+        elif len(parts) == 2:
+            row, key = parts
+            if row not in config.evals:
+                config.evals[row] = ml_collections.ConfigDict()
+            config.evals[row][key] = _parse(f"{prefix}{path}", text, config.evals[row].get(key))
+        else:
+            raise ConfigError(f"{prefix}{path}={text}: write evals.ROW.KEY=VALUE or evals.ROW=none")
+
+
+def _unknown_key(config: ml_collections.ConfigDict, bad: str, path: str) -> NoReturn:
     keys = [key for key, _ in _leaves(config)]
     near = difflib.get_close_matches(path, keys, n=1, cutoff=0.5)
     if not near:  # the right name in the wrong group
@@ -289,25 +344,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     check(config.host.gc_every_steps >= 0, "host.gc_every_steps", "zero (at will) or positive")
     for key in ("stuck_minutes", "stuck_pause_minutes"):
         check(config.host[key] >= 0, f"host.{key}", "zero (no limit) or positive")
-    check(
-        config.eval.every_steps >= 0,
-        "eval.every_steps",
-        "zero (only at the start and the end) or positive",
-    )
-    check(config.eval.batch >= 1, "eval.batch", "at least 1")
-    check(config.eval.max_images >= 0, "eval.max_images", "zero (all) or positive")
-    check(config.eval.last_blocks >= 1, "eval.last_blocks", "at least 1")
-    check(
-        bool(config.eval.train or config.eval.zero_shot) == bool(config.eval.test),
-        "eval.test",
-        "labelled shards if eval.train or eval.zero_shot is given, and empty if neither is",
-    )
-    check(
-        bool(config.eval.zero_shot) or not config.eval.class_names,
-        "eval.class_names",
-        "empty without eval.zero_shot, which needs them",
-    )
-    check(config.eval.retrieval_images >= 0, "eval.retrieval_images", "zero (all) or positive")
+    check(config.eval_batch >= 1, "eval_batch", "at least 1")
     check(
         config.pictures.every_steps >= 0,
         "pictures.every_steps",
@@ -442,10 +479,13 @@ def git_revision() -> str:
     root = pathlib.Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return "unknown"
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
     try:
-        run = {"cwd": root, "capture_output": True, "text": True, "check": True}
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], **run).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain"], **run).stdout.strip()
+        commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return commit + ("+changes" if changed else "")

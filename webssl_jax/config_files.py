@@ -34,14 +34,17 @@ from webssl_jax.errors import ConfigError, UserError, suggest
 _NO_EXPERIMENTS = {"__init__", "common"}
 
 
-def names() -> list[str]:
-    """The shipped configs."""
-    return sorted(_files(_shipped_folder()) - _NO_EXPERIMENTS)
+def names(flag: str = "--config") -> list[str]:
+    """The shipped configs, or for ``--evals`` the shipped rows of evaluations."""
+    return sorted(_files(_folder_of(flag)) - _NO_EXPERIMENTS)
 
 
-def get_config(where: str, arg: str) -> ConfigDict:
+def get_config(where: str, arg: str, flag: str = "--config") -> ConfigDict:
     """What ``get_config(arg)`` returns of the shipped config named ``where``, or of the file at
     that path (it ends in .py or has a slash). Files of the user are read anew at each call.
+
+    flag: ``--config``, or ``--evals`` for rows of evaluations, whose shipped files lie in
+    configs/evals.
 
     Raises:
       ConfigError: for a config that does not exist or has no ``get_config``, an import that would
@@ -50,16 +53,16 @@ def get_config(where: str, arg: str) -> ConfigDict:
     if where.endswith(".py") or "/" in where:
         file = Path(where).resolve()
         if file.suffix != ".py" or not file.is_file():
-            raise ConfigError(f"--config {where}: no such file; {_hint(where)}")
+            raise ConfigError(f"{flag} {where}: no such file; {_hint(where, flag)}")
     else:
-        if where not in names():
-            known = suggest(where, names())
-            raise ConfigError(f"--config {where}: no such config; {known}; or give a FILE.py")
-        file = _shipped_folder() / f"{where}.py"
+        if where not in names(flag):
+            known = suggest(where, names(flag))
+            raise ConfigError(f"{flag} {where}: no such config; {known}; or give a FILE.py")
+        file = _folder_of(flag) / f"{where}.py"
     with _errors_in(file):
         module = _import(file)
         if not hasattr(module, "get_config"):
-            raise ConfigError(f"--config {where}: has no get_config(arg)")
+            raise ConfigError(f"{flag} {where}: has no get_config(arg)")
         config = module.get_config(arg)
     if not isinstance(config, ConfigDict):
         kind = type(config).__name__
@@ -71,16 +74,20 @@ def _shipped_folder() -> Path:
     return Path(shipped.__path__[0]).resolve()
 
 
+def _folder_of(flag: str) -> Path:
+    return _shipped_folder() / "evals" if flag == "--evals" else _shipped_folder()
+
+
 def _files(folder: Path) -> set[str]:
     return {path.stem for path in folder.glob("*.py")}
 
 
-def _hint(where: str) -> str:
-    if Path(where).stem in names():
-        return f"the shipped config is --config {Path(where).stem}"
+def _hint(where: str, flag: str) -> str:
+    if Path(where).stem in names(flag):
+        return f"the shipped config is {flag} {Path(where).stem}"
     folder = Path(where).parent
     near = [str(folder / f"{name}.py") for name in _files(folder) - _NO_EXPERIMENTS]
-    return suggest(where, near) if near else f"shipped configs go by name: {', '.join(names())}"
+    return suggest(where, near) if near else f"shipped configs go by name: {', '.join(names(flag))}"
 
 
 def _package(folder: Path) -> str:

@@ -34,8 +34,8 @@ TOOLS = {
 # {name: (module with main(), one line of help)}
 COMMANDS = {
     "train": ("webssl_jax.train", "train a run, or go on with it"),
-    "evaluate": ("webssl_jax.evaluate", "evaluate a run's checkpoints"),
-    "plan": ("webssl_jax.plan.training", "compile a step for a TPU slice that is not here"),
+    "evaluate": ("webssl_jax.evaluate", "evaluate runs, or any published weights"),
+    "plan": ("webssl_jax.plan.command", "compile a step for a TPU slice that is not here"),
 } | {name: (f"webssl_jax.tools.{name}", says) for name, says in TOOLS.items()}
 
 

@@ -1,47 +1,61 @@
-"""Evaluates a run's checkpoint, or every new one that appears.
+"""Evaluates models: checkpoints of runs, or weights of any published family.
 
-    python -m webssl_jax.evaluate --workdir DIR [--step N | --watch] [--train SHARDS --test SHARDS]
-        [--zero-shot TEMPLATES [--class-names FILE]] [--retrieval SHARDS [--retrieval-images N]]
+    python -m webssl_jax.evaluate --model PATH [--model PATH ...] [--evals configs/evals/NAME.py]
+        [--evals.ROW.key=value ...] [--step N | --watch] [--output DIR] [--batch N]
 
-Prints k-NN and linear-probe accuracy of the frozen features beside those of chance, raw pixels, a
-colour histogram and the run's own step 0, and keeps them in DIR/eval. Of methods with texts also
-zero-shot classification of the test images and retrieval of captioned ones, beside chance and step
-0. Each flag stands for the config's key eval.NAME (configs/common.py). ``--step 0`` makes the
-untrained network anew, from the run's seed. ``--watch`` follows a run that is still training until
-its last step is evaluated.
+Each row is an evaluation (webssl_jax/evaluators/base.py); without --evals the rows are those of the
+first run's config. All models stand in one table, beside chance and trivial features, compared item
+by item. Results lie in RUN/eval/ROW/STEP.json, of weights that are no run in
+DIR/NAME/eval/ROW/00000000.json; what is there is not done again, and what was interrupted goes on.
+
+--step 0 makes a run's untrained network anew, from its seed. --watch follows a run that is still
+training until its last step is evaluated. On several hosts run the same command on each.
 """
 
 from __future__ import annotations
 
 import logging
+import pathlib
 import time
+from typing import Any, NamedTuple
 
 import jax
+from ml_collections import ConfigDict
 
 from webssl_jax import checkpoints, cli, methods, runs, train_state
 from webssl_jax import config as configs
+from webssl_jax import model as models
 from webssl_jax.config import UserError
-from webssl_jax.evaluators.runs import RunEvaluation, check_text_files, check_texts
+from webssl_jax.evaluators import outcome, tables
+from webssl_jax.evaluators.outcome import Outcome
+from webssl_jax.evaluators.suite import Suite, check_needs
+from webssl_jax.model import Model, Origin
 from webssl_jax.optim.optimizer import Optimizer
+from webssl_jax.sharding import distributed
 from webssl_jax.sharding import mesh as meshes
 
 POLL_SECONDS = 20.0
-# of config.eval, and what stands for them where a flag or an older run says nothing
-_KEYS = {
-    "train": "",
-    "test": "",
-    "zero_shot": "",
-    "class_names": "",
-    "retrieval": "",
-    "retrieval_images": 0,
-}
 log = logging.getLogger(__name__)
 
 
-def main() -> int:
+class Place(NamedTuple):
+    """Where a model's results lie, and the step they are filed under."""
+
+    folder: pathlib.Path
+    step: int
+
+
+def main(argv: list[str] | None = None) -> int:
     """The entry point. Returns an exit code of cli.py."""
     parser = cli.ArgumentParser(prog="python -m webssl_jax.evaluate", description=__doc__)
-    parser.add_argument("--workdir", required=True, help="folder of the run")
+    parser.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        metavar="PATH",
+        help="a run, or a weight file or folder of any known family; several times for several",
+    )
+    parser.add_argument("--evals", metavar="FILE", default="", help="rows of evaluations, a config")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="a checkpoint's step, or 0; by default the newest")
     which.add_argument(
@@ -49,90 +63,123 @@ def main() -> int:
         action="store_true",
         help="evaluate every new checkpoint until the run's last step",
     )
-    parser.add_argument("--train", help="labelled shards, instead of the config's eval.train")
-    parser.add_argument("--test", help="labelled shards, instead of the config's eval.test")
-    parser.add_argument("--zero-shot", help="imagenet, short, or a file of templates")
-    parser.add_argument("--class-names", help="a file; by default the labels themselves")
-    parser.add_argument("--retrieval", help="captioned shards")
-    parser.add_argument("--retrieval-images", type=int, help="at most so many; 0 for all")
-    args = parser.parse_args()
-
-    config = runs.read_config(args.workdir)
-    with config.unlocked():
-        for key, missing in _KEYS.items():  # a run from before a key has none of it
-            given = getattr(args, key)
-            config.eval[key] = config.eval.get(key, missing) if given is None else given
-        # Evaluation is its own, plain data-parallel program: it need not have the training run's
-        # devices.
-        config.sharding.update({"replica": 1, "fsdp": -1, "tensor": 1})
-    entry = config.eval
-    if not (entry.train or entry.zero_shot or entry.retrieval):
-        raise UserError(
-            f"{args.workdir}: its config names no labelled or captioned shards; give --train and "
-            "--test, or --retrieval"
-        )
-    if (entry.train or entry.zero_shot) and not entry.test:
-        raise UserError("--train, --zero-shot: give --test, labelled shards, too")
-    if entry.class_names and not entry.zero_shot:
-        raise UserError("--class-names: goes with --zero-shot")
-    if entry.retrieval_images < 0:
-        raise UserError(f"--retrieval-images {entry.retrieval_images}: must be zero or positive")
-    check_texts(entry, methods.create(config))
-    check_text_files(entry)
-    mesh = meshes.create(config.sharding)
-    last = configs.total_steps(config)
-    evaluation, done = None, -1
-    while True:
-        for step in _new_steps(args, done):
-            done = step if step is not None else last
-            try:
-                run = (
-                    _untrained(args.workdir, mesh)
-                    if step == 0
-                    else runs.load_run(args.workdir, step, mesh)
-                )
-            except checkpoints.DamagedCheckpoint as damage:
-                if not args.watch:
-                    raise
-                log.warning("step %d is passed over: %s", step, damage)
-                continue
-            if evaluation is None:
-                evaluation = RunEvaluation.from_config(config, run.method, mesh, args.workdir)
-            result = evaluation.run(run.variables, run.step)
-            print(f"\n{evaluation.report(result)}\n", flush=True)
-        if not args.watch or done >= last:
-            return 0
-        time.sleep(POLL_SECONDS)
+    parser.add_argument(
+        "--output", default="evaluations", help="for results of weights that are no run"
+    )
+    parser.add_argument("--batch", type=int, default=256, help="images a call")
+    distributed.add_flags(parser)
+    args, overrides = parser.parse_with_overrides(argv, prefix="--evals.")
+    _check(args)
+    rows = _rows(args, overrides)
+    distributed.initialize(args)
+    cli.log_to_stderr(logging.INFO if jax.process_index() == 0 else logging.WARNING)
+    # A plain data-parallel program: it need not have the devices of the training run.
+    mesh = meshes.create(ConfigDict({"replica": 1, "fsdp": -1, "tensor": 1}))
+    suite = Suite(rows, _place(args, args.model[0], 0).folder / ".cache", args.batch)
+    if args.watch:
+        return _watch(args, suite, mesh)
+    found: dict[str, dict[str, Outcome]] = {}
+    for path in args.model:
+        model = load(path, args.step, mesh)
+        found |= _evaluate(args, suite, path, model)
+    _print(tables.report(found))
+    return 0
 
 
-def _untrained(workdir: str, mesh: jax.sharding.Mesh) -> runs.Run:
-    """The network that a run started from, of which it keeps no checkpoint; a function of config
-    and seed alone.
+def load(path: str, step: int | None, mesh: jax.sharding.Mesh) -> Model:
+    """``model.load``, and for step 0 of a run the network that it started from. The run keeps no
+    checkpoint of that: it is a function of config and seed alone.
 
     Raises:
-      UserError: if the run started from other weights.
+      UserError: also if the run started from other weights.
     """
-    config = runs.read_config(workdir)
+    if step != 0 or not runs.is_run(path):
+        return models.load(path, step if runs.is_run(path) else None, mesh)
+    config = runs.read_config(path)
     if config.init_from or config.resume_from:
         raise UserError(
-            f"--step 0: {workdir} started from {config.init_from or config.resume_from}; evaluate "
+            f"--step 0: {path} started from {config.init_from or config.resume_from}; evaluate "
             "those weights instead"
         )
     method = methods.create(config)
     optimizer = Optimizer.from_config(config.optim, method.tables())
     state = train_state.create(method, optimizer, config.seed, config.global_batch, mesh)
-    return runs.Run(workdir, config, 0, method, state.variables)
+    return Model.of(method, state.variables, Origin(path, 0))
 
 
-def _new_steps(args, done: int) -> list[int | None]:
-    """What to evaluate now: with --watch every checkpoint after ``done``, else the one asked for
-    (None: the newest)."""
-    if not args.watch:
-        return [args.step]
-    checkpointer = runs.checkpointer(args.workdir)
-    steps = [step for step in checkpointer.steps() if step > done]
-    checkpointer.close()
-    return steps
+def _check(args: Any) -> None:
+    is_run = [runs.is_run(path) for path in args.model]
+    if args.step is not None and not all(is_run):
+        path = args.model[is_run.index(False)]
+        raise UserError(f"--step {args.step}: {path} is no run, so it has no steps")
+    if args.watch and (len(args.model) > 1 or not is_run[0]):
+        raise UserError("--watch: follows one run; give one --model, its workdir")
+    if len(set(args.model)) < len(args.model):
+        raise UserError("--model: the same path twice")
+    names = [pathlib.Path(path).resolve().name for path in args.model]
+    if len(set(names)) < len(names):
+        raise UserError(f"--model: two are called {max(names, key=names.count)}; rename one")
+    if args.batch < 1:
+        raise UserError(f"--batch {args.batch}: must be at least 1")
+
+
+def _rows(args: Any, overrides: list[str]) -> dict[str, dict[str, Any]]:
+    """What is to be measured: of --evals, else of the first run's config."""
+    if args.evals:
+        rows = configs.load_rows(args.evals, overrides)
+    else:
+        owner = next((path for path in args.model if runs.is_run(path)), None)
+        given = runs.read_config(owner).evals if owner else ConfigDict()
+        rows = configs.override_rows(given, overrides)
+    if not rows:
+        raise UserError(
+            "nothing to evaluate: give --evals configs/evals/NAME.py, or --evals.ROW.kind=... and "
+            "the keys of that kind"
+        )
+    return rows
+
+
+def _place(args: Any, path: str, step: int) -> Place:
+    if runs.is_run(path):
+        return Place(pathlib.Path(path) / "eval", step)
+    return Place(pathlib.Path(args.output) / pathlib.Path(path).resolve().name / "eval", 0)
+
+
+def _evaluate(args: Any, suite: Suite, path: str, model: Model) -> dict[str, dict[str, Outcome]]:
+    """{name: outcomes} of a model, and before it of the run's step 0, where that was measured."""
+    check_needs(suite.rows, model.networks, model.origin.name, "evals")
+    place = _place(args, path, model.origin.step or 0)
+    found = {}
+    if place.step:
+        first = outcome.read_rows(place.folder, 0)
+        first = {row: one for row, one in first.items() if row in suite.rows}
+        found = {f"{model.origin._replace(step=0).name} (untrained)": first} if first else {}
+    return found | {model.origin.name: suite.run(model, place.folder, place.step)}
+
+
+def _watch(args: Any, suite: Suite, mesh: jax.sharding.Mesh) -> int:
+    (path,) = args.model
+    last, done = configs.total_steps(runs.read_config(path)), -1
+    while True:
+        checkpointer = runs.checkpointer(path)
+        steps = [step for step in checkpointer.steps() if step > done]
+        checkpointer.close()
+        for step in steps:
+            done = step
+            try:
+                model = load(path, step, mesh)
+            except checkpoints.DamagedCheckpoint as damage:
+                log.warning("step %d is passed over: %s", step, damage)
+                continue
+            _print(tables.report(_evaluate(args, suite, path, model)))
+        if done >= last:
+            return 0
+        time.sleep(POLL_SECONDS)
+
+
+def _print(text: str) -> None:
+    if jax.process_index() == 0:
+        print(f"\n{text}\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -264,6 +264,7 @@ def load_run(
         raise CheckpointError(f"{workdir}: has no checkpoint yet")
     if step is None:
         state = saved.restore_newest(template)
+        assert state is not None  # there are checkpoints
     elif step in saved.steps():
         state = saved.restore(step, template)
     else:

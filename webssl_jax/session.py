@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
@@ -109,7 +110,7 @@ class _StopRequest:
             signal.signal(signal.SIGTERM, self._handle)
         signal.signal(signal.SIGINT, self._handle)
 
-    def _handle(self, number: int, frame) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._name and number == signal.SIGINT:
             signal.default_int_handler(number, frame)
         self._name = signal.Signals(number).name

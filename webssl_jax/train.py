@@ -31,9 +31,11 @@ from webssl_jax.config import ConfigError, UserError
 from webssl_jax.data import records
 from webssl_jax.data.pipeline import TrainLoader
 from webssl_jax.data.sources import ArrayRecordSource
-from webssl_jax.evaluators.pictures import MethodPictures, available, choose
-from webssl_jax.evaluators.runs import RunEvaluation, check_texts
+from webssl_jax.evaluators import suite, tables
+from webssl_jax.evaluators.outcome import Outcome
+from webssl_jax.evaluators.pictures import ModelPictures, available, choose
 from webssl_jax.methods.base import Method, Variables
+from webssl_jax.model import Model, Origin
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.plan import compiled
 from webssl_jax.session import Session
@@ -45,6 +47,7 @@ from webssl_jax.telemetry.progress import format_seconds
 from webssl_jax.train_state import TrainState
 from webssl_jax.train_step import lower_train_step
 from webssl_jax.visuals import crop_sheet
+from webssl_jax.weights.networks import Networks
 
 log = logging.getLogger("webssl_jax")
 
@@ -106,7 +109,7 @@ def train(
         threads=config.data.threads,
         read_ahead=config.data.read_ahead,
     )
-    evaluations = _Evaluations(config, method, mesh, workdir, source)
+    evaluations = _Evaluations(config, method, workdir, source)
     logbook = Logbook(config, method, mesh, workdir, loader, session.goodput, start)
 
     # The step, compiled before the first one.
@@ -176,19 +179,19 @@ def _loop(
         stop = session.stop_requested(step) if step < total_steps else ""
         durable = due(config.checkpoint.every_steps) or bool(stop)
         saves = durable or saver.has_local and due(config.checkpoint.local_every_steps)
-        figures = due(config.eval.every_steps) and not stop
-        pictures = due(config.pictures.every_steps) and not stop
+        evaluates = evaluations.due(step) and not stop
         # What precedes a checkpoint must be on disk before it, for no later start writes it again.
-        if figures or pictures or saves and due(config.log.every_steps):
+        if evaluates or saves and due(config.log.every_steps):
             take_step.finish_last(state)
             row = logbook.fetch()
-            with saver.saved_on_error(state), session.pause("evaluation"):
-                row |= evaluations.run(step, state.variables, logbook, figures, pictures)
+            if evaluates:
+                with saver.saved_on_error(state), session.pause("evaluation"):
+                    row |= evaluations.run(step, state.variables, logbook)
             logbook.write(step, row)
-            if pictures:
+            if evaluations.draws(step) and not stop:
                 with session.pause("evaluation"):
-                    logbook.draw_curves(evaluations.baselines)
-            if figures or pictures:
+                    logbook.draw_curves(evaluations.levels(), evaluations.headlines())
+            if evaluates:
                 logbook.resume()
         if saves:
             logbook.flush()
@@ -211,51 +214,82 @@ class _Evaluations:
 
     @staticmethod
     def check(config: ConfigDict, method: Method) -> tuple[str, ...]:
-        """Refuses what ``method`` cannot do. Returns the names of the pictures.
+        """Refuses rows and pictures that cannot be. Returns the names of the pictures.
 
         Raises:
           UserError: naming the key.
         """
-        names = choose(config.pictures.kinds, available(method), "config.pictures.kinds")
-        check_texts(config.eval, method)
-        return names
+        networks = Networks.of(method)
+        suite.check(config.evals.to_dict())
+        suite.check_needs(config.evals.to_dict(), networks, type(method).__name__)
+        known = (*method.picture_names, *available(networks))
+        return choose(config.pictures.kinds, known, "config.pictures.kinds")
 
     def __init__(
-        self,
-        config: ConfigDict,
-        method: Method,
-        mesh: Mesh,
-        workdir: Path,
-        source: ArrayRecordSource,
+        self, config: ConfigDict, method: Method, workdir: Path, source: ArrayRecordSource
     ):
         names = self.check(config, method)
+        self._method, self._folder, self._seed = method, workdir / "eval", config.seed
+        self._own = tuple(name for name in method.picture_names if name in names)
+        self._last, self._pictures_every = configs.total_steps(config), config.pictures.every_steps
         with distributed.error_barrier():
-            self._figures = RunEvaluation.from_config(config, method, mesh, workdir)
-            pictured = ArrayRecordSource(config.eval.test) if config.eval.test else source
-            self._pictures = MethodPictures.from_config(config, method, mesh, pictured, names)
+            self._suite = suite.Suite(
+                config.evals.to_dict(),
+                self._folder / ".cache",
+                config.eval_batch,
+                config.data.threads,
+            )
+            drawn = ArrayRecordSource(config.pictures.source) if config.pictures.source else source
+            self._pictures = ModelPictures.from_config(config, method.preprocess, drawn, names)
+        self._outcomes: dict[str, Outcome] = {}
 
-    def run(
-        self,
-        step: int,
-        variables: Variables,
-        logbook: Logbook,
-        figures: bool = True,
-        pictures: bool = True,
-    ) -> dict[str, float]:
-        """Evaluates and draws. Returns the figures for the row of ``step`` in metrics.jsonl."""
-        row = {}
-        if self._figures and figures:
-            result = self._figures.run(variables, step)
-            row = result.metrics()
-            log.info("step %d: %s", step, result.line())
-        if pictures:
-            drawn = self._pictures.draw(variables, step)
+    def due(self, step: int) -> bool:
+        """Whether anything is to be measured or drawn at ``step``."""
+        return bool(self._suite.due(step, step == self._last)) or self.draws(step)
+
+    def draws(self, step: int) -> bool:
+        """Whether pictures are to be drawn at ``step``."""
+        every = self._pictures_every
+        return step in (0, self._last) or every > 0 and step % every == 0
+
+    def run(self, step: int, variables: Variables, logbook: Logbook) -> dict[str, float]:
+        """Evaluates and draws what is due. Returns the figures for the row of ``step`` in
+        metrics.jsonl."""
+        row: dict[str, float] = {}
+        model = Model.of(self._method, variables, Origin("", step))
+        if names := self._suite.due(step, step == self._last):
+            found = self._suite.run(model, self._folder, step, names)
+            self._outcomes |= found
+            row = suite.metrics(found)
+            log.info("step %d: %s", step, tables.line(found))
+        if self.draws(step):
+            drawn = self._pictures.draw(model, f"step {step:,}")
+            if self._own:
+                made = self._method.pictures(
+                    variables, self._pictures.batch, jax.random.key(self._seed)
+                )
+                drawn |= {name: made[name] for name in self._own}
             logbook.draw(step, lambda: drawn)
         return row
 
-    def baselines(self) -> dict[str, dict[str, float]] | None:
-        """{name: figures} that the curves are compared with."""
-        return self._figures.baselines() if self._figures else None
+    def levels(self) -> dict[str, dict[str, float]]:
+        """{chance or trivial features: figures} that the curves are compared with."""
+        levels: dict[str, dict[str, float]] = {}
+        for row, one in self._outcomes.items():
+            rivals = {name: other.metrics for name, other in one.baselines.items()}
+            if not rivals:
+                rivals = {"chance": one.chance}
+            for name, metrics in rivals.items():
+                levels.setdefault(name, {}).update(
+                    {f"eval/{row}/{metric}": value for metric, value in metrics.items()}
+                )
+        return levels
+
+    def headlines(self) -> list[str]:
+        """The figures that stand for all, by their keys in metrics.jsonl."""
+        return [
+            f"eval/{row}/{metric}" for row, one in self._outcomes.items() for metric in one.headline
+        ]
 
 
 def _read_flags() -> tuple[argparse.Namespace, ConfigDict, Method]:
@@ -341,7 +375,7 @@ def _crop_sheet(
     source: ArrayRecordSource, batch: dict[str, np.ndarray], method: Method, images: int = 12
 ) -> np.ndarray:
     """What the network is fed at step 0, beside the images it was cut from."""
-    view = method.eval_view()
+    view = method.preprocess
     rows = np.flatnonzero(~batch["substituted"])[:images]
     originals = [view(records.decode(source[int(index)]).image) for index in batch["record"][rows]]
     views = {}

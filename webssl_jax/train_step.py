@@ -9,7 +9,7 @@ guard's own memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from webssl_jax import config as configs
 from webssl_jax import params as paths
-from webssl_jax.methods.base import LossOutput, Method
+from webssl_jax.methods.base import LossOutput, Method, Params
 from webssl_jax.optim.guard import FINE, Guard
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.optim.schedules import Schedule, warmup_cosine
@@ -29,6 +29,7 @@ from webssl_jax.sharding import mesh as meshes
 from webssl_jax.train_state import TrainState
 
 Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]  # float32 scalars by their final names
 
 
 class Health(NamedTuple):
@@ -37,6 +38,10 @@ class Health(NamedTuple):
 
     cause: jax.Array
     grad_norms: dict[str, jax.Array]
+
+
+# (state, batch, previous) -> (state, metrics, health); make_train_step says more
+Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics, Health]]
 
 
 def run_schedules(config: ConfigDict, method: Method) -> dict[str, Schedule]:
@@ -60,7 +65,7 @@ def make_train_step(
     schedules: Mapping[str, Schedule],
     mesh: Mesh,
     accumulation_steps: int = 1,
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict, Health]]:
+) -> Step:
     """Builds ``step(state, batch, previous) -> (state, metrics, health)``, not yet jitted.
 
     ``previous`` is the cause in the health of the call before. Where that is not 0, this call
@@ -75,11 +80,15 @@ def make_train_step(
     The metrics are float32 scalars by their final names (``train/loss``, ``optim/grad_norm``, ...).
     """
 
-    def step(state: TrainState, batch: Batch, previous: jax.Array):
+    def step(
+        state: TrainState, batch: Batch, previous: jax.Array
+    ) -> tuple[TrainState, Metrics, Health]:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for models/layers.on_batch
             return _step(state, batch, previous)
 
-    def _step(state: TrainState, batch: Batch, previous: jax.Array):
+    def _step(
+        state: TrainState, batch: Batch, previous: jax.Array
+    ) -> tuple[TrainState, Metrics, Health]:
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         values = {name: schedule(state.step) for name, schedule in schedules.items()}
         rows = jax.tree.leaves(batch)[0].shape[0]
@@ -128,8 +137,10 @@ def make_train_step(
         )
         return state, metrics, Health(cause, leaf_norms)
 
-    def gradients(state, batch, rng, values) -> tuple[dict, LossOutput]:
-        def loss(params, aux, microbatch):
+    def gradients(
+        state: TrainState, batch: Batch, rng: jax.Array, values: Mapping[str, jax.Array]
+    ) -> tuple[Params, LossOutput]:
+        def loss(params: Params, aux: Params, microbatch: Batch) -> tuple[jax.Array, LossOutput]:
             out = method.loss(params, state.teacher, aux, microbatch, rng, values)
             return out.loss, out
 
@@ -137,14 +148,14 @@ def make_train_step(
         if accumulation_steps == 1:
             return grad(state.params, state.aux, batch)
 
-        def microbatches(x):
+        def microbatches(x: jax.Array) -> jax.Array:
             # Microbatch a takes rows a, a + A, ...: these lie on every device, so nothing moves
             # between devices.
             return jnp.swapaxes(
                 x.reshape(x.shape[0] // accumulation_steps, accumulation_steps, *x.shape[1:]), 0, 1
             )
 
-        def body(carry, microbatch):
+        def body(carry: tuple[Params, Params], microbatch: Batch) -> tuple[Any, Any]:
             total, aux = carry
             grads, out = grad(state.params, aux, microbatch)
             total = jax.tree.map(lambda t, g: t + g / accumulation_steps, total, grads)
@@ -160,7 +171,9 @@ def make_train_step(
     return step
 
 
-def jit_train_step(step: Callable, abstract_state: TrainState, mesh: Mesh, donate: bool = True):
+def jit_train_step(
+    step: Step, abstract_state: TrainState, mesh: Mesh, donate: bool = True
+) -> jax.stages.Wrapped:
     """Jits ``step`` with the state's shardings on both sides, (``donate``) the old state's memory
     given to the new one, and the compiler's options for the chips of ``mesh``."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state)

@@ -24,7 +24,7 @@ from webssl_jax.data import records
 from webssl_jax.data.decode import DecodeError, TooManyPixelsError, decode_image
 from webssl_jax.data.pipeline import TrainLoader, read_labelled
 from webssl_jax.data.sources import ArrayRecordSource
-from webssl_jax.data.views import EvalView, RandomResizedCropView
+from webssl_jax.data.views import Preprocess, RandomResizedCropView
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 GREY, RED, WHITE = (100,) * 3, (255, 0, 0), (255,) * 3
@@ -298,7 +298,7 @@ def test_the_loader_delivers_every_awkward_image_or_a_counted_substitute(files, 
     assert set(batch["record"][batch["substituted"]]) == broken == set(loader.damage.records)
     assert loader.damage.substituted == len(broken)
     assert len([r for r in caplog.messages if "damaged record replaced" in r]) == len(broken)
-    labelled = read_labelled(source, EvalView(16, 18))
+    labelled = read_labelled(source, Preprocess(16, 18))
     assert labelled.images.shape == (len(files) - len(broken), 16, 16, 3)
 
 
@@ -372,4 +372,4 @@ def test_a_line_too_thin_for_an_evaluation_is_its_counted_damage():
             3,
         )
         with pytest.raises(DecodeError, match="too thin"):
-            EvalView(224, 256)(data)
+            Preprocess(224, 256)(data)

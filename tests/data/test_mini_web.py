@@ -418,10 +418,16 @@ def test_the_tool_continues_a_stopped_run_offline_and_knows_when_it_is_done(tmp_
     assert keys["probe-train"] <= keys["train"] and not keys["train"] & keys["probe-test"]
     floors = json.loads((output / "floors.json").read_text())
     assert floors["classes"] == list(topics) and floors["test"] == len(keys["probe-test"])
-    assert {"raw pixels", "colour histogram"} <= set(floors["features"])
+    assert set(floors["features"]) == {"majority class", "raw pixels", "colour histogram"}
+    for figures in floors["features"].values():
+        assert figures.keys() == {"knn", "logistic"}
+        assert all(0 < x["top1"] <= 1 and x["top1_se"] >= 0 for x in figures.values())
     assert floors["chance"] == 0.5 and 0 < floors["topic_guessed_from_source"]["top1"] < 1
     text = (output / "SUMMARY.md").read_text()
-    assert "| pysiogame | 140 |" in text and "CC-BY-3.0" in text and "raw pixels" in text
+    assert "| pysiogame | 140 |" in text and "CC-BY-3.0" in text
+    (floor,) = (line for line in text.splitlines() if line.startswith("raw pixels"))
+    top1 = floors["features"]["raw pixels"]["logistic"]["top1"]
+    assert f"logistic {top1:.3f} +- " in floor and "knn 0." in floor
     assert Image.open(output / "sources.png").size[0] > 500
     second = run(*args)
     assert second.returncode == 0 and "complete" in second.stdout

@@ -19,7 +19,7 @@ from webssl_jax.config import UserError
 from webssl_jax.data import records
 from webssl_jax.data.pipeline import TrainLoader, read_labelled
 from webssl_jax.data.sources import ArrayRecordSource
-from webssl_jax.data.views import EvalView, RandomResizedCropView
+from webssl_jax.data.views import Preprocess, RandomResizedCropView
 
 VIEW = RandomResizedCropView(16)
 
@@ -308,17 +308,17 @@ def test_a_killed_run_leaves_no_worker_and_needs_no_parsed_flags(shards, tmp_pat
 
 
 def test_labelled_images_come_in_order_with_sorted_classes(source, image_records):
-    labelled = read_labelled(source, EvalView(16, 18), threads=3)
+    labelled = read_labelled(source, Preprocess(16, 18), threads=3)
     with_label = [r for r in image_records if r.label is not None]
     assert labelled.class_names == ["ant", "moth", "zebra"]
     assert labelled.images.shape == (len(with_label), 16, 16, 3)
     assert labelled.labels.dtype == np.int32
     assert [labelled.class_names[i] for i in labelled.labels] == [r.label for r in with_label]
-    np.testing.assert_array_equal(labelled.images[3], EvalView(16, 18)(with_label[3].image))
+    np.testing.assert_array_equal(labelled.images[3], Preprocess(16, 18)(with_label[3].image))
 
 
 def test_a_limit_takes_from_everywhere_and_keeps_the_order(source):
-    view = EvalView(16, 18)
+    view = Preprocess(16, 18)
     everything = read_labelled(source, view)
     some = read_labelled(source, view, limit=20, threads=2)
     assert len(some.images) == len(some.labels) == 20
@@ -332,15 +332,15 @@ def test_a_limit_takes_from_everywhere_and_keeps_the_order(source):
 
 def test_a_test_split_uses_the_ids_of_the_training_classes(source):
     names = ["moth", "ant", "bee", "zebra"]
-    labelled = read_labelled(source, EvalView(16, 18), class_names=names)
+    labelled = read_labelled(source, Preprocess(16, 18), class_names=names)
     assert labelled.class_names == names and set(labelled.labels) == {0, 1, 3}
     with pytest.raises(UserError, match="label 'zebra' is none of the 2 known classes"):
-        read_labelled(source, EvalView(16, 18), class_names=["ant", "moth"])
+        read_labelled(source, Preprocess(16, 18), class_names=["ant", "moth"])
 
 
 def test_damaged_records_are_left_out_of_an_evaluation_and_named(damaged_source, caplog):
     with caplog.at_level(logging.WARNING, "webssl_jax"):
-        labelled = read_labelled(damaged_source, EvalView(16, 18))
+        labelled = read_labelled(damaged_source, Preprocess(16, 18))
     # 40 records, of which 5 have no label and 3 labelled and 1 unlabelled one are damaged.
     assert len(labelled.images) == 32
     assert sum("record skipped" in r.getMessage() for r in caplog.records) == 4
@@ -349,7 +349,7 @@ def test_damaged_records_are_left_out_of_an_evaluation_and_named(damaged_source,
 def test_an_evaluation_without_labels_is_refused(image_records):
     bare = [records.encode(dataclasses.replace(r, label=None)) for r in image_records[:4]]
     with pytest.raises(UserError, match="no labelled image in 4 records"):
-        read_labelled(ListSource(tuple(bare)), EvalView(16, 18))
+        read_labelled(ListSource(tuple(bare)), Preprocess(16, 18))
 
 
 # Grain ----------------------------------------------------------------------------------------

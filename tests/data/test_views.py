@@ -10,7 +10,7 @@ import pytest
 from tests.data.image_shards import encode_image, smooth_image
 from webssl_jax.data import views
 from webssl_jax.data.decode import DecodeError, open_image
-from webssl_jax.data.views import EvalView, RandomResizedCropView
+from webssl_jax.data.views import Preprocess, RandomResizedCropView
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -18,7 +18,7 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 @pytest.mark.parametrize("name", ["landscape", "portrait", "small", "exact"])
 def test_eval_view_equals_torchvision_resize_and_centre_crop(name):
     golden = np.load(GOLDEN / "preprocess.npz")
-    ours = EvalView(size=64, resize=73)(encode_image(golden[f"{name}/image"]))
+    ours = Preprocess(size=64, resize=73)(encode_image(golden[f"{name}/image"]))
     assert ours.dtype == np.uint8
     np.testing.assert_array_equal(ours, golden[f"{name}/eval_73_64"])
 
@@ -26,7 +26,7 @@ def test_eval_view_equals_torchvision_resize_and_centre_crop(name):
 def test_a_banner_too_thin_to_resize_is_a_decode_error():
     flat = encode_image(np.full((1, 60_000, 3), 7, np.uint8))  # would be 4 gigapixels
     with pytest.raises(DecodeError, match="60000 x 1 pixels: too thin"):
-        EvalView(size=224, resize=256)(flat)
+        Preprocess(size=224, resize=256)(flat)
     view = RandomResizedCropView(224)(flat, np.random.default_rng(0))
     assert (view["image"] == 7).all()
 
@@ -101,7 +101,7 @@ def test_half_of_the_views_are_flipped():
 
 
 def test_views_pickle_and_compare():
-    for view in (RandomResizedCropView(48, scale=(0.3, 1.0)), EvalView(48, 56)):
+    for view in (RandomResizedCropView(48, scale=(0.3, 1.0)), Preprocess(48, 56)):
         assert pickle.loads(pickle.dumps(view)) == view
-    with pytest.raises(ValueError, match="smaller than the crop"):
-        EvalView(size=56, resize=48)
+    with pytest.raises(ValueError, match="is smaller than size"):
+        Preprocess(size=56, resize=48)

@@ -21,7 +21,7 @@ def test_pictures_come_by_cadence_and_from_a_checkpoint(tmp_path):
     flags = ["--images", "corpus:train", "--count", 3, "--candidates", 12]
     done = runner.python(*command, *flags)
     assert done.code == 0, done.output
-    assert "run at step 2: 12 of " in done.output
+    assert "run, step 2: 12 of " in done.output
     assert sorted(path.stem for path in (tmp_path / "out").iterdir()) == list(names)
     again = np.asarray(Image.open(tmp_path / "out" / "reconstruction.png"))
     assert (again == np.asarray(Image.open(drawn / "reconstruction_00000002.png"))).all()

@@ -24,6 +24,13 @@ def make_images(root, per_class=40):
             Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(root / name / f"{i}.png")
 
 
+def labelled(row, kind, records):
+    """The overrides that add a row of evaluations."""
+    keys = {"kind": kind, "train": records / "train-*.arrayrecord"}
+    keys["test"] = records / "test-*.arrayrecord"
+    return {f"evals.{row}.{key}": value for key, value in keys.items()}
+
+
 def python(*arguments):
     done = runner.python(*arguments)
     assert done.code == 0, done.output
@@ -50,27 +57,27 @@ def test_images_become_a_trained_evaluated_and_exported_network(tmp_path):
 
     shards = {
         "data.train": tmp_path / "records" / "train-*.arrayrecord",
-        "eval.train": tmp_path / "records" / "train-*.arrayrecord",
-        "eval.test": tmp_path / "records" / "test-*.arrayrecord",
-        "eval.batch": 32,
+        **labelled("knn", "knn", tmp_path / "records"),
+        **labelled("probe", "logistic", tmp_path / "records"),
+        "eval_batch": 32,
         "log.tensorboard": True,
     }
     result = runner.train(tmp_path / "run", shards)
     assert result.code == 0, result.output
     rows = [json.loads(line) for line in open(tmp_path / "run" / "metrics.jsonl")]
-    assert [row["step"] for row in rows if "eval/linear/top1" in row] == [0, 12]
+    assert [row["step"] for row in rows if "eval/probe/top1" in row] == [0, 12]
 
-    table = python("-m", "webssl_jax.evaluate", "--workdir", tmp_path / "run")
+    table = python("-m", "webssl_jax.evaluate", "--model", tmp_path / "run")
     for row in (
         "majority class",
         "raw pixels",
         "colour histogram",
-        "step 0 (untrained)",
-        "step 12 (this",
+        "run, step 0 (untrained)",
+        "run, step 12 ",
     ):
         assert row in table
-    earlier = python("-m", "webssl_jax.evaluate", "--workdir", tmp_path / "run", "--step", 9)
-    assert "step 9 (this model)" in earlier
+    earlier = python("-m", "webssl_jax.evaluate", "--model", tmp_path / "run", "--step", 9)
+    assert "run, step 9 " in earlier
 
     output = python(
         "tools/export.py",
@@ -83,5 +90,20 @@ def test_images_become_a_trained_evaluated_and_exported_network(tmp_path):
         "--verify",
     )
     assert "verified with transformers" in output
+    foreign = tmp_path / "mae.pth"
+    python(
+        *("tools/export.py", "--workdir", tmp_path / "run"),
+        *("--format", "mae-pth", "--output", foreign),
+    )
+    # our run and two foreign kinds of weights in one table, paired image by image
+    table = python(
+        *("-m", "webssl_jax.evaluate", "--output", tmp_path / "evaluations"),
+        *("--model", tmp_path / "run", "--model", tmp_path / "export", "--model", foreign),
+    )
+    for row in ("run, step 12 ", "\nexport ", "\nmae.pth "):
+        assert row in table
+    assert "knn top1: mae.pth not clearly different from export: +0.000 ± 0.000" in table
+    assert (tmp_path / "evaluations" / "mae.pth" / "eval" / "probe" / "00000000.json").exists()
+
     card = (tmp_path / "export" / "README.md").read_text()
-    assert f"{rows[-1]['eval/linear/top1']:.3f}" in card
+    assert f"{rows[-1]['eval/probe/top1']:.3f}" in card

@@ -19,12 +19,13 @@ SETTINGS = {
     "pictures.kinds": "similarity,image_to_text,text_to_image",
     "pictures.candidates": 16,
     "data.threads": 2,
-    "eval.test": "corpus:test",
-    "eval.max_images": 32,
-    "eval.batch": 16,
-    "eval.zero_shot": "short",
-    "eval.retrieval": "corpus:test",
-    "eval.retrieval_images": 24,
+    "eval_batch": 16,
+    "evals.words.kind": "zero_shot",
+    "evals.words.test": "corpus:test",
+    "evals.words.max_images": 64,
+    "evals.pairs.kind": "retrieval",
+    "evals.pairs.pairs": "corpus:test",
+    "evals.pairs.max_images": 48,
 }
 
 
@@ -40,27 +41,29 @@ def test_words_are_measured_in_training_and_from_a_checkpoint(tmp_path):
     workdir = tmp_path / "run"
     result = train(workdir)
     assert result.code == 0, result.output
-    assert "step 2: zero-shot 0." in result.output and "image to text R@10 0." in result.output
+    assert "step 2: words top1 0." in result.output
+    assert "pairs image to text r10 0." in result.output
     rows = [json.loads(line) for line in open(workdir / "metrics.jsonl")]
-    measured = [row for row in rows if "eval/retrieval/text_to_image_r1" in row]
-    assert [row["step"] for row in measured] == [0, 2] and "eval/zero_shot/top5" in measured[1]
+    measured = [row for row in rows if "eval/pairs/text_to_image_r1" in row]
+    assert [row["step"] for row in measured] == [0, 2] and "eval/words/top5" in measured[1]
     names = ("image_to_text", "similarity", "text_to_image")
     assert all((workdir / "pictures" / f"{name}_00000002.png").exists() for name in names)
 
-    evaluate = ["-m", "webssl_jax.evaluate", "--workdir", workdir]
-    first = workdir / "eval" / "00000000.json"
-    stored = first.read_bytes()
+    evaluate = ["-m", "webssl_jax.evaluate", "--model", workdir]
+    first = workdir / "eval" / "pairs" / "00000000.json"
+    stored = json.loads(first.read_text())
     first.unlink()
     # of which there is no checkpoint
     result = runner.python(*evaluate, "--step", 0)
-    assert result.code == 0 and first.read_bytes() == stored, result.output
+    assert result.code == 0 and json.loads(first.read_text()) == stored, result.output
     file = tmp_path / "templates.txt"
     file.write_text("a {}.\nan old {}.\n")
-    result = runner.python(*evaluate, "--zero-shot", file, "--retrieval-images", 16)
+    changed = [f"--evals.words.templates={file}", "--evals.pairs.max_images=40"]
+    result = runner.python(*evaluate, *changed)
     assert result.code == 0, result.output
-    assert "2 templates" in result.output and "share of 16 images" in result.output
+    assert "2 templates" in result.output and "retrieval: share of" in result.output
     file.write_text("a {}.\nan old one.\n")
-    result = runner.python(*evaluate, "--zero-shot", file)
+    result = runner.python(*evaluate, *changed)
     assert result.code == 2 and "line 2: 'an old one.' has no {}" in result.output, result.output
 
     result = runner.python("tools/pictures.py", "--workdir", workdir, "--output", tmp_path / "out")
@@ -70,6 +73,7 @@ def test_words_are_measured_in_training_and_from_a_checkpoint(tmp_path):
 
 
 def test_words_are_refused_of_a_method_without_texts(tmp_path):
-    result = runner.train(tmp_path, {"eval.retrieval": "corpus:test"})
+    rows = {"evals.pairs.kind": "retrieval", "evals.pairs.pairs": "corpus:test"}
+    result = runner.train(tmp_path, rows)
     assert result.code == 2 and "Traceback" not in result.output
-    assert "config.eval.retrieval = corpus:test: MAE has no text tower" in result.output
+    assert "config.evals.pairs: MAE has no text tower" in result.output

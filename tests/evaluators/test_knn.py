@@ -1,24 +1,27 @@
-"""k-NN against a slow reference, and its rules for ties, clipping and choosing without test
-labels."""
+"""k-NN over eight devices against a slow reference, and its rules for ties, groups, clipping and
+choosing without test labels."""
 
-import os
-import subprocess
-import sys
-
+import jax
 import numpy as np
 import pytest
 
-from webssl_jax.evaluators.knn import KS, knn, leave_one_out, predict
+from tests.evaluators.problems import blobs, problem_of
+from webssl_jax.evaluators import sharded
+from webssl_jax.evaluators.features import Rows
+from webssl_jax.evaluators.probes import knn
+from webssl_jax.evaluators.probes.knn import KS, Search
 
 
-def slow_knn(train, labels, queries, classes, k, max_k, temperature=0.07):
+def slow_knn(train, labels, queries, classes, k, max_k, groups=None, own=None):
     """DINOv2's vote, one query at a time in float64."""
     unit = lambda x: x / np.linalg.norm(x)  # noqa: E731
     out = []
-    for query in queries.astype(np.float64):
+    for i, query in enumerate(queries.astype(np.float64)):
         similarity = np.array([unit(query) @ unit(row) for row in train.astype(np.float64)])
+        if groups is not None:
+            similarity[groups == own[i]] = -np.inf
         order = np.argsort(-similarity, kind="stable")[:max_k]
-        weights = np.exp(similarity[order] / temperature)
+        weights = np.exp(similarity[order] / 0.07)
         weights /= weights.sum()
         votes = np.zeros(classes)
         for row, weight in zip(order[:k], weights[:k], strict=True):
@@ -27,74 +30,108 @@ def slow_knn(train, labels, queries, classes, k, max_k, temperature=0.07):
     return np.array(out)
 
 
+def search(train, labels, classes, groups=None):
+    labels = np.asarray(labels)
+    groups = np.arange(len(labels)) if groups is None else groups
+    return Search(sharded.on_rows(np.asarray(train, np.float32)), labels, groups, classes)
+
+
+def predict(train, labels, queries, classes, ks=KS, groups=None, chunk=32, **more):
+    with sharded.exact():
+        return search(train, labels, classes, groups).predict(queries, ks, chunk=chunk, **more)
+
+
+def leave_one_out(x, labels, classes, groups=None, k=20):
+    x = np.asarray(x, np.float32)
+    with sharded.exact():
+        return search(x, labels, classes, groups).leave_one_out(x, k=k)
+
+
 @pytest.fixture(scope="module")
 def clusters():
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 5, 390)
-    centres = rng.normal(size=(5, 24))
-    x = (centres[labels] + 1.5 * rng.normal(size=(390, 24))).astype(np.float32)
-    return x[:300], labels[:300], x[300:], labels[300:]
+    """301 training rows, which do not divide over eight devices, and 90 queries."""
+    x, labels = blobs(391, 5, 24, spread=1.5)
+    return x[:301], labels[:301], x[301:], labels[301:]
 
 
-def test_predictions_equal_a_slow_reference_for_every_k(clusters):
+def test_predictions_over_eight_devices_equal_a_slow_reference_for_every_k(clusters):
+    """A device has 38 rows, and the largest k is 200."""
     train, labels, queries, _ = clusters
-    fast = predict(train, labels, queries, 5, KS, chunk=32)
+    assert sharded.row_mesh().size == 8 and max(KS) > -(-len(train) // 8)
+    fast = predict(train, labels, queries, 5)
     for k in KS:
         np.testing.assert_array_equal(
             fast[k], slow_knn(train, labels, queries, 5, k, max(KS)), err_msg=f"k={k}"
         )
 
 
+def test_features_that_lie_on_disk_in_parts_are_searched_and_asked_alike(clusters):
+    train, labels, queries, _ = clusters
+    cut = lambda x, at: Rows((x[:at], x[at:]))  # noqa: E731
+    with sharded.exact():
+        bank = sharded.on_rows(cut(train, 100))
+        on_disk = Search(bank, labels, np.arange(301), 5).predict(cut(queries, 7), KS, chunk=32)
+    np.testing.assert_array_equal(on_disk[10], predict(train, labels, queries, 5)[10])
+
+
 def test_chunk_size_does_not_change_the_answer(clusters):
     train, labels, queries, _ = clusters
-    for chunk in (1, 7, 90, 1000):
-        np.testing.assert_array_equal(
-            predict(train, labels, queries, 5, (10,), chunk=chunk)[10],
-            predict(train, labels, queries, 5, (10,))[10],
-        )
+    wanted = predict(train, labels, queries, 5)[10]
+    for chunk in (1, 1000):
+        found = predict(train, labels, queries, 5, chunk=chunk)[10]
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_equal_votes_go_to_the_lower_class_and_equal_similarities_to_the_earlier_row():
     train = np.array([[1, 0], [1, 0], [0, 1], [1, 0]], np.float32)
     query = np.array([[2, 0]], np.float32)
-    assert predict(train, np.array([3, 1, 0, 0]), query, 4, (1,))[1] == [3]
-    assert predict(train, np.array([3, 1, 0, 2]), query, 4, (3,))[3] == [1]
+    assert predict(train, [3, 1, 0, 0], query, 4, (1,))[1] == [3]
+    assert predict(train, [3, 1, 0, 2], query, 4, (3,))[3] == [1]
+    # The same over all devices: row 5 is the first of ten equal ones, which lie on six of them.
+    train = np.repeat(np.eye(2, dtype=np.float32)[::-1], (5, 10), axis=0)
+    labels = np.array([0] * 5 + [3, 2, 2, 1, 1, 1, 2, 3, 3, 3])
+    found = predict(train, labels, query, 4, (1, 3))
+    assert found[1] == [3] and found[3] == [2]
+
+
+def test_rows_of_a_query_s_own_group_do_not_vote(clusters):
+    train, labels, _, _ = clusters
+    groups = np.random.default_rng(0).integers(0, 60, 301)
+    found = predict(train, labels, train, 5, groups=groups, query_groups=groups)
+    for k in (10, 100):
+        wanted = slow_knn(train, labels, train, 5, k, max(KS), groups, groups)
+        np.testing.assert_array_equal(found[k], wanted)
 
 
 def test_length_of_a_feature_does_not_matter(clusters):
     train, labels, queries, _ = clusters
     scale = np.random.default_rng(1).uniform(0.1, 10, (len(train), 1)).astype(np.float32)
     np.testing.assert_array_equal(
-        predict(train * scale, labels, queries * 7, 5, (20,))[20],
-        predict(train, labels, queries, 5, (20,))[20],
+        predict(train * scale, labels, queries * 7, 5)[20], predict(train, labels, queries, 5)[20]
     )
 
 
 def test_k_is_clipped_to_the_number_of_training_images():
-    rng = np.random.default_rng(0)
-    x = {"cls": rng.normal(size=(12, 3)).astype(np.float32)}
+    x = {"cls": np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)}
     labels = np.arange(12) % 3
-    score = knn(x, labels, x, labels, 3)
-    assert set(score.by_variant) == {
-        f"{space}/top1@{k}" for space in ("cls", "cls_whitened") for k in (10, 12)
+    found = knn.evaluate(problem_of(labels, labels, 3), x, x)
+    assert set(found.metrics) == {"top1", "top1_se"} | {
+        f"{space}_top1_k{k}" for space in ("cls", "cls_whitened") for k in (10, 12)
     }
-    assert score.chosen.endswith(", k = 12")
+    assert found.chosen["top1"].endswith(", k = 12")
 
 
 def test_leave_one_out_does_not_let_an_image_vote_for_itself():
     rng = np.random.default_rng(0)
-    noise = rng.normal(size=(400, 16)).astype(np.float32)
-    labels = rng.integers(0, 4, 400)
+    noise, labels = rng.normal(size=(400, 16)), rng.integers(0, 4, 400)
     assert predict(noise, labels, noise, 4, (1,))[1].tolist() == labels.tolist()
     assert leave_one_out(noise, labels, 4, k=1) < 0.4
 
 
 def test_leave_one_out_does_not_let_twins_vote_for_each_other():
     rng = np.random.default_rng(0)
-    noise, labels = (
-        np.repeat(rng.normal(size=(200, 16)), 3, axis=0),
-        np.repeat(rng.integers(0, 4, 200), 3),
-    )
+    noise = np.repeat(rng.normal(size=(200, 16)), 3, axis=0)
+    labels = np.repeat(rng.integers(0, 4, 200), 3)
     assert leave_one_out(noise, labels, 4, k=2) > 0.95
     assert leave_one_out(noise, labels, 4, groups=np.arange(600) // 3, k=2) < 0.4
 
@@ -105,33 +142,24 @@ def test_the_headline_feature_is_chosen_without_test_labels(clusters):
     sets = [
         {"cls": rng.normal(size=x.shape).astype(np.float32), "patches": x} for x in (train, queries)
     ]
-    score = knn(sets[0], labels, sets[1], truth, 5)
-    wrong = knn(sets[0], labels, sets[1], rng.permutation(truth), 5)
-    assert score.chosen == wrong.chosen == "patches, k = 20"
-    assert score.top1 == score.by_variant["patches/top1@20"] > score.by_variant["cls/top1@20"]
+    found = knn.evaluate(problem_of(labels, truth, 5), *sets)
+    wrong = knn.evaluate(problem_of(labels, rng.permutation(truth), 5), *sets)
+    assert found.chosen == wrong.chosen == {"top1": "patches, k = 20"}
+    top1 = found.metrics["top1"]
+    assert top1 == pytest.approx(found.metrics["patches_top1_k20"])
+    assert top1 > found.metrics["cls_top1_k20"]
+    assert found.items["top1"].mean() == pytest.approx(top1) and len(found.items["top1"]) == 90
+    assert "90 test images" in found.meaning and "301 training images" in found.meaning
 
 
-_UNDER_A_MESH = """
-import jax, jax.numpy as jnp, numpy as np
-from webssl_jax.evaluators.base import on_one_device
-mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
-x = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
-with jax.set_mesh(mesh):
-    assert jax.jit(jnp.dot)(x, x.T).sharding.num_devices == 4  # the trap
-    with on_one_device():
-        assert jax.jit(jnp.dot)(x, x.T).sharding.num_devices == 1
-        assert jax.config.jax_default_matmul_precision == "highest"
-    assert jax.sharding.get_mesh() == mesh
-"""
-
-
-def test_a_training_mesh_around_it_does_not_spread_it_over_devices():
-    env = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", _UNDER_A_MESH], env=env, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+def test_a_training_mesh_around_it_changes_nothing(clusters):
+    train, labels, queries, _ = clusters
+    wanted = predict(train, labels, queries, 5)[20]
+    mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        np.testing.assert_array_equal(predict(train, labels, queries, 5)[20], wanted)
+        with sharded.exact():
+            assert jax.config.jax_default_matmul_precision == "highest"
+            assert sharded.on_rows(train).sharding.num_devices == 8
+        assert jax.sharding.get_mesh() == mesh
+    assert jax.config.jax_default_matmul_precision != "highest"

@@ -1,36 +1,54 @@
-"""Pictures of any feature function: which images are shown, which are neighbours, what may be
+"""Pictures of any model: which images are shown, which are neighbours, what may be
 asked."""
+
+import dataclasses
 
 import jax
 import numpy as np
 import pytest
 
+from tests.evaluators.small_models import small_clip, small_mae
 from webssl_jax.config import UserError
 from webssl_jax.data import records
-from webssl_jax.evaluators import pictures
-from webssl_jax.methods.base import Features, Inside
+from webssl_jax.evaluators import pictures, text_pictures
+from webssl_jax.model import Origin
+from webssl_jax.models.features import Diagnostics, Features, Want
 from webssl_jax.visuals import neighbours
+from webssl_jax.weights.networks import Networks
 
 
-def brightness(calls):
-    """Features that tell images apart by their brightness alone, as an angle."""
+class Brightness:
+    """A model that tells images apart by their brightness alone, as an angle; ``calls`` are the
+    numbers of images that it was shown."""
 
-    def features(images, layers=(), inside=False):
-        calls.append(len(images))
+    networks, mesh, text, origin = Networks(), None, None, Origin("bright")
+
+    def __init__(self):
+        self.calls = []
+
+    def features(self, images, want):
+        self.calls.append(len(images))
         n = len(images)
         angle = images.reshape(n, -1).mean(1) / 255 * np.pi / 2
         cls = np.stack([np.cos(angle), np.sin(angle)], axis=1)
         patches = np.broadcast_to(cls[:, None, None], (n, 2, 2, 2))
-        looked = Inside(np.full((n, 3, 2, 2), 0.2), angle, np.zeros((n, 0)), np.ones((n, 2, 2)))
-        return Features(cls, patches, np.zeros((n, 0, 2)), {}, looked if inside else None)
-
-    return features
+        looked = Diagnostics(
+            np.full((n, 3, 2, 2), 0.2), angle, np.zeros((n, 0)), np.ones((n, 2, 2))
+        )
+        assert want == Want(diagnostics=True)
+        return Features(cls, patches, None, {}, looked)
 
 
 def some_images(n):
     levels = np.random.default_rng(0).permutation(n) * (255 // n)
     pixels = np.broadcast_to(levels[:, None, None, None], (n, 16, 16, 3)).astype(np.uint8)
     return pictures.Images(pixels, ["bright" if x > 127 else "dark" for x in levels], [""] * n)
+
+
+@pytest.fixture(autouse=True)
+def eight_a_call(monkeypatch):
+    """Images a call of a network."""
+    monkeypatch.setattr(pictures, "_BATCH", 8)
 
 
 def test_shown_images_are_spread_over_all_of_them():
@@ -48,9 +66,9 @@ def test_every_call_gets_one_batch_size_and_neighbours_are_sought_among_all(monk
             zip(queries.tolist(), indices.tolist())
         ),
     )
-    calls, images = [], some_images(21)
-    drawn = dict(pictures.FeaturePictures(images, ("neighbours",), 4, 8).run(brightness(calls), 3))
-    assert list(drawn) == ["neighbours"] and calls == [8, 8, 8]
+    model, images = Brightness(), some_images(21)
+    drawn = pictures.ModelPictures(images, ("neighbours",), 4).draw(model)
+    assert list(drawn) == ["neighbours"] and model.calls == [8, 8, 8]
     levels = images.pixels[:, 0, 0, 0].astype(int)
     assert list(found) == [0, 5, 10, 15]
     for query, near in found.items():
@@ -60,51 +78,73 @@ def test_every_call_gets_one_batch_size_and_neighbours_are_sought_among_all(monk
 
 
 def test_pictures_of_single_images_do_not_look_at_the_others():
-    calls = []
-    drawn = pictures.FeaturePictures(some_images(21), ("pca", "attention"), 4, 8)
-    assert sorted(dict(drawn.run(brightness(calls), 3))) == ["attention", "pca"]
-    assert calls == [8]
+    model = Brightness()
+    drawn = pictures.ModelPictures(some_images(21), ("pca", "attention"), 4).draw(model)
+    assert sorted(drawn) == ["attention", "pca"]
+    assert model.calls == [8]
 
 
 def test_every_picture_is_drawn_and_only_by_the_first_process(monkeypatch):
-    made = pictures.FeaturePictures(some_images(5), pictures.NAMES, 8, 4)
-    drawn = dict(made.run(brightness([]), 3))
+    drawn = pictures.ModelPictures(some_images(9), pictures.NAMES).draw(Brightness())
     assert tuple(drawn) == pictures.NAMES
     assert all(x.dtype == np.uint8 and x.ndim == 3 for x in drawn.values())
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    calls = []
-    other = pictures.FeaturePictures(some_images(5), pictures.NAMES, 8, 4)
-    assert dict(other.run(brightness(calls), 3)) == {} and calls == [4, 4]  # but all must look
+    model = Brightness()
+    assert pictures.ModelPictures(some_images(9), pictures.NAMES).draw(model) == {}
+    assert model.calls == [8, 8]  # but all must look
 
 
 def test_a_single_image_has_no_neighbours_and_all_other_pictures(caplog):
     with caplog.at_level("INFO"):
-        drawn = dict(
-            pictures.FeaturePictures(some_images(1), pictures.NAMES).run(brightness([]), 0)
-        )
+        drawn = pictures.ModelPictures(some_images(1), pictures.NAMES).draw(Brightness())
     assert sorted(drawn) == ["attention", "norms", "pca"]
     assert "there is a single image" in caplog.text
 
 
 def test_a_network_that_diverged_is_not_drawn_and_stops_nothing(caplog):
-    def features(images, **kwargs):
-        seen = brightness([])(images, **kwargs)
-        return seen._replace(patches=seen.patches * np.nan)
+    class Diverged(Brightness):
+        def features(self, images, want):
+            seen = super().features(images, want)
+            return seen._replace(patches=seen.patches * np.nan)
 
-    assert dict(pictures.FeaturePictures(some_images(3), pictures.NAMES).run(features, 0)) == {}
+    assert pictures.ModelPictures(some_images(3), pictures.NAMES).draw(Diverged()) == {}
     assert "NaN or infinity" in caplog.text
 
 
+def test_titles_say_whose_pictures_they_are(monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        neighbours, "neighbour_sheet", lambda *rest, title, **more: said.append(title)
+    )
+    made = pictures.ModelPictures(some_images(9), ("neighbours",))
+    for of in ("", "run, step 3"):
+        made.draw(Brightness(), of)
+    assert said == ["Nearest neighbours, bright", "Nearest neighbours, run, step 3"]
+
+
+def test_what_can_be_drawn_follows_from_the_networks():
+    of_mae, of_clip = small_mae().networks, small_clip().networks
+    assert pictures.available(of_mae) == ("reconstruction", *pictures.NAMES)
+    assert pictures.available(of_clip) == (*text_pictures.NAMES, *pictures.NAMES)
+    other = dataclasses.replace(of_clip.text, vocabulary=64)  # ids of a tokenizer that is not here
+    assert pictures.available(dataclasses.replace(of_clip, text=other)) == pictures.NAMES
+
+
+def test_what_a_model_cannot_give_is_passed_over():
+    asked = ("reconstruction", "similarity", "norms")
+    assert list(pictures.ModelPictures(some_images(3), asked).draw(Brightness())) == ["norms"]
+
+
 def test_pictures_are_chosen_by_name():
-    own = ("reconstruction",)
-    assert pictures.choose("all", own, "--pictures") == (*own, *pictures.NAMES)
-    assert pictures.choose("none", own, "--pictures") == ()
-    assert pictures.choose("norms, pca,norms", own, "--pictures") == ("norms", "pca")
+    known = ("reconstruction", *pictures.NAMES)
+    assert pictures.choose("all", known, "--pictures") == known
+    assert pictures.choose("none", known, "--pictures") == ()
+    assert pictures.choose("norms, pca,norms", known, "--pictures") == ("norms", "pca")
     with pytest.raises(UserError, match=r"config.pictures.kinds = pac: .*did you mean 'pca'"):
-        pictures.choose("pac", own, "config.pictures.kinds")
+        pictures.choose("pac", known, "config.pictures.kinds")
     for nothing in ("", " , "):
         with pytest.raises(UserError, match="--pictures = .*names no picture; give all, none or"):
-            pictures.choose(nothing, own, "--pictures")
+            pictures.choose(nothing, known, "--pictures")
 
 
 class Shelf:

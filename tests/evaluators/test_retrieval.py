@@ -1,21 +1,19 @@
 """Retrieval: recalls against a slow reference, chance against shuffling, and pairs read from
 records."""
 
-import io
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.data.image_shards import ListSource
-from tests.evaluators.small_clip import BATCH, MESH, small_clip
+from tests.evaluators.small_models import BATCH, broken, coloured, items_of, shard, small_clip
 from webssl_jax.config import UserError
-from webssl_jax.data import records
 from webssl_jax.data.tokens import Tokenizer
-from webssl_jax.data.views import EvalView
-from webssl_jax.evaluators import retrieval, towers
+from webssl_jax.evaluators.datasets import CAPTIONED, dataset_of
+from webssl_jax.evaluators.features import Cache
+from webssl_jax.evaluators.texts import retrieval
+from webssl_jax.evaluators.texts.retrieval import Retrieval
+from webssl_jax.model import fill_up, in_batches
 
 
 def normalise(x):
@@ -40,27 +38,20 @@ def test_recalls_equal_a_slow_reference(monkeypatch):
     images = rng.normal(size=(40, 8))
     texts = np.stack([images[[i for i, j in links if j == t]].mean(axis=0) for t in range(60)])
     images, texts = normalise(images), normalise(texts + rng.normal(size=texts.shape))
-    found = retrieval.Retrieval("", *retrieval.ranks(images, texts, np.array(sorted(links))), {})
-    made = found.metrics()
+    of_images, of_texts = retrieval.ranks(images, texts, np.array(sorted(links)))
     back = {(j, i) for i, j in links}
     for k in (1, 5, 10):
-        assert made[f"eval/retrieval/image_to_text_r{k}"] == slow_recall(images, texts, links, k)
-        assert made[f"eval/retrieval/text_to_image_r{k}"] == slow_recall(texts, images, back, k)
-    share = made["eval/retrieval/image_to_text_r1"]
-    assert 0.1 < share < made["eval/retrieval/image_to_text_r10"]
-    assert made["eval/retrieval/image_to_text_r1_se"] == pytest.approx(
-        np.sqrt(share * (1 - share) / 40)
-    )
-    again = retrieval.Retrieval.from_json(found.to_json())
-    assert again.metrics() == made
+        assert (of_images < k).mean() == slow_recall(images, texts, links, k)
+        assert (of_texts < k).mean() == slow_recall(texts, images, back, k)
+    assert 0.1 < (of_images < 1).mean() < (of_images < 10).mean()
 
 
 def test_a_collapsed_network_finds_nothing_and_a_perfect_one_everything():
     links = np.stack([np.arange(20)] * 2, axis=1)
     same = normalise(np.ones((20, 4)))
-    assert all((x.behind == 19).all() for x in retrieval.ranks(same, same, links))
+    assert all((x == 19).all() for x in retrieval.ranks(same, same, links))
     apart = np.eye(20, dtype=np.float32)
-    assert all((x.behind == 0).all() for x in retrieval.ranks(apart, apart, links))
+    assert all((x == 0).all() for x in retrieval.ranks(apart, apart, links))
 
 
 def test_chance_is_the_mean_over_random_orders():
@@ -68,71 +59,93 @@ def test_chance_is_the_mean_over_random_orders():
     rng, hits = np.random.default_rng(0), []
     for _ in range(4000):  # embeddings that say nothing
         images, texts = (normalise(rng.normal(size=(n, 6))) for n in (4, 5))
-        found = retrieval.Retrieval("", *retrieval.ranks(images, texts, links), {})
-        hits.append([found.image_to_text.within(1).top1, found.text_to_image.within(1).top1])
+        hits.append([(behind < 1).mean() for behind in retrieval.ranks(images, texts, links)])
     named = retrieval.chance(links)
-    wanted = [named[f"eval/retrieval/{way}_r1"] for way in ("image_to_text", "text_to_image")]
+    wanted = [named[f"{way}_r1"] for way in ("image_to_text", "text_to_image")]
     np.testing.assert_allclose(np.mean(hits, axis=0), wanted, atol=0.012)
     assert wanted[0] == pytest.approx((3 + 1 + 1 + 2) / 4 / 5)
-    assert named["eval/retrieval/image_to_text_r5"] == 1  # there are five
+    assert named["image_to_text_r5"] == 1  # there are five
 
 
-def source(*captions):
-    items = []
-    for i, texts in enumerate(captions):
-        stream = io.BytesIO()
-        Image.new("RGB", (20, 20), (i, 0, 0)).save(stream, "PNG")
-        image = b"broken" if texts == ("broken",) else stream.getvalue()
-        items.append(records.encode(records.Record(image, texts, str(i), 20, 20, "test")))
-    return ListSource(tuple(items))
+def test_pairs_are_the_captioned_images_and_equal_captions_are_one_text():
+    captions = [("a", "b", "a"), (), ("b",), ("c",)]
+    data = dataset_of(ListSource(tuple(items_of(coloured(4)[0], None, captions))), CAPTIONED)
+    rows, texts, links = retrieval.link(captions, data)
+    assert rows.tolist() == [0, 2, 3] and texts == ("a", "b", "c")
+    assert links.tolist() == [[0, 0], [0, 1], [1, 1], [2, 2]]
+    with pytest.raises(retrieval.NoCaptions, match="no captioned image in 4 records .list record"):
+        retrieval.link([()] * 4, data)
 
 
-def test_pairs_are_the_captioned_images_and_equal_captions_are_one_text(caplog):
-    found = retrieval.read_pairs(
-        source(("a", "b", "a"), (), ("broken",), ("b",), ("c",)), EvalView(16, resize=16)
+@pytest.fixture
+def run(tmp_path):
+    """run(model, captions, seed) -> outcome, of images with those captions."""
+    count = iter(range(99))
+
+    def evaluate(model, captions, seed=0, damage=(), **options):
+        items = items_of(coloured(len(captions), seed)[0], None, captions)
+        for i in damage:
+            items[i] = b"broken"
+        pattern = shard(tmp_path, f"pairs{next(count)}", items)
+        return Retrieval(Retrieval.Options(pattern, **options)).run(
+            model, Cache(tmp_path / "c", BATCH, 2)
+        )
+
+    return evaluate
+
+
+def test_a_model_is_measured_with_its_own_towers(run):
+    """11 images with two captions, one of them shared by all; one without; one damaged."""
+    model = small_clip()
+    captions = [(f"number {i}", "the same") for i in range(13)]
+    captions[4] = ()
+    made = run(model, captions, damage=[7])
+    left = [i for i in range(13) if i not in (4, 7)]
+    texts = ["number 0", "the same", *(f"number {i}" for i in left[1:])]
+    links = [[i, 0 if i == 0 else i + 1] for i in range(11)] + [[i, 1] for i in range(11)]
+    view = np.stack(
+        [model.preprocess(item) for item in map(Image.fromarray, coloured(13)[0][left])]
     )
-    assert found.images.shape == (3, 16, 16, 3) and found.images[:, 0, 0, 0].tolist() == [0, 3, 4]
-    assert found.texts == ("a", "b", "c")
-    assert found.links.tolist() == [[0, 0], [0, 1], [1, 1], [2, 2]]
-    assert "list record 2" in caplog.text
-    few = retrieval.read_pairs(source(*[(), ("a",)] * 9), EvalView(16, resize=16), limit=5)
-    numbers = few.images[:, 0, 0, 0].tolist()
-    assert len(numbers) == 5 and numbers == sorted(numbers) and all(x % 2 for x in numbers)
+    images = [np.asarray(model.text.embed_images(x))[:n] for x, n in in_batches(view, BATCH)]
+    embedded = np.asarray(model.text.embed(fill_up(Tokenizer(77)(texts), 16)))[:12]
+    wanted = retrieval.ranks(np.concatenate(images), embedded, np.array(sorted(links)))
+    for way, behind in zip(retrieval.WAYS, wanted):
+        for k in (1, 5, 10):
+            np.testing.assert_array_equal(made.items[f"{way}_r{k}"], behind < k)
+            share = (behind < k).mean()
+            assert made.metrics[f"{way}_r{k}"] == pytest.approx(share)
+            assert made.metrics[f"{way}_r{k}_se"] == pytest.approx(
+                np.sqrt(share * (1 - share) / len(behind))
+            )
+    assert made.headline == ("image_to_text_r10", "text_to_image_r10")
+    assert made.chance == retrieval.chance(np.array(sorted(links)))
+    assert "11 images" in made.meaning and "12 texts" in made.meaning
 
 
-def test_a_source_without_captions_is_refused_in_one_line():
-    with pytest.raises(UserError, match="no captioned image in 2 records"):
-        retrieval.read_pairs(source((), ()), EvalView(16, resize=16))
+def test_a_network_that_diverged_is_one_line(run):
+    model, captions = small_clip(), [(f"t{i}",) for i in range(9)]
+    with pytest.raises(UserError, match="NaN or infinity in the features .image. of .*pairs0"):
+        run(broken(model), captions)
+    deaf = broken(model).params["text"]
+    half = type(model)(model.networks, model.params | {"text": deaf}, model.origin)
+    with pytest.raises(UserError, match="NaN or infinity in the embeddings of texts"):
+        run(half, captions)
 
 
-def test_a_run_is_measured_with_its_own_towers_on_any_mesh():
-    method, variables = small_clip()
-    pairs = retrieval.read_pairs(
-        source(*[(f"number {i}", "the same") for i in range(11)]), method.eval_view()
-    )
-    assert pairs.texts[:3] == ("number 0", "the same", "number 1")
-    evaluation = retrieval.RetrievalEvaluation(pairs, towers.tokenize(method, pairs.texts))
-    bind = towers.tower_functions(method, MESH, BATCH)
-    made = evaluation.measure(bind(variables))
-
-    images = method.embed_images(variables.params, pairs.images)
-    texts = method.embed_texts(variables.params, Tokenizer(77)(pairs.texts))
-    ranks = retrieval.ranks(np.asarray(images), np.asarray(texts), pairs.links)
-    assert [made.image_to_text.to_json(), made.text_to_image.to_json()] == [
-        rank.to_json() for rank in ranks
-    ]
-    broken = variables._replace(params=jax.tree.map(lambda x: x * jnp.nan, variables.params))
-    with pytest.raises(UserError, match="retrieval: NaN or infinity in the embeddings"):
-        evaluation.measure(bind(broken))
+def test_a_source_without_captions_is_refused_in_one_line(run):
+    with pytest.raises(UserError, match="no captioned image can be read in 2 records") as caught:
+        run(small_clip(), [(), ()])
+    assert "\n" not in str(caught.value)
 
 
-def test_what_was_found_among_other_pairs_has_another_fingerprint():
-    pairs = retrieval.read_pairs(source(("a",), ("b",)), EvalView(16, resize=16))
-    others = (
-        pairs._replace(images=pairs.images + 1),
-        pairs._replace(texts=("a", "c")),
-        pairs._replace(links=pairs.links[::-1].copy()),
-    )
-    flat = towers.Towers(lambda rows: np.eye(2, 4), lambda rows: np.eye(2, 4))
-    seen = {retrieval.RetrievalEvaluation(x, None).measure(flat).data for x in (pairs, *others)}
-    assert len(seen) == 4
+def test_what_was_found_among_other_pairs_has_another_fingerprint(run):
+    """Other images, another text, and the texts at other images."""
+    model, captions = small_clip(), [(f"t{i}",) for i in range(16)]
+    other = [*captions[:11], ("new",), *captions[12:]]
+    swapped = [*captions[:11], captions[12], captions[11], *captions[13:]]
+    told = [
+        run(model, captions), run(model, captions, seed=1), run(model, other),
+        run(model, swapped), run(model, captions, max_images=12),
+    ]  # fmt: skip
+    assert len({one.data for one in told}) == 5
+    assert run(model, captions).data == told[0].data

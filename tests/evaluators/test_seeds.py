@@ -9,45 +9,57 @@ import pytest
 
 from webssl_jax import config as configs
 from webssl_jax.config import UserError
-from webssl_jax.evaluators.base import Ranks, Score, paired_difference
-from webssl_jax.evaluators.frozen import Measurement
-from webssl_jax.evaluators.results import Result
-from webssl_jax.evaluators.retrieval import Retrieval
+from webssl_jax.evaluators import outcome
+from webssl_jax.evaluators.outcome import Outcome, paired_difference, scored
 from webssl_jax.evaluators.seeds import read_seeds, summary, table
+from webssl_jax.evaluators.tables import Column
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 _spec = importlib.util.spec_from_file_location("compare_tool", ROOT / "tools" / "compare.py")
 compare = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(compare)
 IMAGES = 400
-KNN = "eval/knn/top1"
+KNN = Column("knn", "top1")
 
 
-def _measurement(step, accuracy, seed, data="same"):
-    hits = np.random.default_rng([seed, step or 0]).random(IMAGES) < accuracy
-    score = Score(hits, "cls", {})
-    return Measurement(step, data, 100, 4, score, score)
+def hits(step, accuracy, seed):
+    return np.random.default_rng([seed, step or 0]).random(IMAGES) < accuracy
+
+
+def measured(step, accuracy, seed, data="same"):
+    metrics, items = scored("top1", hits(step, accuracy, seed))
+    trivial = {}
+    for name, right in (("majority class", 0.2), ("colour histogram", 0.4)):
+        trivial[name] = Outcome(("top1",), *scored("top1", hits(0, right, 99)), data)
+    return Outcome(("top1",), metrics, items, data, baselines=trivial)
+
+
+def retrieved(step):
+    """Of 100 images ranked 0, 1, 2, ... at step 0 and 0 ... 0, 1 ... 1, ... by 21 at step 20; the
+    same of 200 texts."""
+    metrics, items = {}, {}
+    for way, n in (("image_to_text", 100), ("text_to_image", 200)):
+        found = scored(f"{way}_r10", np.arange(n) // (1 + step) < 10)
+        metrics, items = metrics | found[0], items | found[1]
+    return Outcome(tuple(items), metrics, items, "same", chance={"text_to_image_r10": 0.1})
 
 
 @pytest.fixture
 def run(tmp_path):
     """run(seed, **config) -> the folder of a run whose accuracy rises from 0.3 to 0.6."""
 
-    def make(seed, data="same", steps=(0, 10, 20), texts=(), **changes):
+    def make(seed, data="same", steps=(0, 10, 20), texts=(), names=("knn", "probe"), **changes):
         folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         (folder / "eval").mkdir(parents=True)
         overrides = [f"seed={seed}", *(f"{key}={value}" for key, value in changes.items())]
         config = configs.load(str(ROOT / "configs/quickstart.py"), overrides)
         (folder / "config.json").write_text(json.dumps(configs.resolved(config)))
         for step in steps:
-            row = Result(step, _measurement(step, 0.3 + 0.015 * step, seed, data))
+            rows = {name: measured(step, 0.3 + 0.015 * step, seed, data) for name in names}
             if step in texts:
-                ranks = [Ranks(np.arange(n) // (1 + step)) for n in (100, 200)]
-                chance = {"eval/retrieval/text_to_image_r10": 0.1}
-                row = row._replace(retrieval=Retrieval("same", *ranks, chance))
-            (folder / "eval" / f"{step:08d}.json").write_text(json.dumps(row.to_json()))
-        baselines = {"colour histogram": _measurement(None, 0.4, 99, data).to_json()}
-        (folder / "eval" / "baselines.json").write_text(json.dumps(baselines))
+                rows["retrieval"] = retrieved(step)
+            for name, one in rows.items():
+                one.write(outcome.step_path(folder / "eval" / name, step))
         return str(folder)
 
     return make
@@ -55,51 +67,58 @@ def run(tmp_path):
 
 def test_figures_are_means_over_seeds_and_one_seed_is_compared_as_the_report_does(run):
     group = read_seeds("mine", [run(0), run(1), run(2)])
-    top1 = group.top1(20, KNN)
-    assert list(top1) == [_measurement(20, 0.6, seed).knn.top1 for seed in range(3)]
+    top1 = group.values(20, KNN)
+    assert list(top1) == [hits(20, 0.6, seed).mean() for seed in range(3)]
     text = table(group)
     assert f"{top1.mean():.3f} ± {top1.std(ddof=1):.3f}" in text
     assert "step 10" in text and "mean of 3 seeds" in text
+    assert "above colour histogram" in text and "above majority" not in text
     above = group.above(KNN, 0)
-    assert above.value == pytest.approx(top1.mean() - group.top1(0, KNN).mean())
+    assert above.value == pytest.approx(top1.mean() - group.values(0, KNN).mean())
 
     alone = read_seeds("mine", [run(5)])
-    theirs = paired_difference(
-        _measurement(20, 0.6, 5).knn.correct, _measurement(None, 0.4, 99).knn.correct
-    )
+    theirs = paired_difference(hits(20, 0.6, 5), hits(0, 0.4, 99))
     ours = alone.above(KNN, "colour histogram")
     assert (ours.value, ours.se) == (pytest.approx(theirs.value), pytest.approx(theirs.se))
 
 
-def test_methods_with_and_without_texts_stand_in_one_table(run):
-    """Of 100 images, ranked 0, 1, 2, ... at step 0 and 0 ... 0, 1 ... 1, ... by 21 at step 20."""
+def test_runs_with_other_rows_stand_in_one_table(run):
+    """See :func:`retrieved`."""
     clip = read_seeds("CLIP", [run(0, texts=(0, 20)), run(1, texts=(0, 20))])
     lines = table(clip).splitlines()
     cells = {line[:23].strip(): line[23:].split() for line in lines}
-    assert lines[0].endswith("image to text R@10  text to image R@10")
+    assert lines[0].split("  ")[-2:] == [
+        "retrieval image to text r10",
+        "retrieval text to image r10",
+    ]
     assert cells["chance"] == ["-", "-", "-", "0.100"]
     assert cells["step 0"][-6:] == ["0.100", "±", "0.000", "0.050", "±", "0.000"]
     assert cells["step 10"][-2:] == ["-", "-"] and cells["colour histogram"][-2:] == ["-", "-"]
     assert cells["above step 0"][4] == "+0.900" and cells["above step 10"][-2:] == ["-", "-"]
-    assert "recall among 100 images and 200 texts" in lines[-1]
 
-    lines = summary([clip, read_seeds("MAE", [run(0, steps=(10, 20))])]).splitlines()
-    assert lines[0].split() == "images seen k-NN linear probe retrieval R@10".split()
+    mae = read_seeds("MAE", [run(0, steps=(10, 20))])
+    lines = summary([clip, mae]).splitlines()
+    titles = [
+        "knn top1",
+        "probe top1",
+        "retrieval image to text r10",
+        "retrieval text to image r10",
+    ]
+    assert lines[0].split() == ["images", "seen", *" ".join(titles).split()]
     assert [line.split("  ")[0] for line in lines[2:5]] == ["CLIP, untrained", "CLIP", "MAE"]
-    assert lines[2].endswith(f"{(10 / 100 + 10 / 200) / 2:.3f} ± 0.000")
-    assert lines[3].endswith("1.000 ± 0.000") and lines[4].split()[-1] == "-"
+    ends = [line.split()[-3:] for line in lines[2:5]]
+    assert ends[:2] == [["0.050", "±", "0.000"], ["1.000", "±", "0.000"]]
+    assert lines[4].split()[-2:] == ["-", "-"]
     images = 20 * configs.load(str(ROOT / "configs/quickstart.py")).global_batch
-    assert "NOT COMPARABLE" not in lines[-1] and "400 test images" in lines[-2]
+    assert "NOT COMPARABLE" not in "".join(lines)
     assert lines[3].split()[1] == lines[4].split()[1] == f"{images:,}"
 
 
-def test_a_table_of_different_amounts_of_images_says_so(run):
+def test_a_table_of_figures_of_other_items_says_so(run):
     groups = [read_seeds("a", [run(0)]), read_seeds("b", [run(0)])]
     assert "NOT COMPARABLE" not in summary(groups)
-    for results in groups[1].measured.values():
-        few = results[0].frozen.knn._replace(correct=np.ones(7, bool))
-        results[0] = results[0]._replace(frozen=results[0].frozen._replace(knn=few))
-    assert "NOT COMPARABLE: top-1 of the groups is of different images" in summary(groups)
+    groups[1] = read_seeds("b", [run(0, data="other")])
+    assert "NOT COMPARABLE: knn of the groups is of different items" in summary(groups)
 
 
 def test_only_steps_that_all_seeds_have_are_compared(run):
@@ -116,12 +135,16 @@ def test_what_is_not_comparable_is_refused_by_name(run):
     first = run(0)
     with pytest.raises(UserError, match="config.total_images differs"):
         read_seeds("mine", [first, run(1, total_images=1000)])
-    with pytest.raises(UserError, match="different images"):
+    with pytest.raises(UserError, match="different items"):
         read_seeds("mine", [first, run(1, data="other")])
     with pytest.raises(UserError, match="no step was evaluated in all"):
         read_seeds("mine", [first, run(1, steps=(5,))])
     with pytest.raises(UserError, match="has no evaluation"):
         read_seeds("mine", [run(3, steps=())])
+    with pytest.raises(UserError, match="00000020.json: cannot be read"):
+        damaged = run(3)
+        pathlib.Path(damaged, "eval/knn/00000020.json").write_text("{")
+        read_seeds("mine", [damaged])
     with pytest.raises(UserError, match="write NAME=RUN"):
         compare.main([first])
 

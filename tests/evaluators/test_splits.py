@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from webssl_jax.evaluators.splits import hold_out, look_alikes
+from webssl_jax.evaluators.features import Rows
+from webssl_jax.evaluators.probes.splits import hold_out, look_alikes
+from webssl_jax.evaluators.probes.trivial import raw_pixels
 
 
 @pytest.mark.parametrize("counts", [(10, 20, 30), (1, 3, 5)])
@@ -47,7 +49,10 @@ def test_copies_mirror_images_and_brighter_versions_are_alike_but_not_across_cla
     images = coarse.repeat(4, axis=1).repeat(4, axis=2).astype(np.uint8)
     family = np.concatenate([images, images[:1] + 40, images[1:2, :, ::-1], images[2:3]])
     labels = np.array([0, 0, 0, 1, 1, 1, 0, 0, 1])
-    groups = look_alikes(family, labels)
+    thumbnails = raw_pixels(family)
+    groups = look_alikes(thumbnails, labels)
     assert groups[0] == groups[6] and groups[1] == groups[7]
     assert groups[2] != groups[8]  # the same picture under another label
     assert len(set(groups)) == 7
+    on_disk = Rows((thumbnails[:4], thumbnails[4:]))
+    np.testing.assert_array_equal(look_alikes(on_disk, labels), groups)

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from tests.data.image_shards import ListSource, encode_image
-from tests.evaluators.small_clip import MESH, small_clip
+from tests.evaluators.small_models import small_clip, small_mae
 from webssl_jax.config import UserError
 from webssl_jax.data import records
-from webssl_jax.data.views import EvalView
-from webssl_jax.evaluators import text_pictures, towers
-from webssl_jax.evaluators.pictures import Images, MethodPictures, available, choose
-from webssl_jax.evaluators.retrieval import Pairs
+from webssl_jax.data.views import Preprocess
+from webssl_jax.evaluators import text_pictures
+from webssl_jax.evaluators.pictures import Images, ModelPictures, available, choose
+from webssl_jax.evaluators.text_pictures import Pairs, TextPictures
 from webssl_jax.visuals import pairs
 
 # Image i has texts 2 i and 2 i + 1; text 0 belongs to image 5 too.
@@ -28,11 +28,23 @@ def unit(degrees):
     return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
 
 
-# The images lie 10 degrees apart; a text lies 1 beside its image, and text 11 far away.
-TOWERS = towers.Towers(
-    lambda images: unit(images[:, 0, 0, 0] * 10.0),
-    lambda tokens: unit([*(10 * (i // 2) + 1 + i % 2 for i in range(11)), 180]),
-)
+class Towers:
+    """A model, and its text tower: the images lie 10 degrees apart; a text lies 1 beside its image,
+    and text 11 far away. ``looked``: calls of the image tower."""
+
+    mesh = None
+
+    def __init__(self, angles=None, times=1.0):
+        self.text, self.looked, self._times = self, [], times
+        self._angles = angles or [*(10 * (i // 2) + 1 + i % 2 for i in range(11)), 180]
+
+    def embed_images(self, images):
+        self.looked.append(len(images))
+        return unit(images[:, 0, 0, 0] * 10.0)
+
+    def __call__(self, texts):
+        assert tuple(texts) == PAIRS.texts
+        return unit(self._angles) * self._times
 
 
 @pytest.fixture
@@ -41,8 +53,8 @@ def drawn(monkeypatch):
     asked = {}
     for name in ("similarity_sheet", "texts_sheet", "images_sheet"):
         monkeypatch.setattr(pairs, name, lambda *args, name=name: asked.update({name: args}))
-    made = text_pictures.TextPictures(PAIRS, None, text_pictures.NAMES, shown=3)
-    assert [name for name, _ in made.run(TOWERS, 7)] == list(text_pictures.NAMES)
+    made = TextPictures(PAIRS, text_pictures.NAMES, shown=3)
+    assert list(made.draw(Towers(), "run, step 7")) == list(text_pictures.NAMES)
     return asked
 
 
@@ -58,9 +70,9 @@ def test_images_find_texts_and_a_missed_one_has_its_place(drawn):
     assert [text for text, *_ in found[1]][:3] == ["text 4", "text 5", "text 3"]
     assert [own for *_, own in found[1]] == [True, True, False, False, False]
     assert missed == [None] * 3
-    far = TOWERS._replace(texts=lambda tokens: unit([180, 170, *range(10)]))
+    far = Towers([180, 170, *range(10)])
     own = Pairs(PAIRS.images[:1], PAIRS.texts, np.array([[0, 0], [0, 1]]))
-    (_,) = dict(text_pictures.TextPictures(own, None, ("image_to_text",)).run(far, 0))
+    assert list(TextPictures(own, ("image_to_text",)).draw(far, "it")) == ["image_to_text"]
     ((text, cosine, place),) = drawn["texts_sheet"][2]
     assert (text, place) == ("text 1", 11) and cosine == pytest.approx(np.cos(np.radians(170)))
 
@@ -74,33 +86,26 @@ def test_texts_find_images(drawn):
 
 
 def test_only_the_first_process_draws_and_a_network_that_diverged_is_not_drawn(monkeypatch, caplog):
-    broken = TOWERS._replace(texts=lambda tokens: TOWERS.texts(tokens) * np.nan)
-    made = text_pictures.TextPictures(PAIRS, None, text_pictures.NAMES)
-    assert dict(made.run(broken, 0)) == {} and "NaN or infinity" in caplog.text
+    made = TextPictures(PAIRS, text_pictures.NAMES)
+    assert made.draw(Towers(times=np.nan), "it") == {} and "NaN or infinity" in caplog.text
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    made, looked = text_pictures.TextPictures(PAIRS, None, text_pictures.NAMES), []
-    seeing = TOWERS._replace(images=lambda rows: looked.append(1) or TOWERS.images(rows))
-    assert dict(made.run(seeing, 0)) == {} and looked == [1]  # but all must look
+    model = Towers()
+    assert made.draw(model, "it") == {} and model.looked == [16]  # but all must look
 
 
-def test_a_method_with_texts_has_them_and_others_have_not():
-    method, variables = small_clip()
-    assert available(method) == text_pictures.NAMES
-
-    class Deaf:
-        picture_names = ("reconstruction",)
-
-    assert available(Deaf()) == ("reconstruction",)
+def test_a_model_with_texts_has_them_and_others_have_not():
+    deaf = available(small_mae().networks)
     with pytest.raises(UserError, match="no picture 'similarity' of these weights"):
-        choose("similarity", available(Deaf()), "config.pictures.kinds")
+        choose("similarity", deaf, "config.pictures.kinds")
     images = Images(PAIRS.images, [None] * 6, [""] * 6)
-    made = MethodPictures(method, MESH, images, ("similarity",), 4, pairs=PAIRS)
-    assert list(made.draw(variables, 0)) == ["similarity"]
+    made = ModelPictures(images, ("similarity",), 4, pairs=PAIRS)
+    assert list(made.draw(small_clip())) == ["similarity"]
+    assert made.draw(small_mae()) == {}
 
 
 def test_records_without_captions_leave_these_pictures_out_and_say_so(caplog):
     item = records.Record(encode_image(PAIRS.images[0]), (), "key", 16, 16, "")
-    source, view = ListSource((records.encode(item),)), EvalView(16, 16)
+    source, view = ListSource((records.encode(item),)), Preprocess(16, 16)
     with caplog.at_level("INFO"):
         assert text_pictures.read_pictured(source, view, ("pca", "similarity"), 8) is None
     assert "no captioned image in 1 records" in caplog.text

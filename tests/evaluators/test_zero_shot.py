@@ -6,12 +6,23 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from tests.evaluators.small_clip import BATCH, MESH, small_clip
+from tests.evaluators.small_models import (
+    BATCH,
+    broken,
+    coloured,
+    items_of,
+    labelled_shard,
+    shard,
+    small_clip,
+)
 from webssl_jax.config import UserError
 from webssl_jax.data.tokens import Tokenizer
-from webssl_jax.evaluators import towers, zero_shot
-from webssl_jax.evaluators.base import Dataset
+from webssl_jax.evaluators.features import Cache
+from webssl_jax.evaluators.texts import zero_shot
+from webssl_jax.evaluators.texts.zero_shot import ZeroShot
+from webssl_jax.model import in_batches
 
 
 def slow_classifier(table, names, templates):
@@ -24,37 +35,77 @@ def slow_classifier(table, names, templates):
     return torch.stack(columns, dim=1)
 
 
-def test_figures_equal_those_of_open_clips_formula():
-    method, variables = small_clip()
-    bound = towers.tower_functions(method, MESH, BATCH)(variables)
+def lines(folder, text, name="own.txt"):
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+def test_figures_equal_those_of_open_clips_formula(tmp_path):
+    model, rng = small_clip(), np.random.default_rng(0)
+    labels = [f"n{i}" for i in rng.integers(0, 6, 50)]
     names, templates = ("cat", "a {brace}", "dog", "Ünïcode", "rat", "hen"), ("{}", "an old {}.")
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (50, 16, 16, 3), dtype=np.uint8)
-    test = Dataset(images, rng.integers(0, 6, 50).astype(np.int32), names)
-    tokens = towers.tokenize(method, zero_shot.prompts(names, templates))
-    found = zero_shot.ZeroShotEvaluation(test, names, templates, tokens).measure(bound)
+    images = coloured(50)[0]
+    pattern = shard(tmp_path, "test", items_of(images, labels))
+    given = ZeroShot.Options(
+        pattern,
+        lines(tmp_path, "{}\nan old {}.\n", "templates.txt"),
+        lines(tmp_path, "\n".join(names), "names.txt"),
+    )
+    made = ZeroShot(given).run(model, Cache(tmp_path / "c", BATCH, 2))
 
     texts = [template.format(name) for name in names for template in templates]
-    embedded = method.embed_texts(variables.params, Tokenizer(77)(texts))
-    table = dict(zip(texts, torch.tensor(np.asarray(embedded))))
-    features = torch.tensor(np.asarray(method.embed_images(variables.params, images)))
-    logits = 100 * features @ slow_classifier(table, names, templates)
-    best = logits.topk(5, dim=1).indices == torch.tensor(test.labels)[:, None]
-    made = found.metrics()
-    assert made["eval/zero_shot/top1"] == pytest.approx(best[:, 0].float().mean().item())
-    assert made["eval/zero_shot/top5"] == pytest.approx(best.any(dim=1).float().mean().item())
-    assert 0 < made["eval/zero_shot/top1"] < made["eval/zero_shot/top5"] < 1
-    assert found.chance == {"eval/zero_shot/top1": 1 / 6, "eval/zero_shot/top5": 5 / 6}
-    assert zero_shot.ZeroShot.from_json(found.to_json()).metrics() == made
+    tokens = Tokenizer(77)(texts)
+    embedded = [np.array(model.text.embed(x))[:n] for x, n in in_batches(tokens, 16)]
+    table = dict(zip(texts, torch.tensor(np.concatenate(embedded))))
+    view = np.stack([model.preprocess(Image.fromarray(image)) for image in images])
+    seen = [np.array(model.text.embed_images(x))[:n] for x, n in in_batches(view, BATCH)]
+    logits = 100 * torch.tensor(np.concatenate(seen)) @ slow_classifier(table, names, templates)
+    truth = torch.tensor([int(label[1:]) for label in labels])
+    best = logits.topk(5, dim=1).indices == truth[:, None]
+    np.testing.assert_array_equal(made.items["top1"], best[:, 0])
+    np.testing.assert_array_equal(made.items["top5"], best.any(dim=1))
+    assert made.metrics["top1"] == pytest.approx(best[:, 0].float().mean().item())
+    assert made.metrics["top5"] == pytest.approx(best.any(dim=1).float().mean().item())
+    assert 0 < made.metrics["top1"] < made.metrics["top5"] < 1
+    assert made.chance == {"top1": 1 / 6, "top5": 5 / 6} and made.headline == ("top1", "top5")
+    assert "50 test images" in made.meaning and "6 classes" in made.meaning
 
-    broken = bound._replace(texts=lambda rows: bound.texts(rows) * np.nan)
-    with pytest.raises(UserError, match="zero-shot classification: NaN or infinity"):
-        zero_shot.ZeroShotEvaluation(test, names, templates, tokens).measure(broken)
+    words = broken(model).params["text"]
+    half = type(model)(model.networks, model.params | {"text": words}, model.origin)
+    with pytest.raises(UserError, match="NaN or infinity in the embeddings of texts"):
+        ZeroShot(given).run(half, Cache(tmp_path / "c", BATCH, 2))
+
+
+def test_names_of_a_file_may_say_more_classes_than_the_images_have(tmp_path):
+    pattern = labelled_shard(tmp_path, "own", 24)  # of ant, bee and cat
+    cache = Cache(tmp_path / "c", BATCH, 2)
+
+    def run(text):
+        return ZeroShot(ZeroShot.Options(pattern, "short", lines(tmp_path, text))).run(
+            small_clip(), cache
+        )
+
+    made = run("emu\ta large bird\nant\tan ant\nbee\ta bee\ncat\ta cat\n")
+    assert made.chance["top1"] == 1 / 4 and "7 templates" in made.meaning
+    with pytest.raises(UserError, match="2 class names, but the records have 3 labels .ant, bee"):
+        run("a cat\na dog\n")
+    with pytest.raises(UserError, match="label 'cat' is none of the 2 known classes"):
+        run("ant\tan ant\nbee\ta bee\n")
+
+
+def test_changed_words_in_the_same_file_are_not_taken_for_the_same(tmp_path):
+    pattern, data = labelled_shard(tmp_path, "own", 6), set()
+    for templates in ("{}", "a {}"):
+        for names in ("an ant\na bee\na cat", "ants\nbees\ncats"):
+            files = [lines(tmp_path, templates, "t.txt"), lines(tmp_path, names, "n.txt")]
+            data.add(ZeroShot(ZeroShot.Options(pattern, *files)).data)
+    assert len(data) == 4
 
 
 def test_of_equal_scores_the_first_class_wins():
     scores, labels = np.array([[1.0, 1, 0], [1, 1, 0], [0, 0, 0]]), np.array([0, 1, 2])
-    assert zero_shot.ranks(scores, labels).behind.tolist() == [0, 1, 2]
+    assert zero_shot.ranks(scores, labels).tolist() == [0, 1, 2]
 
 
 def test_opposite_embeddings_leave_a_class_without_direction():
@@ -74,16 +125,14 @@ def test_the_lists_are_openais():
 
 
 def test_own_templates_and_names_are_read_from_files(tmp_path):
-    def file(text):
-        path = tmp_path / "own.txt"
-        path.write_bytes(text.encode())
-        return str(path)
-
-    assert zero_shot.read_templates(file("\ufeffa {}\r\n\r\n {} or {}")) == ("a {}", "{} or {}")
+    assert zero_shot.read_templates(lines(tmp_path, "\ufeffa {}\r\n\r\n {} or {}")) == (
+        "a {}",
+        "{} or {}",
+    )
     assert zero_shot.prompts(["x", "{}"], ["{} or {}"]) == ["x or x", "{} or {}"]
-    given = zero_shot.read_class_names(file("tabby cat\n\ndog\n"))
+    given = zero_shot.read_class_names(lines(tmp_path, "tabby cat\n\ndog\n"))
     assert given.labels is None and given.of(("n1", "n2")) == ("tabby cat", "dog")
-    given = zero_shot.read_class_names(file("n2\tdog\nn1\ttabby cat\nn3\then"))
+    given = zero_shot.read_class_names(lines(tmp_path, "n2\tdog\nn1\ttabby cat\nn3\then"))
     assert given.labels == ("n2", "n1", "n3") and given.of(("n1", "n2")) == ("tabby cat", "dog")
 
 
@@ -100,10 +149,8 @@ def test_own_templates_and_names_are_read_from_files(tmp_path):
     ],
 )
 def test_a_bad_file_is_one_line(tmp_path, read, text, says):
-    path = tmp_path / "own.txt"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=says):
-        getattr(zero_shot, read)(str(path))
+        getattr(zero_shot, read)(lines(tmp_path, text))
 
 
 def test_names_that_do_not_fit_the_labels_and_lists_that_do_not_exist_are_one_line(tmp_path):

@@ -93,7 +93,12 @@ def test_the_buffer_holds_every_masked_patch_once_with_its_crop_s_weight():
     masks = np.zeros((2, 3, 5), bool)
     masks[0, 0, [1, 4]] = masks[0, 2, 3] = masks[1, 1, :4] = True
     made = masking.masked_patches(masks, 6)
-    assert made.index[0, :3].tolist() == [1, 4, 13] and made.index[1, :4].tolist() == [5, 6, 7, 8]
+    assert made.indices[0, :3].tolist() == [1, 4, 13] and made.indices[1, :4].tolist() == [
+        5,
+        6,
+        7,
+        8,
+    ]
     assert made.weights.tolist() == [[0.5, 0.5, 1, 0, 0, 0], [0.25] * 4 + [0, 0]]
 
 

@@ -19,6 +19,8 @@ from tests.e2e import runner
 from webssl_jax import methods, params
 from webssl_jax.config import ConfigError
 from webssl_jax.methods.base import Variables
+from webssl_jax.model import Model
+from webssl_jax.models.features import Want
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.sharding import rules
@@ -137,8 +139,10 @@ def test_the_loss_is_the_plain_formula_of_both_towers_embeddings(contrast):
     clip = methods.create(config(contrast=contrast))
     variables, data = fresh(clip), batch(64, empty=16)
     _, out = jax.jit(run(clip))(variables.params, data, jax.random.key(1))[0]
-    images = np.asarray(jax.jit(clip.embed_images)(variables.params, data["image"]))
-    texts = np.asarray(jax.jit(clip.embed_texts)(variables.params, data["tokens"]))
+    towers = Model.of(clip, variables).text
+    images, texts = map(
+        np.asarray, (towers.embed_images(data["image"]), towers.embed(data["tokens"]))
+    )
     np.testing.assert_allclose(np.linalg.norm(images, axis=1), 1, rtol=1e-6)
     cosines, same = images @ texts.T, np.eye(64, dtype=bool)
     scale, bias = clip.start
@@ -216,9 +220,9 @@ def test_decay_spares_what_open_clip_spares(clip, variables):
 def test_features_are_those_of_the_image_tower_and_need_nothing_else(clip, variables):
     encoder_only = Variables({"encoder": variables.params["encoder"]}, {}, {})
     images = np.random.default_rng(0).integers(0, 256, (2, 40, 48, 3), np.uint8)
-    out = jax.jit(lambda v, x: clip.features(v, x, layers=(0, -1)))(encoder_only, images)
+    out = Model.of(clip, encoder_only).features(images, Want(blocks=(0, -1)))
     assert out.cls.shape == (2, 32) and out.patches.shape == (2, 5, 6, 32)
-    np.testing.assert_array_equal(out.layers[-1][0], out.cls)
+    np.testing.assert_array_equal(out.blocks[-1][0], out.cls)
 
 
 def test_flops_of_b32_are_known():

@@ -22,9 +22,10 @@ from webssl_jax.config import ConfigError
 from webssl_jax.data.multicrop import MultiCropView
 from webssl_jax.methods.base import Variables
 from webssl_jax.methods.dino.method import DINO, View
-from webssl_jax.methods.encoder import encode
+from webssl_jax.model import Model
 from webssl_jax.models import sizes
 from webssl_jax.models.blocks import stochastic_depth
+from webssl_jax.models.features import Want, compute_features
 from webssl_jax.models.heads import HeadConfig
 from webssl_jax.models.vit import ViT
 from webssl_jax.optim.guard import Guard
@@ -145,9 +146,9 @@ def test_the_teacher_follows_the_student_and_gives_the_features(variables):
     for old, new in zip(jax.tree.leaves(variables.teacher), jax.tree.leaves(teacher)):
         np.testing.assert_allclose(new, old + 0.25, atol=1e-6)
     images = crops(0)["global_crops"][:2, 0]
-    seen = MICRO.features(Variables(params, variables.teacher, {}), images)
+    seen = Model.of(MICRO, Variables(params, variables.teacher, {})).features(images)
     normal = (images / 255 - np.float32(MICRO.mean)) / np.float32(MICRO.std)
-    direct = encode(MICRO.encoder, variables.teacher["encoder"], normal)
+    direct = compute_features(MICRO.encoder, variables.teacher["encoder"], normal, Want())
     np.testing.assert_allclose(seen.cls, direct.cls, atol=1e-5)
 
 

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from webssl_jax.methods import losses, pixels
+from webssl_jax import colours
+from webssl_jax.methods import losses
+from webssl_jax.models import pixels
 
 
 def formula(prediction, patches, mask, normalise):
@@ -46,10 +48,10 @@ def test_visible_patches_do_not_count():
 
 def test_normalising_is_undone_exactly():
     image = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
-    normal = pixels.normalise(image, pixels.IMAGENET_MEAN, pixels.IMAGENET_STD)
+    normal = pixels.normalise(image, colours.IMAGENET_MEAN, colours.IMAGENET_STD)
     np.testing.assert_allclose(
-        normal[0, 0], -np.array(pixels.IMAGENET_MEAN) / np.array(pixels.IMAGENET_STD), rtol=1e-6
+        normal[0, 0], -np.array(colours.IMAGENET_MEAN) / np.array(colours.IMAGENET_STD), rtol=1e-6
     )
     np.testing.assert_array_equal(
-        pixels.denormalise(normal, pixels.IMAGENET_MEAN, pixels.IMAGENET_STD), image
+        pixels.denormalise(normal, colours.IMAGENET_MEAN, colours.IMAGENET_STD), image
     )

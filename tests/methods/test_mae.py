@@ -15,8 +15,12 @@ from PIL import Image
 
 from webssl_jax import methods, params
 from webssl_jax.config import ConfigError
+from webssl_jax.evaluators import pictures
+from webssl_jax.methods import losses
 from webssl_jax.methods.base import Variables
+from webssl_jax.model import Model
 from webssl_jax.models import sizes
+from webssl_jax.models.features import Want
 
 
 def config(**method):
@@ -168,29 +172,30 @@ def test_the_loss_and_gradients_do_not_depend_on_how_the_batch_is_cut(mae, varia
         np.testing.assert_allclose(b, a, atol=1e-6, rtol=1e-4, err_msg=path)
 
 
-def reconstruct(mae, variables, data, seed):
-    return jax.jit(mae.reconstruct)(variables.params, data, jax.random.key(seed))
-
-
 def test_masks_change_from_step_to_step_and_noise_overrides_them(mae, variables):
-    masks = [reconstruct(mae, variables, batch(), seed).mask for seed in (0, 1)]
-    assert not np.array_equal(*masks)
+    loss = jax.jit(lambda data, key: mae.loss(*variables, data, key, {}).loss)
+    keys = [jax.random.key(seed) for seed in (0, 1)]
+    assert loss(batch(), keys[0]) != loss(batch(), keys[1])
+    images = batch()["image"]
     noise = np.tile(np.linspace(0, 1, 16, endpoint=False, dtype=np.float32), (8, 1))
-    fixed = reconstruct(mae, variables, {"image": batch()["image"], "noise": noise}, 0).mask
-    np.testing.assert_array_equal(fixed, np.tile(np.arange(16) >= 4, (8, 1)))
+    fixed = [loss({"image": images, "noise": noise}, key) for key in keys]
+    assert fixed[0] == fixed[1]
+    made = Model.of(mae, variables).reconstruct(images, noise)
+    np.testing.assert_array_equal(made.mask, np.tile(np.arange(16) >= 4, (8, 1)))
+    np.testing.assert_allclose(losses.masked_pixel_loss(*made, True), fixed[0], rtol=1e-5)
 
 
 def test_features_are_of_the_whole_image_on_its_grid_and_do_not_need_the_decoder(mae, variables):
     encoder_only = Variables({"encoder": variables.params["encoder"]}, {}, {})
     images = np.random.default_rng(0).integers(0, 256, (2, 40, 48, 3), np.uint8)
-    out = jax.jit(lambda v, x: mae.features(v, x, layers=(0, -1)))(encoder_only, images)
+    out = Model.of(mae, encoder_only).features(images, Want(blocks=(0, -1), registers=True))
     assert (
         out.cls.shape == (2, 32)
         and out.patches.shape == (2, 5, 6, 32)
         and out.registers.shape == (2, 0, 32)
     )
-    assert set(out.layers) == {0, -1} and out.layers[0][1].shape == (2, 5, 6, 32)
-    np.testing.assert_array_equal(out.layers[-1][0], out.cls)
+    assert set(out.blocks) == {0, -1} and out.blocks[0][1].shape == (2, 5, 6, 32)
+    np.testing.assert_array_equal(out.blocks[-1][0], out.cls)
     assert out.cls.dtype == jnp.float32
 
 
@@ -209,10 +214,28 @@ def test_decay_spares_biases_and_norms_and_nothing_else(mae, variables):
     assert all(path.endswith(("kernel", "token")) for path in decayed)
 
 
-def test_pasted_pictures_keep_the_visible_pixels_and_borrow_true_patch_statistics(mae, variables):
-    images, masked, predicted, pasted = map(
-        np.asarray, mae.reconstruction_images(variables.params, batch(4), jax.random.key(0))
-    )
+def draw(mae, variables, n):
+    """The picture of ``n`` images."""
+    images = pictures.Images(batch(n)["image"], [None] * n, [""] * n)
+    drawing = pictures.ModelPictures(images, (pictures.RECONSTRUCTION,), n)
+    return drawing.draw(Model.of(mae, variables))[pictures.RECONSTRUCTION]
+
+
+@pytest.fixture
+def columns(mae, variables, monkeypatch):
+    """Draws four images -> (images, masked, predicted, pasted) as they go into the picture."""
+    given = []
+    monkeypatch.setattr(pictures.reconstruction, "panel", lambda *parts: given.extend(parts))
+
+    def columns():
+        draw(mae, variables, 4)
+        return given
+
+    return columns
+
+
+def test_pasted_pictures_keep_the_visible_pixels_and_borrow_true_patch_statistics(columns):
+    images, masked, predicted, pasted = columns()
     hidden = (masked == 128).all(axis=-1)
     assert images.dtype == masked.dtype == predicted.dtype == pasted.dtype == np.uint8
     assert hidden.mean() == pytest.approx(0.75, abs=0.01)
@@ -220,48 +243,25 @@ def test_pasted_pictures_keep_the_visible_pixels_and_borrow_true_patch_statistic
     np.testing.assert_array_equal(pasted[hidden], predicted[hidden])
 
 
-def test_a_perfect_prediction_is_drawn_as_the_image_itself(mae, variables, monkeypatch):
-    from webssl_jax.methods import losses, pixels
-    from webssl_jax.models.layers import patchify
+def test_a_perfect_prediction_is_drawn_as_the_image_itself(columns, monkeypatch):
+    reconstruct = Model.reconstruct
 
-    images = batch(4)["image"]
-    patches = patchify(pixels.normalise(images, mae.mean, mae.std), 8)
-    mean, std = losses.patch_statistics(patches)
-    made = reconstruct(mae, variables, batch(4), 0)
-    monkeypatch.setattr(
-        type(mae),
-        "reconstruct",
-        lambda *args, **kwargs: made._replace(prediction=(patches - mean) / std),
-    )
-    drawn = type(mae).reconstruction_images.__wrapped__(
-        mae, variables.params, batch(4), jax.random.key(0)
-    )
-    np.testing.assert_array_equal(drawn[2], images)
+    def perfect(*arguments):
+        made = reconstruct(*arguments)
+        mean, std = losses.patch_statistics(made.patches)
+        return made._replace(prediction=(made.patches - mean) / std)
+
+    monkeypatch.setattr(Model, "reconstruct", perfect)
+    images, _, predicted, _ = columns()
+    np.testing.assert_array_equal(predicted, images)
 
 
 def test_the_reconstruction_panel_is_a_picture_of_as_many_images_as_are_given(mae, variables):
-    def panel(n):
-        return mae.pictures(variables, batch(n), jax.random.key(0))["reconstruction"]
-
-    panels = [panel(n) for n in (8, 12, 16)]
+    panels = [draw(mae, variables, n) for n in (8, 12, 16)]
     for drawn in panels:
         assert drawn.dtype == np.uint8 and drawn.ndim == 3 and drawn.shape[-1] == 3
     heights = [drawn.shape[0] for drawn in panels]  # two columns: 4, 6 and 8 rows
     assert heights[0] < heights[1] and heights[2] - heights[1] == heights[1] - heights[0]
-
-
-def test_pictures_of_several_processes_are_gathered(mae, variables, monkeypatch):
-    """An array this process holds only a part of goes through process_allgather; others do not."""
-    from webssl_jax.methods import mae as module
-
-    class Spread:
-        is_fully_addressable = False
-
-    monkeypatch.setattr(
-        module.multihost_utils, "process_allgather", lambda x, tiled: ("gathered", tiled)
-    )
-    assert module._to_host(Spread()).tolist() == ["gathered", "True"]
-    np.testing.assert_array_equal(module._to_host(jnp.arange(3)), np.arange(3))
 
 
 def test_stochastic_depth_couples_the_images_of_a_batch_and_nothing_else_does(mae):
@@ -279,7 +279,7 @@ def test_views_give_what_the_batch_spec_promises(mae):
     spec = mae.batch_spec(3)["image"]
     view = mae.train_view()(stream.getvalue(), np.random.default_rng(0))
     assert view["image"].shape == spec.shape[1:] and view["image"].dtype == spec.dtype
-    assert mae.eval_view()(stream.getvalue()).shape == spec.shape[1:]
+    assert mae.preprocess(stream.getvalue()).shape == spec.shape[1:]
 
 
 def test_flops_of_the_300m_are_known():

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from webssl_jax import params as paths
-from webssl_jax.methods.encoder import encode
 from webssl_jax.models import sizes
 from webssl_jax.models.attention import Attention, cls_attention
+from webssl_jax.models.features import Want, compute_features
 from webssl_jax.models.layers import layer_norm
 from webssl_jax.models.vit import ViT
 
@@ -51,21 +51,21 @@ def test_values_mixed_by_the_weights_are_what_the_block_makes_of_its_cls_token(c
 
 
 def test_registers_and_cls_are_left_out_of_the_map_and_norms_are_told_apart():
-    tree = init(DINO)
-    seen = jax.jit(lambda x: encode(DINO, tree, x, inside=True))(IMAGES)
+    tree, want = init(DINO), Want(diagnostics=True)
+    seen = jax.jit(lambda x: compute_features(DINO, tree, x, want))(IMAGES).diagnostics
     raw = jax.jit(lambda x: ViT(DINO).apply({"params": tree}, x, inside=True))(IMAGES)
     block = jax.tree.map(lambda stacked: stacked[-1], tree["blocks"])
     weights = cls_attention(DINO, block, raw.last_block_input)
-    attention = seen.inside.attention.reshape(2, DINO.heads, -1)
+    attention = seen.attention.reshape(2, DINO.heads, -1)
     np.testing.assert_allclose(attention, weights[:, :, 3:], rtol=1e-5, atol=1e-7)
     norms = np.linalg.norm(raw.x_prenorm, axis=-1)
-    np.testing.assert_allclose(seen.inside.cls_norm, norms[:, 0], rtol=1e-5)
-    np.testing.assert_allclose(seen.inside.register_norms, norms[:, 1:3], rtol=1e-5)
-    np.testing.assert_allclose(seen.inside.patch_norms.reshape(2, -1), norms[:, 3:], rtol=1e-5)
-    assert seen.inside.patch_norms.shape == (2, 4, 6)
+    np.testing.assert_allclose(seen.cls_norm, norms[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(seen.register_norms, norms[:, 1:3], rtol=1e-5)
+    np.testing.assert_allclose(seen.patch_norms.reshape(2, -1), norms[:, 3:], rtol=1e-5)
+    assert seen.patch_norms.shape == (2, 4, 6)
 
 
 def test_nothing_is_computed_unless_asked_for():
     tree = init(MAE)
-    shapes = jax.eval_shape(lambda x: encode(MAE, tree, x), IMAGES)
-    assert shapes.inside is None
+    shapes = jax.eval_shape(lambda x: compute_features(MAE, tree, x, Want()), IMAGES)
+    assert shapes.diagnostics is None

@@ -15,10 +15,11 @@ from tests.e2e import runner
 from webssl_jax.telemetry.goodput import totals
 
 EVALUATION = {
-    "eval.train": "corpus:train",
-    "eval.test": "corpus:test",
-    "eval.max_images": 96,
-    "eval.batch": 32,
+    "evals.knn.kind": "knn",
+    "evals.knn.train": "corpus:train",
+    "evals.knn.test": "corpus:test",
+    "evals.knn.max_images": 160,
+    "eval_batch": 32,
     "pictures.kinds": "all",
     "pictures.candidates": 20,
 }

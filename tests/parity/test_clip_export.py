@@ -18,13 +18,13 @@ import transformers
 from ml_collections import ConfigDict
 from PIL import Image
 
-from webssl_jax import methods
+from webssl_jax import methods, publish
 from webssl_jax.data import records
 from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.data.tokens import Tokenizer, clean
 from webssl_jax.methods.base import Variables
+from webssl_jax.model import Model
 from webssl_jax.runs import Run
-from webssl_jax.weights import export as weights_export
 from webssl_jax.weights import load, safetensors_io
 
 _spec = importlib.util.spec_from_file_location(
@@ -80,7 +80,7 @@ def run(pairs, tmp_path_factory):
     """A tiny CLIP that has learned those pairs by heart."""
     config = make_config()
     method = methods.create(config)
-    view = method.eval_view()
+    view = method.preprocess
     batch = {
         "image": np.stack([view(image) for image, _ in pairs]),
         "tokens": Tokenizer(method.text.context)([caption for _, caption in pairs]),
@@ -108,18 +108,17 @@ def run(pairs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(run, tmp_path_factory):
-    return weights_export.export_run(run, "hf-clip", tmp_path_factory.mktemp("out") / "clip")
+    return publish.export_run(run, "hf-clip", tmp_path_factory.mktemp("out") / "clip")
 
 
 def test_the_stock_pipeline_ranks_as_we_do_and_the_right_caption_first(run, pairs, folder):
-    method, params = run.method, run.variables.params
-    view = method.eval_view()
+    model = Model.of(run.method, run.variables)
     captions = [caption for _, caption in pairs]
-    images = np.stack([view(image) for image, _ in pairs])
-    seen = jax.jit(method.embed_images, compiler_options=QUICK)(params, images)
-    tokens = Tokenizer(method.text.context)(captions)
-    read = jax.jit(method.embed_texts, compiler_options=QUICK)(params, tokens)
-    ours = np.asarray(jax.nn.softmax(np.exp(params["logit_scale"]) * seen @ read.T, axis=1))
+    images = np.stack([model.preprocess(image) for image, _ in pairs])
+    seen, read = model.text.embed_images(images), model.text(captions)
+    scale, bias = model.text.scale_and_bias
+    assert bias == 0
+    ours = np.asarray(jax.nn.softmax(scale * seen @ read.T, axis=1))
 
     classify = transformers.pipeline("zero-shot-image-classification", model=str(folder))
     for (image, caption), expected in zip(pairs, ours):
@@ -132,7 +131,7 @@ def test_the_stock_pipeline_ranks_as_we_do_and_the_right_caption_first(run, pair
 
 def test_of_the_same_pixels_the_scores_are_the_same_to_float_tolerance(run, pairs, folder):
     model = transformers.CLIPModel.from_pretrained(folder)
-    comparisons = export._compare_towers(run.method, run.variables.params, model)
+    comparisons = export._compare_towers(Model.of(run.method, run.variables), model)
     assert [c.what for c in comparisons] == ["image embeddings", "text embeddings", "logits"]
     assert max(c.relative for c in comparisons) < 5e-6
 
@@ -168,15 +167,14 @@ def test_texts_are_padded_with_what_does_not_change_them(run, folder):
     texts = ["a ship", "a painting of a very old ship at sea"]
     with torch.no_grad():
         theirs = model.get_text_features(**tokenizer(texts, padding=True, return_tensors="pt"))
-    embed = jax.jit(run.method.embed_texts, compiler_options=QUICK)
-    ours = embed(run.variables.params, Tokenizer(77)(texts))
+    ours = Model.of(run.method, run.variables).text(texts)
     theirs = theirs.pooler_output / theirs.pooler_output.norm(dim=1, keepdim=True)
     np.testing.assert_allclose(ours, theirs, atol=2e-6)
 
 
 @pytest.mark.parametrize("family", ["hf-clip", "hf-clip-vision"])
 def test_the_card_says_how_to_use_the_folder_and_that_way_works(run, pairs, tmp_path, family):
-    folder = weights_export.export_run(run, family, tmp_path / "out")
+    folder = publish.export_run(run, family, tmp_path / "out")
     card = (folder / "README.md").read_text()
     code = card.split("```python\n")[1].split("```")[0]
     scope = {"image": Image.open(io.BytesIO(pairs[0][0])).convert("RGB")}
@@ -185,8 +183,8 @@ def test_the_card_says_how_to_use_the_folder_and_that_way_works(run, pairs, tmp_
         assert sum(row["score"] for row in scope["scores"]) == pytest.approx(1)
         assert "pipeline_tag: zero-shot-image-classification" in card and "whose files are" in card
     else:
-        view = run.method.eval_view()(pairs[0][0])[None]
-        ours = jax.jit(run.method.features, compiler_options=QUICK)(run.variables, view).cls
+        model = Model.of(run.method, run.variables)
+        ours = model.features(model.preprocess(pairs[0][0])[None]).cls
         np.testing.assert_allclose(scope["cls"].detach(), ours, atol=0.05)  # a grey level
     assert "trained on images with captions" in card
 
@@ -206,7 +204,7 @@ def test_the_tool_verifies_what_it_writes_and_reads_it_again(run, monkeypatch, c
 
 @pytest.mark.parametrize("family", ["hf-clip", "hf-clip-vision"])
 def test_what_transformers_saves_itself_is_read_bit_for_bit(run, tmp_path, family):
-    folder = weights_export.export_run(run, family, tmp_path / "out")
+    folder = publish.export_run(run, family, tmp_path / "out")
     model = getattr(transformers, load.FAMILIES[family].opens).from_pretrained(folder)
     model.save_pretrained(tmp_path / "theirs")
     back = load.load(tmp_path / "theirs")

@@ -14,7 +14,6 @@ import dataclasses
 import importlib.util
 import pathlib
 
-import jax
 import numpy as np
 import pytest
 import torch
@@ -23,13 +22,15 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from tests.weights import samples
-from webssl_jax import params
-from webssl_jax.methods import pixels
+from webssl_jax import colours, params, publish
 from webssl_jax.methods.base import Variables
 from webssl_jax.methods.dino.method import DINO, View
+from webssl_jax.model import Model
+from webssl_jax.models import pixels
+from webssl_jax.models.features import Want
 from webssl_jax.models.heads import Head
 from webssl_jax.runs import Run
-from webssl_jax.weights import export, load
+from webssl_jax.weights import load
 from webssl_jax.weights.networks import Networks
 
 _spec = importlib.util.spec_from_file_location(
@@ -44,11 +45,7 @@ TOLERANCE = 5e-6
 
 
 def tokens_of(loaded, images):
-    # compiled as it stands: there are many shapes, and nothing is computed for long
-    features = jax.jit(
-        loaded.method().features, compiler_options={"xla_backend_optimization_level": 0}
-    )
-    seen = features(Variables(loaded.params, {}, {}), images)
+    seen = Model(loaded.networks, loaded.params).features(images, Want(registers=True))
     patches = seen.patches.reshape(len(images), -1, seen.cls.shape[-1])
     return np.concatenate([seen.cls[:, None], seen.registers, patches], axis=1)
 
@@ -90,7 +87,7 @@ def test_the_originals_own_file_comes_out_again(original, tmp_path):
     """Name by name and bit by bit, so that its modules load it strictly."""
     name, loaded = original
     chunks = 2 if name == "swiglu" else None
-    path = export.export_loaded(loaded, "dinov2-teacher", tmp_path / "x.pth", chunks=chunks)
+    path = publish.export_loaded(loaded, "dinov2-teacher", tmp_path / "x.pth", chunks=chunks)
     written = torch.load(path, weights_only=True)["teacher"]
     prefix = f"{name}/teacher/"
     theirs = {key.removeprefix(prefix): GOLDEN[key] for key in GOLDEN.files if prefix in key}
@@ -137,7 +134,7 @@ def test_transformers_misses_no_key_and_computes_the_same_tokens(folder, size):
     own = "antialias" if family == "hf-dinov2-registers" else "plain"
     assert loaded.networks.encoder.position_resize == own
     images = GOLDEN[f"images/{size[0]}x{size[1]}"]
-    x = np.array(pixels.normalise(images, loaded.networks.mean, loaded.networks.std))
+    x = np.array(pixels.normalise(images, colours.IMAGENET_MEAN, colours.IMAGENET_STD))
     with torch.no_grad():
         theirs = model(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).last_hidden_state.numpy()
     assert off(tokens_of(loaded, images), theirs) < TOLERANCE
@@ -198,6 +195,9 @@ def test_the_tool_exports_the_teacher_of_a_run_and_verifies_it(
 def test_a_converted_folder_says_what_it_is(run, tmp_path):
     networks = Networks.of(run.method)
     source = samples.write("dinov2-teacher", tmp_path, networks, run.variables.teacher)
-    folder = export.export_loaded(load.open_(source), "hf-dinov2", tmp_path / "folder")
+    folder = publish.export_loaded(load.open_(source), "hf-dinov2", tmp_path / "folder")
     card = (folder / "README.md").read_text()
-    assert "(`dinov2-teacher`,\nfloat32)" in card and "tags: [vision, dino, webssl_jax]" in card
+    assert (
+        "from `dinov2-teacher.pth` (`dinov2-teacher`)" in card
+        and "tags: [vision, dino, webssl_jax]" in card
+    )

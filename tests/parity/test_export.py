@@ -12,7 +12,6 @@ import json
 import pathlib
 import re
 import sys
-import types
 
 import jax
 import ml_dtypes
@@ -23,18 +22,16 @@ import transformers
 from ml_collections import ConfigDict
 from PIL import Image
 
-from webssl_jax import methods, params
+from webssl_jax import methods, params, publish
 from webssl_jax.config import UserError
-from webssl_jax.data.views import EvalView
-from webssl_jax.evaluators import retrieval
-from webssl_jax.evaluators.base import Score
-from webssl_jax.evaluators.frozen import Measurement
-from webssl_jax.evaluators.results import Result
+from webssl_jax.data.views import Preprocess
+from webssl_jax.evaluators import outcome
+from webssl_jax.evaluators.outcome import Outcome
+from webssl_jax.evaluators.texts import retrieval
 from webssl_jax.methods.base import Variables
+from webssl_jax.model import Model
 from webssl_jax.runs import Run
-from webssl_jax.weights import export as weights_export
-from webssl_jax.weights import load, model_card, safetensors_io
-from webssl_jax.weights.families import FAMILIES as ALL
+from webssl_jax.weights import load, preprocessing, safetensors_io
 from webssl_jax.weights.families import table_of
 from webssl_jax.weights.networks import Networks
 from webssl_jax.weights.tables import WeightsError
@@ -86,38 +83,40 @@ def make_run(workdir, **model):
     )
 
 
-def measurement(step, hits):
-    score = Score(np.arange(10) < hits, "k = 5", {})
-    return Measurement(step, "data", 40, 4, knn=score, linear=score).to_json()
+def outcome_of(hits, **baselines):
+    """Of ten images so many were right."""
+    metrics, items = outcome.scored("top1", np.arange(10) < hits)
+    return Outcome(
+        ("top1",),
+        metrics | {"cls_k10": 0.123},
+        items,
+        "data",
+        meaning="top1: share of test images that were right.",
+        chosen={"top1": "k = 5"},
+        baselines=baselines,
+    )
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     rows = [
-        {"step": 0, "eval/knn/top1": 0.25, "eval/knn/top1_se": 0.02, "eval/knn/cls_k10": 0.2},
         {"step": 10, "train/loss": 0.987654, "perf/images_per_s": 5.0},
         {"step": 20, "train/loss": 0.54321},
-        {"step": 20, "eval/knn/top1": 0.5125, "eval/knn/top1_se": 0.031},
         {"step": 30, "train/loss": 0.11111},
     ]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (workdir / "environment.json").write_text(json.dumps({"git_revision": "0123abcd"}))
-    (workdir / "eval").mkdir()
-    for name, row in {
-        "baselines": {"raw pixels": measurement(None, 3)},
-        "00000000": measurement(0, 2),
-        "00000020": measurement(20, 7),
-        "00000030": measurement(30, 9),
-    }.items():
-        (workdir / "eval" / f"{name}.json").write_text(json.dumps(row))
+    for step, hits in ((0, 2), (20, 7), (30, 9)):
+        path = outcome.step_path(workdir / "eval" / "flowers", step)
+        outcome_of(hits, **{"raw pixels": outcome_of(3)}).write(path)
     return make_run(workdir)
 
 
 @pytest.fixture(scope="module")
 def folders(run, tmp_path_factory):
     root = tmp_path_factory.mktemp("exports")
-    return {family: weights_export.export_run(run, family, root / family) for family in FAMILIES}
+    return {family: publish.export_run(run, family, root / family) for family in FAMILIES}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -137,7 +136,7 @@ def test_transformers_misses_no_key_and_meets_no_unknown_one(folders, family):
 def test_features_agree_at_the_native_and_at_other_sizes(run, folders, height, width):
     model = transformers.ViTModel.from_pretrained(folders["hf-vit"], add_pooling_layer=False)
     images = np.random.default_rng(0).integers(0, 256, (2, height, width, 3)).astype(np.uint8)
-    ours = jax.jit(run.method.features)(run.variables, images)
+    ours = Model.of(run.method, run.variables).features(images)
     mean, std = np.float32(run.method.mean), np.float32(run.method.std)
     x = torch.from_numpy(
         ((images.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2).copy()
@@ -155,15 +154,15 @@ def test_the_loss_agrees_under_the_same_noise(run, tmp_path, norm_pix_loss):
     run = dataclasses.replace(
         run, method=dataclasses.replace(run.method, norm_pix_loss=norm_pix_loss)
     )
-    folder = weights_export.export_run(run, "hf-vit-mae", tmp_path / "out")
+    folder = publish.export_run(run, "hf-vit-mae", tmp_path / "out")
     model = transformers.ViTMAEForPreTraining.from_pretrained(folder)
-    loss = export._compare_decoder(run.method, run.variables.params, model)[0]
+    loss = export._compare_decoder(Model.of(run.method, run.variables), model)[0]
     assert loss.relative < TOLERANCE
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_verify_of_bfloat16_compares_layouts_and_not_rounding(run, tmp_path, family):
-    folder = weights_export.export_run(run, family, tmp_path / "out", "bfloat16")
+    folder = publish.export_run(run, family, tmp_path / "out", "bfloat16")
     comparisons = verify(run, family, folder, "bfloat16")
     assert max(c.relative for c in comparisons) < TOLERANCE
     assert [c.what for c in comparisons][:2] == ["features at 48x48", "features at 56x72"]
@@ -171,7 +170,7 @@ def test_verify_of_bfloat16_compares_layouts_and_not_rounding(run, tmp_path, fam
 
 @pytest.mark.parametrize("wrong", [{"num_attention_heads": 2}, {"layer_norm_eps": 1e-3}], ids=str)
 def test_verify_notices_a_network_that_computes_something_else(run, tmp_path, wrong):
-    folder = weights_export.export_run(run, "hf-vit", tmp_path / "out")
+    folder = publish.export_run(run, "hf-vit", tmp_path / "out")
     config = json.loads((folder / "config.json").read_text()) | wrong
     (folder / "config.json").write_text(json.dumps(config))
     comparisons = verify(run, "hf-vit", folder, "float32")
@@ -189,7 +188,7 @@ def test_import_of_an_export_is_bit_identical(tmp_path, family, model):
                 run.method, decoder=dataclasses.replace(run.method.decoder, position="sincos")
             ),
         )
-    folder = weights_export.export_run(run, family, tmp_path / "out", max_file_bytes=20_000)
+    folder = publish.export_run(run, family, tmp_path / "out", max_file_bytes=20_000)
     assert (folder / "model.safetensors.index.json").exists()
     back, original = (params.flatten(p) for p in (load.load(folder).params, run.variables.params))
     assert set(back) == {
@@ -275,7 +274,7 @@ def set_to(key, value):
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_by_name(run, tmp_path, change, named):
-    file = rewrite(weights_export.export_run(run, "hf-vit-mae", tmp_path / "out"), change)
+    file = rewrite(publish.export_run(run, "hf-vit-mae", tmp_path / "out"), change)
     with pytest.raises(WeightsError, match=named):
         load.load(file)
 
@@ -288,8 +287,8 @@ def test_a_network_that_the_family_cannot_hold_is_refused_by_name(run, tmp_path)
     ):
         other = make_run(tmp_path, **model)
         with pytest.raises(WeightsError, match=f"hf-vit: has no place for our parameter.*{named}"):
-            weights_export.export_run(other, "hf-vit", tmp_path / "out")
-    with pytest.raises(WeightsError, match="has no decoder"):
+            publish.export_run(other, "hf-vit", tmp_path / "out")
+    with pytest.raises(WeightsError, match="have no decoder"):
         table_of(
             "hf-vit-mae",
             dataclasses.make_dataclass("CLIP", [("encoder", object)])(run.method.encoder),
@@ -299,11 +298,8 @@ def test_a_network_that_the_family_cannot_hold_is_refused_by_name(run, tmp_path)
 
 def preprocess(folder, size):
     """(our evaluation view, what transformers makes of the same image), both in grey levels."""
-    view = EvalView(48, 56)
-    method = types.SimpleNamespace(
-        eval_view=lambda: view, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)
-    )
-    text = json.dumps(weights_export.preprocessor_config(method, ALL["hf-vit"]))
+    view = Preprocess(48, 56, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    text = json.dumps(preprocessing.for_transformers(view, ""))
     (folder / "preprocessor_config.json").write_text(text)
     pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 3)).astype(np.uint8)
     image = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
@@ -311,7 +307,7 @@ def preprocess(folder, size):
     image.save(encoded, "png")
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     theirs = processor(images=image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
-    theirs = (theirs * np.float32(method.std) + np.float32(method.mean)) * 255
+    theirs = (theirs * np.float32(view.std) + np.float32(view.mean)) * 255
     return view(encoded.getvalue()).astype(np.float32), theirs
 
 
@@ -331,12 +327,11 @@ def test_where_the_margin_is_odd_the_image_processor_crops_one_pixel_away(tmp_pa
 
 def test_the_model_card_holds_the_figures_of_the_exported_step_and_what_they_mean(folders):
     card = (folders["hf-vit"] / "README.md").read_text()
-    assert (
-        "| `eval/knn/top1` | 0.250 ± 0.020 (0) | 0.512 ± 0.031 (20) | share of test images" in card
-    )
+    assert "flowers top1" in card and "top1: share of test images that were right." in card
+    assert "flowers top1: k = 5" in card
     assert "| `train/loss` | 0.9877 (10) | 0.5432 (20) | training loss" in card
     # later than the exported step; not an estimate
-    assert "0.1111" not in card and "cls_k10" not in card
+    assert "0.1111" not in card and "cls k10" not in card and "cls_k10" not in card
     assert re.search(r"raw pixels +0.300 ± 0.145", card) and re.search(
         r"untrained\) +0.200 ± 0.126", card
     )
@@ -350,20 +345,20 @@ def test_the_model_card_holds_the_figures_of_the_exported_step_and_what_they_mea
 def test_the_model_card_of_a_run_without_figures_says_so(tmp_path):
     (tmp_path / "bare").mkdir()
     card = (
-        weights_export.export_run(make_run(tmp_path / "bare"), "hf-vit", tmp_path / "out")
-        / "README.md"
+        publish.export_run(make_run(tmp_path / "bare"), "hf-vit", tmp_path / "out") / "README.md"
     ).read_text()
     assert "logged no figures" in card and "was not evaluated" in card and "not recorded" in card
 
 
 def test_the_model_card_of_a_run_measured_by_texts_alone_tells_their_figures(tmp_path):
     links = np.array([(0, 0), (1, 1)])
-    found = retrieval.ranks(np.eye(2), np.eye(2), links)
-    result = Result(5, retrieval=retrieval.Retrieval("data", *found, retrieval.chance(links)))
-    (tmp_path / "eval").mkdir()
-    (tmp_path / "eval" / "00000005.json").write_text(json.dumps(result.to_json()))
-    text = model_card.evaluation(tmp_path, 5)
-    assert "Evaluation at step 5," in text and "image to text, chance" in text
+    behind = retrieval.ranks(np.eye(2), np.eye(2), links)[0]
+    found = outcome.scored("image_to_text_r1", behind < 1)
+    texts = Outcome(("image_to_text_r1",), *found, "data", chance=retrieval.chance(links))
+    texts.write(outcome.step_path(tmp_path / "eval" / "captions", 5))
+    text = publish.evaluation(tmp_path, 5)
+    assert "Evaluation at step 5," in text and "captions image to text r1" in text
+    assert re.search(r"chance +0.500\n", text) and re.search(r"model\) +1.000 ± 0.000\n", text)
 
 
 def test_the_example_in_the_model_card_runs(folders):
@@ -377,7 +372,7 @@ def test_the_example_in_the_model_card_runs(folders):
 
 
 def test_bfloat16_halves_the_file_and_rounds_weights_to_nearest(run, folders, tmp_path):
-    small = weights_export.export_run(run, "hf-vit", tmp_path / "out", "bfloat16")
+    small = publish.export_run(run, "hf-vit", tmp_path / "out", "bfloat16")
     full, half = safetensors_io.open_file(folders["hf-vit"]), safetensors_io.open_file(small)
     for key in full.keys():
         positions = key == "embeddings.position_embeddings"  # a formula, kept exact
@@ -394,8 +389,8 @@ def test_bfloat16_halves_the_file_and_rounds_weights_to_nearest(run, folders, tm
 
 def test_an_earlier_export_is_replaced_whole_and_anything_else_is_left_alone(run, tmp_path):
     out = tmp_path / "out"
-    weights_export.export_run(run, "hf-vit", out, max_file_bytes=20_000)
-    weights_export.export_run(run, "hf-vit", out)
+    publish.export_run(run, "hf-vit", out, max_file_bytes=20_000)
+    publish.export_run(run, "hf-vit", out)
     assert sorted(p.name for p in out.iterdir()) == [
         "README.md",
         "config.json",
@@ -404,7 +399,7 @@ def test_an_earlier_export_is_replaced_whole_and_anything_else_is_left_alone(run
     ]
     (out / "thesis.tex").write_text("years of work")
     with pytest.raises(WeightsError, match="thesis.tex"):
-        weights_export.export_run(run, "hf-vit", out)
+        publish.export_run(run, "hf-vit", out)
     assert (out / "thesis.tex").exists() and [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
@@ -412,7 +407,7 @@ def test_a_diverged_run_exports_nothing(run, tmp_path):
     bad = jax.tree.map(np.copy, run.variables.params)
     bad["encoder"]["norm"]["bias"][3] = np.nan
     with pytest.raises(WeightsError, match="encoder/norm/bias"):
-        weights_export.export_run(
+        publish.export_run(
             dataclasses.replace(run, variables=Variables(bad, {}, {})), "hf-vit", tmp_path / "out"
         )
     assert list(tmp_path.iterdir()) == []
@@ -446,7 +441,10 @@ def test_the_tool_converts_foreign_weights_and_verifies_them(capsys, folders, tm
     argv = ["--weights", str(out), "--format", "hf-vit", "--output", str(tmp_path / "back")]
     assert export.main([*argv, "--verify"]) == 0
     assert "verified with transformers" in capsys.readouterr().out
-    assert f"converted by webssl_jax from `{out}`" in (tmp_path / "back" / "README.md").read_text()
+    assert (
+        f"converted by webssl_jax from `{out.name}`"
+        in (tmp_path / "back" / "README.md").read_text()
+    )
 
 
 @pytest.mark.parametrize(
@@ -466,13 +464,14 @@ def test_a_run_or_weights_and_not_both(capsys, argv, named):
 @pytest.mark.parametrize("height, width", [(64, 64), (40, 72)])
 def test_trained_positions_are_resized_as_transformers_does(tmp_path, height, width):
     run = make_run(tmp_path, position="learned")
-    folder = weights_export.export_run(run, "hf-vit", tmp_path / "out")
+    folder = publish.export_run(run, "hf-vit", tmp_path / "out")
     model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False)
     loaded = load.load(folder)
     images = np.random.default_rng(0).integers(0, 256, (2, height, width, 3)).astype(np.uint8)
-    ours = jax.jit(loaded.method().features)(Variables(loaded.params, {}, {}), images)
+    own = Model(loaded.networks, loaded.params)
+    ours = own.features(images)
     with torch.no_grad():
-        x = torch.from_numpy(export._pixels(run.method, images))
+        x = torch.from_numpy(export._pixels(own, images))
         theirs = model(x, interpolate_pos_encoding=True).last_hidden_state.numpy()
     tokens = np.concatenate([ours.cls[:, None], ours.patches.reshape(2, -1, 32)], axis=1)
     assert np.linalg.norm(tokens - theirs) < TOLERANCE * np.linalg.norm(theirs)

@@ -18,9 +18,9 @@ from transformers import ViTConfig, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
 from webssl_jax import methods, params
-from webssl_jax.methods import pixels
 from webssl_jax.methods.base import Variables
-from webssl_jax.models import position
+from webssl_jax.model import Model
+from webssl_jax.models import pixels, position
 
 # Largest difference over largest value of a tensor, float32 on both sides. Measured over both cases
 # with and without norm_pix_loss: loss 4e-7, prediction 6e-7, worst gradient of the 44 parameters
@@ -199,7 +199,7 @@ def run_both(name, norm_pix_loss):
     tree = mae_tree({k: v.detach() for k, v in theirs.state_dict().items()}, case)
     made = ours.init(jax.random.key(0), ours.batch_spec(1)).params
     assert jax.tree.map(np.shape, tree) == jax.tree.map(np.shape, made)
-    made = jax.jit(ours.reconstruct)(tree, batch, jax.random.key(0))
+    made = Model.of(ours, Variables(tree, {}, {})).reconstruct(images, noise)
     loss, gradient = jax.jit(
         jax.value_and_grad(lambda p: ours.loss(p, {}, {}, batch, jax.random.key(0), {}).loss)
     )(tree)
@@ -279,6 +279,6 @@ def test_the_encoder_without_masking_equals_vit_at_its_own_and_other_resolutions
     )
     with torch.no_grad():
         expected = theirs(values, interpolate_pos_encoding=True).last_hidden_state.numpy()
-    got = jax.jit(ours.features)(Variables({"encoder": tree}, {}, {}), images)
+    got = Model.of(ours, Variables({"encoder": tree}, {}, {})).features(images)
     assert relative(got.cls, expected[:, 0]) < TOLERANCE
     assert relative(np.asarray(got.patches).reshape(3, -1, 32), expected[:, 1:]) < TOLERANCE

@@ -3,7 +3,6 @@
 import importlib.util
 import pathlib
 
-import jax
 import numpy as np
 import pytest
 import torch
@@ -11,10 +10,9 @@ import transformers
 from PIL import Image
 
 from webssl_jax.config import UserError
-from webssl_jax.methods import pixels
-from webssl_jax.methods.base import Variables
-from webssl_jax.models import position
-from webssl_jax.weights.load import load
+from webssl_jax.model import load
+from webssl_jax.models import pixels, position
+from webssl_jax.models.features import Want
 
 _spec = importlib.util.spec_from_file_location(
     "pictures_tool", pathlib.Path(__file__).parents[2] / "tools" / "pictures.py"
@@ -77,13 +75,11 @@ def images(tmp_path_factory):
 @pytest.mark.parametrize("side", (32, 48))
 def test_attention_and_norms_of_the_last_block_equal_those_of_transformers(tmp_path, depth, side):
     model = save(tmp_path, depth)
-    loaded = load(tmp_path)
-    method = loaded.method()
+    ours = load(tmp_path)
     pictures = np.random.default_rng(1).integers(0, 256, (3, side, side, 3), np.uint8)
-    seen = jax.jit(method.features, static_argnames="inside")(
-        Variables(loaded.params, {}, {}), pictures, inside=True
-    )
-    x = np.array(pixels.normalise(pictures, method.mean, method.std)).transpose(0, 3, 1, 2).copy()
+    seen = ours.features(pictures, Want(diagnostics=True)).diagnostics
+    p = ours.preprocess
+    x = np.array(pixels.normalise(pictures, p.mean, p.std)).transpose(0, 3, 1, 2).copy()
     with torch.no_grad():
         theirs = model(
             torch.from_numpy(x),
@@ -93,13 +89,11 @@ def test_attention_and_norms_of_the_last_block_equal_those_of_transformers(tmp_p
         )
     grid = side // 8
     attention = theirs.attentions[-1][:, :, 0, 1:].numpy().reshape(3, 4, grid, grid)
-    np.testing.assert_allclose(seen.inside.attention, attention, atol=2e-6)
+    np.testing.assert_allclose(seen.attention, attention, atol=2e-6)
     assert attention.max() > 3 / grid**2  # it is not even
     norms = theirs.hidden_states[-1].norm(dim=-1).numpy()  # before the final norm
-    np.testing.assert_allclose(seen.inside.cls_norm, norms[:, 0], rtol=1e-5)
-    np.testing.assert_allclose(
-        seen.inside.patch_norms, norms[:, 1:].reshape(3, grid, grid), rtol=1e-5
-    )
+    np.testing.assert_allclose(seen.cls_norm, norms[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(seen.patch_norms, norms[:, 1:].reshape(3, grid, grid), rtol=1e-5)
 
 
 def test_imported_weights_are_drawn_by_one_command(tmp_path, capsys, encoder, images):

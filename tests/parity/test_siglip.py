@@ -19,13 +19,15 @@ import transformers
 from PIL import Image
 
 from tests.models.test_clip_sizes import SIGLIP_COUNTS
-from webssl_jax import params
+from webssl_jax import colours, params
 from webssl_jax.data.tokens import END, Tokenizer
-from webssl_jax.methods import pixels
+from webssl_jax.data.views import Preprocess
 from webssl_jax.methods.base import Variables
 from webssl_jax.methods.clip.method import CLIP, View
+from webssl_jax.model import Model
 from webssl_jax.models import clip_sizes
 from webssl_jax.models.clip import CLIPVision
+from webssl_jax.models.features import Want
 from webssl_jax.models.text import TextTower
 from webssl_jax.weights import export as weights_export
 from webssl_jax.weights import load, siglip
@@ -40,7 +42,7 @@ _spec.loader.exec_module(export)
 
 TOLERANCE = 5e-6
 QUICK = {"xla_backend_optimization_level": 0}  # compiled as it stands: it runs once
-COLOURS = dict(mean=pixels.SIGLIP_MEAN, std=pixels.SIGLIP_STD)
+COLOURS = dict(mean=colours.SIGLIP_MEAN, std=colours.SIGLIP_STD)
 FAMILIES = ("hf-siglip", "hf-siglip-vision")
 LABELS = ["a ship!", "a cat", "a painting of many words, among them a ship"]
 
@@ -134,14 +136,15 @@ def test_what_is_written_or_saved_by_transformers_is_read_bit_by_bit(
 ):
     theirs = getattr(transformers, load.FAMILIES[family].opens).from_pretrained(folders[family])
     theirs.save_pretrained(tmp_path)
-    for path in (folders[family], tmp_path):
+    # Its model alone says nothing of images, so they are made as SigLIP's own code does.
+    for path, resize in ((folders[family], 32), (tmp_path, None)):
         loaded = load.load(path)
         assert loaded.family == family and not loaded.assumed and not loaded.left
         assert dataclasses.replace(loaded.networks.encoder, mlp_hidden=None) == method.encoder
         if family == "hf-siglip":
             assert dataclasses.replace(loaded.networks.text, mlp_hidden=None) == method.text
-            assert loaded.networks.method().contrast == "sigmoid"
-        assert (loaded.networks.mean, loaded.networks.std) == (pixels.SIGLIP_MEAN,) * 2
+            assert loaded.networks.contrast == "sigmoid"
+        assert loaded.networks.preprocess == Preprocess(32, resize, **COLOURS)
         wanted = {name: weights[name] for name in loaded.params}
         jax.tree.map(np.testing.assert_array_equal, loaded.params, wanted)
 
@@ -154,8 +157,8 @@ def test_the_stock_pipeline_scores_as_we_do(method, weights, folders):
     found = classify(Image.fromarray(pixels_), candidate_labels=LABELS, hypothesis_template="{}")
     scores = {row["label"]: row["score"] for row in found}
     tokens = Tokenizer(64, method.padding)(LABELS)
-    image = jax.jit(method.embed_images, compiler_options=QUICK)(weights, pixels_[None])
-    texts = jax.jit(method.embed_texts, compiler_options=QUICK)(weights, tokens)
+    towers = Model.of(method, Variables(weights, {}, {})).text
+    image, texts = towers.embed_images(pixels_[None]), towers.embed(tokens)
     logits = np.exp(weights["logit_scale"]) * (image @ texts.T)[0] + weights["logit_bias"]
     expected = jax.nn.sigmoid(logits)
     np.testing.assert_allclose([scores[label] for label in LABELS], expected, atol=1e-5)
@@ -238,17 +241,18 @@ def test_the_method_trains_all_of_both_towers(method, weights):
 
 def test_pictures_see_where_the_probe_looks(method, weights):
     images = np.random.default_rng(0).integers(0, 256, (2, 24, 40, 3)).astype(np.uint8)
-    look = functools.partial(method.features, layers=(0, -1), inside=True)
-    seen = jax.jit(look, compiler_options=QUICK)(Variables(weights, {}, {}), images)
+    want = Want(blocks=(0, -1), diagnostics=True)
+    seen = Model.of(method, Variables(weights, {}, {})).features(images, want)
+    inside = seen.diagnostics
     assert seen.cls.shape == (2, 32) and seen.patches.shape == (2, 3, 5, 32)
-    np.testing.assert_allclose(seen.inside.attention.sum(axis=(2, 3)), 1, rtol=1e-5)
-    np.testing.assert_allclose(seen.inside.cls_norm, np.linalg.norm(seen.cls, axis=1), rtol=1e-5)
-    np.testing.assert_allclose(seen.layers[-1][0], seen.cls, rtol=1e-5)
+    np.testing.assert_allclose(inside.attention.sum(axis=(2, 3)), 1, rtol=1e-5)
+    np.testing.assert_allclose(inside.cls_norm, np.linalg.norm(seen.cls, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(seen.blocks[-1][0], seen.cls, rtol=1e-5)
     # The weights are those that the pooling mixes by: of one value alone it makes that value.
     pool = weights["encoder"]["pool"]
     tokens = seen.patches.reshape(2, 15, 32)
     values = tokens @ pool["attn"]["v"]["kernel"] + pool["attn"]["v"]["bias"]
-    weight = seen.inside.attention.reshape(2, 2, 15)
+    weight = inside.attention.reshape(2, 2, 15)
     mixed = jnp.einsum("bht,bthd->bhd", weight, values.reshape(2, 15, 2, 16)).reshape(2, 32)
     found = mixed @ pool["attn"]["out"]["kernel"] + pool["attn"]["out"]["bias"]
     norm = (found - found.mean(1, keepdims=True)) / found.std(1, keepdims=True)

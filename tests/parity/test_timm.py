@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from tests.weights import samples
-from webssl_jax.methods import pixels
-from webssl_jax.methods.base import Variables
+from webssl_jax.model import Model
+from webssl_jax.models import pixels
+from webssl_jax.models.features import Want
 from webssl_jax.weights import load
 
 ORACLES = pathlib.Path(sys.prefix) / "oracles"
@@ -58,9 +59,9 @@ def timm(tmp_path_factory):
 
 
 def difference(loaded, theirs, height, width):
-    method = loaded.method()
+    model = Model(loaded.networks, loaded.params)
     with jax.default_matmul_precision("highest"):
-        seen = jax.jit(method.features)(Variables(loaded.params, {}, {}), images_of(height, width))
+        seen = model.features(images_of(height, width), Want(registers=True))
     patches = seen.patches.reshape(2, -1, 32)
     ours = np.concatenate([seen.cls[:, None], seen.registers, patches], axis=1)
     return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)

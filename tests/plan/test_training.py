@@ -10,7 +10,7 @@ from webssl_jax import config as configs
 from webssl_jax import methods, train_state
 from webssl_jax.optim.guard import Guard
 from webssl_jax.optim.optimizer import Optimizer
-from webssl_jax.plan import hlo
+from webssl_jax.plan import command, hlo
 from webssl_jax.plan import training as plan
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.sharding import slices
@@ -25,7 +25,7 @@ KEYS = (
 
 def run(monkeypatch, capsys, *argv) -> tuple[int, str]:
     monkeypatch.setattr("sys.argv", ["plan", *argv])
-    code = plan.main()
+    code = command.main()
     return code, capsys.readouterr().out
 
 
@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_said_with_the_compilers_own_figures(monkeypatch, c
     argv = ["--config", "configs/web_dino.py:size=tiny", "--slice", "v5e-4", "--json"]
     code, out = run(monkeypatch, capsys, *argv)
     r = json.loads(out)
-    assert code == plan.EXIT_DOES_NOT_FIT and r["fits"] is False
+    assert code == command.EXIT_DOES_NOT_FIT and r["fits"] is False
     assert r["hbm_gib"] == 15.75 == slices.find("v5e-4").chip.hbm_gib
     assert f"({r['peak_hbm_gib']:.2f}G) exceeds available HBM (15.75G)" in r["error"]
     assert r["peak_hbm_gib"] >= 32 and r["spare_gib"] == 15.75 - r["peak_hbm_gib"]

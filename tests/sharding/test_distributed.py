@@ -31,7 +31,7 @@ class FakeJax:
             distributed, "_start_failure_monitor", lambda: self.calls.append("monitor")
         )
         monkeypatch.setattr(distributed, "jax", argparse.Namespace(**vars(jax)), raising=True)
-        distributed.jax.config = argparse.Namespace(jax_platforms=platforms)
+        distributed.jax.config = argparse.Namespace(values={"jax_platforms": platforms})
 
     def initialize(self, *args):
         self.calls.append(args)
@@ -186,9 +186,11 @@ for order in ((0, 1, 4, 5, 7, 6, 3, 2), (5, 0, 6, 3, 1, 7, 2, 4)):
 def report(name, call, *args):
     try:
         call(*args)
-        print(name, "ok", flush=True)
+        words = "ok"
     except UserError as error:
-        print(name, error, flush=True)
+        words = str(error)
+    sys.stdout.write(f"{name} {words}\\n")  # in one piece: Gloo prints between pieces
+    sys.stdout.flush()
 
 
 report("none", distributed.raise_on_all, None)

@@ -1,3 +1,5 @@
+from unittest.mock import Mock
+
 import jax
 import numpy as np
 import pytest
@@ -102,3 +104,21 @@ def test_the_mesh_of_one_device_holds_the_whole_batch():
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), meshes.AXES)
     np.testing.assert_array_equal(meshes.local_rows(mesh, 6), np.arange(6))
     np.testing.assert_array_equal(meshes.to_global({"x": np.arange(6)}, mesh)["x"], np.arange(6))
+
+
+def test_what_a_process_holds_only_a_part_of_is_gathered_and_nothing_else(monkeypatch):
+    gathered = []
+
+    def gather(array, tiled):
+        gathered.append(array)
+        return np.arange(3) if tiled else None
+
+    monkeypatch.setattr(meshes.multihost_utils, "process_allgather", gather)
+    part = Mock(spec=jax.Array, is_fully_addressable=False, is_fully_replicated=False)
+    copy = Mock(spec=jax.Array, is_fully_addressable=False, is_fully_replicated=True)
+    copy.addressable_data = lambda index: jax.numpy.arange(3)
+    for array in (part, copy, jax.numpy.arange(3), np.arange(3)):
+        found = meshes.whole(array)
+        assert isinstance(found, np.ndarray)
+        np.testing.assert_array_equal(found, np.arange(3))
+    assert gathered == [part]

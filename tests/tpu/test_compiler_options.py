@@ -6,6 +6,7 @@ import pytest
 
 from tests.tpu import programs
 from webssl_jax.config import UserError
+from webssl_jax.plan import command
 from webssl_jax.plan import training as plan
 from webssl_jax.sharding import compiler_options, slices
 from webssl_jax.sharding import mesh as meshes
@@ -42,7 +43,7 @@ def test_the_compiler_knows_all_options_and_takes_them_for_the_train_step(name, 
 @pytest.mark.parametrize("option", ["xla_tpu_of_nobody=1", "xla_tpu_scoped_vmem_limit_kib=wide"])
 def test_an_option_or_value_that_the_compiler_does_not_know_is_refused(option):
     with pytest.raises(UserError, match=option.split("=")[0]):
-        plan.compile_or_refuse(lowered(programs.mesh_of("v5e-4")), plan.read_options([option]))
+        plan.compile_or_refuse(lowered(programs.mesh_of("v5e-4")), command.read_options([option]))
 
 
 def test_libtpu_gets_its_flags_once_and_those_of_the_user_stay(monkeypatch):
@@ -58,6 +59,6 @@ def test_libtpu_gets_its_flags_once_and_those_of_the_user_stay(monkeypatch):
 
 def test_options_of_the_command_line_are_numbers_truths_or_words():
     given = ["a=8", "b=true", "c=false", "d=x=y"]
-    assert plan.read_options(given) == {"a": 8, "b": True, "c": False, "d": "x=y"}
+    assert command.read_options(given) == {"a": 8, "b": True, "c": False, "d": "x=y"}
     with pytest.raises(UserError, match="NAME=VALUE"):
-        plan.read_options(["a"])
+        command.read_options(["a"])

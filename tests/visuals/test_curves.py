@@ -32,7 +32,7 @@ def near(picture, colour):
         rows_of(2),
         rows_of(500),
         [{"step": 0, "train/loss": float("nan")}],
-        [{"step": 7, "eval/knn/top1": 0.3}],
+        [{"step": 7, "eval/knn/top1": 0.3, "eval/knn/top1_se": 0.1}],
         [{"step": 3, "optim/grad_norm": 0.0}],
     ],
     ids=["none", "one", "two", "many", "nan", "evaluation only", "zero"],
@@ -43,11 +43,44 @@ def test_any_history_makes_a_picture(rows):
     assert (picture < 128).any()
 
 
-def test_figures_of_texts_have_a_row_of_their_own():
-    rows = [{"step": s, "eval/retrieval/text_to_image_r10": s / 10} for s in range(4)]
-    picture = loss_curves(rows, baselines={"chance": {"eval/retrieval/text_to_image_r10": 0.1}})
-    assert picture.shape == (1220, 1300, 3)
-    assert near(picture[820:, 870:], BLUE) > 100 and near(picture[:820], BLUE) == 0
+def evaluated(*names):
+    """Four steps of figures whose errors are known."""
+    return [
+        {"step": s} | {key: s / 10 for name in names for key in (name, f"{name}_se")}
+        for s in range(4)
+    ]
+
+
+@pytest.mark.parametrize("count, height", [(0, 760), (1, 760), (2, 760), (3, 990), (6, 1220)])
+def test_every_evaluation_has_a_panel_and_the_page_grows_with_them(count, height):
+    """Whatever it is called: nothing here knows an evaluation by name."""
+    names = [f"eval/row{i}/figure" for i in range(count)]
+    picture = loss_curves(evaluated(*names))
+    assert picture.shape == (height, 1300, 3)
+    panels = [near(panel, BLUE) > 100 for panel in panels_of(picture)]
+    assert sum(panels) == count and panels[:count] == [True] * count
+
+
+def panels_of(picture):
+    """Those of evaluations, row by row, from the second row on; the last panel shows the speed."""
+    top, bottom = 38, picture.shape[0] - 114
+    rows = round((picture.shape[0] - 300) / 230) if picture.shape[0] > 760 else 2
+    edges = np.linspace(top, bottom, rows + 1).round().astype(int)
+    cut = [
+        picture[edges[row] : edges[row + 1], column * 433 : (column + 1) * 433]
+        for row in range(1, rows)
+        for column in range(3)
+    ]
+    return cut[:-1]
+
+
+def test_figures_without_an_error_are_drawn_where_they_are_asked_for():
+    rows = [{"step": s, "eval/depth/rmse": s / 10, "eval/knn/cls_top1_k20": 0.5} for s in range(4)]
+    assert not any(near(panel, BLUE) for panel in panels_of(loss_curves(rows)))
+    picture = loss_curves(rows, headlines=("eval/depth/rmse",))
+    assert [near(panel, BLUE) > 100 for panel in panels_of(picture)] == [True, False]
+    picture = loss_curves(rows, headlines=("eval/absent/figure", "eval/depth/rmse"))
+    assert [near(panel, BLUE) > 100 for panel in panels_of(picture)] == [False, True]
 
 
 def test_a_repeated_step_counts_once_with_its_last_value():
@@ -77,10 +110,10 @@ def test_a_step_that_is_not_finite_is_marked_in_red():
 def test_evaluations_and_their_baselines_are_drawn(tmp_path):
     rows = rows_of(20)
     for step in (0, 10, 19):
-        rows[step] |= {"eval/linear/top1": 0.3 + step / 100, "eval/linear/top1_se": 0.02}
+        rows[step] |= {"eval/probe/top1": 0.3 + step / 100, "eval/probe/top1_se": 0.02}
     plain = loss_curves(rows)
     picture = loss_curves(
-        rows, tmp_path / "curves.png", {"raw pixels": {"eval/linear/top1": 0.35}}, "a run"
+        rows, tmp_path / "curves.png", {"raw pixels": {"eval/probe/top1": 0.35}}, "a run"
     )
     grey = (140, 140, 148)
     assert near(picture, grey) > near(plain, grey) + 100

@@ -7,12 +7,11 @@ import jax
 import numpy as np
 
 from webssl_jax import params
-from webssl_jax.methods import pixels
 from webssl_jax.methods.mae.method import MAE, View
 from webssl_jax.models import clip_sizes
 from webssl_jax.models.heads import HeadConfig
 from webssl_jax.models.sizes import ViTConfig
-from webssl_jax.weights import export, load, safetensors_io, torch_file
+from webssl_jax.weights import export, load, preprocessing, safetensors_io, torch_file
 from webssl_jax.weights.families import FAMILIES as ALL
 from webssl_jax.weights.networks import Networks, template_of
 
@@ -50,8 +49,7 @@ def make_clip(contrast="softmax", text=None, **encoder):
         clip_sizes.vision("micro", **fields | encoder),
         text=clip_sizes.text("micro", **words | (text or {})),
         contrast=contrast,
-        mean=pixels.CLIP_MEAN,
-        std=pixels.CLIP_STD,
+        preprocess=preprocessing.default((fields | encoder)["image_size"], "clip"),
     )
 
 

@@ -7,18 +7,17 @@ import json
 import logging
 import pathlib
 
-import jax
 import numpy as np
 import pytest
 
 from tests.weights import samples
 from tests.weights.test_init_from import fresh
-from webssl_jax import params
+from webssl_jax import colours, params, publish
 from webssl_jax.config import UserError
-from webssl_jax.methods import pixels
-from webssl_jax.methods.base import Variables
+from webssl_jax.data.views import Preprocess
 from webssl_jax.methods.mae.method import MAE, View
-from webssl_jax.weights import export, load
+from webssl_jax.model import Model
+from webssl_jax.weights import load
 from webssl_jax.weights.init_from import from_weights
 from webssl_jax.weights.tables import WeightsError
 
@@ -54,8 +53,8 @@ def test_what_is_written_is_read_again_bit_by_bit_with_all_that_shapes_do_not_sa
     assert dataclasses.replace(loaded.networks.encoder, init="clip") == encoder
     if family != "hf-clip-vision":
         assert loaded.networks.text == dataclasses.replace(networks.text, mlp_hidden=96)
-    assert (loaded.networks.mean, loaded.networks.std) == (pixels.CLIP_MEAN, pixels.CLIP_STD)
-    assert (loaded.method().eval_view().resize, loaded.method().eval_view().size) == (24, 24)
+    expected = dict(mean=colours.CLIP_MEAN, std=colours.CLIP_STD)
+    assert loaded.networks.preprocess == Preprocess(size=24, resize=24, **expected)
 
 
 @pytest.mark.parametrize("family", ["open-clip", "open-clip-pth"])
@@ -66,7 +65,7 @@ def test_siglips_bias_travels_with_open_clip(tmp_path, family):
     assert loaded.networks.contrast == "sigmoid"
     assert_same(loaded.params, weights)
     with pytest.raises(WeightsError, match="has no place for our parameter.* logit_bias"):
-        export.export_loaded(loaded, "hf-clip", tmp_path / "out")
+        publish.export_loaded(loaded, "hf-clip", tmp_path / "out")
 
 
 @pytest.mark.parametrize("to", samples.CLIP)
@@ -76,14 +75,14 @@ def test_each_family_becomes_each_other_tensor_by_tensor(tmp_path, family, to):
     path = samples.write(family, tmp_path, networks)
     opened = load.open_(path)
     output = tmp_path / ("out.pt" if to.endswith("pth") else "out")
-    again = load.load(export.export_loaded(opened, to, output))
+    again = load.load(publish.export_loaded(opened, to, output))
     assert_same(again.params, samples.make_params(networks))
 
 
 def test_of_an_image_tower_alone_no_texts_can_be_written(tmp_path):
     opened = load.open_(samples.write("hf-clip-vision", tmp_path, samples.make_clip()))
     with pytest.raises(WeightsError, match="hf-clip: needs a text tower, and .* has none"):
-        export.export_loaded(opened, "hf-clip", tmp_path / "out")
+        publish.export_loaded(opened, "hf-clip", tmp_path / "out")
 
 
 def test_a_tower_with_its_projection_and_without_texts_is_an_image_tower(tmp_path):
@@ -105,9 +104,7 @@ def test_the_image_tower_alone_gives_the_features_of_both(tmp_path):
     whole = load.load(samples.write("hf-clip", tmp_path, networks))
     alone = load.load(samples.write("hf-clip-vision", tmp_path, networks))
     images = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 3)).astype(np.uint8)
-    one, other = (
-        jax.jit(x.method().features)(Variables(x.params, {}, {}), images) for x in (whole, alone)
-    )
+    one, other = (Model(x.networks, x.params).features(images) for x in (whole, alone))
     np.testing.assert_array_equal(one.cls, other.cls)
     assert one.patches.shape == (2, 3, 3, 32)
 
@@ -239,7 +236,7 @@ def test_a_run_of_clip_takes_both_towers_and_the_scale(tmp_path, caplog, family)
     weights = samples.make_params(networks)
     path = samples.write(family, tmp_path, networks, weights)
     with caplog.at_level(logging.INFO):
-        got, before = start(path, networks.method())
+        got, before = start(path, networks)
     line = caplog.messages[-1]
     if family == "hf-clip-vision":
         assert_same(got, before | {"encoder": weights["encoder"]})
@@ -251,7 +248,7 @@ def test_a_run_of_clip_takes_both_towers_and_the_scale(tmp_path, caplog, family)
 
 def test_a_run_with_other_texts_takes_the_image_tower_alone_and_says_why(tmp_path, caplog):
     path = samples.write("open-clip", tmp_path, samples.make_clip())
-    method = samples.make_clip(text={"causal": False, "depth": 1}).method()
+    method = samples.make_clip(text={"causal": False, "depth": 1})
     with caplog.at_level(logging.INFO):
         got, before = start(path, method)
     assert "left in the file: the text (depth = 2, not 1; causal = True, not" in caplog.messages[-1]
@@ -263,10 +260,10 @@ def test_a_run_with_other_texts_takes_the_image_tower_alone_and_says_why(tmp_pat
 def test_a_bias_is_taken_by_a_run_that_has_one(tmp_path, caplog):
     weights = samples.make_params(samples.make_clip("sigmoid"))
     path = samples.write("open-clip", tmp_path, samples.make_clip("sigmoid"), weights)
-    got, _ = start(path, samples.make_clip("sigmoid").method())
+    got, _ = start(path, samples.make_clip("sigmoid"))
     assert_same(got, weights)
     with caplog.at_level(logging.INFO):
-        got, _ = start(path, samples.make_clip().method())
+        got, _ = start(path, samples.make_clip())
     assert "left in the file: logit_bias" in caplog.messages[-1] and "logit_bias" not in got
 
 
@@ -284,7 +281,7 @@ def test_a_method_without_texts_begins_from_the_image_tower(tmp_path, caplog):
 
 def test_another_activation_is_another_encoder(tmp_path):
     path = samples.write("hf-clip", tmp_path, samples.make_clip())
-    method = samples.make_clip(mlp="gelu", text={"mlp": "gelu"}).method()
+    method = samples.make_clip(mlp="gelu", text={"mlp": "gelu"})
     with pytest.raises(WeightsError, match="another encoder: mlp = quick_gelu, not gelu"):
         start(path, method)
 
@@ -294,11 +291,11 @@ def test_a_bare_file_takes_its_activation_from_the_run(tmp_path, caplog):
     path = samples.write("hf-clip", tmp_path, networks) / "model.safetensors"
     bare = path.rename(tmp_path / "x.safetensors")
     with caplog.at_level(logging.INFO):
-        start(bare, networks.method())
+        start(bare, networks)
     assert "mlp = gelu (of the run)" in caplog.messages[-1]
 
 
 def test_families_without_such_blocks_refuse_the_tower_by_name(tmp_path):
     opened = load.open_(samples.write("hf-clip", tmp_path, samples.make_clip()))
     with pytest.raises(WeightsError, match="hf-vit: its code has no mlp = 'quick_gelu'"):
-        export.export_loaded(opened, "hf-vit", tmp_path / "out")
+        publish.export_loaded(opened, "hf-vit", tmp_path / "out")

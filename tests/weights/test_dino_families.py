@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from tests.weights import samples
-from webssl_jax import params
+from webssl_jax import params, publish
 from webssl_jax.config import UserError
 from webssl_jax.methods.dino.method import DINO, View
 from webssl_jax.models import position, sizes
 from webssl_jax.models.heads import HeadConfig
-from webssl_jax.weights import dino, export, load, shapes, tables
+from webssl_jax.weights import dino, load, shapes, tables
 from webssl_jax.weights.families import FAMILIES, table_of
 from webssl_jax.weights.init_from import from_weights
 from webssl_jax.weights.networks import Networks, template_of
@@ -129,20 +129,20 @@ def test_registers_mlp_and_positions_of_every_kind_come_back(tmp_path, family, e
             e["cls_token"] = e["cls_token"] + e["pos_embed"][:, :1]
             e["pos_embed"] = e["pos_embed"] * (np.arange(17) > 0)[None, :, None].astype(np.float32)
     assert_equal(loaded.params, weights)
-    again = export.export_loaded(loaded, family, tmp_path / "again.pth")
+    again = publish.export_loaded(loaded, family, tmp_path / "again.pth")
     assert_equal(load.load(again, heads=2).params, loaded.params)
 
 
 def test_a_teacher_goes_into_every_format_and_back_across_them(tmp_path, files, weights):
     opened = load.open_(files["dinov2-teacher"])
     for i, family in enumerate(("dinov2-pth", "hf-dinov2", "dinov2-heads", "dinov2-teacher")):
-        output = export.export_loaded(opened, family, tmp_path / f"{i}.pth")
+        output = publish.export_loaded(opened, family, tmp_path / f"{i}.pth")
         back = load.load(output, heads=None if family == "dinov2-heads" else 2)
         assert_equal(back.params, {part: weights[part] for part in parts_of(family)})
     with pytest.raises(WeightsError, match="dinov2-teacher: needs heads, and .* has none"):
-        export.export_loaded(load.open_(files["timm"]), "dinov2-teacher", tmp_path / "x.pth")
+        publish.export_loaded(load.open_(files["timm"]), "dinov2-teacher", tmp_path / "x.pth")
     with pytest.raises(WeightsError, match="hf-dinov2: needs an encoder, and .* has none"):
-        export.export_loaded(load.open_(files["dinov2-heads"]), "hf-dinov2", tmp_path / "x")
+        publish.export_loaded(load.open_(files["dinov2-heads"]), "hf-dinov2", tmp_path / "x")
 
 
 def test_the_five_chunks_of_depth_26_keep_the_global_numbers():
@@ -310,7 +310,7 @@ def test_what_transformers_cannot_compute_is_not_written(tmp_path):
         ("hf-dinov2", {"layer_scale": None}, "lacks: encoder/blocks/layer_scale1/gamma"),
         ("hf-dinov2", {"num_registers": 2}, "no place for our parameter encoder/register_tokens"),
         ("hf-dinov2-registers", {}, "lacks: encoder/register_tokens"),
-        ("mae-pth", {}, "has no decoder"),
+        ("mae-pth", {}, "mae-pth: these weights have no decoder"),
         ("hf-vit", {}, "no place for our parameter"),
         ("dinov2-pth", {"norm_eps": 1e-5}, "norm_eps"),
     ):

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from tests.weights import big_files, samples
-from webssl_jax import params
+from webssl_jax import params, publish
 from webssl_jax.config import UserError
 from webssl_jax.models import sizes
-from webssl_jax.weights import export, load, safetensors_io, shapes
+from webssl_jax.weights import load, safetensors_io, shapes
 from webssl_jax.weights.stored import WeightsError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -54,7 +54,7 @@ def test_import_export_import_is_bit_identical_within_and_across_families(
     samples.assert_same(loaded.params, weights, kind)
     for other in samples.FAMILIES if kind == "mae" else ("hf-vit", "timm"):
         output = tmp_path / f"second-{other}.pth"
-        export.export_loaded(load.open_(first), other, output)
+        publish.export_loaded(load.open_(first), other, output)
         again = load.load(output)
         assert again.family == other
         samples.assert_same(again.params, weights, again.kind)
@@ -229,10 +229,9 @@ def test_what_timm_may_say_of_a_plain_vit_is_taken(tmp_path):
 
 def test_colours_come_from_the_folder(tmp_path):
     path = samples.write("hf-vit", tmp_path)
-    default, wanted = load.open_(path).networks, samples.make_method()
-    assert (default.mean, default.std) == (wanted.mean, wanted.std)
+    assert load.open_(path).networks.preprocess == samples.make_method().preprocess
     configure(path, "preprocessor_config.json", image_mean=[0.5, 0.4, 0.3])
-    assert load.open_(path).networks.mean == (0.5, 0.4, 0.3)
+    assert load.open_(path).networks.preprocess.mean == (0.5, 0.4, 0.3)
     configure(path, "preprocessor_config.json", image_std=[1, 2])
     refused(path, "colours")
 
@@ -292,16 +291,17 @@ def test_an_export_that_fails_half_way_leaves_nothing(tmp_path):
 def test_weights_without_a_decoder_are_not_written_where_one_is_needed(tmp_path, family):
     loaded = load.open_(samples.write("timm", tmp_path))
     with pytest.raises(WeightsError, match=f"{family}: needs a decoder"):
-        export.export_loaded(loaded, family, tmp_path / "x.pth")
+        publish.export_loaded(loaded, family, tmp_path / "x.pth")
     assert not (tmp_path / "x.pth").exists()
 
 
 _CONVERT = """
 import resource, sys
-from webssl_jax.weights import export, load
+from webssl_jax import publish
+from webssl_jax.weights import load
 load.open_(sys.argv[3])  # everything that any conversion imports and allocates once
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-export.export_loaded(load.open_(sys.argv[1]), "timm", sys.argv[2], "bfloat16")
+publish.export_loaded(load.open_(sys.argv[1]), "timm", sys.argv[2], "bfloat16")
 print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

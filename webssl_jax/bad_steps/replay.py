@@ -17,7 +17,7 @@ import math
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -32,12 +32,21 @@ from webssl_jax import train_state
 from webssl_jax.bad_steps import saving
 from webssl_jax.checkpoints import Checkpointer
 from webssl_jax.config import UserError
-from webssl_jax.methods.base import Method
+from webssl_jax.methods.base import Method, Params, Schedule, Variables
 from webssl_jax.optim.guard import CAUSES, NOT_FINITE, Guard
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import distributed
 from webssl_jax.sharding import mesh as meshes
-from webssl_jax.train_step import jit_train_step, make_train_step, run_schedules, verdict
+from webssl_jax.train_state import TrainState
+from webssl_jax.train_step import (
+    Batch,
+    Health,
+    Metrics,
+    jit_train_step,
+    make_train_step,
+    run_schedules,
+    verdict,
+)
 
 _LISTED = 5  # images and paths named in the report
 
@@ -65,13 +74,13 @@ def run(config: ConfigDict, method: Method, mesh: Mesh, workdir: pathlib.Path, s
     lines += _table(report["figures"], figures)
     odd, largest = _values(state.params, mesh)
     lines.append(_list("parameters with values that are not finite", odd, len(grad_norms)))
-    path = max(largest, key=largest.get)
+    path = max(largest, key=largest.__getitem__)
     lines.append(f"largest parameter value: {largest[path]:.6g} in {path}")
     bad = saving.not_finite(grad_norms)
     lines.append(_list("gradients that are not finite", bad, len(grad_norms)))
     if not bad:
         lines.append("largest gradients by norm:")
-        for path in sorted(grad_norms, key=grad_norms.get, reverse=True)[:_LISTED]:
+        for path in sorted(grad_norms, key=grad_norms.__getitem__, reverse=True)[:_LISTED]:
             lines.append(f"  {grad_norms[path]:<12.6g} {path}")
     lines += _worst_images(method, state, batch, schedules, mesh, images)
     if jax.process_index() == 0:
@@ -124,8 +133,10 @@ def _reading(path: pathlib.Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be read ({reason}); was it copied whole?") from error
 
 
-def _read_batch(folder: pathlib.Path, method: Method, mesh: Mesh, size: int):
-    images = {}
+def _read_batch(
+    folder: pathlib.Path, method: Method, mesh: Mesh, size: int
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    images: dict[int, dict[str, Any]] = {}
     for path in sorted(folder.glob("images-*.json")):
         with _reading(path):
             images |= {image["row"]: image for image in json.loads(path.read_text())}
@@ -150,7 +161,15 @@ def _read_batch(folder: pathlib.Path, method: Method, mesh: Mesh, size: int):
     return [images[row] for row in range(size)], local
 
 
-def _take_step(config, method: Method, mesh: Mesh, folder, report, schedules, batch):
+def _take_step(
+    config: ConfigDict,
+    method: Method,
+    mesh: Mesh,
+    folder: pathlib.Path,
+    report: dict[str, Any],
+    schedules: Mapping[str, Schedule],
+    batch: Batch,
+) -> tuple[TrainState, Metrics, Health]:
     """The state the step was computed from, its metrics and its health."""
     optimizer = Optimizer.from_config(config.optim, method.tables())
     template = train_state.abstract(method, optimizer, config.seed, config.global_batch, mesh)
@@ -165,9 +184,7 @@ def _take_step(config, method: Method, mesh: Mesh, folder, report, schedules, ba
         optimizer.init, out_shardings=jax.tree.map(lambda x: x.sharding, template.opt_state)
     )(restored["params"])
 
-    state = train_state.TrainState(
-        step=before, opt_state=moments, skipped=verdict(0, mesh), **restored
-    )
+    state = TrainState(step=before, opt_state=moments, skipped=verdict(0, mesh), **restored)
     step = make_train_step(
         method,
         optimizer,
@@ -178,7 +195,7 @@ def _take_step(config, method: Method, mesh: Mesh, folder, report, schedules, ba
     )
     # The program of the run, with its donation: so it fits where the run fits. Called as after a
     # refused step, it returns the state unchanged. jax_debug_nans needs the inputs afterwards.
-    step_fn = jit_train_step(step, template, mesh, donate=not jax.config.jax_debug_nans)
+    step_fn = jit_train_step(step, template, mesh, donate=not jax.config.values["jax_debug_nans"])
     state, metrics, health = step_fn(state, batch, verdict(NOT_FINITE, mesh))
     return state, *jax.device_get((metrics, health))
 
@@ -208,10 +225,10 @@ def _equal(a: float | None, b: float) -> bool:
     return a == b or a is not None and math.isnan(a) and math.isnan(b)
 
 
-def _values(params, mesh: Mesh) -> tuple[list[str], dict[str, float]]:
+def _values(params: Params, mesh: Mesh) -> tuple[list[str], dict[str, float]]:
     """The paths with a value that is not finite, and each path's largest finite one."""
 
-    def figures(x):
+    def figures(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         finite = jnp.isfinite(x)
         return finite.all(), jnp.max(jnp.where(finite, jnp.abs(x), 0))
 
@@ -231,7 +248,14 @@ def _list(what: str, names: list[str], total: int) -> str:
     return f"{what}: {len(names)} of {total}, the first {', '.join(names[:_LISTED])}{more}"
 
 
-def _worst_images(method: Method, state, batch, schedules, mesh: Mesh, images) -> list[str]:
+def _worst_images(
+    method: Method,
+    state: TrainState,
+    batch: Batch,
+    schedules: Mapping[str, Schedule],
+    mesh: Mesh,
+    images: list[dict[str, Any]],
+) -> list[str]:
     """The images with the highest losses, those that are not finite first."""
     if method.couples_batch:
         return [f"no loss of single images: the loss of {type(method).__name__} couples the batch"]
@@ -251,20 +275,22 @@ def _worst_images(method: Method, state, batch, schedules, mesh: Mesh, images) -
     return lines
 
 
-def _image_losses(method: Method, state, batch, schedules, mesh: Mesh) -> jax.Array:
+def _image_losses(
+    method: Method, state: TrainState, batch: Batch, schedules: Mapping[str, Schedule], mesh: Mesh
+) -> jax.Array:
     """(B,) float32. Each image gets the mask that it had in the step, by its row in the batch."""
 
-    def losses(variables, rng, step, batch):
+    def losses(variables: Variables, rng: jax.Array, step: jax.Array, batch: Batch) -> jax.Array:
         key = jax.random.fold_in(jax.random.wrap_key_data(rng), step)
         values = {name: schedule(step) for name, schedule in schedules.items()}
         rows = jax.tree.leaves(batch)[0].shape[0]
         batch = {**batch, "position": jnp.arange(rows, dtype=jnp.int32)}
 
-        def one(row):
+        def one(row: Batch) -> jax.Array:
             single = jax.tree.map(lambda x: x[None], row)
             return method.loss(*variables, single, key, values).loss
 
         return jax.vmap(one)(batch)
 
     jitted = jax.jit(losses, out_shardings=meshes.replicated(mesh))
-    return jitted(tuple(state.variables), state.rng, state.step, batch)
+    return jitted(state.variables, state.rng, state.step, batch)

@@ -40,9 +40,10 @@ from webssl_jax.optim.guard import CAUSES, FINE
 from webssl_jax.sharding import distributed
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.train_state import TrainState
-from webssl_jax.train_step import Batch, Health, verdict
+from webssl_jax.train_step import Batch, Health, Metrics, Step, verdict
 from webssl_jax.visuals import image_grid, save_png
 
+Refused = Callable[[int, TrainState, Metrics, Health], None]
 _PICTURED = 64  # images of a saved batch
 log = logging.getLogger(__name__)
 
@@ -57,14 +58,12 @@ class GuardedStep:
         the step was computed from.
     """
 
-    def __init__(self, step_fn: Callable, mesh: Mesh, on_refused: Callable[..., None]):
+    def __init__(self, step_fn: Step, mesh: Mesh, on_refused: Refused):
         self._step_fn, self._on_refused = step_fn, on_refused
         self._fine = verdict(FINE, mesh)
-        self._last: tuple[int, dict[str, jax.Array], Health] | None = None
+        self._last: tuple[int, Metrics, Health] | None = None
 
-    def __call__(
-        self, step: int, state: TrainState, batch: Batch
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
+    def __call__(self, step: int, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Starts ``step``; returns once the one before it is complete."""
         previous = self._last[2].cause if self._last else self._fine
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
@@ -107,9 +106,7 @@ class BadSteps:
         self._saved = {path.parent.name for path in self._root.glob("step-*/report.json")}
         self._is_first = jax.process_index() == 0
 
-    def __call__(
-        self, step: int, state: TrainState, metrics: dict[str, jax.Array], health: Health
-    ) -> None:
+    def __call__(self, step: int, state: TrainState, metrics: Metrics, health: Health) -> None:
         """Names the step in the log and saves it.
 
         Args:
@@ -144,7 +141,9 @@ class BadSteps:
             return
         log.warning("%s; saved in %s; the same command with --replay %d", what, folder, step)
 
-    def _report(self, step: int, state: TrainState, metrics, health: Health) -> dict[str, Any]:
+    def _report(
+        self, step: int, state: TrainState, metrics: Metrics, health: Health
+    ) -> dict[str, Any]:
         metrics, health, memory = jax.device_get((metrics, health, state.guard))
         figures = {name: float(value) for name, value in metrics.items()}
         grad_norms = {path: float(norm) for path, norm in health.grad_norms.items()}
@@ -170,24 +169,23 @@ class BadSteps:
         batch = self._loader.batch_at(step - 1)  # a pure function of the step: made again
         rows = meshes.local_rows(self._mesh, self._config.global_batch)
         number = f"{jax.process_index():05d}"
-        np.savez(folder / f"batch-{number}.npz", rows=rows, **batch)
+        np.savez(folder / f"batch-{number}.npz", allow_pickle=False, rows=rows, **batch)
+        indices = [int(index) for index in batch["record"]]
         images = [
             {
                 "row": int(row),
-                "record": int(index),
-                "shard": self._source.describe(int(index)),
-                "key": self._key(int(index)),
+                "record": index,
+                "shard": self._source.describe(index),
+                "key": self._key(index),
                 "substituted": bool(substituted),
             }
-            for row, index, substituted in zip(
-                rows, batch["record"], batch["substituted"], strict=True
-            )
+            for row, index, substituted in zip(rows, indices, batch["substituted"], strict=True)
         ]
         write_json(folder / f"images-{number}.json", images)
         if self._is_first:
             for name, views in batch.items():
                 if views.dtype == np.uint8 and views.ndim >= 4 and views.shape[-1] == 3:
-                    picture = _sheet(views, [image["record"] for image in images])
+                    picture = _sheet(views, indices)
                     save_png(folder / f"views_{name}.png", picture)
 
     def _key(self, index: int) -> str | None:

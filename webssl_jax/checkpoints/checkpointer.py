@@ -53,7 +53,7 @@ def checksums(tree: Any) -> dict[str, jax.Array]:
     any single word changes it.
     """
 
-    def checksum(x):
+    def checksum(x: jax.Array) -> jax.Array:
         width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
         bits = jax.lax.bitcast_convert_type(x, width).astype(jnp.uint32)
         index = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
@@ -110,6 +110,7 @@ class Checkpointer:
     ):
         self.directory = directory(workdir, folder)
         self._read_only, self._restore_once = read_only, restore_once
+        policies: list[preservation_policy.PreservationPolicy]
         policies = [preservation_policy.LatestN(keep_last)]
         if keep_every_steps:
             policies.append(preservation_policy.EveryNSteps(keep_every_steps))
@@ -222,15 +223,15 @@ class Checkpointer:
             except DamagedCheckpoint as damage:
                 damaged[step] = damage
                 continue
-            for bad, damage in damaged.items():
-                log.warning("passing over the checkpoint of step %d: %s", bad, damage)
+            for bad, why in damaged.items():
+                log.warning("passing over the checkpoint of step %d: %s", bad, why)
                 self._set_aside(bad)
             return state
         if damaged:  # none is set aside: where all of them fail, the cause may lie elsewhere
-            step, damage = next(iter(damaged.items()))
+            step, why = next(iter(damaged.items()))
             raise CheckpointError(
                 f"{self.directory}: none of {len(damaged)} checkpoint(s) can be used; that of step "
-                f"{step}: {damage}; start in a new workdir, or restore one from a backup"
+                f"{step}: {why}; start in a new workdir, or restore one from a backup"
             )
         return None
 
@@ -255,7 +256,8 @@ class Checkpointer:
           DamagedCheckpoint: if its bytes are not what was saved.
           CheckpointError: if it was made by a config of other shapes, or the storage failed.
         """
-        state, sums, failure = None, {}, None
+        state, failure = None, None
+        sums: dict[str, int] = {}
         first = replicas.one_of(abstract, 0) if self._restore_once else None
         try:
             reads = first is None or jax.process_index() in replicas.processes(first)
@@ -273,6 +275,7 @@ class Checkpointer:
             raise kind("another process cannot read its part; its own line says why")
         if first is not None:
             state = replicas.broadcast(state, abstract)
+        assert state is not None  # without ``first`` every process has read it
         for path, value in jax.device_get(checksums(state)).items():
             if int(value) != sums.get(path):
                 raise DamagedCheckpoint(f"{path} does not have the checksum it was saved with")
@@ -284,10 +287,7 @@ class Checkpointer:
         """This process's part of a checkpoint (None without ``reads``), and the checksums of the
         whole. No collectives."""
         folder, handler = self.directory / str(step), ocp.PyTreeCheckpointHandler()
-        meta = read_with_retry(
-            "meta",
-            lambda: ocp.JsonCheckpointHandler().restore(folder / "meta", ocp.args.JsonRestore()),
-        )
+        meta = read_with_retry("meta", lambda: ocp.JsonCheckpointHandler().restore(folder / "meta"))
         saved = read_with_retry(
             "description", lambda: paths.flatten(handler.metadata(folder / "state").tree)
         )

@@ -23,7 +23,7 @@ import math
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -187,7 +187,8 @@ class LocalCheckpoints:
 
     def _restore(self, step: int, copy: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
         """(the state, "") from one of the copies, or (None, why not); the same on all processes."""
-        state, sums, reason = None, {}, ""
+        state, reason = None, ""
+        sums: dict[str, int] = {}
         if jax.process_index() in replicas.processes(copy):
             try:
                 state, sums = self._read(step, copy)
@@ -232,7 +233,7 @@ class LocalCheckpoints:
     def _write(self, step: int, words: dict[str, np.ndarray]) -> None:
         part = self.directory / f"{step}.part"
         with open(part, "wb") as file:
-            np.savez(file, **words)
+            np.savez(file, allow_pickle=False, **words)
         part.rename(self._path(step))  # complete, or not there
 
     def _check_space(self) -> None:
@@ -279,5 +280,5 @@ def _words(array: np.ndarray) -> np.ndarray:
     return array.view(f"u{array.dtype.itemsize}")
 
 
-def _meta(file) -> dict[str, Any]:
+def _meta(file: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return json.loads(file[_META].tobytes())

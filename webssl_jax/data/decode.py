@@ -195,6 +195,15 @@ def decode_image(data: bytes, min_size: int | None = None) -> Image.Image:
     return opened.decode(scale).upright()
 
 
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An image that Pillow has opened or made, as :func:`decode_image` would give it.
+
+    Raises:
+      DecodeError: see :meth:`OpenedImage.decode`.
+    """
+    return OpenedImage(image, _orientation(image), *image.size).decode().upright()
+
+
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 where there is none. Pillow turns TIFF by itself."""
     if "exif" not in image.info or image.format == "TIFF":

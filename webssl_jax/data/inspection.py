@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from webssl_jax.config import UserError
-from webssl_jax.data import annotations, processes, records
+from webssl_jax.data import annotations as annotation
+from webssl_jax.data import processes, records
 from webssl_jax.data.decode import DecodeError, open_image
 from webssl_jax.data.sources import ArrayRecordSource, DamagedRecord
 
@@ -235,7 +236,7 @@ class _Examination:
                 record = records.decode(self.source[index])
                 if self.verify:
                     _check_image(record)
-                    annotations.check(record)
+                    annotation.check(record)
             except (DamagedRecord, records.RecordError, DecodeError) as error:
                 file, position = self.source.locate(index)
                 key = None if record is None else record.key
@@ -278,7 +279,7 @@ def _count(tally: Tally, record: records.Record, index: int) -> None:
     else:
         tally.labels[_bounded(tally.labels, record.label)] += 1
     for name, data in record.annotations.items():
-        formats = collections.Counter([annotations.format_of(data)])
+        formats = collections.Counter([annotation.format_of(data)])
         one = AnnotationTally(1, len(data), len(data), formats)
         _annotation_tally(tally, name).add(one)
     tally.indices.append(index)
@@ -370,6 +371,7 @@ def _start_worker(work: Callable[[Any], Any]) -> None:
 
 
 def _do(task: Any) -> Any:
+    assert _WORK is not None  # _start_worker has set it
     return _WORK(task)
 
 

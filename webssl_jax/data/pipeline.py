@@ -39,7 +39,7 @@ from webssl_jax.data.sources import DamagedRecord
 Batch = dict[str, np.ndarray]
 # of an encoded image; or of a whole record
 TrainView = Callable[[bytes, np.random.Generator], Mapping[str, np.ndarray]] | CaptionedView
-EvalView = Callable[[bytes], np.ndarray]
+ImageView = Callable[[bytes], np.ndarray]
 
 # What a record may do wrong. Anything else is a bug or a broken machine and stops the run.
 DAMAGE = (DamagedRecord, records.RecordError, DecodeError)
@@ -339,7 +339,7 @@ def _concatenate(chunks: Sequence[Batch]) -> Batch:
 
 def read_labelled(
     source: Source,
-    view: EvalView,
+    view: ImageView,
     limit: int | None = None,
     threads: int = 16,
     class_names: Sequence[str] | None = None,

@@ -14,7 +14,15 @@ import math
 import numpy as np
 from PIL import Image
 
+from webssl_jax.colours import IMAGENET_MEAN, IMAGENET_STD
+from webssl_jax.colours import check as check_colours
 from webssl_jax.data.decode import MAX_PIXELS, Box, DecodeError, decode_image, open_image
+
+INTERPOLATIONS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 
 
 def sample_crop(
@@ -78,32 +86,75 @@ class RandomResizedCropView:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalView:
-    """Shorter side resized to ``resize``, then the central ``size`` x ``size`` pixels.
+class Preprocess:
+    """How a network's images are made for inference, and the colours it expects.
 
-    Always from the full decode: published figures come from it, and a JPEG decoded smaller differs
-    by a grey level or two.
+    The shorter side is resized to ``resize`` pixels, then the central ``size`` x ``size`` pixels
+    are cut out. With ``resize`` None both sides are resized to ``size``, and the aspect is lost
+    (SigLIP's own). ``mean`` and ``std`` are those of red, green and blue in [0, 1]; the network
+    itself takes uint8 and normalises on the device.
+
+    An image is always decoded at its full size: published figures come from that, and a JPEG that
+    was decoded smaller differs by a grey level or two.
+
+    Raises:
+      ValueError: when a field is out of range.
     """
 
     size: int
-    resize: int
+    resize: int | None
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
-        if self.resize < self.size:
-            raise ValueError(f"EvalView: resize {self.resize} is smaller than the crop {self.size}")
+        if self.size < 1:
+            raise ValueError(f"Preprocess: size = {self.size} must be at least 1")
+        if self.resize is not None and self.resize < self.size:
+            raise ValueError(f"Preprocess: resize {self.resize} is smaller than size {self.size}")
+        if self.interpolation not in INTERPOLATIONS:
+            known = ", ".join(INTERPOLATIONS)
+            raise ValueError(f"Preprocess: interpolation = {self.interpolation!r} is not {known}")
+        check_colours(self.mean, self.std)
 
-    def __call__(self, data: bytes) -> np.ndarray:
-        """(size, size, 3) uint8.
+    def __call__(self, data: bytes | Image.Image) -> np.ndarray:
+        """(size, size, 3) uint8 of an encoded image, or of an RGB one.
 
         Raises:
-          DecodeError: if the image cannot be decoded, or is too thin to be resized.
+          DecodeError: if the image cannot be decoded, is empty, or is too thin to be resized.
         """
-        image = decode_image(data)
+        image = data if isinstance(data, Image.Image) else decode_image(data)
+        if not min(image.size):
+            raise DecodeError(f"{image.width} x {image.height} pixels: empty")
+        method = INTERPOLATIONS[self.interpolation]
+        if self.resize is None:
+            return np.asarray(image.resize((self.size, self.size), method))
         short = min(image.size)
         # int(), not round(): torchvision truncates the longer side.
         w, h = (int(self.resize * side / short) for side in image.size)
         if w * h > MAX_PIXELS:
             raise DecodeError(f"{image.width} x {image.height} pixels: too thin for {self}")
         left, top = round((w - self.size) / 2), round((h - self.size) / 2)
-        image = image.resize((w, h), Image.Resampling.BICUBIC)
+        image = image.resize((w, h), method)
         return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
+
+    def at(self, size: int) -> Preprocess:
+        """The same for images of ``size`` pixels, with the same share cut off at the edges."""
+        if size == self.size:
+            return self
+        if self.resize is None or self.resize == self.size:
+            return dataclasses.replace(self, size=size, resize=self.resize and size)
+        if self.resize == with_margin(self.size):
+            return dataclasses.replace(self, size=size, resize=with_margin(size))
+        resize = size + 2 * round(size * (self.resize / self.size - 1) / 2)
+        return dataclasses.replace(self, size=size, resize=resize)
+
+    def for_pixels(self) -> Preprocess:
+        """The same pixels without the colours that a network expects: equal for all networks that
+        see the same pixels."""
+        return dataclasses.replace(self, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
+def with_margin(size: int) -> int:
+    """256 / 224 of ``size``, with an even margin, so that the crop is central."""
+    return size + 2 * round(size * (256 / 224 - 1) / 2)

@@ -1,38 +1,41 @@
-"""Pictures of any feature function: PCA of patches, attention, nearest neighbours, token norms.
-
-An evaluator in the sense of ``base.py``: it is made once from images and run on feature functions,
-a training run's by cadence or a checkpoint's afterwards (tools/pictures.py).
-"""
+"""Pictures of any model: PCA of patches, attention, nearest neighbours, token norms, and of those
+with a decoder what they reconstruct. They are made once from images, and drawn of a training run's
+model by cadence, or of any other (tools/pictures.py)."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from webssl_jax.config import UserError, suggest
 from webssl_jax.data import records
 from webssl_jax.data.pipeline import Source, read_each
-from webssl_jax.data.sources import ArrayRecordSource
+from webssl_jax.data.tokens import VOCABULARY
+from webssl_jax.data.views import Preprocess
 from webssl_jax.evaluators import text_pictures
-from webssl_jax.evaluators.base import FeatureFunction, evenly_spaced
-from webssl_jax.evaluators.features import in_batches
-from webssl_jax.evaluators.retrieval import Pairs
-from webssl_jax.evaluators.runs import feature_function
-from webssl_jax.evaluators.towers import has_texts, tokenize, tower_functions
-from webssl_jax.methods.base import Method, Variables
+from webssl_jax.evaluators.text_pictures import Pairs
+from webssl_jax.methods import losses, masking
+from webssl_jax.model import Model, fill_up, in_batches, to_host
+from webssl_jax.models import pixels
+from webssl_jax.models.features import Want
+from webssl_jax.models.layers import unpatchify
 from webssl_jax.sharding import mesh as meshes
-from webssl_jax.visuals import attention, neighbours, norms, pca
+from webssl_jax.visuals import attention, neighbours, norms, pca, reconstruction
+from webssl_jax.weights.networks import Networks
 
+RECONSTRUCTION = "reconstruction"
 NAMES = ("pca", "attention", "neighbours", "norms")
 NEIGHBOURS = 7
 _OF_ALL = ("neighbours", "norms")  # these look at every image, the others at a few
 _BATCH = 16
+_HIDDEN_GREY = 128  # what a hidden patch looks like
+_WANT = Want(diagnostics=True)
 log = logging.getLogger(__name__)
 
 
@@ -45,25 +48,29 @@ class Images(NamedTuple):
     captions: Sequence[str]
 
 
-def available(method: Method) -> tuple[str, ...]:
-    """What can be drawn of ``method``, besides what its features give."""
-    return method.picture_names + (text_pictures.NAMES if has_texts(method) else ())
+def available(networks: Networks) -> tuple[str, ...]:
+    """What can be drawn with these networks."""
+    texts = networks.text is not None and networks.text.vocabulary == VOCABULARY
+    return (
+        ((RECONSTRUCTION,) if networks.decoder else ())
+        + (text_pictures.NAMES if texts else ())
+        + NAMES
+    )
 
 
-def choose(asked: str, own: Sequence[str], where: str) -> tuple[str, ...]:
+def choose(asked: str, known: Sequence[str], where: str) -> tuple[str, ...]:
     """The pictures that ``asked`` names: ``all``, ``none``, or names with commas between them.
 
     Args:
-      own: of :func:`available`.
+      known: of :func:`available`, and of a training method's own.
       where: the key or flag that asks.
 
     Raises:
-      UserError: for a name that is neither ours nor the method's, and for no name at all.
+      UserError: for a name that is not known, and for no name at all.
     """
-    known = (*own, *NAMES)
     names = tuple(name.strip() for name in asked.split(",") if name.strip())
     if names in (("all",), ("none",)):
-        return known if names == ("all",) else ()
+        return tuple(known) if names == ("all",) else ()
     if not names:
         raise UserError(
             f"{where} = {asked!r}: names no picture; give all, none or some of {', '.join(known)}"
@@ -105,111 +112,111 @@ def images_needed(names: Sequence[str], shown: int, candidates: int) -> int:
     return max(shown, candidates) if any(name in _OF_ALL for name in names) else shown
 
 
-class MethodPictures:
-    """All pictures of a method's variables: what it draws itself, what its features give, and those
-    of its images and texts.
+class ModelPictures:
+    """All pictures of a model: what its features give, what it reconstructs, and those of its
+    images and texts.
 
     Args:
-      names: of :func:`choose`. shown, images: as of :class:`FeaturePictures`.
-      pairs: of ``text_pictures.read_pictured``; None for no such pictures.
-      seed: of the randomness in the method's own pictures, the same at every step.
+      images: neighbours are sought and norms counted among all of them; the other pictures show
+        every ``n / shown``-th.
+      names: of :func:`choose`; those that need what the model has not are passed over.
+      shown: images to show.
+      seed: of what a reconstruction hides, the same at every step.
+      pairs: of ``text_pictures.read_pictured``; None for no pictures of texts.
     """
 
     def __init__(
         self,
-        method: Method,
-        mesh: Mesh,
         images: Images,
         names: Sequence[str],
         shown: int = 8,
         seed: int = 0,
         pairs: Pairs | None = None,
     ):
-        ways = meshes.batch_shards(mesh)
-        batch = -(-_BATCH // ways) * ways
-        self._of_features = FeaturePictures(images, names, shown, batch)
-        self._bind = feature_function(method, mesh)
-        self._of_texts = None
-        if pairs:
-            tokens = tokenize(method, pairs.texts)
-            self._of_texts = text_pictures.TextPictures(pairs, tokens, names, shown)
-            self._bind_towers = tower_functions(method, mesh, batch)
-        self._method, self._rng = method, jax.random.key(seed)
-        self._own = tuple(name for name in method.picture_names if name in names)
-        rows = evenly_spaced(len(images.pixels), shown)
-        position = np.arange(len(rows), dtype=np.int32)
-        self._batch = {"image": images.pixels[rows], "position": position}
-
-    @classmethod
-    def from_config(
-        cls, config: ConfigDict, method: Method, mesh: Mesh, source: Source, names: Sequence[str]
-    ) -> MethodPictures:
-        """As a run's config asks for them, of images of ``source``; those of texts of the pairs for
-        retrieval, where there are such."""
-        entry, view, threads = config.pictures, method.eval_view(), config.data.threads
-        limit = images_needed(names, entry.images, entry.candidates)
-        images = read_images(source, view, limit, threads)
-        captioned = ArrayRecordSource(config.eval.retrieval) if config.eval.retrieval else source
-        pairs = text_pictures.read_pictured(captioned, view, names, entry.candidates, threads)
-        return cls(method, mesh, images, names, entry.images, config.seed, pairs)
-
-    def draw(self, variables: Variables, step: int, of: str = "") -> dict[str, np.ndarray]:
-        """{name: (H, W, 3) uint8}. All processes of a run call it together; the first one's result
-        is whole. ``of`` as of :meth:`FeaturePictures.run`."""
-        drawn = {}
-        if self._own:
-            drawn = self._method.pictures(variables, self._batch, self._rng)
-            drawn = {name: drawn[name] for name in self._own}
-        drawn |= dict(self._of_features.run(self._bind(variables), step, of))
-        if self._of_texts:
-            drawn |= dict(self._of_texts.run(self._bind_towers(variables), step, of))
-        return drawn
-
-
-class FeaturePictures:
-    """Draws ``names`` of some images.
-
-    Args:
-      images: neighbours are sought and norms counted among all of them; the other pictures show
-        every ``n / shown``-th.
-      names: of :data:`NAMES`; others are not ours and are passed over.
-      shown: images to show.
-      batch: images a call of the feature function.
-    """
-
-    name = "pictures"
-
-    def __init__(self, images: Images, names: Sequence[str], shown: int = 8, batch: int = 8):
-        self._images, self._batch = images, batch
-        self._names = tuple(name for name in NAMES if name in names)
+        self._images, self._seed = images, seed
+        self._names = tuple(name for name in (RECONSTRUCTION, *NAMES) if name in names)
         if "neighbours" in self._names and len(images.pixels) < 2:
             log.info("no picture of neighbours: there is a single image")
             self._names = tuple(name for name in self._names if name != "neighbours")
         self.shown = evenly_spaced(len(images.pixels), shown)
+        self._of_texts = text_pictures.TextPictures(pairs, names, shown) if pairs else None
         self._draws = jax.process_index() == 0
 
-    def run(
-        self, features: FeatureFunction, step: int, of: str = ""
-    ) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields (name, (H, W, 3) uint8).
+    @classmethod
+    def from_config(
+        cls, config: ConfigDict, preprocess: Preprocess, source: Source, names: Sequence[str]
+    ) -> ModelPictures:
+        """As a run's config asks for them, of images of ``source``."""
+        entry, threads = config.pictures, config.data.threads
+        images = read_images(
+            source, preprocess, images_needed(names, entry.images, entry.candidates), threads
+        )
+        pairs = text_pictures.read_pictured(source, preprocess, names, entry.candidates, threads)
+        return cls(images, names, entry.images, config.seed, pairs)
 
-        On many hosts every process runs it to its end, for all take part in the features; only the
-        first draws. ``of``: whose pictures they are, for their titles, if not of a training step.
+    @property
+    def batch(self) -> dict[str, np.ndarray]:
+        """The shown images, as a batch for ``methods.base.Method.pictures``."""
+        rows = self._images.pixels[self.shown]
+        return {"image": rows, "position": np.arange(len(rows), dtype=np.int32)}
+
+    def draw(self, model: Model, of: str = "") -> dict[str, np.ndarray]:
+        """{name: (H, W, 3) uint8}.
+
+        On many hosts every process calls it, for all take part in the features; only the first gets
+        pictures. ``of``: whose pictures they are, for their titles; by default the model's origin.
         """
-        if not self._names:
-            return
-        every = any(name in self._names for name in _OF_ALL)
-        rows = np.arange(len(self._images.pixels)) if every else self.shown
-        seen = _look(features, self._images.pixels, rows, set(self.shown.tolist()), self._batch)
+        of = of or model.origin.name
+        drawn: dict[str, np.ndarray] = {}
+        if RECONSTRUCTION in self._names and model.networks.decoder:
+            drawn |= self._reconstruction(model)
+        names = [name for name in self._names if name != RECONSTRUCTION]
+        if names:
+            every = any(name in names for name in _OF_ALL)
+            rows = np.arange(len(self._images.pixels)) if every else self.shown
+            seen = _look(model, self._images.pixels, rows, set(self.shown.tolist()))
+            if not self._draws:
+                pass
+            elif not all(np.isfinite(part).all() for part in seen):
+                log.warning("no pictures of features: there is NaN or infinity in them")
+            else:
+                draw = {"pca": self._pca, "attention": self._attention, "norms": self._norms}
+                draw["neighbours"] = self._neighbours
+                drawn |= {name: draw[name](seen, of) for name in names}
+        if self._of_texts and model.text:
+            drawn |= self._of_texts.draw(model, of)
+        return drawn
+
+    def _reconstruction(self, model: Model) -> dict[str, np.ndarray]:
+        """Image, what was seen of it, what was predicted, and both together.
+
+        Where the loss is of normalised patches, the network predicts every patch only up to its
+        mean and contrast, so the picture borrows those two numbers from the true patch.
+        """
+        rows = self._images.pixels[self.shown]
+        encoder, view = model.encoder, model.preprocess
+        grid, p = encoder.grid_of(*rows.shape[1:3]), encoder.patch_size
+        positions = jnp.arange(len(rows), dtype=jnp.int32)
+        rng = jax.random.split(jax.random.key(self._seed))[0]
+        noise = np.asarray(masking.per_example_noise(rng, positions, grid[0] * grid[1]))
+        batch = batch_of(model)
+        found: list[tuple[np.ndarray, ...]] = []
+        for images, n in in_batches(rows, batch):
+            made = model.reconstruct(images, fill_up(noise[len(found) :][:batch], batch))
+            found += list(zip(*(x[:n] for x in to_host(made))))
         if not self._draws:
-            return
-        if not all(np.isfinite(part).all() for part in seen):
-            log.warning("no pictures of features: there is NaN or infinity in them")
-            return
-        draw = {"pca": self._pca, "attention": self._attention, "norms": self._norms}
-        draw["neighbours"] = self._neighbours
-        for name in self._names:
-            yield name, draw[name](seen, of or f"step {step:,}")
+            return {}
+        prediction, patches, mask = (np.stack(part) for part in zip(*found))
+        if model.networks.norm_pix_loss:
+            mean, std = losses.patch_statistics(jnp.asarray(patches))
+            prediction = prediction * np.asarray(std) + np.asarray(mean)
+        covered = jnp.asarray(mask[:, :, None].repeat(p * p * 3, axis=-1))
+        hidden = np.asarray(unpatchify(covered, p, grid)) > 0
+        pictured = unpatchify(jnp.asarray(prediction), p, grid)
+        predicted = np.asarray(pixels.denormalise(pictured, view.mean, view.std))
+        masked = np.where(hidden, np.uint8(_HIDDEN_GREY), rows)
+        pasted = np.where(hidden, predicted, rows)
+        return {RECONSTRUCTION: reconstruction.panel(rows, masked, predicted, pasted)}
 
     def _pca(self, seen: _Seen, of: str) -> np.ndarray:
         return pca.pca_sheet(
@@ -253,7 +260,7 @@ class FeaturePictures:
 
 class _Seen(NamedTuple):
     """Of the shown images: patches (s, h, w, D), attention (s, heads, h, w). Of all that were
-    looked at: pooled (n, 2 D) and the norms of ``methods.base.Inside``."""
+    looked at: pooled (n, 2 D) and the norms of ``models.features.Diagnostics``."""
 
     patches: np.ndarray
     attention: np.ndarray
@@ -263,13 +270,11 @@ class _Seen(NamedTuple):
     patch_norms: np.ndarray
 
 
-def _look(
-    features: FeatureFunction, pixels: np.ndarray, rows: np.ndarray, shown: set[int], batch: int
-) -> _Seen:
+def _look(model: Model, images: np.ndarray, rows: np.ndarray, shown: set[int]) -> _Seen:
     kept: list[list[np.ndarray]] = [[] for _ in _Seen._fields]
-    for chosen, n in in_batches(rows, batch):
-        seen = jax.device_get(features(pixels[chosen], inside=True))
-        chosen, inside = chosen[:n], seen.inside
+    for chosen, n in in_batches(rows, batch_of(model)):
+        seen = to_host(model.features(images[chosen], _WANT))
+        chosen, inside = chosen[:n], seen.diagnostics
         show = [i for i, row in enumerate(chosen.tolist()) if row in shown]
         # CLS tokens are what DINO and CLIP train, patches what MAE does: half of the cosine is of
         # the one, half of the other.
@@ -285,6 +290,18 @@ def _look(
         for parts, value in zip(kept, values):
             parts.append(value)
     return _Seen(*map(np.concatenate, kept))
+
+
+def batch_of(model: Model) -> int:
+    """Images a call, a multiple of the parts that a batch is cut into."""
+    ways = meshes.batch_shards(model.mesh) if model.mesh else 1
+    return -(-_BATCH // ways) * ways
+
+
+def evenly_spaced(n: int, k: int) -> np.ndarray:
+    """``k`` of ``n`` indices, evenly from the first on; all of them when there are fewer."""
+    k = min(n, k)
+    return np.arange(k) * n // max(k, 1)
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

@@ -4,34 +4,54 @@ first among the others."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from webssl_jax.data.pipeline import EvalView, Source
-from webssl_jax.evaluators.base import evenly_spaced
-from webssl_jax.evaluators.retrieval import NoCaptions, Pairs, read_pairs
-from webssl_jax.evaluators.towers import Towers
+from webssl_jax.data import records
+from webssl_jax.data.pipeline import ImageView, Source, read_some
+from webssl_jax.evaluators.base import text_of
+from webssl_jax.evaluators.datasets import CAPTIONED, dataset_of
+from webssl_jax.evaluators.texts.retrieval import NoCaptions, link
+from webssl_jax.model import Model, in_batches, to_host
+from webssl_jax.sharding import mesh as meshes
 from webssl_jax.visuals import neighbours, pairs
 
 NAMES = ("similarity", "image_to_text", "text_to_image")
 FOUND = 5
+_BATCH = 16
 log = logging.getLogger(__name__)
 
 
+class Pairs(NamedTuple):
+    """images: (n, H, W, 3) uint8. texts: m different captions. links: (p, 2) int32, which image has
+    which caption; each image and each text occurs."""
+
+    images: np.ndarray
+    texts: tuple[str, ...]
+    links: np.ndarray
+
+
 def read_pictured(
-    source: Source, view: EvalView, names: Sequence[str], limit: int, threads: int = 16
+    source: Source, view: ImageView, names: Sequence[str], limit: int, threads: int = 16
 ) -> Pairs | None:
-    """Captioned images for the pictures ``names``; None if none of them is ours, or if there is no
-    caption, which the log then says."""
+    """At most ``limit`` captioned images for the pictures ``names``, evenly from the whole source;
+    None if none of them is ours, or if there is no caption, which the log then says."""
     if not any(name in NAMES for name in names):
         return None
+
+    def see(record: records.Record) -> tuple[np.ndarray, tuple[str, ...]] | None:
+        return (view(record.image), record.captions) if record.captions else None
+
+    found = [row for _, row in read_some(source, see, limit, threads)]
     try:
-        return read_pairs(source, view, limit, threads)
+        _, texts, links = link([captions for _, captions in found], dataset_of(source, CAPTIONED))
     except NoCaptions as error:
         log.info("no pictures of images and texts: %s", error)
         return None
+    return Pairs(np.stack([image for image, _ in found]), texts, links)
 
 
 class TextPictures:
@@ -40,32 +60,39 @@ class TextPictures:
     Args:
       found: among all of it is searched; every ``n / shown``-th image is shown, with its first
         text.
-      tokens: of its texts.
       names: of :data:`NAMES`; others are not ours and are passed over.
     """
 
-    def __init__(self, found: Pairs, tokens: np.ndarray, names: Sequence[str], shown: int = 8):
-        self._pairs, self._tokens = found, tokens
+    def __init__(self, found: Pairs, names: Sequence[str], shown: int = 8):
+        self._pairs = found
         self._names = tuple(name for name in NAMES if name in names)
-        self._images = evenly_spaced(len(found.images), shown)
+        count = min(shown, len(found.images))
+        self._images = np.arange(count) * len(found.images) // count
         first = {image: text for image, text in reversed(found.links.tolist())}
         self._texts = np.array(list(dict.fromkeys(first[image] for image in self._images.tolist())))
         self._own = np.zeros((len(found.images), len(found.texts)), bool)
         self._own[found.links[:, 0], found.links[:, 1]] = True
         self._among = f"{len(found.images):,} images and {len(found.texts):,} texts"
-        self._draws = jax.process_index() == 0
 
-    def run(self, towers: Towers, step: int, of: str = "") -> Iterator[tuple[str, np.ndarray]]:
-        """Yields (name, (H, W, 3) uint8). All processes run it; only the first draws. ``of`` as of
-        ``FeaturePictures.run``."""
-        images, texts = towers.images(self._pairs.images), towers.texts(self._tokens)
-        if not self._draws:
-            return
+    def draw(self, model: Model, of: str) -> dict[str, np.ndarray]:
+        """{name: (H, W, 3) uint8}. All processes call it; only the first gets pictures. ``of`` as
+        of ``pictures.ModelPictures.draw``."""
+        text = text_of(model)
+        ways = meshes.batch_shards(model.mesh) if model.mesh else 1
+        batch = -(-_BATCH // ways) * ways
+        images = np.concatenate(
+            [
+                to_host(text.embed_images(part))[:n]
+                for part, n in in_batches(self._pairs.images, batch)
+            ]
+        )
+        texts = text(self._pairs.texts)
+        if jax.process_index():
+            return {}
         if not (np.isfinite(images).all() and np.isfinite(texts).all()):
             log.warning("no pictures of images and texts: there is NaN or infinity in them")
-            return
-        for name in self._names:
-            yield name, getattr(self, f"_{name}")(images, texts, of or f"step {step:,}")
+            return {}
+        return {name: getattr(self, f"_{name}")(images, texts, of) for name in self._names}
 
     def _similarity(self, images: np.ndarray, texts: np.ndarray, of: str) -> np.ndarray:
         return pairs.similarity_sheet(

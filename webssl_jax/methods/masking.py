@@ -1,8 +1,9 @@
 """Which patches a method hides. MAE: every example draws for itself, by its place in the global
-batch. iBOT: every group of examples draws for itself, by its number.
+batch (``models/mae.py`` hides by what is drawn). iBOT: every group of examples draws for itself,
+by its number.
 
-Shape letters: B images, N = h x w patches, K visible patches; G groups of M crops, U rows of the
-buffer of masked patches.
+Shape letters: B images, N = h x w patches; G groups of M crops, U rows of the buffer of masked
+patches.
 """
 
 from __future__ import annotations
@@ -15,21 +16,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 # Of iBOT's blocks: the least area in patches, width / height within these bounds, attempts to
 # place one.
 _LEAST_AREA = 4.0
 _ASPECT = (0.3, 1 / 0.3)
 _ATTEMPTS = 10
-
-
-class RandomMask(NamedTuple):
-    """keep (B, K) int32: visible patches. restore (B, N) int32: place of each patch in the shuffled
-    order, so that ``restore < K`` are the visible ones. mask (B, N) float32: 1 where hidden."""
-
-    keep: jax.Array
-    restore: jax.Array
-    mask: jax.Array
+# (key, mask (h, w), patches that are missing, whether the last ten attempts failed)
+_Drawing = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 def per_example_noise(rng: jax.Array, positions: jax.Array, num_patches: int) -> jax.Array:
@@ -38,29 +33,6 @@ def per_example_noise(rng: jax.Array, positions: jax.Array, num_patches: int) ->
     return jax.vmap(lambda p: jax.random.uniform(jax.random.fold_in(rng, p), (num_patches,)))(
         positions
     )
-
-
-def visible_count(num_patches: int, mask_ratio: float) -> int:
-    """int(N * (1 - ratio)), as in MAE.
-
-    Raises:
-      ValueError: if that leaves nothing to see or nothing to predict.
-    """
-    kept = int(num_patches * (1 - mask_ratio))
-    if not 0 < kept < num_patches:
-        raise ValueError(
-            f"mask_ratio = {mask_ratio} keeps {kept} of {num_patches} patches; some must stay, "
-            "some go"
-        )
-    return kept
-
-
-def random_mask(noise: jax.Array, kept: int) -> RandomMask:
-    """MAE's per-image shuffle (arXiv 2111.06377, section 3): the ``kept`` patches with the least
-    noise stay visible, in the order of their noise."""
-    shuffled = jnp.argsort(noise, axis=1)
-    restore = jnp.argsort(shuffled, axis=1)
-    return RandomMask(shuffled[:, :kept], restore, (restore >= kept).astype(jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +52,7 @@ class BlockMasking:
     ratio_min: float = 0.1
     ratio_max: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.probability <= 1:
             raise ValueError(f"probability = {self.probability} must lie in (0, 1]")
         if not 0 <= self.ratio_min <= self.ratio_max <= 1:
@@ -110,7 +82,8 @@ class BlockMasking:
             targets = jnp.minimum((patches * ratios).astype(jnp.int32), limits)
             masks = block_masks(jax.random.split(block_key, len(low)), targets, grid)
             places = jax.random.permutation(order_key, crops)[: len(low)]
-            return jnp.zeros((crops, patches), bool).at[places].set(masks.reshape(-1, patches))
+            hidden = rearrange(masks, "n h w -> n (h w)")
+            return jnp.zeros((crops, patches), bool).at[places].set(hidden)
 
         keys = jax.vmap(functools.partial(jax.random.fold_in, rng))(jnp.arange(groups))
         return jax.vmap(group)(keys)
@@ -131,7 +104,7 @@ def block_masks(keys: jax.Array, targets: jax.Array, grid: tuple[int, int]) -> j
     rows, columns = jnp.arange(h), jnp.arange(w)
     low, high = map(math.log, _ASPECT)
 
-    def attempt(state):
+    def attempt(state: _Drawing) -> _Drawing:
         key, mask, missing, _ = state
         key, draw = jax.random.split(key)
         area, aspect, top, left = jax.random.uniform(draw, (4, _ATTEMPTS))
@@ -152,11 +125,11 @@ def block_masks(keys: jax.Array, targets: jax.Array, grid: tuple[int, int]) -> j
         mask = mask | (new[first] & taken)
         return key, mask, missing - jnp.where(taken, count[first], 0), ~taken
 
-    def unfinished(state):
+    def unfinished(state: _Drawing) -> jax.Array:
         _, _, missing, stuck = state
         return (missing > 0) & ~stuck
 
-    def one(key, target):
+    def one(key: jax.Array, target: jax.Array) -> jax.Array:
         start = (key, jnp.zeros((h, w), bool), target.astype(jnp.int32), jnp.zeros((), bool))
         return jax.lax.while_loop(unfinished, attempt, start)[1]
 
@@ -164,21 +137,20 @@ def block_masks(keys: jax.Array, targets: jax.Array, grid: tuple[int, int]) -> j
 
 
 class MaskedPatches(NamedTuple):
-    """Where the masked patches of each group stand, in a buffer of fixed size.
+    """The places of the masked patches of each group, in a buffer of fixed size.
 
-    index: (G, U) int32 into the M * N patches of the group. weights: (G, U) float32,
+    indices: (G, U) int32 into the M * N patches of the group. weights: (G, U) float32,
     1 / (masked patches of the same crop), and 0 where the buffer is padding.
     """
 
-    index: jax.Array
+    indices: jax.Array
     weights: jax.Array
 
 
 def masked_patches(masks: jax.Array, size: int) -> MaskedPatches:
     """The buffer of ``size`` rows a group for masks (G, M, N) of at most as many patches."""
-    groups = masks.shape[0]
     weights = masks / jnp.maximum(masks.sum(axis=-1, keepdims=True), 1)
-    flat = masks.reshape(groups, -1)
-    index = jnp.argsort(~flat, axis=1)[:, :size]  # stable: the masked ones first, in order
-    weights = jnp.take_along_axis(weights.reshape(groups, -1), index, axis=1)
-    return MaskedPatches(index, weights.astype(jnp.float32))
+    flat = rearrange(masks, "g m n -> g (m n)")
+    indices = jnp.argsort(~flat, axis=1)[:, :size]  # stable: the masked ones first, in order
+    weights = jnp.take_along_axis(rearrange(weights, "g m n -> g (m n)"), indices, axis=1)
+    return MaskedPatches(indices, weights.astype(jnp.float32))

@@ -10,10 +10,12 @@ either, so an alarm is several limits crossed together.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
 
 from webssl_jax.methods.losses import entropy
 from webssl_jax.models.layers import l2_normalise
@@ -21,6 +23,7 @@ from webssl_jax.models.layers import l2_normalise
 # What one eigendecomposition of a TPU step takes without a loop in the program: for 512 rows XLA
 # compiles 40 seconds longer, for 256 one or two (v5p, libtpu 0.0.42).
 _RANK_ROWS = 256
+_Figures = TypeVar("_Figures", float, np.ndarray)
 
 
 class Sign(NamedTuple):
@@ -37,8 +40,8 @@ class Sign(NamedTuple):
     most: float | None = None
     least: float = 0.0
 
-    def share(self, value):
-        """``value`` (a number or an array of them) between least, 0, and most, 1."""
+    def share(self, value: _Figures) -> _Figures:
+        """``value``, a number or an array, on the scale from ``least`` = 0 to ``most`` = 1."""
         return value if self.most is None else (value - self.least) / (self.most - self.least)
 
     def value(self, share: float) -> float:
@@ -76,16 +79,16 @@ class Vitals(NamedTuple):
 
 
 def effective_rank(features: jax.Array) -> jax.Array:
-    """RankMe (Garrido et al., arXiv 2210.02885, eq. 1): how many directions features take, smoothly
-    counted. exp of the entropy of the singular values of X over their sum, X the L2-normalised
-    rows; 1 when all are the same, at most :func:`most_rank`.
+    """RankMe (Garrido et al., arXiv 2210.02885, eq. 1): the effective number of directions that
+    features span. X are the L2-normalised rows, p its singular values divided by their sum; the
+    result is exp(entropy(p)): 1 if all rows are equal, at most :func:`most_rank`.
 
-    features: (R, D); of more than 256 rows an even sample is taken, so that the cost is bounded and
-    no device has to see all of them. Returns a float32 scalar, the same on any number of devices.
+    features: (R, D). If R > 256, every n-th row is used, which bounds the cost and the rows that
+    any device receives. Returns a float32 scalar, the same on any number of devices.
     """
     rows, stride = _sample(features.shape[0])
     # Reshaped and not strided, so that a sharded batch is picked from without being gathered.
-    x = features[: rows * stride].reshape(rows, stride, -1)[:, 0]
+    x = rearrange(features[: rows * stride], "(r s) d -> r s d", r=rows)[:, 0]
     x = l2_normalise(jax.lax.stop_gradient(x).astype(jnp.float32), 1e-8)
     x = x if rows <= x.shape[1] else x.T
     gram = jnp.einsum("id,jd->ij", x, x, precision=jax.lax.Precision.HIGHEST)

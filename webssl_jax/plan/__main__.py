@@ -1,7 +1,8 @@
-"""``python -m webssl_jax.plan``: see training.py."""
+"""``python -m webssl_jax.plan``: a training step (training.py), or with --eval an extraction of
+features (extraction.py)."""
 
 from webssl_jax import cli
-from webssl_jax.plan.training import main
+from webssl_jax.plan.command import main
 
 if __name__ == "__main__":
     cli.run(main)

@@ -1,22 +1,11 @@
 """Compiles a config's real train step for a TPU slice that is not here: does it fit, and how fast
-can it be at best?
-
-    python -m webssl_jax.plan --config configs/web_dino.py:size=7b --slice v5p-512 [--slices 2]
-        [--search] [--save FILE] [--json] [--hlo FILE] [--option NAME=VALUE ...]
-        [--config.key.path=value ...]
-
-Needs libtpu (pip install 'webssl_jax[plan]') and no TPU: the compiler runs on this machine's CPU,
-for a minute or ten. Exit codes: 0 it fits; 3 it does not; 2 bad input. What the figures mean and
-what they leave out: docs/plan.md.
-"""
+can it be at best? ``command.py`` is the command."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
 import copy
-import functools
-import json
 import logging
 import pathlib
 import re
@@ -28,8 +17,8 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from webssl_jax import cli, methods, train_state
 from webssl_jax import config as configs
+from webssl_jax import methods, train_state
 from webssl_jax.config import UserError
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.plan import bundles, hlo
@@ -68,53 +57,6 @@ class OutOfMemory(Exception):
         if sizes is None:
             raise ValueError(f"this refusal names no sizes of HBM: {message}")
         self.needs, self.available = sizes
-
-
-def main() -> int:
-    """The entry point. Returns an exit code of the module's docstring."""
-    parser = cli.ArgumentParser(prog="python -m webssl_jax.plan", description=__doc__)
-    parser.add_argument("--config", required=True, help="configs/NAME.py[:key=value,...]")
-    parser.add_argument("--slice", required=True, help="as gcloud calls it: v5p-512, v5e-256, ...")
-    parser.add_argument("--slices", type=int, default=1, help="so many of them, joined by network")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--hlo", metavar="FILE", help="write the optimised HLO, for a recount")
-    parser.add_argument("--save", metavar="FILE", help="write the compiled step: train --compiled")
-    parser.add_argument("--search", action="store_true", help="find the largest batch that fits")
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="of the compiler, besides or instead of those in sharding/compiler_options.py",
-    )
-    args, overrides = parser.parse_with_overrides()
-    options = read_options(args.option)
-    if args.slices < 1:
-        raise UserError(f"--slices {args.slices}: must be at least 1")
-    for flag, file in (("--hlo", args.hlo), ("--save", args.save)):
-        if file and not pathlib.Path(file).parent.is_dir():
-            raise UserError(f"{flag} {file}: its folder does not exist")
-    slice_ = slices.find(args.slice)
-    config = configs.load(args.config, overrides)
-    if jax.config.values["jax_platforms"] != "cpu":
-        jax.config.update("jax_platforms", "cpu")  # on a TPU VM, too, its chips are left alone
-    attempt = functools.partial(
-        plan,
-        slice_=slice_,
-        count=args.slices,
-        hlo_file=args.hlo,
-        save_file=args.save,
-        options=options,
-    )
-    if args.search:
-        mesh = meshes.create(config.sharding, slice_.devices(args.slices))
-        result = search(config, mesh, attempt)
-    else:
-        result = attempt(config)
-    asked = {"config": args.config, "overrides": overrides, "options": args.option}
-    result = asked | result
-    print(json.dumps(result, indent=1) if args.json else table(result), flush=True)
-    return 0 if result["fits"] else EXIT_DOES_NOT_FIT
 
 
 def plan(
@@ -158,7 +100,7 @@ def plan(
         "model_flops": method.train_flops() * config.global_batch,
     }
     wall, cpu = time.perf_counter(), time.process_time()
-    with _nothing_runs():
+    with nothing_runs():
         lowered = lower_train_step(config, method, optimizer, state, mesh)
     try:
         compiled = compile_or_refuse(lowered, options)
@@ -249,7 +191,7 @@ def largest(fits: Callable[[int], bool], start: int) -> int:
 
 
 @contextlib.contextmanager
-def _nothing_runs() -> Iterator[None]:
+def nothing_runs() -> Iterator[None]:
     """Puts into words what jax says when something is computed on devices that are not here."""
     try:
         yield
@@ -370,7 +312,7 @@ def table(result: Mapping[str, Any]) -> str:
     rows.append(("batch", f"{r['global_batch']:,} images, {r['images_per_chip']:g} a chip"))
     if not r["fits"]:
         rows += [("try next" if i == 0 else "", tip) for i, tip in enumerate(r["try_next"])]
-        return _lines(head, rows)
+        return lines(head, rows)
     kinds = ", ".join(f"{kind} {gb:.3g}" for kind, gb in sorted(r["wire_gb_by_kind"].items()))
     rows += [
         ("model flops", f"{r['model_flops']:.4g} a step"),
@@ -400,28 +342,12 @@ def table(result: Mapping[str, Any]) -> str:
     if r["unpriced_kernels"]:
         rows.append(("counted as free", "kernels: " + ", ".join(r["unpriced_kernels"])))
     rows += [("left out" if i == 0 else "", text) for i, text in enumerate(r["ignored"])]
-    return _lines(head, rows)
+    return lines(head, rows)
 
 
-def _lines(head: str, rows: list[tuple[str, str]]) -> str:
+def lines(head: str, rows: list[tuple[str, str]]) -> str:
+    """A head and labelled rows below it."""
     return "\n".join([head, *(f"  {label:<20}{text}" for label, text in rows)])
-
-
-def read_options(given: list[str]) -> dict[str, Any]:
-    """Of the command line: a number, true or false, else a word.
-
-    Raises:
-      UserError: for one that is not NAME=VALUE.
-    """
-    out = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not (name and equals and value):
-            raise UserError(f"--option {text}: must be NAME=VALUE")
-        words = {"true": True, "false": False}
-        number = re.fullmatch(r"-?\d+", value)
-        out[name] = int(value) if number else words.get(value, value)
-    return out
 
 
 def _sizes(message: str) -> tuple[float, float] | None:

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -62,7 +63,7 @@ def initialize(args: argparse.Namespace) -> None:
                 f"--process-id {args.process_id}: must lie in 0..{args.num_processes - 1}"
             )
         jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
-    elif "tpu" in (jax.config.jax_platforms or "").split(","):
+    elif "tpu" in (jax.config.values["jax_platforms"] or "").split(","):
         try:
             jax.distributed.initialize()
         except ValueError as error:
@@ -76,6 +77,12 @@ def initialize(args: argparse.Namespace) -> None:
         )
     if jax.process_count() > 1:
         _start_failure_monitor()
+
+
+class _Client(Protocol):
+    """jax's client of its coordination service."""
+
+    def key_value_try_get(self, key: str) -> str: ...
 
 
 def _start_failure_monitor() -> None:
@@ -109,21 +116,21 @@ def _report_failure(error: BaseException, code: int, line: str) -> None:
     os._exit(code)
 
 
-def _exit_if_other_failed(client, error: Exception) -> None:
+def _exit_if_other_failed(client: _Client, error: Exception) -> None:
     """Ends this process if ``error`` was raised by a collective because another process failed and
     closed its connections. :func:`_monitor_failures` would do so a moment later."""
     if isinstance(error, jax.errors.JaxRuntimeError):
         _exit_if_failure_reported(client)
 
 
-def _monitor_failures(client) -> None:
+def _monitor_failures(client: _Client) -> None:
     """A thread: ends this process, with the exit code of the other one, when another process has
     failed. The collective that the main thread waits in will never complete."""
     while not _exit_if_failure_reported(client):
         time.sleep(_POLL_SECONDS)
 
 
-def _exit_if_failure_reported(client) -> bool:
+def _exit_if_failure_reported(client: _Client) -> bool:
     """False if no process has reported a failure. True if this one has; else the process ends."""
     try:
         text = client.key_value_try_get(_FAILED_KEY)
@@ -213,6 +220,15 @@ def _holds(path: pathlib.Path, token: bytes) -> bool:
         return path.read_bytes() == token
     except OSError:
         return False
+
+
+def from_first(text: str) -> str:
+    """Process 0's ``text``, of at most 240 bytes, on every process. A collective: processes may see
+    a change of a shared folder at different times."""
+    if jax.process_count() == 1:
+        return text
+    sent = np.frombuffer(text.encode().ljust(240), np.uint8)
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(sent))).decode().rstrip()
 
 
 def gather(value: bool | int | list[int]) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -147,6 +147,21 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 def from_whole(rows: np.ndarray, mesh: Mesh) -> jax.Array:
     """A global array of ``rows``, cut as a batch is; every process has them all."""
     return jax.make_array_from_callback(rows.shape, batch_sharding(mesh), lambda index: rows[index])
+
+
+def local_part(array: jax.Array) -> np.ndarray:
+    """The rows of a batch that this process's devices hold, in the order of :func:`local_rows`."""
+    shards = {shard.index[0].start or 0: shard for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
+
+
+def whole(array: jax.Array | np.ndarray) -> np.ndarray:
+    """All of an array on every process. A collective where it lies on several of them."""
+    if not isinstance(array, jax.Array) or array.is_fully_addressable:
+        return np.asarray(array)
+    if array.is_fully_replicated:
+        return np.asarray(array.addressable_data(0))
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def batch_shards(mesh: Mesh) -> int:

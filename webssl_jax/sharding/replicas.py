@@ -10,6 +10,7 @@ among the replicas of a slice in the same way, each array to one of them.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,13 +48,13 @@ def _share_out(abstract: Any, replicas: list[int]) -> Any:
     leaves, structure = jax.tree.flatten(abstract)
     sizes = [num_bytes(leaf) for leaf in leaves]
     load = dict.fromkeys(replicas, 0)
-    laid = [None] * len(leaves)
+    laid: list[jax.ShapeDtypeStruct | None] = [None] * len(leaves)
     # the largest first, each to whom has least: loads then differ by one array at most
     for i in sorted(range(len(leaves)), key=lambda i: -sizes[i]):
-        replica = min(replicas, key=load.get)
+        replica = min(replicas, key=load.__getitem__)
         load[replica] += sizes[i]
         laid[i] = _laid_on(leaves[i], replica)
-    return structure.unflatten(laid)
+    return jax.tree.unflatten(structure, laid)
 
 
 def processes(abstract: Any) -> set[int]:
@@ -69,12 +70,12 @@ def broadcast(parts: Any | None, abstract: Any) -> Any:
     Args:
       parts: None for an array of which this process holds no part; None alone if of all.
     """
-    wanted, structure = jax.tree.flatten(abstract)
-    arrays = [None] * len(wanted) if parts is None else structure.flatten_up_to(parts)
-    return structure.unflatten(map(_broadcast_one, arrays, wanted))
+    if parts is None:
+        return jax.tree.map(_broadcast_one, abstract)
+    return jax.tree.map(_broadcast_one, abstract, parts)
 
 
-def _broadcast_one(array: jax.Array | None, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+def _broadcast_one(wanted: jax.ShapeDtypeStruct, array: jax.Array | None = None) -> jax.Array:
     mesh, spec = wanted.sharding.mesh, wanted.sharding.spec
     stacked = NamedSharding(mesh, PartitionSpec("replica", *spec))
     shape = (mesh.shape["replica"], *wanted.shape)
@@ -91,7 +92,7 @@ def _broadcast_one(array: jax.Array | None, wanted: jax.ShapeDtypeStruct) -> jax
 
 
 @functools.cache
-def _sum_of_bits(sharding: NamedSharding):
+def _sum_of_bits(sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
     def add(parts: jax.Array) -> jax.Array:
         if parts.dtype == jnp.bool_:
             return jnp.any(parts, axis=0)

@@ -28,7 +28,9 @@ class BenchWorker:
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        pid = self._process.pid
+        assert pid is not None  # it was started
+        return pid
 
     def receive(self) -> Any:
         """The next object that it sends.

@@ -14,6 +14,7 @@ import logging
 import pathlib
 import time
 from collections.abc import Callable, Iterator
+from typing import TypedDict
 
 from webssl_jax.files import write_json
 from webssl_jax.telemetry.progress import format_seconds
@@ -22,6 +23,16 @@ from webssl_jax.telemetry.progress import format_seconds
 KINDS = ("step", "data", "compile", "checkpoint", "evaluation", "init", "lost")
 _LARGEST_SHARE = 0.01  # of the time may go to writing the file
 log = logging.getLogger(__name__)
+
+
+class Start(TypedDict):
+    """An entry of the file: when a start began, from which step it went on, its last step, and
+    {kind: seconds} of its time."""
+
+    began: float
+    start_step: int
+    step: int
+    seconds: dict[str, float]
 
 
 class Goodput:
@@ -44,8 +55,8 @@ class Goodput:
     ):
         self._path, self._clock, self._enabled = workdir / "goodput.json", clock, enabled
         self._starts = _read(self._path)
-        self._this = {"began": began, "start_step": 0, "step": 0}
-        self._this["seconds"] = dict.fromkeys(KINDS[:-1], 0.0)
+        seconds = dict.fromkeys(KINDS[:-1], 0.0)
+        self._this: Start = {"began": began, "start_step": 0, "step": 0, "seconds": seconds}
         self._kind, self._since, self._waited = "init", began, 0.0
         self._saved, self._save_seconds = 0.0, 0.0
 
@@ -128,7 +139,7 @@ class Goodput:
         return f"goodput {100 * self.fraction():.1f}% of {time_taken}: {', '.join(parts)}"
 
 
-def totals(starts: list[dict]) -> dict[str, float]:
+def totals(starts: list[Start]) -> dict[str, float]:
     """{kind of :data:`KINDS`: seconds}. The steps of a start beyond the step that a later start
     began from are lost. They count with the mean time of a step in their start."""
     out = dict.fromkeys(KINDS, 0.0)
@@ -146,7 +157,7 @@ def totals(starts: list[dict]) -> dict[str, float]:
     return out
 
 
-def _read(path: pathlib.Path) -> list[dict]:
+def _read(path: pathlib.Path) -> list[Start]:
     """What earlier starts wrote; empty if it cannot be read, because it is only a record."""
     try:
         starts = json.loads(path.read_text())

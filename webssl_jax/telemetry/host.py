@@ -91,6 +91,7 @@ class Watchdog:
         # Python's own watchdog, in C: it works while other code holds the interpreter. It prints
         # "Timeout" and the stacks of all threads, and ends the process with 1.
         if seconds:
-            faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+            stderr = sys.__stderr__ or sys.stderr
+            faulthandler.dump_traceback_later(seconds, exit=True, file=stderr)
         else:
             faulthandler.cancel_dump_traceback_later()

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -173,18 +173,18 @@ class Logbook:
                 self._writer.pictures(step, make())
 
     def draw_curves(
-        self, baselines: Callable[[], Mapping[str, Mapping[str, float]] | None]
+        self, levels: Mapping[str, Mapping[str, float]], headlines: Sequence[str]
     ) -> None:
         """Draws ``pictures/curves.png`` and ``pictures/health.png`` from all rows so far.
 
-        Args:
-          baselines: {name: figures} to compare with, or None. Called on the first process alone.
+        levels: {name: figures} to compare with, the ``baselines`` of ``visuals.loss_curves``.
+        headlines: as there.
         """
         with distributed.error_barrier():
             if self._is_first:
                 rows = read_rows(self._workdir / "metrics.jsonl")
                 folder, name = self._workdir / "pictures", self._config.name
-                loss_curves(rows, folder / "curves.png", baselines())
+                loss_curves(rows, folder / "curves.png", levels, headlines=headlines or None)
                 page = health_page.page(
                     rows, self._alarms, self._total_steps, name, self._reference
                 )

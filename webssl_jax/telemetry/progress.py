@@ -96,8 +96,9 @@ class Progress:
             parts = [f"{self.label} {self.done:,} {self.unit}"]
         if self.rate:
             parts.append(f"{self.rate:,.1f}/s" if self.rate < 100 else f"{self.rate:,.0f}/s")
-        if self.seconds_left is not None and self.done < self.total:
-            parts.append(f"{format_seconds(self.seconds_left)} left")
+        left = self.seconds_left
+        if left is not None and left > 0:
+            parts.append(f"{format_seconds(left)} left")
         if note:
             parts.append(note)
         line = " | ".join(parts)

@@ -5,8 +5,6 @@ Shape letters: n images, k heads, h x w patches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import matplotlib
 import numpy as np
 
@@ -48,7 +46,7 @@ def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def attention_sheet(
-    images: Sequence[np.ndarray],
+    images: drawing.Images,
     attention: np.ndarray,
     title: str = "Attention of the CLS token in the last block",
 ) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,12 +15,6 @@ from webssl_jax.visuals.axes import COLOURS, GREY, INK, dress, say_empty
 from webssl_jax.visuals.png import save_png
 
 Curve = tuple[np.ndarray, np.ndarray]  # (steps, values)
-# Panels that only methods with texts have, in a third row.
-_OF_TEXTS = {
-    "eval/zero_shot/top1": "zero-shot, top-1",
-    "eval/retrieval/image_to_text_r10": "image to text, recall at 10",
-    "eval/retrieval/text_to_image_r10": "text to image, recall at 10",
-}
 _LINE_STYLES = (":", "--", "-.", (0, (6, 1, 1, 1, 1, 1)))
 
 
@@ -29,30 +23,35 @@ def loss_curves(
     path: str | os.PathLike | None = None,
     baselines: Mapping[str, Mapping[str, float]] | None = None,
     title: str | None = None,
+    headlines: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Loss, learning rate, gradient norm and evaluations over steps; of methods with texts also
-    zero-shot classification and retrieval.
+    """Loss, learning rate, gradient norm, speed and evaluations over steps.
 
     Steps that a resumed run repeated count once, with their last value. Values that are not finite
     are left out of the line and marked at the bottom of their panel. A panel without data says so.
 
     Args:
       rows: one mapping a logged step, with "step"; keys as the loop writes them (``train/loss``,
-        ``optim/learning_rate``, ``optim/grad_norm``, ``eval/linear/top1``, ``eval/knn/top1``).
+        ``optim/learning_rate``, ``optim/grad_norm``, ``eval/ROW/METRIC``).
       path: also save the picture there, as PNG.
-      baselines: {"raw pixels": {"eval/linear/top1": 0.35, ...}, ...}: level lines in the evaluation
+      baselines: {"raw pixels": {"eval/probe/top1": 0.35, ...}, ...}: level lines in the evaluation
         panels.
+      headlines: the evaluation's figures to draw, by their keys; None for all that have a standard
+        error (``KEY_se``).
 
     Returns:
       The picture, (H, W, 3) uint8.
     """
     series = collect(rows)
-    with_texts = any(key in series for key in _OF_TEXTS)
-    height = 12.2 if with_texts else 7.6
+    measured = [name for name in series if name.startswith("eval/") and f"{name}_se" in series]
+    if headlines is not None:
+        measured = list(headlines)
+    lines = -(-(4 + max(len(measured), 2)) // 3)
+    height = 3.0 + 2.3 * lines if lines > 2 else 7.6
     figure = Figure(figsize=(13, height), dpi=100, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(
-        3 if with_texts else 2,
+        lines,
         3,
         gridspec_kw={
             "left": 0.05,
@@ -60,7 +59,7 @@ def loss_curves(
             "bottom": 1.14 / height,
             "wspace": 0.2,
             "top": 1 - (0.76 if title else 0.38) / height,
-            "hspace": 0.46 if with_texts else 0.3,
+            "hspace": 0.46 if lines > 2 else 0.3,
         },
     )
     if title:
@@ -74,17 +73,19 @@ def loss_curves(
         COLOURS[3],
         log=True,
     )
-    _plot_evaluation(axes[1, 0], series, "eval/linear/top1", "linear probe, top-1", baselines or {})
-    _plot_evaluation(axes[1, 1], series, "eval/knn/top1", "k-NN, top-1", baselines or {})
+    rest = list(axes.flat[3:])
     _plot_line(
-        axes[1, 2], series.get("perf/images_per_s"), "images per second", COLOURS[4], from_zero=True
+        rest.pop(), series.get("perf/images_per_s"), "images per second", COLOURS[4], from_zero=True
     )
-    if with_texts:
-        for axis, (key, words) in zip(axes[2], _OF_TEXTS.items()):
-            _plot_evaluation(axis, series, key, words, baselines or {})
+    for axis, name in zip(rest, measured):
+        words = name.removeprefix("eval/").replace("/", ", ").replace("_", " ")
+        _plot_evaluation(axis, series, name, words, baselines or {})
+    for axis in rest[len(measured) :]:
+        axis.set_axis_off()
     last = max((steps[-1] for steps, _ in series.values()), default=1)
     for axis in axes.flat:
-        _dress(axis, last)
+        if axis.axison:
+            _dress(axis, last)
     canvas.draw()
     picture = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     if path is not None:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+Images = Sequence[np.ndarray] | np.ndarray  # n of (H, W, 3) uint8, perhaps as one array
+
 PAPER = (246, 246, 248)  # not white: many images are, and their edges must show
 INK = (30, 30, 34)
 FAINT_INK = (95, 95, 102)
@@ -65,7 +67,7 @@ def enlarge(tokens: np.ndarray, height: int, width: int) -> np.ndarray:
     return tokens[rows][:, columns]
 
 
-def cell_size(images: Sequence[np.ndarray]) -> int:
+def cell_size(images: Images) -> int:
     """Side of a cell in pixels: the largest image, enlarged by a whole factor when tiny, at most
     256."""
     side = max(max(image.shape[:2]) for image in images)

@@ -13,7 +13,7 @@ OTHER = (208, 72, 44)
 
 
 def nearest(
-    queries: np.ndarray, bank: np.ndarray, k: int, own: Sequence[int] | None = None
+    queries: np.ndarray, bank: np.ndarray, k: int, own: Sequence[int] | np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The ``k`` rows of ``bank`` with the largest cosine to each query, the nearest first; of equal
     ones the first.
@@ -40,8 +40,8 @@ def nearest(
 
 
 def neighbour_sheet(
-    images: Sequence[np.ndarray],
-    queries: Sequence[int],
+    images: drawing.Images,
+    queries: Sequence[int] | np.ndarray,
     indices: np.ndarray,
     cosines: np.ndarray,
     labels: Sequence[str | None] | None = None,

@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from webssl_jax.visuals import drawing
+
 # An outlier is this many times as long as the median patch. In DINOv2-g patches lie around 50 and
 # outliers above 150.
 OUTLIER = 3.0
@@ -44,7 +46,7 @@ def outliers(patches: np.ndarray, factor: float = OUTLIER) -> list[Outlier]:
 
 
 def norm_figure(
-    images: Sequence[np.ndarray],
+    images: drawing.Images,
     cls: np.ndarray,
     registers: np.ndarray,
     patches: np.ndarray,

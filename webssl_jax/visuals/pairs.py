@@ -21,11 +21,7 @@ _MAP = matplotlib.colormaps["viridis"]
 
 
 def similarity_sheet(
-    images: Sequence[np.ndarray],
-    texts: Sequence[str],
-    cosines: np.ndarray,
-    own: np.ndarray,
-    title: str,
+    images: drawing.Images, texts: Sequence[str], cosines: np.ndarray, own: np.ndarray, title: str
 ) -> np.ndarray:
     """A heat map, one row a text, one column an image. Right pairs have a frame.
 
@@ -72,7 +68,7 @@ def similarity_sheet(
 
 
 def texts_sheet(
-    images: Sequence[np.ndarray],
+    images: drawing.Images,
     found: Sequence[Sequence[tuple[str, float, bool]]],
     missed: Sequence[tuple[str, float, int] | None],
     title: str,

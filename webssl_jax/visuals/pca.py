@@ -10,7 +10,6 @@ Shape letters: n images, h x w patches each, D channels, k components.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -95,7 +94,7 @@ def colours(scores: np.ndarray) -> np.ndarray:
 
 
 def pca_sheet(
-    images: Sequence[np.ndarray], patches: np.ndarray, title: str = "PCA of patch features"
+    images: drawing.Images, patches: np.ndarray, title: str = "PCA of patch features"
 ) -> np.ndarray:
     """One row an image: the first three components over all images, then over this image alone;
     the latter's first in grey, bright in the foreground; and the first three components of the

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from webssl_jax.visuals import drawing
@@ -13,10 +11,10 @@ COLUMNS = ("image", "masked", "predicted", "pasted")
 
 
 def panel(
-    images: Sequence[np.ndarray],
-    masked: Sequence[np.ndarray],
-    predicted: Sequence[np.ndarray],
-    pasted: Sequence[np.ndarray],
+    images: drawing.Images,
+    masked: drawing.Images,
+    predicted: drawing.Images,
+    pasted: drawing.Images,
     title: str | None = None,
 ) -> np.ndarray:
     """Rows of image | masked | predicted | pasted; more than four go into two groups side by side.

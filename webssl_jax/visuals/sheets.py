@@ -14,7 +14,7 @@ _MIN_ROWS = 4
 
 
 def image_grid(
-    images: Sequence[np.ndarray],
+    images: drawing.Images,
     columns: int,
     captions: Sequence[str] | None = None,
     title: str | None = None,
@@ -22,7 +22,7 @@ def image_grid(
     """A grid, filled row by row.
 
     Args:
-      images: n images (H, W, 3) uint8, of any sizes; an (n, H, W, 3) array will do.
+      images: n images (H, W, 3) uint8, of any sizes.
       columns: images a row.
       captions: n texts, cut to the width of an image.
 
@@ -45,8 +45,8 @@ def image_grid(
 
 
 def crop_sheet(
-    originals: Sequence[np.ndarray],
-    views: Mapping[str, Sequence[np.ndarray]] | Sequence[np.ndarray],
+    originals: drawing.Images,
+    views: Mapping[str, drawing.Images] | drawing.Images,
     title: str | None = "What the network is shown: images and their random crops",
 ) -> np.ndarray:
     """Each image beside what augmentation makes of it. A wrong crop, colour or size is seen here

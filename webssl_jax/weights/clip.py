@@ -17,7 +17,7 @@ from typing import Any
 
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.text import TextConfig
-from webssl_jax.weights import mae
+from webssl_jax.weights import mae, preprocessing
 from webssl_jax.weights.tables import CONV, LINEAR, Row, Table, WeightsError, linear, norm, squeeze
 
 MLPS = ("gelu", "quick_gelu")
@@ -199,12 +199,7 @@ def open_clip_config(method: Any) -> dict[str, Any]:
                 "mlp_ratio": mae.ratio(text.hidden, text.width),
             },
         },
-        "preprocess_cfg": {
-            "mean": list(method.mean),
-            "std": list(method.std),
-            "interpolation": "bicubic",
-            "resize_mode": "shortest",
-        },
+        "preprocess_cfg": preprocessing.for_open_clip(method.preprocess),
     }
 
 

@@ -7,8 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from webssl_jax.methods import pixels
-from webssl_jax.weights import dino
+from webssl_jax.weights import dino, preprocessing
 from webssl_jax.weights.stored import Opened, WeightsError, shown
 
 # What transformers takes when config.json does not say.
@@ -82,7 +81,7 @@ def facts_of(
     decoder: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """What shapes do not say: heads, decoder_heads, norm_eps, position_resize, mask_ratio,
-    norm_pix_loss, mean, std; those that are known, the colours always.
+    norm_pix_loss, preprocess; those that are known, the last always.
 
     Args:
       model_types: of the transformers' models that the tensors can belong to.
@@ -91,7 +90,7 @@ def facts_of(
     Raises:
       WeightsError: if config.json makes no sense, or says something else than the shapes do.
     """
-    said: dict[str, Any] = {"mean": pixels.IMAGENET_MEAN, "std": pixels.IMAGENET_STD}
+    said: dict[str, Any] = {"preprocess": preprocessing.default(facts["image_size"])}
     if files.extra:
         kinds = dict(heads=int, decoder_heads=int, mask_ratio=float, norm_pix_loss=bool)
         kinds["position_resize"] = str
@@ -166,9 +165,10 @@ def _transformers(
         said["decoder_heads"] = number(file, config, "decoder_num_attention_heads", int)
         said["mask_ratio"] = number(file, config, "mask_ratio", float)
         said["norm_pix_loss"] = number(file, config, "norm_pix_loss", bool)
-    for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
-        if theirs in files.preprocessor:
-            said[ours] = colours(file, files.preprocessor[theirs])
+    usual = preprocessing.default(facts["image_size"])
+    said["preprocess"] = preprocessing.of_transformers(
+        files.preprocessor_file, files.preprocessor, usual
+    )
     return said
 
 
@@ -178,6 +178,8 @@ def _timm(files: Opened, stated: dict[str, Any], facts: Mapping[str, Any]) -> di
     trained = stated.get("pretrained_cfg", {})
     if not isinstance(given, dict) or not isinstance(trained, dict):
         raise WeightsError(f"{file}: model_args or pretrained_cfg is no object")
+    # timm writes the side of a square, or both sides
+    given = {k: x[0] if isinstance(x, list) and x == x[:1] * 2 else x for k, x in given.items()}
     swiglu, registers = facts["mlp"] == "swiglu", facts["num_registers"]
     ours = {
         "embed_dim": facts["width"],
@@ -215,9 +217,8 @@ def _timm(files: Opened, stated: dict[str, Any], facts: Mapping[str, Any]) -> di
             f"{file}: model_args name what this code does not compute or does not know: "
             f"{', '.join(other)}"
         )
-    for name in ("mean", "std"):
-        if name in trained:
-            said[name] = colours(file, trained[name])
+    usual = preprocessing.default(facts["image_size"])
+    said["preprocess"] = preprocessing.of_timm(file, trained, usual)
     return said
 
 
@@ -248,18 +249,3 @@ def number(file: Any, config: Mapping[str, Any], key: str, kind: type[int | floa
     if type(value) is not kind or kind is not bool and not 0 < value < math.inf:
         raise WeightsError(f"{file}: {key} = {shown(value)} makes no sense")
     return value
-
-
-def colours(file: Any, value: Any) -> tuple[float, ...]:
-    """Three finite numbers.
-
-    Raises:
-      WeightsError: if they are none.
-    """
-    if (
-        not isinstance(value, list | tuple)
-        or len(value) != 3
-        or not all(type(x) in (int, float) and math.isfinite(x) for x in value)
-    ):
-        raise WeightsError(f"{file}: colours {shown(value)} are no three numbers")
-    return tuple(map(float, value))

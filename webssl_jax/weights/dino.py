@@ -23,7 +23,6 @@ from webssl_jax.weights import hf, positions
 from webssl_jax.weights.mae import WRAPPERS, encoder_rows, mlp_rows
 from webssl_jax.weights.tables import CONV, LINEAR, Constant, Row, Table, WeightsError, linear, norm
 
-HEADS = ("dino_head", "ibot_head")
 _MLP_RATIO = 4  # of every Dinov2 config; SwiGLU makes 2/3 of it, rounded up
 _PLAIN_BLOCKS = (r"^(backbone\.)?blocks\.\d+\.(\d+)\.", r"\1blocks.\2.")
 _HEAD_ALIASES = (
@@ -32,12 +31,6 @@ _HEAD_ALIASES = (
     (r"last_layer\.parametrizations\.weight\.original1$", "last_layer.weight_v"),
 )
 _STUDENT = r"^(student|dino_loss|ibot_patch_loss)\."  # beside the teacher in a whole checkpoint
-
-
-def heads_of(method: Any) -> dict[str, HeadConfig]:
-    """The heads that a method, or ``networks.Networks``, has, by name."""
-    heads = {name: getattr(method, name, None) for name in HEADS}
-    return {name: head for name, head in heads.items() if head}
 
 
 def backbone_table(encoder: ViTConfig) -> Table:

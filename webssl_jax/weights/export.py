@@ -1,8 +1,7 @@
 """Writes weights for other libraries: folders of ``transformers``, timm and open_clip with their
 configs, preprocessing, tokenizer and a model card, or a ``.pth`` file of the original code.
 
-What is written comes from a run (of its teacher where it has one, as its features do), or from
-weights of any family (``load.open_``): these pass through tensor by tensor.
+``publish.py`` says what is written, of a run or of weights of another family, and adds a card.
 """
 
 from __future__ import annotations
@@ -17,21 +16,20 @@ from typing import Any
 import numpy as np
 
 from webssl_jax.telemetry.progress import Progress
-from webssl_jax.weights import clip, dino, safetensors_io, tables, tokenizer_files, torch_file
-from webssl_jax.weights.families import FAMILIES, Family, table_of
-from webssl_jax.weights.load import Loaded
-from webssl_jax.weights.model_card import imported_card, model_card
+from webssl_jax.weights import (
+    clip,
+    dino,
+    preprocessing,
+    safetensors_io,
+    tables,
+    tokenizer_files,
+    torch_file,
+)
+from webssl_jax.weights.families import FAMILIES, table_of
 from webssl_jax.weights.stored import WeightsError
 from webssl_jax.weights.tables import Constant
 
-_BICUBIC = 3  # PIL's number
 _CHUNKED = ("dinov2-pth", "dinov2-teacher")
-_NAMES = {
-    "encoder": "an encoder",
-    "decoder": "a decoder",
-    "dino_head": "heads",
-    "text": "a text tower",
-}
 _OURS = (
     "model*.safetensors",
     safetensors_io.INDEX_FILE,
@@ -44,58 +42,9 @@ _OURS = (
 )
 
 
-def export_run(
-    run: Any,
-    family: str,
-    output: str | os.PathLike,
-    dtype: str = "float32",
-    max_file_bytes: int = safetensors_io.MAX_FILE_BYTES,
-    chunks: int | None = None,
-) -> pathlib.Path:
-    """Writes ``run`` (:class:`~webssl_jax.runs.Run`); see :func:`write`."""
-    card = None
-    if _is_folder(family):
-        card = model_card(run, FAMILIES[family], dtype, os.fspath(output))
-    params = trained_params(run)
-    return write(params, run.method, family, output, dtype, max_file_bytes, card, chunks)
-
-
-def trained_params(run: Any) -> Any:
-    """What of a run is evaluated and exported: its teacher, or its parameters where it has none."""
-    return run.variables.teacher or run.variables.params
-
-
-def export_loaded(
-    loaded: Loaded,
-    family: str,
-    output: str | os.PathLike,
-    dtype: str = "float32",
-    max_file_bytes: int = safetensors_io.MAX_FILE_BYTES,
-    chunks: int | None = None,
-) -> pathlib.Path:
-    """Writes weights of another family, from ``load.open_`` or ``load.load``; see :func:`write`.
-
-    Raises:
-      WeightsError: also when ``family`` has networks that the weights have not.
-    """
-    for part in FAMILIES[family].needs if family in FAMILIES else ():
-        if getattr(loaded.networks, part) is None:
-            raise WeightsError(f"{family}: needs {_NAMES[part]}, and {loaded.source} has none")
-    source = pathlib.Path(loaded.source).absolute()
-    # replacing it would delete what is read
-    if pathlib.Path(output).resolve() in (source.resolve(), source.parent.resolve()):
-        raise WeightsError(f"--output {output}: the weights are read from there; name another")
-    card = None
-    if _is_folder(family):
-        card = imported_card(loaded, FAMILIES[family], dtype, os.fspath(output))
-    return write(
-        loaded.params, loaded.networks, family, output, dtype, max_file_bytes, card, chunks
-    )
-
-
 def write(
     params: Any,
-    method: Any,
+    networks: Any,
     family: str,
     output: str | os.PathLike,
     dtype: str,
@@ -103,10 +52,10 @@ def write(
     card: str | None,
     chunks: int | None = None,
 ) -> pathlib.Path:
-    """Writes the networks of ``method``. The result appears whole or not at all.
+    """Writes parameters of ``networks``. The result appears whole or not at all.
 
     Args:
-      method: one, or ``Networks``.
+      networks: :class:`~webssl_jax.weights.networks.Networks`.
       params: arrays, or ``tables.Leaf``.
       family: a name in ``FAMILIES``.
       output: for a folder a new or empty one, or an earlier export, which is then replaced; for
@@ -123,14 +72,14 @@ def write(
     # "." has no name to stage under; of a link, what it leads to is replaced
     if not output.name or output.name == ".." or output.is_symlink():
         output = output.resolve()
-    table, entry = table_of(family, method), FAMILIES[family]
-    config = entry.config(method) if entry.config else None
+    table, entry = table_of(family, networks), FAMILIES[family]
+    config = entry.config(networks) if entry.config else None
     layout = tables.layout(table, params)
     if chunks is not None and family not in _CHUNKED:
         raise WeightsError(f"{family}: has no chunks of blocks; {', '.join(_CHUNKED)} have")
     names = [t.key for t in layout]
     if chunks is not None:
-        names = dino.chunked_names(names, method.encoder.depth, chunks)
+        names = dino.chunked_names(names, networks.encoder.depth, chunks)
     # Constants stay in float32: they are small, and a position table rounded to bfloat16 moves the
     # features by 2e-4.
     specs = [
@@ -138,15 +87,15 @@ def write(
         for name, t in zip(names, layout)
     ]
     size = sum(spec.num_bytes for spec in specs)
-    _check_replaceable(output, _is_folder(family))
+    _check_replaceable(output, is_folder(family))
     staging = output.with_name(f".{output.name}.{os.getpid()}.partial")
     progress = Progress(len(specs), f"writing {size / 1e6:,.1f} MB:", "tensors")
     arrays = (array for _, array in tables.export(params, table))
     stream = _counted(zip(names, arrays), progress)
     try:
-        if not _is_folder(family):
+        if not is_folder(family):
             output.parent.mkdir(parents=True, exist_ok=True)
-            extra = {"webssl_jax": entry.extra(method)} if entry.extra else {}
+            extra = {"webssl_jax": entry.extra(networks)} if entry.extra else {}
             torch_file.write_file(output, entry.key, specs, stream, extra)
             progress.close()
             return output
@@ -156,13 +105,16 @@ def write(
         else:
             safetensors_io.write_folder(staging, specs, stream, max_file_bytes)
         progress.close()
+        assert config is not None and card is not None  # a folder has both
         texts = {entry.config_file: _json(config), "README.md": card}
         if entry.library == "transformers":
             texts["config.json"] = _json(config | {"dtype": dtype})
-            texts["preprocessor_config.json"] = _json(preprocessor_config(method, entry))
-            if "text" in entry.needs and tokenizer_files.has_tokenizer(method.text.vocabulary):
-                masked = method.text.pooling == "eot"
-                texts |= tokenizer_files.tokenizer_files(method.text.context, masked)
+            texts["preprocessor_config.json"] = _json(
+                preprocessing.for_transformers(networks.preprocess, entry.towers)
+            )
+            if "text" in entry.needs and tokenizer_files.has_tokenizer(networks.text.vocabulary):
+                masked = networks.text.pooling == "eot"
+                texts |= tokenizer_files.tokenizer_files(networks.text.context, masked)
         for name, text in texts.items():
             safetensors_io.write_text(staging / name, text)
         _put(staging, output)
@@ -173,31 +125,8 @@ def write(
     return output
 
 
-def preprocessor_config(method: Any, family: Family) -> dict[str, Any]:
-    """``preprocessor_config.json`` that repeats ``method.eval_view()`` and the normalisation.
-
-    ViTImageProcessor can only squeeze an image into a square; BitImageProcessor resizes the shorter
-    side and crops the centre, and is what DINOv2's own folders name. CLIPImageProcessor does the
-    same.
-    """
-    view = method.eval_view()
-    return {
-        "image_processor_type": "CLIPImageProcessor" if family.towers else "BitImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": view.resize},
-        "resample": _BICUBIC,
-        "do_center_crop": True,
-        "crop_size": {"height": view.size, "width": view.size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(method.mean),
-        "image_std": list(method.std),
-    }
-
-
-def _is_folder(family: str) -> bool:
+def is_folder(family: str) -> bool:
+    """Whether a family is written as a folder, and not as a single ``.pth`` file."""
     return family in FAMILIES and FAMILIES[family].config is not None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from webssl_jax.config import suggest
 from webssl_jax.weights import clip, dino, hf, mae, siglip
+from webssl_jax.weights.networks import heads_of
 from webssl_jax.weights.tables import Table, WeightsError
 
 
@@ -99,7 +100,7 @@ FAMILIES = {
         Family(
             "dinov2-teacher",
             ("encoder", "dino_head"),
-            lambda method: dino.teacher_table(method.encoder, dino.heads_of(method)),
+            lambda method: dino.teacher_table(method.encoder, heads_of(method)),
             "original DINOv2 and Web-SSL",
             "torch.load",
             key="teacher",
@@ -110,7 +111,7 @@ FAMILIES = {
         Family(
             "dinov2-heads",
             ("dino_head",),
-            lambda method: dino.heads_table(dino.heads_of(method)),
+            lambda method: dino.heads_table(heads_of(method)),
             "original DINOv2 and Web-SSL",
             "torch.load",
         ),
@@ -213,9 +214,7 @@ def table_of(name: str, method: Any) -> Table:
     family = FAMILIES[name]
     missing = [part for part in family.needs if getattr(method, part, None) is None]
     if missing:
-        raise WeightsError(
-            f"{name}: the method {type(method).__name__} has no {' and no '.join(missing)}"
-        )
+        raise WeightsError(f"{name}: these weights have no {' and no '.join(missing)}")
     networks = [getattr(method, part) for part in ("encoder", "decoder") if part in family.needs]
     for network in networks:
         if network.mlp not in family.mlps:

@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from webssl_jax import params as params_lib
@@ -20,7 +19,7 @@ from webssl_jax.sharding import distributed
 from webssl_jax.telemetry.progress import Progress
 from webssl_jax.weights import load, positions, shapes
 from webssl_jax.weights.stored import WeightsError, some
-from webssl_jax.weights.tables import Leaf, NotFinite
+from webssl_jax.weights.tables import NotFinite
 
 log = logging.getLogger(__name__)
 # What a network must share with the weights it takes: their shapes, and what is computed with them.
@@ -36,8 +35,8 @@ _SAME = (
     "pooling",
 )
 _SAME_HEAD = ("prototypes", "bottleneck", "hidden", "layers")
-_SAME_TEXT = ("width", "depth", "heads", "hidden", "mlp", "qkv_bias", "norm_eps", "context")
-_SAME_TEXT += ("vocabulary", "embedding", "causal", "pooling", "projection_bias")
+_SAME_TEXT: tuple[str, ...] = ("width", "depth", "heads", "hidden", "mlp", "qkv_bias", "norm_eps")
+_SAME_TEXT += ("context", "vocabulary", "embedding", "causal", "pooling", "projection_bias")
 _ORDER = ("encoder", "decoder", "dino_head", "ibot_head", "text")
 # What stands beside the networks: it is of use with the text tower alone.
 _WITH_TEXT = ("projection", "logit_scale", "logit_bias")
@@ -78,7 +77,7 @@ def from_weights(path: str, method: Any, trees: Mapping[str, Any]) -> dict[str, 
             begun = fresh.difference(taken) if i + 1 == len(paths) else ()
             with _reading(one):
                 trees = _from_weights(one, loaded, parts, left, method, trees, begun)
-    return trees
+    return dict(trees)
 
 
 def _open(
@@ -116,7 +115,8 @@ def _from_weights(
     taken, fitted = set(parts), ""
     theirs = params_lib.flatten({part: loaded.params[part] for part in parts})
     if "encoder" in taken:
-        table, fitted = _positions(where, loaded, method.encoder)
+        assert loaded.networks.encoder is not None  # as it is taken
+        table, fitted = _positions(where, loaded, loaded.networks.encoder, method.encoder)
         theirs.pop("encoder/pos_embed", None)
         if table is not None:
             theirs["encoder/pos_embed"] = table
@@ -145,7 +145,7 @@ def _from_weights(
     progress = Progress(len(wanted), "reading weights:", "arrays")
     for name, p in wanted:
         try:
-            flat[name][p] = _place(theirs[p], flat[name][p])
+            flat[name][p] = load.place(theirs[p], flat[name][p].shape, flat[name][p].sharding)
         except NotFinite as error:
             raise WeightsError(f"{where}: NaN or infinity in {error}; nothing was loaded") from None
         progress.update()
@@ -217,9 +217,10 @@ def _differences(fields: tuple[str, ...], ours: Any, theirs: Any) -> list[str]:
     ]
 
 
-def _positions(where: str, loaded: load.Loaded, ours: ViTConfig) -> tuple[np.ndarray | None, str]:
+def _positions(
+    where: str, loaded: load.Loaded, theirs: ViTConfig, ours: ViTConfig
+) -> tuple[np.ndarray | None, str]:
     """(the table for our parameter ``encoder/pos_embed``, or None without one; what was done)."""
-    theirs = loaded.networks.encoder
     old, new = (f"{c.grid[0]}x{c.grid[1]}" for c in (theirs, ours))
     if ours.position == "sincos":
         if theirs.position != "sincos":
@@ -238,41 +239,18 @@ def _positions(where: str, loaded: load.Loaded, ours: ViTConfig) -> tuple[np.nda
     else:
         table = positions.table(theirs.width, theirs.grid)
     if old == new:
-        return table, f"positions taken ({new} patches); {_other_sizes(loaded, ours)}"
-    table = ours.interpolation.resize_table(table, theirs.grid, ours.grid)
+        return table, f"positions taken ({new} patches); {_other_sizes(theirs, ours)}"
+    resized = ours.interpolation.resize_table(table, theirs.grid, ours.grid)
     return (
-        np.asarray(table),
+        np.asarray(resized),
         f"positions resized from {old} to {new} patches ({ours.position_resize}); "
-        f"{_other_sizes(loaded, ours)}",
+        f"{_other_sizes(theirs, ours)}",
     )
 
 
-def _other_sizes(loaded: load.Loaded, ours: ViTConfig) -> str:
+def _other_sizes(theirs: ViTConfig, ours: ViTConfig) -> str:
     """How positions follow crops of other sizes: the run's setting, and the file's own code's."""
-    theirs = loaded.networks.encoder.position_resize
-    same = ours.position_resize == theirs
+    same = ours.position_resize == theirs.position_resize
     return f"other sizes by model.position_resize={ours.position_resize}, " + (
-        "as the file's code" if same else f"where the file's code has {theirs}"
+        "as the file's code" if same else f"where the file's code has {theirs.position_resize}"
     )
-
-
-def _place(leaf: Leaf | np.ndarray, like: jax.Array) -> jax.Array:
-    """``leaf`` as an array sharded as ``like``; every block is read once."""
-    sharding = like.sharding
-
-    def key(index: tuple[slice, ...]) -> tuple[tuple[int, int], ...]:
-        return tuple(s.indices(n)[:2] for s, n in zip(index, like.shape))
-
-    shards: dict[Any, np.ndarray] = {}
-    for index in sharding.addressable_devices_indices_map(like.shape).values():
-        shards.setdefault(key(index), np.empty([b - a for a, b in key(index)], np.float32))
-    stacked = isinstance(leaf, Leaf) and leaf.stacked
-    for block in range(like.shape[0]) if stacked else [None]:
-        array = np.asarray(leaf if block is None else leaf[block])
-        for bounds, shard in shards.items():
-            rest = tuple(slice(a, b) for a, b in (bounds if block is None else bounds[1:]))
-            if block is None:
-                shard[...] = array[rest]
-            elif bounds[0][0] <= block < bounds[0][1]:
-                shard[block - bounds[0][0]] = array[rest]
-    return jax.make_array_from_callback(like.shape, sharding, lambda index: shards[key(index)])

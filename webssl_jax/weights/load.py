@@ -16,6 +16,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import numpy as np
+
 from webssl_jax.config import UserError
 from webssl_jax.weights import clip, safetensors_io, shapes, tables, torch_file, towers
 from webssl_jax.weights.families import FAMILIES, Family
@@ -51,16 +54,6 @@ class Loaded:
     @property
     def kind(self) -> str:
         return self.networks.kind
-
-    def method(self) -> Any:
-        """What computes with these weights as its ``params``: features, for ``mae`` its loss too.
-
-        Raises:
-          WeightsError: if there is no encoder.
-        """
-        if self.kind == "heads":
-            raise WeightsError(f"{self.source}: holds heads and no encoder")
-        return self.networks.method()
 
 
 def load(path: str | os.PathLike, family: str | None = None, **options: Any) -> Loaded:
@@ -114,6 +107,35 @@ def open_(
         tuple(fit.ignored),
         assumed,
     )
+
+
+def place(
+    leaf: tables.Leaf | np.ndarray, shape: tuple[int, ...], sharding: jax.sharding.Sharding
+) -> jax.Array:
+    """``leaf`` as a float32 array of ``shape``, laid out by ``sharding``; every block is read once,
+    and a process holds what its own devices will hold.
+
+    Raises:
+      NotFinite: if a block of it holds NaN or infinity.
+    """
+
+    def key(index: tuple[slice, ...] | None) -> tuple[tuple[int, int], ...]:
+        assert index is not None  # each of these devices holds a part
+        return tuple(s.indices(n)[:2] for s, n in zip(index, shape))
+
+    shards: dict[Any, np.ndarray] = {}
+    for index in sharding.addressable_devices_indices_map(shape).values():
+        shards.setdefault(key(index), np.empty([b - a for a, b in key(index)], np.float32))
+    stacked = isinstance(leaf, tables.Leaf) and leaf.stacked
+    for block in range(shape[0]) if stacked else [None]:
+        array = np.asarray(leaf if block is None else leaf[block])
+        for bounds, shard in shards.items():
+            rest = tuple(slice(a, b) for a, b in (bounds if block is None else bounds[1:]))
+            if block is None:
+                shard[...] = array[rest]
+            elif bounds[0][0] <= block < bounds[0][1]:
+                shard[block - bounds[0][0]] = array[rest]
+    return jax.make_array_from_callback(shape, sharding, lambda index: shards[key(index)])
 
 
 def describe(

@@ -13,7 +13,7 @@ import math
 from typing import Any
 
 from webssl_jax.models.sizes import ViTConfig
-from webssl_jax.weights import positions
+from webssl_jax.weights import positions, preprocessing
 from webssl_jax.weights.tables import CONV, LINEAR, Row, Table, WeightsError, linear, norm
 
 # What wrappers put into names when the wrapped model was saved.
@@ -92,7 +92,7 @@ def mae_extra(method: Any) -> dict[str, int | float | bool]:
 def timm_config(method: Any) -> dict[str, Any]:
     """``config.json`` of a folder for ``timm.create_model("local-dir:FOLDER")``. ``method`` has an
     ``encoder``."""
-    c, view = method.encoder, method.eval_view()
+    c = method.encoder
     packed = c.mlp == "swiglu"  # timm counts both halves
     more: dict[str, Any] = {}
     if c.layer_scale is not None:
@@ -119,10 +119,7 @@ def timm_config(method: Any) -> dict[str, Any]:
         "pretrained_cfg": {
             "input_size": [3, c.image_size, c.image_size],
             "fixed_input_size": True,
-            "interpolation": "bicubic",
-            "crop_pct": view.size / view.resize,
-            "mean": list(method.mean),
-            "std": list(method.std),
+            **preprocessing.for_timm(method.preprocess.at(c.image_size)),
             "num_classes": 0,
             "pool_size": None,
             "first_conv": "patch_embed.proj",

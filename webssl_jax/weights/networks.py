@@ -1,39 +1,39 @@
-"""The networks of a weight file: what a method owns of networks, and no more. Enough to evaluate,
-draw and export them."""
+"""The networks that a tree of parameters belongs to, and how their images are made: all that is
+static about a model. Weight files are read into it, and methods leave it."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from webssl_jax.methods import clip, pixels
-from webssl_jax.methods.base import Features, Variables
-from webssl_jax.methods.encoder import encode, eval_view
-from webssl_jax.methods.mae.method import MAE, View
+from webssl_jax.data.views import Preprocess, with_margin
+from webssl_jax.models import clip
+from webssl_jax.models.decoder import MAEDecoder
 from webssl_jax.models.heads import Head, HeadConfig
+from webssl_jax.models.mae import visible_count
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.text import TextConfig
 from webssl_jax.models.vit import ViT
-from webssl_jax.weights import dino
+
+HEADS = ("dino_head", "ibot_head")
 
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """Networks, None where there is none, and the colours of their images. Fields are called as
-    those of the methods, whose variables' ``params`` they have. Hashable.
+    """Networks, None where there is none. Fields have the names of the parameter trees; a method
+    that has such a network has a field of the same name. Hashable.
 
+    preprocess: how images are made; None stands for that of DINOv2 and MAE at the encoder's size.
     head_input: the width of what goes into the heads, where there is no encoder to say it.
-    contrast: of image and text towers, as of ``methods.clip.CLIP``.
-    margin: whether images are resized a little larger than they are cropped.
+    contrast: of image and text towers, ``softmax`` (CLIP) or ``sigmoid`` (SigLIP).
+    mask_ratio, norm_pix_loss: of encoder and decoder, as of ``methods.mae``.
 
     Raises:
-      ValueError: when the colours make no sense.
+      ValueError: when two networks do not fit each other.
     """
 
     encoder: ViTConfig | None = None
@@ -41,20 +41,28 @@ class Networks:
     dino_head: HeadConfig | None = None
     ibot_head: HeadConfig | None = None
     text: TextConfig | None = None
+    preprocess: Preprocess | None = None
     head_input: int | None = None
     contrast: str = "softmax"
-    margin: bool = True
     mask_ratio: float = 0.75
     norm_pix_loss: bool = True
-    mean: tuple[float, ...] = pixels.IMAGENET_MEAN
-    std: tuple[float, ...] = pixels.IMAGENET_STD
 
-    picture_names = ()
-
-    def __post_init__(self):
-        pixels.check(self.mean, self.std)
-        if self.decoder or self.text:
-            self.method()
+    def __post_init__(self) -> None:
+        if self.encoder is None:
+            return
+        preprocess, side = self.preprocess, self.encoder.image_size
+        if preprocess is None:
+            preprocess = Preprocess(side, with_margin(side))
+            object.__setattr__(self, "preprocess", preprocess)
+        self.encoder.grid_of(preprocess.size, preprocess.size)
+        if self.decoder:
+            visible_count(self.encoder.num_patches, self.mask_ratio)
+        if self.text and self.encoder.pooling == "map":
+            if self.encoder.width != self.text.embedding:
+                raise ValueError(
+                    f"text.embedding = {self.text.embedding}: pooling = 'map' has no projection, "
+                    f"so it must be the width = {self.encoder.width} of images"
+                )
 
     @classmethod
     def of(cls, method: Any) -> Networks:
@@ -75,37 +83,24 @@ class Networks:
     @property
     def dino_heads(self) -> dict[str, HeadConfig]:
         """The heads of self-distillation by name."""
-        return dino.heads_of(self)
+        return heads_of(self)
 
-    def method(self) -> Any:
-        """What computes with them: the whole method where it needs nothing else, for ``mae`` and
-        ``clip``; else these networks, which give features."""
-        if self.kind == "clip":
-            view = clip.View(image_size=self.encoder.image_size)
-            more = dict(contrast=self.contrast, view=view, mean=self.mean, std=self.std)
-            return clip.CLIP(self.encoder, self.text, **more)
-        if self.kind != "mae":
-            return self
-        view = View(image_size=self.encoder.image_size)
-        kept = (self.mask_ratio, self.norm_pix_loss, view, self.mean, self.std)
-        return MAE(self.encoder, self.decoder, *kept)
 
-    def features(
-        self,
-        variables: Variables,
-        images: jax.Array,
-        layers: Sequence[int] = (),
-        inside: bool = False,
-    ) -> Features:
-        """See ``methods.base.Method.features``; of ``variables.params``."""
-        images = pixels.normalise(images, self.mean, self.std)
-        return encode(self.encoder, variables.params["encoder"], images, layers, inside)
+def encoder_of(networks: Networks) -> ViTConfig:
+    """The image encoder.
 
-    def eval_view(self, size: int | None = None) -> Callable[[bytes], np.ndarray]:
-        """See ``methods.base.Method.eval_view``."""
-        if self.kind == "clip":
-            return self.method().eval_view(size)
-        return eval_view(size or self.encoder.image_size, self.margin)
+    Raises:
+      ValueError: where there is none, as in a file of heads.
+    """
+    if networks.encoder is None:
+        raise ValueError("these networks have no encoder")
+    return networks.encoder
+
+
+def heads_of(networks: Any) -> dict[str, HeadConfig]:
+    """The heads of self-distillation that :class:`Networks`, or a method, has, by name."""
+    heads = {name: getattr(networks, name, None) for name in HEADS}
+    return {name: head for name, head in heads.items() if head}
 
 
 @functools.lru_cache(maxsize=8)
@@ -114,13 +109,18 @@ def template_of(networks: Networks) -> dict[str, Any]:
 
     def init() -> dict[str, Any]:
         rng, encoder = jax.random.key(0), networks.encoder
-        if networks.kind in ("mae", "clip"):
-            method = networks.method()
-            return method.init(rng, method.batch_spec(1)).params
-        trees = {}
+        trees: dict[str, Any] = {}
         if encoder:
-            side = encoder.image_size
-            trees["encoder"] = ViT(encoder).init(rng, jnp.zeros((1, side, side, 3)))
+            images = jnp.zeros((1, encoder.image_size, encoder.image_size, 3))
+            if networks.text:
+                starts = clip.STARTS[networks.contrast]
+                return clip.init_towers(encoder, networks.text, rng, images, *starts)
+            trees["encoder"] = ViT(encoder).init(rng, images)
+            if networks.decoder:
+                token = jnp.zeros((1, encoder.width))
+                restore = jnp.zeros((1, encoder.num_patches), jnp.int32)
+                decoder = MAEDecoder(networks.decoder)
+                trees["decoder"] = decoder.init(rng, token, token[:, None], restore, encoder.grid)
         token = jnp.zeros((1, encoder.width if encoder else networks.head_input))
         for name, head in networks.dino_heads.items():
             trees[name] = Head(head).init(rng, token)

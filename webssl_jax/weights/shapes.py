@@ -24,7 +24,7 @@ from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.text import TextConfig
 from webssl_jax.weights import configs, dino, mae, positions, tables
 from webssl_jax.weights.families import Family
-from webssl_jax.weights.networks import Networks
+from webssl_jax.weights.networks import HEADS, Networks
 from webssl_jax.weights.stored import Opened, Stored, WeightsError, shown
 from webssl_jax.weights.tables import Row, Table
 
@@ -248,10 +248,10 @@ class Shapes:
         )
 
     def heads(self) -> dict[str, HeadConfig]:
-        """The heads that are there, by name; the first of ``dino.HEADS`` must be."""
+        """The heads that are there, by name; the first of ``HEADS`` must be."""
         found = {}
-        for name in dino.HEADS:
-            if name != dino.HEADS[0] and not self.has(f"{name}/last_layer/v"):
+        for name in HEADS:
+            if name != HEADS[0] and not self.has(f"{name}/last_layer/v"):
                 continue
             prototypes, bottleneck = self._tensor(f"{name}/last_layer/v", 2).shape
             hidden = self._first_layer(name)[0] if self._layers(name) > 1 else 1
@@ -260,7 +260,7 @@ class Shapes:
 
     def head_input(self) -> int:
         """The width of what goes into the heads."""
-        return self._first_layer(dino.HEADS[0])[1]
+        return self._first_layer(HEADS[0])[1]
 
     def _layers(self, head: str) -> int:
         linear = re.compile(rf"{head}\.mlp\.\d+\.weight")

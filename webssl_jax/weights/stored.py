@@ -82,7 +82,7 @@ class Stored:
 class Opened:
     """Files with their headers read: tensors by name, the key of a ``.pth`` that they stood under,
     config.json (or None) and its path, what our own ``.pth`` keeps beside the tensors, and
-    preprocessing."""
+    ``preprocessor_config.json``."""
 
     path: pathlib.Path
     tensors: dict[str, Stored]
@@ -91,3 +91,8 @@ class Opened:
     config_file: pathlib.Path | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     preprocessor: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def preprocessor_file(self) -> pathlib.Path | None:
+        """Where ``preprocessor`` stands, or would."""
+        return self.config_file and self.config_file.with_name("preprocessor_config.json")

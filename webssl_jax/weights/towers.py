@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from webssl_jax.methods import pixels
 from webssl_jax.models import clip_sizes
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.text import TextConfig
-from webssl_jax.weights import clip, configs, shapes, siglip
+from webssl_jax.weights import clip, configs, preprocessing, shapes, siglip
 from webssl_jax.weights.families import Family
 from webssl_jax.weights.networks import Networks
 from webssl_jax.weights.stored import Opened, WeightsError, shown
@@ -139,9 +138,7 @@ def describe(
     bias = family.towers == "siglip" or read.has("logit_bias")
     contrast = "sigmoid" if bias else "softmax"
     try:
-        networks = Networks(
-            **built, contrast=contrast, margin=False, mean=said["mean"], std=said["std"]
-        )
+        networks = Networks(**built, contrast=contrast, preprocess=said["preprocess"])
     except ValueError as error:
         raise WeightsError(f"{files.path}: {error}") from None
     return networks, read.dtype("encoder/patch_embed/kernel"), tuple(assumed)
@@ -211,16 +208,15 @@ class _Towers(shapes.Shapes):
 
 
 def _said(files: Opened, kind: str, facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What shapes do not say: {"encoder": {heads, mlp, norm_eps}, "text": ..., mean, std}, those
+    """What shapes do not say: {"encoder": {heads, mlp, norm_eps}, "text": ..., preprocess}, those
     that are known.
 
     Raises:
       WeightsError: if a config makes no sense, or says something else than the shapes do.
     """
     said: dict[str, Any] = {"encoder": {}, "text": {}}
-    said |= {"mean": pixels.CLIP_MEAN, "std": pixels.CLIP_STD}
-    if kind == "siglip":
-        said |= {"mean": pixels.SIGLIP_MEAN, "std": pixels.SIGLIP_STD}
+    usual = preprocessing.default(facts["encoder"]["image_size"], kind)
+    said["preprocess"] = usual
     places = {"heads": ("encoder",), "text_heads": ("text",), "mlp": ("encoder", "text")}
     for key, value in files.extra.items():
         if type(value) is not (str if key == "mlp" else int) or key not in places:
@@ -231,20 +227,16 @@ def _said(files: Opened, kind: str, facts: Mapping[str, Mapping[str, Any]]) -> d
         return said
     if "model_type" in files.config:
         _transformers(files, files.config, kind, facts, said)
-        colours = files.preprocessor
-        names = {"mean": "image_mean", "std": "image_std"}
+        made = preprocessing.of_transformers(files.preprocessor_file, files.preprocessor, usual)
     elif "model_cfg" in files.config and kind == "clip":
         _open_clip(files, files.config, facts, said)
-        colours = files.config.get("preprocess_cfg", {})
-        names = {"mean": "mean", "std": "std"}
+        given = files.config.get("preprocess_cfg", {})
+        made = preprocessing.of_open_clip(files.config_file, given, usual)
     else:
         raise WeightsError(
             f"{files.config_file}: is a config neither of transformers nor of open_clip"
         )
-    for ours, theirs in names.items():
-        if theirs in colours:
-            said[ours] = configs.colours(files.config_file, colours[theirs])
-    return said
+    return said | {"preprocess": made}
 
 
 def _transformers(

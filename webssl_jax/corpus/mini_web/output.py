@@ -29,10 +29,8 @@ from webssl_jax.corpus.mini_web.choose import Chosen, guessed_from_source
 from webssl_jax.corpus.mini_web.prepare import Files
 from webssl_jax.data import records, views
 from webssl_jax.data.converter.work import temporary_shard
-from webssl_jax.data.pipeline import read_labelled
-from webssl_jax.data.sources import ArrayRecordSource
-from webssl_jax.evaluators.base import Dataset, standard_error
-from webssl_jax.evaluators.frozen import FrozenFeatureEvaluation
+from webssl_jax.evaluators.outcome import scored
+from webssl_jax.evaluators.probes import floors as probe_floors
 from webssl_jax.files import write_json, write_text
 from webssl_jax.visuals import sheets
 from webssl_jax.visuals.png import save_png
@@ -113,7 +111,7 @@ def summarise(chosen: Chosen) -> dict[str, Any]:
         "topics": _cells(chosen),
         "topic_guessed_from_source": {
             "top1": float(guessed.mean()) if len(guessed) else 0.0,
-            "se": standard_error(float(guessed.mean()), len(guessed)) if len(guessed) else 0.0,
+            "se": scored("top1", guessed)[0]["top1_se"] if len(guessed) else 0.0,
         },
     }
 
@@ -161,35 +159,24 @@ def summary_text(summary: Mapping[str, Any]) -> str:
 def floors(folder: Path, size: int, guessed: Mapping[str, float]) -> tuple[str, dict[str, Any]]:
     """What trivial features reach on the probe at ``size`` x ``size`` pixels: a table and plain
     JSON."""
-    view = views.EvalView(size, size)
-    source = ArrayRecordSource(str(folder / "probe-train-*.arrayrecord"))
-    found = read_labelled(source, view)
-    train = Dataset(found.images, found.labels, tuple(found.class_names))
-    source = ArrayRecordSource(str(folder / "probe-test-*.arrayrecord"))
-    found = read_labelled(source, view, class_names=train.class_names)
-    test = Dataset(found.images, found.labels, train.class_names)
-    rows = FrozenFeatureEvaluation(train, test).baselines()
-    chance = 1 / len(train.class_names)
+    problem, figures = probe_floors.floors(
+        str(folder / "probe-train-*.arrayrecord"), str(folder / "probe-test-*.arrayrecord"), size
+    )
+    chance = 1 / problem.num_classes
+    n, m = len(problem.train_labels), len(problem.test_labels)
     lines = [
-        f"{len(train.labels):,} train and {len(test.labels):,} test images, "
-        f"{len(train.class_names)} topics, {size} x {size} pixels",
+        f"{n:,} train and {m:,} test images, {problem.num_classes} topics, {size} x {size} pixels",
         f"{'chance':26} {chance:.3f}",
         f"{'topic from source alone':26} {guessed['top1']:.3f} +- {guessed['se']:.3f}",
     ]
-    lines += [
-        f"{name:26} k-NN {row.knn.top1:.3f} +- {row.knn.se:.3f}   "
-        f"linear {row.linear.top1:.3f} +- {row.linear.se:.3f}"
-        for name, row in rows.items()
-    ]
-    stored = {name: row.to_json() for name, row in rows.items()}
-    return "\n".join(lines), {
+    return "\n".join([*lines, *probe_floors.lines(figures)]), {
         "image_size": size,
-        "train": len(train.labels),
-        "test": len(test.labels),
-        "classes": list(train.class_names),
+        "train": n,
+        "test": m,
+        "classes": list(problem.classes),
         "chance": chance,
         "topic_guessed_from_source": dict(guessed),
-        "features": stored,
+        "features": figures,
     }
 
 

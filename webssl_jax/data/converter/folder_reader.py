@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from webssl_jax.config import UserError
@@ -67,7 +67,7 @@ class FolderReader:
         data, problem = read_file(file)
         return data or (problem if os.path.lexists(file) else MISSING)
 
-    def _captions(self, path: Path) -> tuple[list[str | bytes], tuple[str, ...]]:
+    def _captions(self, path: Path) -> tuple[Sequence[str | bytes], tuple[str, ...]]:
         """The texts, and a note if there is a file of them that cannot be read."""
         if self.captions == "filename":
             return [re.sub(r"[\W_]+", " ", key_of(path.stem))], ()

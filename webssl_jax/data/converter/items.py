@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from PIL import Image
 
-from webssl_jax.data import annotations, decode, records
+from webssl_jax.data import annotations as annotation
+from webssl_jax.data import decode, records
 
 # Of one encoded image or annotation; what MAX_PIXELS allows fits, and so does a worker.
 MAX_BYTES = 1 << 27
@@ -97,7 +98,7 @@ def text_of(value: str | bytes) -> tuple[str, bool]:
     return text.removeprefix("\ufeff").strip(), text.encode() != data
 
 
-def clean_captions(values: list[str | bytes]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def clean_captions(values: Sequence[str | bytes]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Captions without blanks and repeats, in order, and the notes about them."""
     captions: dict[str, None] = {}
     notes: dict[str, None] = {}
@@ -126,12 +127,13 @@ def make_record(
     kept: dict[str, bytes] = {}
     missing, damaged = [], []
     for name, data in item.annotations.items():
-        if data == MISSING:
+        problem = data if isinstance(data, str) else _problem(record, name, data)
+        if problem == MISSING:
             missing.append(Note(item.key, f"no annotation {name!r}"))
-        elif problem := _problem(record, name, data):
-            damaged.append(Note(f"{item.key}: {problem}", f"damaged annotation {name!r}"))
-        else:
+        elif isinstance(data, bytes) and not problem:
             kept[name] = data
+        else:
+            damaged.append(Note(f"{item.key}: {problem}", f"damaged annotation {name!r}"))
     if rules.require_annotations and (missing or damaged):
         lost = next(name for name in item.annotations if name not in kept)
         return Dropped(item.key, f"image without annotation {lost!r}"), damaged
@@ -166,14 +168,12 @@ def _decode(item: Candidate, rules: Rules) -> tuple[Image.Image, int, int] | Dro
         return Dropped(item.key, "undecodable")
 
 
-def _problem(record: records.Record, name: str, data: bytes | str) -> str:
+def _problem(record: records.Record, name: str, data: bytes) -> str:
     """What is wrong with an annotation of an image; empty if nothing is."""
-    if isinstance(data, str):
-        return data
     if len(data) > MAX_BYTES:
         return "more bytes than the limit"
     try:
-        annotations.check(dataclasses.replace(record, annotations={name: data}))
+        annotation.check(dataclasses.replace(record, annotations={name: data}))
     except records.RecordError as error:
         return " ".join(str(error).split())[:200]
     return ""
@@ -187,9 +187,9 @@ def _shrink(record: records.Record, image: Image.Image, max_side: int) -> record
     small.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     kept = dict(record.annotations)
     for name, data in kept.items():
-        if annotations.is_png(data):
-            values = annotations.resize_mask(annotations.mask(record, name), width, height)
-            kept[name] = annotations.encode_mask(values)
+        if annotation.is_png(data):
+            values = annotation.resize_mask(annotation.mask(record, name), width, height)
+            kept[name] = annotation.encode_mask(values)
     return dataclasses.replace(
         record, image=file.getvalue(), width=width, height=height, annotations=kept
     )

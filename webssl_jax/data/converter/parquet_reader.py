@@ -97,9 +97,9 @@ class ParquetReader:
             data, path = data["bytes"], data.get("path")
         elif is_path:
             data, path = None, data
-        if data is None and not isinstance(path, bytes):
-            return Dropped(key, "no image in the row")
         if data is None:
+            if not isinstance(path, bytes):
+                return Dropped(key, "no image in the row")
             data, problem = self._file(os.fsdecode(path))
             if problem:
                 return Dropped(key, problem)

@@ -26,16 +26,14 @@ from webssl_jax.data.converter import duplicates, plan, stats, work
 from webssl_jax.data.converter.items import Reader, Rules, no_progress
 from webssl_jax.files import write_json
 
-Do = Callable[[Callable, Sequence[work.Shard], Callable[[int], None]], None]
+Progress = Callable[[int], None]
+Pass = Callable[[work.Shard, Progress], None]  # over one shard
+Do = Callable[[Pass, Sequence[work.Shard], Progress], None]
 Runner = Callable[[], contextlib.AbstractContextManager[Do]]
 
 
 def convert(
-    output: Path,
-    reader: Reader,
-    rules: Rules,
-    runner: Runner,
-    progress: Callable[[int], None] = no_progress,
+    output: Path, reader: Reader, rules: Rules, runner: Runner, progress: Progress = no_progress
 ) -> dict[str, dict[str, Any]]:
     """Does what is not done of a plan.
 
@@ -136,7 +134,7 @@ def pool(workers: int) -> Iterator[Do]:
         workers, context, initializer=_start_worker, initargs=(counter,)
     )
 
-    def do(function, shards, progress) -> None:
+    def do(function: Pass, shards: Sequence[work.Shard], progress: Progress) -> None:
         seen = counter.value
         waiting = {executor.submit(_work, function, shard) for shard in shards}
         while waiting:
@@ -160,7 +158,7 @@ def _start_worker(counter: Any) -> None:
     processes.start_worker()
 
 
-def _work(function: Callable, shard: work.Shard) -> None:
+def _work(function: Pass, shard: work.Shard) -> None:
     def progress(size: int) -> None:
         with _COUNTER.get_lock():
             _COUNTER.value += size
@@ -191,7 +189,7 @@ def beam(options: str) -> Iterator[Do]:
             "of its own (it needs older packages than tools/constraints.txt pins)"
         ) from None
 
-    def do(function, shards, progress) -> None:
+    def do(function: Pass, shards: Sequence[work.Shard], progress: Progress) -> None:
         if not shards:
             return
         try:
@@ -213,7 +211,9 @@ def beam(options: str) -> Iterator[Do]:
         try:
             with pipeline:
                 tasks = pipeline | "Shards" >> apache_beam.Create(shards, reshuffle=True)
-                tasks | function.__name__ >> apache_beam.Map(lambda shard: function(shard))
+                tasks | function.__name__ >> apache_beam.Map(
+                    lambda shard: function(shard, no_progress)
+                )
         finally:
             finished.set()
             watcher.join()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from webssl_jax.data import records
-from webssl_jax.data.converter.items import Candidate, Dropped, Note
+from webssl_jax.data.converter.items import Candidate, Dropped, Item, Note
 
 EXAMPLES = 5  # names kept for each reason
 # Beginnings of the notes that tell of inputs, or parts of them, that could not be read.
@@ -37,7 +37,7 @@ def new_stats() -> dict[str, Any]:
     return {**dict.fromkeys(_SUMS, 0), **{name: {} for name in names}}
 
 
-def count_item(stats: dict[str, Any], item: Any, outcome: records.Record | Dropped | None) -> None:
+def count_item(stats: dict[str, Any], item: Item, outcome: records.Record | Dropped | None) -> None:
     """Adds what a reader yielded, and what became of it (None for a note)."""
     if isinstance(item, Note):
         _name(stats["notes"], item.reason, item.key)
@@ -48,6 +48,7 @@ def count_item(stats: dict[str, Any], item: Any, outcome: records.Record | Dropp
     if isinstance(outcome, Dropped):
         _name(stats["dropped"], outcome.reason, outcome.key)
     else:
+        assert isinstance(item, Candidate) and outcome is not None  # what became a record
         _add(stats, outcome, outcome.image is not item.data, 1)
 
 

@@ -100,8 +100,8 @@ def members(stream: Any, limit: Callable[[str], int]) -> Iterator[Member]:
         elif header.type == tarfile.XGLTYPE:
             source.extension(size)  # of all members: dates and owners, in practice
         elif header.type == tarfile.GNUTYPE_LONGNAME:
-            name = source.extension(size).split(b"\0", 1)[0]
-            overrides["path"] = name.decode("utf-8", "surrogateescape")
+            long_name = source.extension(size).split(b"\0", 1)[0]
+            overrides["path"] = long_name.decode("utf-8", "surrogateescape")
         elif header.type == tarfile.GNUTYPE_LONGLINK:
             source.extension(size)
         else:

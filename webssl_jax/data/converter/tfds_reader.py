@@ -87,13 +87,14 @@ class TfdsReader:
         features = self.features
         if features.key:
             key = text_of(_text(_value(example, features.key)))[0] or key
+        assert features.image is not None  # list_tfds has found it
         data = _value(example, features.image)
         if not isinstance(data, bytes):
             return Dropped(key, "no image in the example")
         texts: list[str | bytes] = []
         for path in features.captions:
             found = _value(example, path)
-            many = isinstance(found, list | tuple) or getattr(found, "ndim", 0)
+            many = isinstance(found, list | tuple) or bool(getattr(found, "ndim", 0))
             texts += [_text(value) for value in (found if many else [found])]
         captions, notes = clean_captions(texts)
         label = _value(example, features.label) if features.label else None
@@ -152,7 +153,7 @@ def list_tfds(
             f"--tfds-split {split}: not in {dataset}; {suggest(split, builder.info.splits)}"
         ) from None
     root = Path(builder.data_dir)
-    units = [
+    units: list[Unit] = [
         {"path": os.path.relpath(i.filename, root), "skip": i.skip, "size": i.take}
         for i in instructions
     ]
@@ -191,7 +192,7 @@ def _flatten(features: Any, prefix: str = "") -> dict[str, Any]:
     if inner is not None and type(features).__name__ in ("Sequence", "Dataset"):
         return _flatten(inner, prefix)
     if hasattr(features, "items"):
-        found = {}
+        found: dict[str, Any] = {}
         for name, feature in features.items():
             found |= _flatten(feature, f"{prefix}/{name}" if prefix else name)
         return found
@@ -223,7 +224,8 @@ def _decoder(root: str, features: Features) -> tuple[Callable[[bytes], Any], lis
     def decode(data: bytes) -> Any:
         return wanted.deserialize_example_np(data, decoders=skip)
 
-    return decode, list(getattr(flat.get(features.label), "names", None) or [])
+    label = flat.get(features.label) if features.label else None
+    return decode, list(getattr(label, "names", None) or [])
 
 
 def _value(example: Any, path: str) -> Any:

@@ -20,6 +20,7 @@ from webssl_jax.data.converter.duplicates import digest, read_digests, write_dig
 from webssl_jax.data.converter.items import (
     Candidate,
     Dropped,
+    Note,
     Reader,
     Rules,
     make_record,
@@ -72,9 +73,11 @@ def stage_shard(shard: Shard, progress: Callable[[int], None] = no_progress) -> 
     """
     if shard.staged:
         return
-    stats, images, keys = counts.new_stats(), [], []
+    stats = counts.new_stats()
+    images: list[bytes] = []
+    keys: list[bytes] = []
 
-    def write(writer) -> int:
+    def write(writer: array_record_module.ArrayRecordWriter) -> int:
         with open(shard.aside(".jsonl"), encoding="utf-8") as plan:
             for line in plan:
                 unit = json.loads(line)
@@ -87,7 +90,8 @@ def stage_shard(shard: Shard, progress: Callable[[int], None] = no_progress) -> 
                     progress(size)
 
                 for item in shard.reader.read(unit, advance):
-                    outcome, notes = None, []
+                    outcome: records.Record | Dropped | None = None
+                    notes: list[Note] = []
                     if isinstance(item, Dropped):
                         outcome = item
                     elif isinstance(item, Candidate):
@@ -95,7 +99,7 @@ def stage_shard(shard: Shard, progress: Callable[[int], None] = no_progress) -> 
                     counts.count_item(stats, item, outcome)
                     for note in notes:
                         counts.count_item(stats, note, None)
-                    if isinstance(outcome, records.Record):
+                    if isinstance(item, Candidate) and isinstance(outcome, records.Record):
                         writer.write(records.encode(outcome))
                         images.append(digest(item.data))
                         keys.append(digest(item.key.encode()))
@@ -128,7 +132,7 @@ def finish_shard(shard: Shard, progress: Callable[[int], None] = no_progress) ->
         return
     found = read_digests(shard.aside(".images"))
 
-    def write(writer) -> int:
+    def write(writer: array_record_module.ArrayRecordWriter) -> int:
         reader = array_record_module.ArrayRecordReader(str(shard.aside(".staged")))
         for place in range(reader.num_records()):
             data = reader.read([place])[0]

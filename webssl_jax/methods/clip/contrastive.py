@@ -22,9 +22,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax.sharding import PartitionSpec
 
 from webssl_jax.models.layers import batch_shards
+
+# For each text of the batch, (B,): the largest logit so far, and the sum of exp(logit - largest).
+_Sums = tuple[jax.Array, jax.Array]
+# What is summed for each text, and (B,) its largest logit with an image that is not its own.
+_Carry = tuple[Any, jax.Array]
 
 
 class Contrast(NamedTuple):
@@ -60,8 +66,10 @@ def softmax_contrast(
     logits that a device holds at a time, or the next smaller number that divides its rows; 0: all.
     """
 
-    def on_device(shards: _Shards, images, texts, scale):
-        def add(columns, logits):
+    def on_device(
+        shards: _Shards, images: jax.Array, texts: jax.Array, scale: jax.Array
+    ) -> Contrast:
+        def add(columns: _Sums, logits: jax.Array) -> _Sums:
             largest, total = columns
             # What is subtracted drops out, so it needs no gradient.
             new = jnp.maximum(largest, jax.lax.stop_gradient(logits).max(axis=0))
@@ -90,12 +98,14 @@ def sigmoid_contrast(
     bias: () float32; the rest as in :func:`softmax_contrast`.
     """
 
-    def on_device(shards: _Shards, images, texts, scale, bias):
+    def on_device(
+        shards: _Shards, images: jax.Array, texts: jax.Array, scale: jax.Array, bias: jax.Array
+    ) -> Contrast:
         # -log sigmoid(-z) = softplus(z), and of a pair -log sigmoid(z) = softplus(z) - z
-        def rows(logits, axis):
+        def rows(logits: jax.Array, axis: int) -> jax.Array:
             return jax.nn.softplus(logits).sum(axis=axis)
 
-        def none(columns, logits):
+        def none(columns: tuple[()], logits: jax.Array) -> tuple[()]:
             return columns
 
         count = texts.shape[0] * shards.ways
@@ -112,8 +122,8 @@ def _compare(
     texts: jax.Array,
     scale: jax.Array,
     bias: jax.Array | float,
-    rows: Callable,
-    add: Callable,
+    rows: Callable[..., jax.Array],
+    add: Callable[[Any, jax.Array], Any],
     columns: Any,
     block: int,
 ) -> _Comparison:
@@ -130,7 +140,9 @@ def _compare(
     precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
     place = jnp.arange(everyone.shape[0])
 
-    def compare(carry, piece):
+    def compare(
+        carry: _Carry, piece: tuple[jax.Array, jax.Array]
+    ) -> tuple[_Carry, tuple[jax.Array, jax.Array, jax.Array]]:
         columns, rival = carry
         images, own = piece
         cosines = jnp.einsum(
@@ -147,16 +159,15 @@ def _compare(
         carry = (add(columns, logits), jnp.maximum(rival, rivals.max(axis=0)))
         return carry, (positives, rows(logits, axis=1), rivals.max(axis=1))
 
-    own = shards.index() * b + jnp.arange(b)
+    own = shards.shard_index() * b + jnp.arange(b)
     start = shards.on_each((columns, jnp.full(place.shape, -jnp.inf)))
     r = next(r for r in range(min(block or b, b), 0, -1) if b % r == 0)
     if r == b:
         carry, out = compare(start, (images, own))
     else:
-        compare = jax.checkpoint(compare, prevent_cse=False)
-        pieces = jax.tree.map(lambda x: x.reshape(b // r, r, *x.shape[1:]), (images, own))
-        carry, out = jax.lax.scan(compare, start, pieces)
-        out = jax.tree.map(lambda x: x.reshape(b), out)
+        pieces = jax.tree.map(lambda x: rearrange(x, "(n r) ... -> n r ...", r=r), (images, own))
+        carry, out = jax.lax.scan(jax.checkpoint(compare, prevent_cse=False), start, pieces)
+        out = jax.tree.map(lambda x: rearrange(x, "n r -> (n r)"), out)
     columns, rival = carry
     positives, sums, image_rivals = out
     won = jax.lax.stop_gradient(positives)
@@ -187,8 +198,8 @@ class _Shards(NamedTuple):
         x = jax.lax.stop_gradient(x)
         return jax.lax.pmax(x, self.axes) if self.axes else x
 
-    def index(self) -> jax.Array | int:
-        """Which shard of the batch is here."""
+    def shard_index(self) -> jax.Array | int:
+        """The index of this device's shard of the batch."""
         return jax.lax.axis_index(self.axes) if self.axes else 0
 
     def on_each(self, tree: Any) -> Any:
@@ -215,5 +226,5 @@ def _on_shards(
     return jax.shard_map(
         lambda *arrays: on_device(_Shards(axes, ways), *arrays),
         in_specs=(rows, rows) + (whole,) * len(scalars),
-        out_specs=Contrast(whole, whole, whole),
+        out_specs=whole,
     )(images, texts, *scalars)

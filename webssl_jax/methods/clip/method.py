@@ -13,27 +13,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from webssl_jax.methods import pixels
-from webssl_jax.methods.base import Features, LossOutput, Params, Schedule, Variables
+from webssl_jax import colours
+from webssl_jax.config import ConfigError
+from webssl_jax.data.captioned import CaptionedView
+from webssl_jax.data.tokens import VOCABULARY
+from webssl_jax.data.views import Preprocess, RandomResizedCropView
+from webssl_jax.methods.base import LossOutput, Params, Schedule, Variables
 from webssl_jax.methods.clip.contrastive import sigmoid_contrast, softmax_contrast
-from webssl_jax.methods.encoder import encode, eval_view
 from webssl_jax.methods.vitals import Alarm, Limit, Sign, Vitals
-from webssl_jax.models import clip_sizes, sizes
-from webssl_jax.models.clip import CLIPVision
-from webssl_jax.models.layers import l2_normalise
+from webssl_jax.models import clip_sizes, pixels, sizes
+from webssl_jax.models.clip import STARTS, embed_images, embed_texts, init_towers
 from webssl_jax.models.sizes import ViTConfig
-from webssl_jax.models.text import TextConfig, TextTower
+from webssl_jax.models.text import TextConfig
 from webssl_jax.optim.tables import Tables
-
-# What each begins with, as the originals: scale, bias.
-_STARTS = {"softmax": (1 / 0.07, None), "sigmoid": (10.0, -10.0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +50,7 @@ class View:
     scale_max: float = 1.0
     uncaptioned: str = "empty"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         pixels.check_crop(self.image_size, self.scale_min, self.scale_max)
 
 
@@ -74,10 +73,11 @@ class CLIP:
     scale_max: float = 100.0
     block: int = 1024
     view: View = View()
-    mean: tuple[float, ...] = pixels.CLIP_MEAN
-    std: tuple[float, ...] = pixels.CLIP_STD
+    mean: tuple[float, ...] = colours.CLIP_MEAN
+    std: tuple[float, ...] = colours.CLIP_STD
 
     couples_batch = True
+    evaluated = "params"
     picture_names = ()
 
     @classmethod
@@ -97,16 +97,16 @@ class CLIP:
         encoder = clip_sizes.vision(size, **model) if size else sizes.build(model)
         # The text tower is computed as the image tower is.
         same = {key: getattr(encoder, key) for key in ("dtype", "remat", "attention")}
-        text = same | _given(method.pop("text", None) or {})
-        size = text.pop("size", size)
-        text = clip_sizes.text(size, **text) if size else clip_sizes.build_text(text)
+        fields = same | _given(method.pop("text", None) or {})
+        size = fields.pop("size", size)
+        text = clip_sizes.text(size, **fields) if size else clip_sizes.build_text(fields)
         return sizes.construct(cls, dict(method, encoder=encoder, text=text, view=view), "method")
 
-    def __post_init__(self):
-        pixels.check(self.mean, self.std)
+    def __post_init__(self) -> None:
+        colours.check(self.mean, self.std)
         self.encoder.grid_of(self.view.image_size, self.view.image_size)
-        if self.contrast not in _STARTS:
-            raise ValueError(f"contrast = {self.contrast!r} is not one of {', '.join(_STARTS)}")
+        if self.contrast not in STARTS:
+            raise ValueError(f"contrast = {self.contrast!r} is not one of {', '.join(STARTS)}")
         if self.contrast == "softmax" and self.bias is not None:
             raise ValueError(f"bias = {self.bias}: softmax has none, for it would change nothing")
         if not 1 <= self.start[0] <= self.scale_max:
@@ -126,7 +126,7 @@ class CLIP:
     @property
     def start(self) -> tuple[float, float | None]:
         """Scale and bias before the first step."""
-        scale, bias = _STARTS[self.contrast]
+        scale, bias = STARTS[self.contrast]
         return (
             scale if self.scale is None else self.scale,
             bias if self.bias is None else self.bias,
@@ -144,17 +144,8 @@ class CLIP:
         """Fresh parameters: ``encoder`` and, but for SigLIP's, ``projection`` of the image tower,
         ``text``, ``logit_scale`` (the scale's logarithm) and with sigmoid ``logit_bias``; no
         teacher."""
-        image_rng, text_rng = jax.random.split(rng)
-        image = jnp.zeros((1, *batch_spec["image"].shape[1:]))
-        tokens = jnp.zeros((1, self.text.context), jnp.int32)
-        vision = CLIPVision(self.encoder, self.text.embedding).init(image_rng, image)
-        text = TextTower(self.text).init(text_rng, tokens)
-        scale, bias = self.start
-        params = vision["params"] | {"text": text["params"]}
-        params["logit_scale"] = jnp.float32(math.log(scale))
-        if bias is not None:
-            params["logit_bias"] = jnp.float32(bias)
-        return Variables(params, {}, {})
+        images = jnp.zeros((1, *batch_spec["image"].shape[1:]))
+        return Variables(init_towers(self.encoder, self.text, rng, images, *self.start), {}, {})
 
     def loss(
         self,
@@ -168,14 +159,15 @@ class CLIP:
         """The contrast of one global batch: ``image`` (B, H, W, 3) uint8 and ``tokens`` (B, C)
         int32."""
         image_rng, text_rng = jax.random.split(rng)
-        images = self.embed_images(params, batch["image"], image_rng)
-        texts = self.embed_texts(params, batch["tokens"], text_rng)
+        images = pixels.normalise(batch["image"], self.mean, self.std)
+        images = embed_images(self.encoder, self.text, params, images, image_rng)
+        texts = embed_texts(self.text, params, batch["tokens"], text_rng)
         scale = jnp.exp(params["logit_scale"])
-        pair = [x.astype(self.encoder.dtype) for x in (images, texts)]
+        x, y = (embedded.astype(self.encoder.dtype) for embedded in (images, texts))
         if self.contrast == "softmax":
-            found = softmax_contrast(*pair, scale, block=self.block)
+            found = softmax_contrast(x, y, scale, block=self.block)
         else:
-            found = sigmoid_contrast(*pair, scale, params["logit_bias"], block=self.block)
+            found = sigmoid_contrast(x, y, scale, params["logit_bias"], block=self.block)
         report = self._report(images, texts) | {
             "image_accuracy": found.image_accuracy,
             "text_accuracy": found.text_accuracy,
@@ -186,22 +178,6 @@ class CLIP:
         if "logit_bias" in params:
             report["logit_bias"] = params["logit_bias"]
         return LossOutput(found.loss, {"contrast": found.loss}, report, aux)
-
-    def embed_images(
-        self, params: Params, images: jax.Array, rng: jax.Array | None = None
-    ) -> jax.Array:
-        """uint8 (B, H, W, 3) -> (B, E) float32, L2-normalised. ``rng``: as in training, with
-        stochastic depth."""
-        tower = CLIPVision(self.encoder, self.text.embedding)
-        own = {name: params[name] for name in ("encoder", "projection") if name in params}
-        images = pixels.normalise(images, self.mean, self.std)
-        return _embed(tower, own, images, rng)
-
-    def embed_texts(
-        self, params: Params, tokens: jax.Array, rng: jax.Array | None = None
-    ) -> jax.Array:
-        """int32 (B, C) -> (B, E) float32, L2-normalised. ``rng`` as for images."""
-        return _embed(TextTower(self.text), params["text"], tokens, rng)
 
     def _report(self, images: jax.Array, texts: jax.Array) -> dict[str, jax.Array]:
         """The mean cosines of pairs and of all others, and by how much pairs are closer."""
@@ -218,18 +194,6 @@ class CLIP:
     ) -> Params:
         return teacher
 
-    def features(
-        self,
-        variables: Variables,
-        images: jax.Array,
-        layers: Sequence[int] = (),
-        inside: bool = False,
-    ) -> Features:
-        """Features of the image tower before its projection: uint8 (B, H, W, 3) of any size the
-        patches divide."""
-        images = pixels.normalise(images, self.mean, self.std)
-        return encode(self.encoder, variables.params["encoder"], images, layers, inside)
-
     # What the loader, the optimiser and the reports need to know.
 
     def train_view(self) -> Callable[[Any, np.random.Generator], dict[str, np.ndarray]]:
@@ -237,9 +201,6 @@ class CLIP:
         ConfigError: if the text tower's ids are not those of our tokenizer. Imported towers may
           have others; they take ids, and no texts.
         """
-        from webssl_jax.config import ConfigError
-        from webssl_jax.data.tokens import VOCABULARY
-
         if self.text.vocabulary != VOCABULARY:
             raise ConfigError(
                 f"config.method.text.vocabulary = {self.text.vocabulary}: the tokenizer has "
@@ -248,17 +209,15 @@ class CLIP:
         return self._view()
 
     def _view(self) -> Callable[[Any, np.random.Generator], dict[str, np.ndarray]]:
-        # the loader's side of the house: not needed to compute a loss
-        from webssl_jax.data.captioned import CaptionedView
-        from webssl_jax.data.views import RandomResizedCropView
-
         v = self.view
         crop = RandomResizedCropView(v.image_size, scale=(v.scale_min, v.scale_max), flip=0.0)
         return CaptionedView(crop, self.text.context, v.uncaptioned, self.padding)
 
-    def eval_view(self, size: int | None = None) -> Callable[[bytes], np.ndarray]:
-        """The shorter side resized to ``size``, then the centre: CLIP's has no margin."""
-        return eval_view(size or self.view.image_size, margin=False)
+    @property
+    def preprocess(self) -> Preprocess:
+        """The shorter side is resized to the size of the crop: CLIP's has no margin."""
+        size = self.view.image_size
+        return Preprocess(size, size, self.mean, self.std)
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         side = self.view.image_size
@@ -287,7 +246,9 @@ class CLIP:
         if self.contrast == "softmax":
             uniform_loss = math.log(global_batch)
         else:
-            own, others = (math.log1p(math.exp(side * self.start[1])) for side in (-1, 1))
+            _, bias = self.start
+            assert bias is not None  # the sigmoid loss has one
+            own, others = (math.log1p(math.exp(side * bias)) for side in (-1, 1))
             uniform_loss = own + (global_batch - 1) * others
         chance = 1 / global_batch
         signs = (
@@ -331,7 +292,7 @@ class CLIP:
         return Vitals(signs, alarms)
 
     def pictures(
-        self, variables: Variables, batch: Mapping[str, jax.Array], rng: jax.Array
+        self, variables: Variables, batch: Mapping[str, np.ndarray], rng: jax.Array
     ) -> dict[str, np.ndarray]:
         return {}
 
@@ -351,9 +312,3 @@ class CLIP:
 
 def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if value is not None}
-
-
-def _embed(tower: Any, params: Params, inputs: jax.Array, rng: jax.Array | None) -> jax.Array:
-    drop = {} if rng is None else {"drop_path": rng}
-    out = tower.apply({"params": params}, inputs, train=rng is not None, rngs=drop)
-    return l2_normalise(out.astype(jnp.float32), 1e-12)

@@ -18,29 +18,34 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange, repeat
 
-from webssl_jax.methods import losses, pixels
-from webssl_jax.methods.base import Features, LossOutput, Params, Schedule, Variables
+from webssl_jax import colours
+from webssl_jax.data.multicrop import MultiCropView
+from webssl_jax.data.photometric import Distortion
+from webssl_jax.data.views import Preprocess, with_margin
+from webssl_jax.methods import losses
+from webssl_jax.methods.base import LossOutput, Params, Schedule, Variables
 from webssl_jax.methods.dino import prototypes
 from webssl_jax.methods.dino.prototypes import Targets
 from webssl_jax.methods.dino.vitals import dino_vitals
-from webssl_jax.methods.encoder import encode, eval_view
 from webssl_jax.methods.masking import BlockMasking, masked_patches
 from webssl_jax.methods.vitals import Vitals, effective_rank
-from webssl_jax.models import sizes
+from webssl_jax.models import pixels, sizes
 from webssl_jax.models.blocks import subset_size
 from webssl_jax.models.heads import Head, HeadConfig, Scores
 from webssl_jax.models.layers import gather_tokens
 from webssl_jax.models.sizes import ViTConfig
-from webssl_jax.models.vit import ViT
+from webssl_jax.models.vit import ViT, ViTOutput
 from webssl_jax.optim import schedules
 from webssl_jax.optim.tables import Tables
+from webssl_jax.visuals import crop_sheet
 
 CENTRINGS = ("sinkhorn", "softmax")
 GLOBAL_CROPS = 2
@@ -69,7 +74,7 @@ class View:
     blur: tuple[float, ...] = (0.0, 0.9, 0.5)
     solarize: tuple[float, ...] = (0.0, 0.2, 0.0)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("global_size", "local_size", "local_count"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
@@ -127,10 +132,11 @@ class DINO:
     freeze_last_layer_images: int = 0
     layer_decay: float = 1.0
     patch_embed_rate: float = 0.2
-    mean: tuple[float, ...] = pixels.IMAGENET_MEAN
-    std: tuple[float, ...] = pixels.IMAGENET_STD
+    mean: tuple[float, ...] = colours.IMAGENET_MEAN
+    std: tuple[float, ...] = colours.IMAGENET_STD
 
     couples_batch = True
+    evaluated = "teacher"
     picture_names = ("masks",)
 
     @classmethod
@@ -166,8 +172,8 @@ class DINO:
             )
         return method
 
-    def __post_init__(self):
-        pixels.check(self.mean, self.std)
+    def __post_init__(self) -> None:
+        colours.check(self.mean, self.std)
         self.encoder.grid_of(self.view.local_size, self.view.local_size)
         if self.encoder.pooling != "cls":
             raise ValueError(f"pooling = {self.encoder.pooling!r}: the heads need 'cls'")
@@ -254,53 +260,64 @@ class DINO:
             masks = self.masks.draw(mask_rng, groups, crops, self._grid)
         masks = masks.reshape(groups, crops, -1)
         hidden = masked_patches(masks, self.masks.most(crops, self._patches))
-        weights = hidden.weights.reshape(-1)
+        weights = rearrange(hidden.weights, "g u -> (g u)")
 
         def at_masks(patches: jax.Array) -> jax.Array:
-            """(B * V, N, D) -> (G * U, D), the masked ones and padding."""
+            """(B * V, N, D) -> (G * U, D): the masked patches, and padding."""
             grouped = patches.reshape(groups, -1, patches.shape[-1])
-            return gather_tokens(grouped, hidden.index).reshape(-1, patches.shape[-1])
+            return rearrange(gather_tokens(grouped, hidden.indices), "g u d -> (g u) d")
 
         # Crops of an image stay together, so that images stay on their devices.
-        globals_ = pixels.normalise(batch["global_crops"], self.mean, self.std)
-        globals_ = globals_.reshape(-1, *globals_.shape[2:])
-        locals_ = pixels.normalise(batch["local_crops"], self.mean, self.std)
-        locals_ = locals_.reshape(-1, *locals_.shape[2:])
+        global_crops = pixels.normalise(batch["global_crops"], self.mean, self.std)
+        global_crops = rearrange(global_crops, "b v h w c -> (b v) h w c")
+        local_crops = pixels.normalise(batch["local_crops"], self.mean, self.std)
+        local_crops = rearrange(local_crops, "b l h w c -> (b l) h w c")
 
-        seen = ViT(self.encoder).apply({"params": teacher["encoder"]}, globals_)
-        teacher_cls = self._scores("dino_head", teacher, seen.cls)
-        teacher_patches = self._scores("ibot_head", teacher, at_masks(seen.patches))
-        temperature = schedule_values["teacher_temperature"]
+        teacher_global = ViT(self.encoder).apply({"params": teacher["encoder"]}, global_crops)
+        assert isinstance(teacher_global, ViTOutput)  # flax does not say what a module returns
+        teacher_cls = self._scores("dino_head", teacher, teacher_global.cls)
+        teacher_patches = self._scores("ibot_head", teacher, at_masks(teacher_global.patches))
         targets, patch_targets, aux = self._assign(
-            teacher_cls, teacher_patches, weights.reshape(groups, -1), aux, temperature
+            teacher_cls,
+            teacher_patches,
+            hidden.weights,
+            aux,
+            schedule_values["teacher_temperature"],
         )
 
         student = dataclasses.replace(self.encoder, drop_path_group=crops)
-        whole, parts = ViT(student).apply(
+        student_global, student_local = ViT(student).apply(
             {"params": params["encoder"]},
-            (globals_, locals_),
-            mask=(masks.reshape(b * GLOBAL_CROPS, -1), None),
+            (global_crops, local_crops),
+            mask=(rearrange(masks, "g m n -> (g m) n"), None),
             train=True,
             rngs={"drop_path": drop_rng},
         )
-        cls = jnp.concatenate(
-            [x.reshape(b, -1, self.encoder.width) for x in (whole.cls, parts.cls)], axis=1
+        assert isinstance(student_global, ViTOutput) and isinstance(student_local, ViTOutput)
+        global_cls, local_cls = (
+            rearrange(x.cls, "(b v) d -> b v d", b=b) for x in (student_global, student_local)
         )
+        cls = jnp.concatenate([global_cls, local_cls], axis=1)
         student_cls = self._scores("dino_head", params, cls)  # (B, V + L, K)
-        student_patches = self._scores("ibot_head", params, at_masks(whole.patches))
+        student_patches = self._scores("ibot_head", params, at_masks(student_global.patches))
 
         # Every pair of views but a global crop with itself, weighing the same: DINOv2's own terms
         # and denominators come to that.
-        cool, chunk = self.student_temperature, self.stream_prototypes
-        pairs = prototypes.cross_entropies(targets, student_cls, cool, chunk=chunk).mean(axis=0)
+        temperature, chunk = self.student_temperature, self.stream_prototypes
+        pairs = prototypes.cross_entropies(targets, student_cls, temperature, chunk=chunk).mean(
+            axis=0
+        )
         count = pairs.size - GLOBAL_CROPS
         across = pairs[:, :GLOBAL_CROPS].sum() - jnp.trace(pairs)
         patch_losses = prototypes.cross_entropies(
-            patch_targets, student_patches.reshape(-1, 1), cool, chunk=chunk
+            patch_targets, student_patches.reshape(-1, 1), temperature, chunk=chunk
         )
         koleo = sum(
-            losses.koleo(x.reshape(groups, -1, x.shape[-1]))
-            for x in whole.cls.reshape(b, GLOBAL_CROPS, -1).swapaxes(0, 1)
+            (
+                losses.koleo(rearrange(x, "(g n) d -> g n d", g=groups))
+                for x in rearrange(student_global.cls, "(b v) d -> v b d", v=GLOBAL_CROPS)
+            ),
+            jnp.zeros(()),
         )
         terms = {
             "dino_local": self.dino_weight * pairs[:, GLOBAL_CROPS:].sum() / count,
@@ -310,15 +327,19 @@ class DINO:
             * losses.masked_patch_loss(patch_losses.reshape(-1), weights, b * GLOBAL_CROPS),
         }
         of_globals = student_cls._replace(features=student_cls.features[:, :GLOBAL_CROPS])
-        statistics = prototypes.statistics(targets, of_globals.reshape(-1), cool, chunk=chunk)
-        report = self._report(statistics, seen.cls, aux)
+        statistics = prototypes.statistics(
+            targets, of_globals.reshape(-1), temperature, chunk=chunk
+        )
+        report = self._report(statistics, teacher_global.cls, aux)
         report["masked_share"] = masks.mean()
-        return LossOutput(sum(terms.values()), terms, report, aux)
+        return LossOutput(sum(terms.values(), jnp.zeros(())), terms, report, aux)
 
     def _scores(self, name: str, tree: Params, tokens: jax.Array) -> Scores:
         name = "dino_head" if self.ibot_head is None else name
         head = Head(getattr(self, name), self.encoder.dtype)
-        return head.apply({"params": tree[name]}, tokens)
+        scores = head.apply({"params": tree[name]}, tokens)
+        assert isinstance(scores, Scores)
+        return scores
 
     def _assign(
         self, cls: Scores, patches: Scores, weights: jax.Array, aux: Params, temperature: jax.Array
@@ -327,7 +348,7 @@ class DINO:
         scores, and the next ``aux``. weights: (G, U), 0 at padding."""
         valid, chunk = weights > 0, self.stream_prototypes
         if self.centering == "sinkhorn":
-            flat = valid.reshape(-1)
+            flat = rearrange(valid, "g u -> (g u)")
             return (
                 prototypes.sinkhorn_knopp(cls, temperature, chunk=chunk),
                 prototypes.sinkhorn_knopp(patches, temperature, valid=flat, chunk=chunk),
@@ -339,7 +360,9 @@ class DINO:
         shares = valid / jnp.maximum(valid.sum(axis=1, keepdims=True), 1) / len(valid)
         new = {
             "dino_centre": prototypes.next_centre(dino, cls, jnp.full(rows, 1 / rows), m),
-            "ibot_centre": prototypes.next_centre(ibot, patches, shares.reshape(-1), m),
+            "ibot_centre": prototypes.next_centre(
+                ibot, patches, rearrange(shares, "g u -> (g u)"), m
+            ),
         }
         return (
             prototypes.centred_softmax(cls, dino, temperature, chunk=chunk),
@@ -368,31 +391,17 @@ class DINO:
         m = schedule_values["momentum"]
         return jax.tree.map(lambda t, s: m * t + (1 - m) * s, teacher, params)
 
-    def features(
-        self,
-        variables: Variables,
-        images: jax.Array,
-        layers: Sequence[int] = (),
-        inside: bool = False,
-    ) -> Features:
-        """The teacher's features of whole images, nothing hidden: uint8 (B, H, W, 3) of any size
-        the patches divide."""
-        images = pixels.normalise(images, self.mean, self.std)
-        return encode(self.encoder, variables.teacher["encoder"], images, layers, inside)
-
     # What the loader, the optimiser and the reports need to know.
 
     def train_view(self) -> Callable[[bytes, np.random.Generator], dict[str, np.ndarray]]:
-        # the loader's side of the house: not needed to compute a loss
-        from webssl_jax.data.multicrop import MultiCropView
-        from webssl_jax.data.photometric import Distortion
-
         crops = dataclasses.asdict(self.view)
         distortion = Distortion(jitter=crops.pop("jitter"), grayscale=crops.pop("grayscale"))
         return MultiCropView(**crops, distortion=distortion)
 
-    def eval_view(self, size: int | None = None) -> Callable[[bytes], np.ndarray]:
-        return eval_view(size or self.view.global_size)
+    @property
+    def preprocess(self) -> Preprocess:
+        size = self.view.global_size
+        return Preprocess(size, with_margin(size), self.mean, self.std)
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         v = self.view
@@ -453,20 +462,17 @@ class DINO:
         return dino_vitals(self.dino_head.prototypes, crops, width, uniform_loss, centred)
 
     def pictures(
-        self, variables: Variables, batch: Mapping[str, jax.Array], rng: jax.Array
+        self, variables: Variables, batch: Mapping[str, np.ndarray], rng: jax.Array
     ) -> dict[str, np.ndarray]:
         """{"masks": a sheet of the images, each with the two masks that its global crops would
         have}, all of them drawn as one group."""
-        from webssl_jax.visuals import crop_sheet
-
         images = np.asarray(batch["image"])
-        grid, p = self.encoder.grid_of(*images.shape[1:3]), self.encoder.patch_size
-        masks = self.masks.draw(rng, 1, GLOBAL_CROPS * len(images), grid)
-        masks = np.asarray(masks).reshape(len(images), GLOBAL_CROPS, *grid)
-        hidden = masks.repeat(p, axis=2).repeat(p, axis=3)[..., None]
+        (h, w), p = self.encoder.grid_of(*images.shape[1:3]), self.encoder.patch_size
+        masks = np.asarray(self.masks.draw(rng, 1, GLOBAL_CROPS * len(images), (h, w)))
+        hidden = repeat(masks, "1 (b v) (h w) -> v b (h p) (w q) 1", v=GLOBAL_CROPS, h=h, p=p, q=p)
         views = {
-            f"mask {i + 1}": np.where(hidden[:, i], np.uint8(_HIDDEN_GREY), images)
-            for i in range(GLOBAL_CROPS)
+            f"mask {i + 1}": np.where(mask, np.uint8(_HIDDEN_GREY), images)
+            for i, mask in enumerate(hidden)
         }
         return {"masks": crop_sheet(images, views, title="Patches hidden from the student")}
 

@@ -20,12 +20,19 @@ of the teacher, S views of the student.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from webssl_jax.models.heads import Scores
+
+_Carry = TypeVar("_Carry")
+# log sum exp, a chunk at a time: (the largest value so far, the sum of exp(x - largest))
+_Sums = tuple[jax.Array, jax.Array]
+# of statistics(), each (R,): sums, mean, entropy, product, best, favourite
+_Figures = tuple[_Sums, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 class Targets(NamedTuple):
@@ -73,8 +80,8 @@ def sinkhorn_knopp(
         valid = jnp.ones(features.shape[:1], bool)
     rows = jnp.where(valid, 0.0, -jnp.inf)
 
-    def iterate(rows):
-        def share(total, kernel):
+    def iterate(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def share(total: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
             scaled = Scores(features, kernel).logits() / temperature + rows[:, None]
             # finite, for a batch without one valid row
             largest = jnp.maximum(scaled.max(axis=0), jnp.finfo(jnp.float32).min)
@@ -102,7 +109,7 @@ def centred_softmax(
     temperature). scores: (R, K). ``centre`` (K,) is that of the steps before."""
     columns = -centre / temperature
 
-    def add(sums, piece):
+    def add(sums: _Sums, piece: tuple[jax.Array, jax.Array]) -> tuple[_Sums, None]:
         kernel, columns = piece
         scaled = Scores(scores.features, kernel).logits() / temperature + columns
         return _add_exp(*sums, scaled), None
@@ -137,10 +144,13 @@ def cross_entropies(
     b, s, _ = student.features.shape
     t = targets.rows.shape[0] // b
 
-    def add(carry, piece):
+    def add(
+        carry: tuple[_Sums, jax.Array, jax.Array], piece: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[tuple[_Sums, jax.Array, jax.Array], None]:
         sums, mass, products = carry
         kernel, columns, student_kernel = piece
-        wanted = jnp.exp(targets.of(kernel, columns).logs()).reshape(b, t, -1)
+        wanted = jnp.exp(targets.of(kernel, columns).logs())
+        wanted = rearrange(wanted, "(b t) k -> b t k", b=b)
         scaled = student._replace(kernel=student_kernel).logits() / temperature
         products += jnp.einsum("btk,bsk->bts", wanted, scaled, precision=jax.lax.Precision.HIGHEST)
         return (_add_exp(*sums, scaled), mass + wanted.sum(axis=-1), products), None
@@ -163,7 +173,7 @@ def statistics(
     targets, student = jax.lax.stop_gradient((targets, student))
     r, k = targets.rows.shape[0], targets.columns.shape[0]
 
-    def add(carry, piece):
+    def add(carry: _Figures, piece: tuple[jax.Array, ...]) -> tuple[_Figures, None]:
         (largest, total), mean, entropy, product, best, favourite = carry
         kernel, columns, index, student_kernel = piece
         logs = targets.of(kernel, columns).logs()
@@ -190,14 +200,11 @@ def statistics(
     }
 
 
-# log sum exp, a chunk at a time: (largest so far, sum of exp(x - largest)).
-
-
-def _no_exp(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+def _no_exp(shape: tuple[int, ...]) -> _Sums:
     return jnp.full(shape, -jnp.inf), jnp.zeros(shape)
 
 
-def _add_exp(largest: jax.Array, total: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _add_exp(largest: jax.Array, total: jax.Array, x: jax.Array) -> _Sums:
     # What is subtracted drops out, so it needs no gradient.
     new = jnp.maximum(largest, jax.lax.stop_gradient(x).max(axis=-1))
     return new, total * jnp.exp(largest - new) + jnp.exp(x - new[..., None]).sum(axis=-1)
@@ -207,7 +214,9 @@ def _log(largest: jax.Array, total: jax.Array) -> jax.Array:
     return largest + jnp.log(total)
 
 
-def _over_chunks(body: Callable, carry: Any, arrays: Any, chunk: int) -> tuple[Any, Any]:
+def _over_chunks(
+    body: Callable[[_Carry, Any], tuple[_Carry, Any]], carry: _Carry, arrays: Any, chunk: int
+) -> tuple[_Carry, Any]:
     """``carry, out = body(carry, piece)`` for one piece after another of ``arrays`` (..., K), cut
     on their last axis. Returns the last carry and the outs (..., K) put together."""
     size = jax.tree.leaves(arrays)[0].shape[-1]
@@ -216,12 +225,6 @@ def _over_chunks(body: Callable, carry: Any, arrays: Any, chunk: int) -> tuple[A
 
     # A chunk is not a run of neighbours but every n-th prototype: where they are cut over devices,
     # each device has its part of every chunk.
-    def split(x):
-        return jnp.moveaxis(x.reshape(*x.shape[:-1], chunk, size // chunk), -1, 0)
-
-    def join(x):
-        return jnp.moveaxis(x, 0, -1).reshape(*x.shape[1:-1], size)
-
-    body = jax.checkpoint(body, prevent_cse=False)
-    carry, out = jax.lax.scan(body, carry, jax.tree.map(split, arrays))
-    return carry, jax.tree.map(join, out)
+    pieces = jax.tree.map(lambda x: rearrange(x, "... (c n) -> n ... c", c=chunk), arrays)
+    carry, out = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), carry, pieces)
+    return carry, jax.tree.map(lambda x: rearrange(x, "n ... c -> ... (c n)"), out)

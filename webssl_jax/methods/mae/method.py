@@ -12,27 +12,24 @@ P = p * p * 3.
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
-from webssl_jax.methods import losses, masking, pixels
-from webssl_jax.methods.base import Features, LossOutput, Params, Schedule, Variables
-from webssl_jax.methods.encoder import encode, eval_view
+from webssl_jax import colours
+from webssl_jax.data.views import Preprocess, RandomResizedCropView, with_margin
+from webssl_jax.methods import losses, masking
+from webssl_jax.methods.base import LossOutput, Params, Schedule, Variables
 from webssl_jax.methods.vitals import Alarm, Limit, Sign, Vitals
-from webssl_jax.models import sizes
+from webssl_jax.models import pixels, sizes
 from webssl_jax.models.decoder import MAEDecoder
-from webssl_jax.models.layers import patchify, unpatchify
+from webssl_jax.models.mae import reconstruct, visible_count
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.vit import ViT
 from webssl_jax.optim.tables import Tables
-
-_HIDDEN_GREY = 128  # what a hidden patch looks like in a reconstruction panel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,19 +47,10 @@ class View:
     scale_max: float = 1.0
     hflip: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         pixels.check_crop(self.image_size, self.scale_min, self.scale_max)
         if not 0 <= self.hflip <= 1:
             raise ValueError(f"hflip = {self.hflip} must lie in [0, 1]")
-
-
-class Reconstruction(NamedTuple):
-    """prediction (B, N, P) of the decoder, the true ``patches`` (B, N, P), and ``mask`` (B, N), 1
-    where hidden."""
-
-    prediction: jax.Array
-    patches: jax.Array
-    mask: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,10 +63,11 @@ class MAE:
     mask_ratio: float = 0.75
     norm_pix_loss: bool = True
     view: View = View()
-    mean: tuple[float, ...] = pixels.IMAGENET_MEAN
-    std: tuple[float, ...] = pixels.IMAGENET_STD
+    mean: tuple[float, ...] = colours.IMAGENET_MEAN
+    std: tuple[float, ...] = colours.IMAGENET_STD
 
-    picture_names = ("reconstruction",)
+    evaluated = "params"
+    picture_names = ()
 
     @property
     def couples_batch(self) -> bool:
@@ -102,7 +91,7 @@ class MAE:
         }
         view = sizes.construct(View, dict(config.method.get("view") or {}), "method.view")
         # None stands for the size's own value, so that every field is a key that can be overridden.
-        model = {"image_size": view.image_size}
+        model: dict[str, Any] = {"image_size": view.image_size}
         model |= {key: value for key, value in config.model.items() if value is not None}
         size = model.pop("size", None)
         if size is None:
@@ -130,12 +119,12 @@ class MAE:
             cls, dict(method, encoder=encoder, decoder=decoder, view=view), "method"
         )
 
-    def __post_init__(self):
-        pixels.check(self.mean, self.std)
+    def __post_init__(self) -> None:
+        colours.check(self.mean, self.std)
         if self.encoder.pooling != "cls":
             raise ValueError(f"pooling = {self.encoder.pooling!r}: the decoder needs 'cls'")
         grid = self.encoder.grid_of(self.view.image_size, self.view.image_size)
-        masking.visible_count(grid[0] * grid[1], self.mask_ratio)
+        visible_count(grid[0] * grid[1], self.mask_ratio)
         if self.decoder.patch_size != self.encoder.patch_size:
             raise ValueError(
                 f"the decoder's patch_size = {self.decoder.patch_size} must be the encoder's, "
@@ -170,68 +159,39 @@ class MAE:
         (B, N) float32 in [0, 1), whose smallest entries mark the visible patches (for comparison
         with other implementations).
         """
-        made = self.reconstruct(params, batch, rng, train=True)
+        images = pixels.normalise(batch["image"], self.mean, self.std)
+        mask_rng, drop_rng = jax.random.split(rng)
+        noise = batch.get("noise")
+        if noise is None:
+            h, w = self.encoder.grid_of(*images.shape[1:3])
+            noise = masking.per_example_noise(mask_rng, batch["position"], h * w)
+        made = reconstruct(
+            self.encoder, self.decoder, params, images, noise, self.mask_ratio, drop_rng
+        )
         loss = losses.masked_pixel_loss(
             made.prediction, made.patches, made.mask, self.norm_pix_loss
         )
         report = {"mask_ratio": made.mask.mean(), "prediction_std": made.prediction.std()}
         return LossOutput(loss, {"reconstruction": loss}, report, aux)
 
-    def reconstruct(
-        self, params: Params, batch: Mapping[str, jax.Array], rng: jax.Array, train: bool = False
-    ) -> Reconstruction:
-        """Masks, encodes and decodes; ``batch`` as in :meth:`loss`."""
-        images = pixels.normalise(batch["image"], self.mean, self.std)
-        h, w = self.encoder.grid_of(*images.shape[1:3])
-        mask_rng, drop_rng = jax.random.split(rng)
-        noise = batch.get("noise")
-        if noise is None:
-            noise = masking.per_example_noise(mask_rng, batch["position"], h * w)
-        chosen = masking.random_mask(noise, masking.visible_count(h * w, self.mask_ratio))
-
-        seen = ViT(self.encoder).apply(
-            {"params": params["encoder"]},
-            images,
-            keep=chosen.keep,
-            train=train,
-            rngs={"drop_path": drop_rng},
-        )
-        prediction = MAEDecoder(self.decoder).apply(
-            {"params": params["decoder"]}, seen.cls, seen.patches, chosen.restore, (h, w)
-        )
-        return Reconstruction(prediction, patchify(images, self.encoder.patch_size), chosen.mask)
-
     def update_teacher(
         self, teacher: Params, params: Params, schedule_values: Mapping[str, jax.Array]
     ) -> Params:
         return teacher
 
-    def features(
-        self,
-        variables: Variables,
-        images: jax.Array,
-        layers: Sequence[int] = (),
-        inside: bool = False,
-    ) -> Features:
-        """Features of whole images, nothing hidden: uint8 (B, H, W, 3) of any size the patches
-        divide."""
-        images = pixels.normalise(images, self.mean, self.std)
-        return encode(self.encoder, variables.params["encoder"], images, layers, inside)
-
     # What the loader, the optimiser and the reports need to know.
 
     def train_view(self) -> Callable[[bytes, np.random.Generator], dict[str, np.ndarray]]:
-        # the loader's side of the house: not needed to compute a loss
-        from webssl_jax.data import views
-
-        return views.RandomResizedCropView(
+        return RandomResizedCropView(
             self.view.image_size,
             scale=(self.view.scale_min, self.view.scale_max),
             flip=self.view.hflip,
         )
 
-    def eval_view(self, size: int | None = None) -> Callable[[bytes], np.ndarray]:
-        return eval_view(size or self.view.image_size)
+    @property
+    def preprocess(self) -> Preprocess:
+        size = self.view.image_size
+        return Preprocess(size, with_margin(size), self.mean, self.std)
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         side = self.view.image_size
@@ -265,35 +225,9 @@ class MAE:
         return Vitals(signs, (alarm,))
 
     def pictures(
-        self, variables: Variables, batch: Mapping[str, jax.Array], rng: jax.Array
+        self, variables: Variables, batch: Mapping[str, np.ndarray], rng: jax.Array
     ) -> dict[str, np.ndarray]:
-        """{"reconstruction": a panel of the images}: seen, hidden, predicted, predicted with the
-        visible patches put back. With ``norm_pix_loss`` the network predicts every patch only up to
-        its mean and contrast, so the pictures borrow those two numbers of each patch from the true
-        image. All processes of a run call it together."""
-        from webssl_jax.visuals import reconstruction
-
-        used = {name: batch[name] for name in ("image", "position", "noise") if name in batch}
-        images = self.reconstruction_images(variables.params, used, rng)
-        return {"reconstruction": reconstruction.panel(*map(_to_host, images))}
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def reconstruction_images(
-        self, params: Params, batch: Mapping[str, jax.Array], rng: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """(images, masked, predicted, pasted), each (B, H, W, 3) uint8; see :meth:`pictures`."""
-        made = self.reconstruct(params, batch, rng)
-        predicted = made.prediction
-        if self.norm_pix_loss:
-            mean, std = losses.patch_statistics(made.patches)
-            predicted = predicted * std + mean
-
-        images = batch["image"]
-        grid, p = self.encoder.grid_of(*images.shape[1:3]), self.encoder.patch_size
-        hidden = unpatchify(jnp.repeat(made.mask[:, :, None], p * p * 3, axis=-1), p, grid) > 0
-        predicted = pixels.denormalise(unpatchify(predicted, p, grid), self.mean, self.std)
-        masked = jnp.where(hidden, jnp.uint8(_HIDDEN_GREY), images)
-        return images, masked, predicted, jnp.where(hidden, predicted, images)
+        return {}
 
     def train_flops(self) -> float:
         """Three times the forward matrix products: what is visible through the encoder, all through
@@ -301,15 +235,8 @@ class MAE:
         e, d = self.encoder, self.decoder
         h, w = e.grid_of(self.view.image_size, self.view.image_size)
         patches, values = h * w, e.patch_size**2 * 3
-        visible = masking.visible_count(patches, self.mask_ratio)
+        visible = visible_count(patches, self.mask_ratio)
         forward = 2.0 * visible * values * e.width + e.block_flops(1 + visible + e.num_registers)
         forward += 2.0 * (1 + visible) * e.width * d.width + d.block_flops(1 + patches)
         forward += 2.0 * patches * d.width * values
         return 3.0 * forward
-
-
-def _to_host(x: jax.Array) -> np.ndarray:
-    """The whole array; of one that is spread over several processes, to each of them."""
-    if x.is_fully_addressable:
-        return np.asarray(x)
-    return np.asarray(multihost_utils.process_allgather(x, tiled=True))

@@ -1,9 +1,4 @@
-"""Trivial features: what a picture gives away before anything is learned.
-
-A model's figure says nothing alone. Always guessing the commonest class, comparing thumbnails pixel
-by pixel and comparing colours go through the same k-NN and the same probe, so that their figures
-stand beside the model's.
-"""
+"""Trivial features: what a picture gives away before anything is learned."""
 
 from __future__ import annotations
 
@@ -12,6 +7,7 @@ from PIL import Image
 
 THUMBNAIL = 16
 COLOUR_BINS = 6
+ROW_BYTES = 4 * (THUMBNAIL**2 * 3 + COLOUR_BINS**3)
 
 
 def trivial_features(images: np.ndarray) -> dict[str, np.ndarray]:
@@ -38,9 +34,3 @@ def colour_histogram(images: np.ndarray, bins: int = COLOUR_BINS) -> np.ndarray:
     index = (cells[..., 0] * bins + cells[..., 1]) * bins + cells[..., 2]
     counts = np.stack([np.bincount(row, minlength=bins**3) for row in index])
     return np.sqrt(counts / index.shape[1]).astype(np.float32)
-
-
-def majority(train_labels: np.ndarray, test_labels: np.ndarray) -> np.ndarray:
-    """(n_test,) bool: which test items are right when the commonest training class is always
-    guessed."""
-    return np.asarray(test_labels) == np.bincount(train_labels).argmax()

@@ -11,23 +11,26 @@ from __future__ import annotations
 import numpy as np
 from scipy.sparse.csgraph import connected_components
 
-from webssl_jax.evaluators.baselines import raw_pixels
+from webssl_jax.evaluators.features import Table
+from webssl_jax.evaluators.probes.trivial import THUMBNAIL
 
 ALIKE = 0.85
 
 
-def look_alikes(images: np.ndarray, labels: np.ndarray, threshold: float = ALIKE) -> np.ndarray:
-    """Group numbers (n,) of images (n, H, W, 3) uint8.
+def look_alikes(thumbnails: Table, labels: np.ndarray, threshold: float = ALIKE) -> np.ndarray:
+    """Group numbers (n,) of images, by their thumbnails (n, 16 * 16 * 3) of ``trivial.raw_pixels``.
 
     Two images of one class are linked when their 16 x 16 thumbnails, or one and the other's mirror
     image, correlate above ``threshold``; groups are what links connect. Look-alikes of different
     classes give nothing away.
     """
-    plain, mirrored = _unit(raw_pixels(images)), _unit(raw_pixels(images[:, :, ::-1]))
     groups, count = np.zeros(len(labels), np.int64), 0
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        alike = np.maximum(plain[rows] @ plain[rows].T, plain[rows] @ mirrored[rows].T) > threshold
+        plain = _unit(thumbnails[rows])
+        square = plain.reshape(-1, THUMBNAIL, THUMBNAIL, 3)
+        mirrored = square[:, :, ::-1].reshape(len(rows), -1)
+        alike = np.maximum(plain @ plain.T, plain @ mirrored.T) > threshold
         found, members = connected_components(alike, directed=False)
         groups[rows] = members + count
         count += found

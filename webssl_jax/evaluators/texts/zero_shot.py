@@ -8,21 +8,28 @@ normalised again; the highest cosine wins. That is open_clip's ``build_zero_shot
 from __future__ import annotations
 
 import collections
+import dataclasses
 import importlib.resources
 import pathlib
-import zlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from webssl_jax.config import UserError, suggest
-from webssl_jax.evaluators.base import Dataset, Ranks, fingerprint
-from webssl_jax.evaluators.towers import Towers, check_finite
+from webssl_jax.evaluators import datasets
+from webssl_jax.evaluators.base import TEXTS, text_of
+from webssl_jax.evaluators.features import Cache
+from webssl_jax.evaluators.outcome import Outcome, scored
+from webssl_jax.evaluators.texts.retrieval import check_finite
+from webssl_jax.model import Model
+from webssl_jax.weights.networks import Networks
 
 LISTS = ("imagenet", "short")  # in the folder templates
 PLACE = "{}"
-PROTOCOL = 1  # as that of frozen.py
+# Raised whenever the same model would get another figure on the same data.
+PROTOCOL = 2
+_QUERIES = 4096  # images compared at a time, so that memory stays bounded
 
 
 def read_templates(asked: str) -> tuple[str, ...]:
@@ -33,7 +40,7 @@ def read_templates(asked: str) -> tuple[str, ...]:
       UserError: if there is no such list or file, or it is empty, or a template lacks ``{}``.
     """
     if asked in LISTS:
-        file = importlib.resources.files("webssl_jax.evaluators") / f"templates/{asked}.txt"
+        file = importlib.resources.files("webssl_jax.evaluators.texts") / f"templates/{asked}.txt"
         return tuple(line for _, line in _lines(file.read_text("utf-8")))
     if not pathlib.Path(asked).exists():
         raise UserError(
@@ -107,81 +114,77 @@ def read_class_names(path: str) -> ClassNames:
     return ClassNames(path, names, labels)
 
 
-class ZeroShot(NamedTuple):
-    """What a network found.
+@dataclasses.dataclass(frozen=True)
+class ZeroShotOptions:
+    """The keys of a row.
 
-    data: fingerprint of the images, labels and prompts, and the protocol; only results with the
-    same are comparable. behind: of each image, how many classes were taken for more likely than its
-    own.
+    test: labelled shards. templates: ``imagenet`` (80), ``short`` (7), or a file with one a line.
+    class_names: a file with one name a line in the order of the sorted labels, or lines of a label,
+    a tab and its name; "" for the labels themselves. max_images: drawn evenly; 0 for all.
     """
 
-    data: str
-    classes: int
-    templates: int
-    behind: Ranks
+    test: str
+    templates: str = "short"
+    class_names: str = ""
+    max_images: int = 0
 
-    def metrics(self) -> dict[str, float]:
-        """``eval/zero_shot/top1``, ``top5``, each with ``_se``."""
-        out = {}
-        for k in (1, 5):
-            score = self.behind.within(k)
-            name = f"eval/zero_shot/top{k}"
-            out |= {name: score.top1, f"{name}_se": score.se}
-        return out
+    def __post_init__(self) -> None:
+        if not self.test:
+            raise ValueError("test = '': give labelled shards")
+        if not self.templates:
+            raise ValueError(f"templates = '': give a file, or one of {', '.join(LISTS)}")
+        if self.max_images < 0:
+            raise ValueError(f"max_images = {self.max_images} must be zero (all) or positive")
 
-    @property
-    def test_images(self) -> int:
-        return len(self.behind.behind)
 
-    @property
-    def chance(self) -> dict[str, float]:
-        """The same of guesses."""
-        return chance(self.classes)
+class ZeroShot:
+    """Top-1 and top-5 accuracy of the class whose name is closest to the image."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return self._asdict() | {"behind": self.behind.to_json()}
+    Options = ZeroShotOptions
+    needs = frozenset({TEXTS})
+
+    def __init__(self, options: ZeroShotOptions):
+        self._templates = read_templates(options.templates)
+        self._given = read_class_names(options.class_names) if options.class_names else None
+        self._data = datasets.open_dataset(options.test, datasets.LABELLED, options.max_images)
+        known = (self._data.identity, self._templates, self._given, PROTOCOL)
+        self.data, self.datasets = datasets.fingerprint(*known), (self._data,)
 
     @classmethod
-    def from_json(cls, row: dict[str, Any]) -> ZeroShot:
-        """Inverse of :meth:`to_json`."""
-        return cls(**row | {"behind": Ranks.from_json(row["behind"])})
+    def want(cls, options: ZeroShotOptions, networks: Networks) -> None:
+        """None: embeddings are not pooled features."""
+        return None
 
-
-class ZeroShotEvaluation:
-    """Puts the images of ``test`` into classes by words.
-
-    Args:
-      names: the name of each class, in the order of ``test.class_names``.
-      tokens: (classes x templates, C) int32, of :func:`prompts`.
-
-    ``chance``: the metrics of guesses.
-    """
-
-    name = "zero_shot"
-
-    def __init__(self, test: Dataset, names: Sequence[str], templates: Sequence[str], tokens):
-        self._test, self._tokens, self._templates = test, tokens, len(templates)
-        crc = zlib.crc32("\n".join(prompts(names, templates)).encode())
-        self._data = f"{fingerprint(test)}-{crc:08x}-{PROTOCOL}"
-        self.chance = chance(len(names))
-
-    def measure(self, towers: Towers) -> ZeroShot:
-        """All processes call it.
-
-        Raises:
-          UserError: if an embedding is not finite.
-        """
-        images, texts = towers.images(self._test.images), towers.texts(self._tokens)
-        check_finite("zero-shot classification", images, texts)
-        weights = classifier(texts, self._templates)
-        behind = ranks(images @ weights.T, self._test.labels)
-        return ZeroShot(self._data, len(weights), self._templates, behind)
-
-
-def chance(classes: int) -> dict[str, float]:
-    """{metric: its mean over guesses}."""
-    return {f"eval/zero_shot/top{k}": min(k / classes, 1.0) for k in (1, 5)}
+    def run(self, model: Model, cache: Cache) -> Outcome:
+        """See ``base.Evaluation``."""
+        store = cache.embeddings(model, self._data)
+        classes = self._given and self._given.labels
+        classes = classes or datasets.class_names(store.labels, self._data)
+        rows, labels = datasets.class_ids(store.labels, classes, self._data)
+        names = self._given.of(classes) if self._given else classes
+        texts = prompts(names, self._templates)
+        weights = classifier(check_finite(text_of(model)(texts)), len(self._templates))
+        images = store.array("image").pick(rows)
+        behind = np.concatenate(
+            [
+                ranks(images[i : i + _QUERIES] @ weights.T, labels[i : i + _QUERIES])
+                for i in range(0, len(rows), _QUERIES)
+            ]
+        )
+        metrics: dict[str, float] = {}
+        items: dict[str, np.ndarray] = {}
+        for k in (1, 5):
+            found = scored(f"top{k}", behind < k)
+            metrics, items = metrics | found[0], items | found[1]
+        meaning = (
+            f"zero-shot: share of {len(rows):,} test images put into the right one of "
+            f"{len(classes)} classes, or with it among the first five: the class whose name, in "
+            f"{len(self._templates)} templates, is closest to the image. Nothing is learned from "
+            "labels."
+        )
+        data = datasets.fingerprint(self._data.identity, rows, labels, texts, PROTOCOL)
+        chance = {f"top{k}": min(k / len(classes), 1.0) for k in (1, 5)}
+        return Outcome(("top1", "top5"), metrics, items, data, meaning, chance=chance)
 
 
 def prompts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
@@ -200,7 +203,7 @@ def classifier(texts: np.ndarray, templates: int) -> np.ndarray:
     return mean / np.maximum(length, np.finfo(np.float32).tiny)
 
 
-def ranks(scores: np.ndarray, labels: np.ndarray) -> Ranks:
+def ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """(n,) how many classes come before the right one when sorted by falling score, of equal ones
     the first class first.
 
@@ -209,7 +212,7 @@ def ranks(scores: np.ndarray, labels: np.ndarray) -> Ranks:
     rows = np.arange(len(labels))
     own = scores[rows, labels][:, None]
     before = np.arange(scores.shape[1]) < labels[:, None]
-    return Ranks(((scores > own) | ((scores == own) & before)).sum(axis=1))
+    return ((scores > own) | ((scores == own) & before)).sum(axis=1)
 
 
 def _read(path: str, what: str) -> list[tuple[int, str]]:

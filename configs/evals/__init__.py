@@ -1,0 +1,1 @@
+"""Rows of evaluations ready to use: ``webssl evaluate --model PATH --evals NAME``."""

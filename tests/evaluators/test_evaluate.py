@@ -1,0 +1,96 @@
+"""The command: a run and foreign weights in one table, by rows of a file or of the run's config."""
+
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+from tests.evaluators import toy
+from tests.evaluators.small_models import BATCH, labelled_shard, save_run, small_mae
+from webssl_jax import cli, evaluate
+from webssl_jax.config import UserError
+from webssl_jax.evaluators import outcome
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run, two folders of weights, labelled shards, and a file of rows for them."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    save_run(folder / "mine", steps=(3, 7))
+    small_mae(1).save(folder / "of_transformers", "hf-vit")
+    small_mae(1, seed=1).save(folder / "of_timm", "timm")
+    pattern = labelled_shard(folder, "own", 24)
+    (folder / "rows.py").write_text(
+        "def get_config(arg=None):\n"
+        "    from ml_collections import ConfigDict\n"
+        f"    return ConfigDict({{'grey': {{'kind': 'my_module:Toy', 'test': {pattern!r}}}}})\n"
+    )
+    (folder / "my_module.py").write_text(pathlib.Path(toy.__file__).read_text())
+    return folder
+
+
+@pytest.fixture
+def command(folder, monkeypatch):
+    """command(*flags) on those rows."""
+    monkeypatch.setattr(cli, "log_to_stderr", lambda *_: None)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.chdir(folder)
+    yield lambda *flags: evaluate.main(["--evals", "rows.py", "--batch", str(BATCH), *flags])
+    sys.modules.pop("my_module", None)
+
+
+def test_a_run_and_two_foreign_folders_stand_in_one_table_paired_item_by_item(
+    folder, command, capsys
+):
+    flags = ["--model", "of_transformers", "--model", "of_timm", "--model", "mine"]
+    assert command(*flags, "--output", "results") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name in ("of_transformers", "of_timm", "mine, step 7"):
+        assert f"{name} " in text
+    for verdict in ("of_timm clearly", "mine, step 7 clearly"):
+        assert f"grey length: {verdict}" in text
+    assert "paired item by item" in text and "not paired" not in text
+    found = [
+        outcome.read_rows(folder / place)["grey"]
+        for place in ("results/of_transformers/eval", "results/of_timm/eval", "mine/eval")
+    ]
+    assert len({one.data for one in found}) == 1
+    assert len({one.metrics["length"] for one in found}) == 3
+    assert outcome.steps(folder / "mine/eval/grey") == [7]
+
+    (ran,) = [sys.modules["my_module"].Toy.ran]
+    assert len(ran) == 3
+    assert command(*flags, "--output", "results") == 0 and len(ran) == 3  # all was there
+    assert " ".join(capsys.readouterr().out.split()) == text
+
+    command("--model", "mine", "--step", "3", "--evals.grey.scale=2.0")
+    doubled = outcome.read_rows(folder / "mine/eval", 3)["grey"]
+    np.testing.assert_allclose(doubled.items["length"], 2 * found[2].items["length"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--model", "nowhere"], "nowhere: no such file"),
+        (["--model", "of_timm", "--step", "3"], "--step 3: of_timm is no run"),
+        (["--model", "of_timm", "--watch"], "--watch: follows one run"),
+        (["--model", "mine", "--model", "mine"], "--model: the same path twice"),
+        (["--model", "mine", "--model", "elsewhere/mine"], "--model: two are called mine;"),
+        (["--model", "mine", "--step", "5"], "has no checkpoint of step 5; there are 3, 7"),
+        (["--model", "mine", "--evals.grey=none"], "nothing to evaluate: give --evals"),
+        (["--model", "mine", "--evals.gray=none"], "no such row; did you mean 'grey'"),
+        (["--model", "mine", "--evals.grey.kind=kn"], "did you mean 'knn'"),
+        (["--model", "mine", "--evals.grey.scal=3"], "did you mean 'scale'"),
+        (["--model", "mine", "--evals.grey.scale=-1.0"], "scale = -1.0 must be positive"),
+        (
+            ["--model", "mine", "--evals.words.kind=retrieval", "--evals.words.pairs=own-*"],
+            "evals.words: mine, step 7 has no text tower",
+        ),
+        (["--model", "mine", "--batch", "0"], "--batch 0: must be at least 1"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_line(command, flags, says):
+    with pytest.raises(UserError, match=says) as caught:
+        command(*flags)
+    assert "\n" not in str(caught.value)

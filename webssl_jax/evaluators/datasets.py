@@ -1,0 +1,120 @@
+"""Which records an evaluation judges by, what identifies them, and their classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from webssl_jax.config import UserError
+from webssl_jax.data.pipeline import Source
+from webssl_jax.data.sources import ArrayRecordSource
+
+_SAMPLED = 256  # records whose bytes go into the fingerprint
+
+
+LABELLED, CAPTIONED = "label", "captions"
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Records of a source: of those with the numbers ``indices`` (n,), rising, the ones that have
+    what is ``needed``, a label or captions. ``identity``: a fingerprint of them."""
+
+    source: Source
+    indices: np.ndarray
+    needed: str
+    identity: str
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def needed_word(self) -> str:
+        """For messages: ``labelled`` or ``captioned``."""
+        return {LABELLED: "labelled", CAPTIONED: "captioned"}[self.needed]
+
+
+def open_dataset(pattern: str, needed: str, limit: int = 0) -> Dataset:
+    """The records of shards; see :func:`dataset_of`.
+
+    Raises:
+      UserError: if there are no such shards, or no record in them.
+    """
+    return dataset_of(ArrayRecordSource(pattern), needed, limit)
+
+
+def dataset_of(source: Source, needed: str, limit: int = 0) -> Dataset:
+    """The records of a source that have what is ``needed`` (:data:`LABELLED` or
+    :data:`CAPTIONED`), among at most ``limit`` of them (0: all), drawn evenly from the whole by a
+    fixed shuffle, because shards are often sorted by class.
+
+    The fingerprint is of their number and of the bytes of 256 of them, evenly spaced: cheap for any
+    number of records, and the same wherever the shards lie.
+    """
+    count = len(source)
+    if not count:
+        raise UserError(f"{source.describe(0)}: holds no records")
+    if limit and limit < count:
+        order = grain.MapDataset.range(count).shuffle(seed=0)
+        indices = np.sort(np.array([order[i] for i in range(limit)], np.int64))
+    else:
+        indices = np.arange(count)
+    digest = hashlib.sha256(f"{count} {len(indices)} {needed}".encode())
+    for place in np.unique(np.linspace(0, len(indices) - 1, _SAMPLED).astype(int)):
+        digest.update(source[int(indices[place])])
+    return Dataset(source, indices, needed, digest.hexdigest()[:16])
+
+
+def fingerprint(*known: Any) -> str:
+    """12 hexadecimal digits of texts, numbers and arrays."""
+    digest = hashlib.sha256()
+    for part in known:
+        digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+    return digest.hexdigest()[:12]
+
+
+def class_names(labels: Sequence[str | None], dataset: Dataset, least: int = 1) -> tuple[str, ...]:
+    """All classes that occur among ``labels`` of ``dataset``, sorted.
+
+    Raises:
+      UserError: if there are fewer than ``least``.
+    """
+    names = tuple(sorted({label for label in labels if label is not None}))
+    where = f"{len(dataset):,} records ({dataset.source.describe(0)}, ...)"
+    if not names:
+        raise UserError(
+            f"no labelled image in {where}; give records with labels (folder names become labels), "
+            "or leave this evaluation out"
+        )
+    if len(names) < least:
+        raise UserError(
+            f"evaluation needs training images of at least {least} classes; all in {where} are "
+            f"{names[0]!r}"
+        )
+    return names
+
+
+def class_ids(
+    labels: Sequence[str | None], names: Sequence[str], dataset: Dataset
+) -> tuple[np.ndarray, np.ndarray]:
+    """(rows that have a label, their classes), both (n,) int.
+
+    Raises:
+      UserError: for a label that is none of ``names``, or if there is none at all.
+    """
+    ids = {name: i for i, name in enumerate(names)}
+    rows = np.array([i for i, label in enumerate(labels) if label is not None], np.int64)
+    unknown = sorted({labels[i] for i in rows.tolist()} - ids.keys())
+    if unknown:
+        raise UserError(
+            f"{dataset.source.describe(0)}, ...: label {unknown[0]!r} is none of the {len(names)} "
+            f"known classes ({', '.join(list(names)[:3])}, ...)"
+        )
+    if not len(rows):
+        class_names(labels, dataset)
+    return rows, np.array([ids[labels[i]] for i in rows.tolist()], np.int32)

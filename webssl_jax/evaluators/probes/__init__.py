@@ -1,0 +1,1 @@
+"""Classifiers on frozen features: k-NN and logistic regression, beside trivial features."""

@@ -1,0 +1,1 @@
+"""Evaluations of models with a text tower: classes by their names, images and captions."""

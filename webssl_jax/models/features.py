@@ -1,0 +1,133 @@
+"""A frozen ViT as a source of features, and the words in which somebody says which of them are
+wanted. What nobody wants is not computed: under jit the rest is pruned.
+
+Shape letters: B images, h x w patches, R registers, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from webssl_jax.models.attention import cls_attention
+from webssl_jax.models.pooling import pool_attention
+from webssl_jax.models.sizes import ViTConfig
+from webssl_jax.models.vit import ViT, ViTOutput
+
+PATCHES = ("none", "mean", "grid")
+
+
+@dataclasses.dataclass(frozen=True)
+class Want:
+    """Which features of an image are wanted.
+
+    cls: the CLS token, or the pooled tokens of a network without one.
+    patches: ``none``, their ``mean``, or the whole ``grid``. Means are taken on the device, in
+      float32.
+    blocks: 0-based numbers of blocks whose CLS and patches are wanted too; negative numbers count
+      from the last.
+    registers: the register tokens.
+    diagnostics: what pictures need of the last block; see :class:`Diagnostics`.
+
+    Raises:
+      ValueError: for another word for ``patches``.
+    """
+
+    cls: bool = True
+    patches: str = "grid"
+    blocks: tuple[int, ...] = ()
+    registers: bool = False
+    diagnostics: bool = False
+
+    def __post_init__(self) -> None:
+        if self.patches not in PATCHES:
+            raise ValueError(f"patches = {self.patches!r} is not one of {', '.join(PATCHES)}")
+        object.__setattr__(self, "blocks", tuple(self.blocks))
+
+
+class Diagnostics(NamedTuple):
+    """Attention and token norms of the last block of B images, in float32.
+
+    attention: (B, heads, h, w), the CLS token's weights on patches; with those on itself and on
+    registers they add up to 1. cls_norm (B,), register_norms (B, R), patch_norms (B, h, w): lengths
+    of the block's output tokens before the final norm, which makes them alike. Where pooled tokens
+    take the place of CLS, the weights are those of the pooling's probe and ``cls_norm`` is the
+    length of what is pooled.
+    """
+
+    attention: jax.Array
+    cls_norm: jax.Array
+    register_norms: jax.Array
+    patch_norms: jax.Array
+
+
+class Features(NamedTuple):
+    """Frozen features of B images after the final norm, in float32; None where not wanted.
+
+    cls: (B, D). patches: (B, h, w, D), or their mean (B, D). registers: (B, R, D). blocks:
+    {block, as it was asked for: (cls, patches)}, each through the final norm.
+    """
+
+    cls: jax.Array | None
+    patches: jax.Array | None
+    registers: jax.Array | None
+    blocks: dict[int, tuple[jax.Array | None, jax.Array | None]]
+    diagnostics: Diagnostics | None
+
+
+def compute_features(
+    config: ViTConfig, params: dict[str, Any], images: jax.Array, want: Want
+) -> Features:
+    """Features of whole images, nothing hidden.
+
+    Args:
+      params: of the encoder.
+      images: normalised (B, H, W, 3), of any sides that the patch size divides.
+
+    Raises:
+      ValueError: for images that do not divide into patches, or a block that is not there.
+    """
+    grid = config.grid_of(*images.shape[1:3])
+    seen = ViT(config).apply(
+        {"params": params}, images, layers=want.blocks, inside=want.diagnostics
+    )
+    assert isinstance(seen, ViTOutput)  # of images of one size
+
+    def shaped(patches: jax.Array) -> jax.Array | None:
+        if want.patches == "none":
+            return None
+        if want.patches == "mean":
+            return patches.mean(axis=1)
+        return patches.reshape(patches.shape[0], *grid, patches.shape[-1])
+
+    return Features(
+        seen.cls if want.cls else None,
+        shaped(seen.patches),
+        seen.registers if want.registers else None,
+        {b: (cls if want.cls else None, shaped(x)) for b, (cls, x) in seen.layers.items()},
+        _diagnostics(config, params, seen, grid) if want.diagnostics else None,
+    )
+
+
+def _diagnostics(
+    config: ViTConfig, params: dict[str, Any], seen: ViTOutput, grid: tuple[int, int]
+) -> Diagnostics:
+    norms = jnp.linalg.norm(seen.x_prenorm.astype(jnp.float32), axis=-1)
+    if config.pooling == "cls":
+        assert seen.last_block_input is not None  # it was asked for
+        last = jax.tree.map(lambda stacked: stacked[-1], params["blocks"])
+        attention, cls_norm = cls_attention(config, last, seen.last_block_input), norms[:, 0]
+    else:
+        tokens = jnp.concatenate([seen.registers, seen.patches], axis=1)
+        attention = pool_attention(config, params["pool"], tokens)
+        cls_norm = jnp.linalg.norm(seen.cls, axis=-1)
+    first = norms.shape[1] - seen.patches.shape[1]
+    return Diagnostics(
+        attention[:, :, first:].reshape(*attention.shape[:2], *grid),
+        cls_norm,
+        norms[:, first - config.num_registers : first],
+        norms[:, first:].reshape(-1, *grid),
+    )

@@ -1,0 +1,119 @@
+"""Compiles a config's real train step for a TPU slice that is not here: does it fit, and how fast
+can it be at best?
+
+    python -m webssl_jax.plan --config configs/web_dino.py:size=7b --slice v5p-512 [--slices 2]
+        [--search] [--save FILE] [--json] [--hlo FILE] [--option NAME=VALUE ...]
+        [--config.key.path=value ...]
+    python -m webssl_jax.plan --config configs/web_dino.py:size=7b,res=518 --slice v5e-64
+        --eval ROW [--evals configs/evals/NAME.py] [--images N] [--batch N]
+
+Needs libtpu (pip install 'webssl_jax[plan]') and no TPU: the compiler runs on this machine's CPU,
+for a minute or ten. Exit codes: 0 it fits; 3 it does not; 2 bad input. What the figures mean and
+what they leave out: docs/plan.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import pathlib
+import re
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from webssl_jax import cli, methods
+from webssl_jax import config as configs
+from webssl_jax.config import UserError
+from webssl_jax.plan import extraction, training
+from webssl_jax.sharding import mesh as meshes
+from webssl_jax.sharding import slices
+from webssl_jax.weights.networks import Networks
+
+EXIT_DOES_NOT_FIT = 3
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point. Returns an exit code of the module's docstring."""
+    parser = cli.ArgumentParser(prog="python -m webssl_jax.plan", description=__doc__)
+    parser.add_argument("--config", required=True, help="configs/NAME.py[:key=value,...]")
+    parser.add_argument("--slice", required=True, help="as gcloud calls it: v5p-512, v5e-256, ...")
+    parser.add_argument("--slices", type=int, default=1, help="so many of them, joined by network")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--hlo", metavar="FILE", help="write the optimised HLO, for a recount")
+    parser.add_argument("--save", metavar="FILE", help="write the compiled step: train --compiled")
+    parser.add_argument("--search", action="store_true", help="find the largest batch that fits")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the compiler, besides or instead of those in sharding/compiler_options.py",
+    )
+    group = parser.add_argument_group("features for an evaluation, instead of the train step")
+    group.add_argument("--eval", metavar="ROW", help="of config.evals, or of --evals")
+    group.add_argument("--evals", metavar="FILE", help="rows of evaluations, a config")
+    group.add_argument("--images", type=int, default=extraction.IMAGENET_TRAIN)
+    group.add_argument("--batch", type=int, default=256, help="images a call")
+    args, overrides = parser.parse_with_overrides(argv)
+    options = read_options(args.option)
+    if args.slices < 1:
+        raise UserError(f"--slices {args.slices}: must be at least 1")
+    for flag, file in (("--hlo", args.hlo), ("--save", args.save)):
+        if file and not pathlib.Path(file).parent.is_dir():
+            raise UserError(f"{flag} {file}: its folder does not exist")
+    for flag in ("hlo", "save", "search", "option"):
+        if args.eval and getattr(args, flag):
+            raise UserError(f"--{flag}: goes with the train step, not with --eval")
+    if args.evals and not args.eval:
+        raise UserError(f"--evals {args.evals}: say which of its rows: --eval ROW")
+    slice_ = slices.find(args.slice)
+    config = configs.load(args.config, overrides)
+    if jax.config.values["jax_platforms"] != "cpu":
+        jax.config.update("jax_platforms", "cpu")  # on a TPU VM, too, its chips are left alone
+    if args.eval:
+        return _extraction(args, config, slice_)
+    attempt = functools.partial(
+        training.plan,
+        slice_=slice_,
+        count=args.slices,
+        hlo_file=args.hlo,
+        save_file=args.save,
+        options=options,
+    )
+    if args.search:
+        mesh = meshes.create(config.sharding, slice_.devices(args.slices))
+        result = training.search(config, mesh, attempt)
+    else:
+        result = attempt(config)
+    asked = {"config": args.config, "overrides": overrides, "options": args.option}
+    result = asked | result
+    print(json.dumps(result, indent=1) if args.json else training.table(result), flush=True)
+    return 0 if result["fits"] else EXIT_DOES_NOT_FIT
+
+
+def _extraction(args: argparse.Namespace, config: ConfigDict, slice_: slices.Slice) -> int:
+    rows = configs.load_rows(args.evals) if args.evals else config.evals.to_dict()
+    want = extraction.want_of(rows, args.eval, Networks.of(methods.create(config)))
+    result = extraction.plan_extraction(config, want, slice_, args.slices, args.batch, args.images)
+    print(json.dumps(result, indent=1) if args.json else extraction.table(result), flush=True)
+    return 0 if result["fits"] else EXIT_DOES_NOT_FIT
+
+
+def read_options(given: list[str]) -> dict[str, Any]:
+    """Of the command line: a number, true or false, else a word.
+
+    Raises:
+      UserError: for one that is not NAME=VALUE.
+    """
+    out = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise UserError(f"--option {text}: must be NAME=VALUE")
+        words = {"true": True, "false": False}
+        number = re.fullmatch(r"-?\d+", value)
+        out[name] = int(value) if number else words.get(value, value)
+    return out

@@ -1,0 +1,169 @@
+"""Publishing weights: of a run with its figures in a model card, or of a weight file that is only
+converted, tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from webssl_jax import config as configs
+from webssl_jax.evaluators import outcome, tables
+from webssl_jax.model import Model, Origin
+from webssl_jax.telemetry.writer import read_rows
+from webssl_jax.weights import card, export, safetensors_io
+from webssl_jax.weights.families import FAMILIES, Family
+from webssl_jax.weights.load import Loaded
+from webssl_jax.weights.stored import WeightsError
+
+_LOSS = (
+    "training loss of one batch; for MAE the mean squared error of the hidden patches, in units of "
+    "each patch's own variance when `norm_pix_loss` is on (1.0 = predicting the patch's mean); for "
+    "DINO the sum of cross-entropies in nats between what student and teacher make of an image's "
+    "crops, which start near the logarithm of the number of prototypes; for CLIP the contrast of "
+    "each image's own caption with all others of the batch, which starts near the logarithm of the "
+    "batch (near 10 or 11 with SigLIP's sigmoid)"
+)
+_NAMES = {
+    "encoder": "an encoder",
+    "decoder": "a decoder",
+    "dino_head": "heads",
+    "text": "a text tower",
+}
+
+
+def export_run(
+    run: Any,
+    family: str,
+    output: str | os.PathLike,
+    dtype: str = "float32",
+    max_file_bytes: int = safetensors_io.MAX_FILE_BYTES,
+    chunks: int | None = None,
+) -> pathlib.Path:
+    """Writes what a run (:class:`~webssl_jax.runs.Run`) left, with its figures in the card; see
+    ``weights.export.write``."""
+    model = Model.of(run.method, run.variables, Origin(run.workdir, run.step))
+    text = None
+    if export.is_folder(family):
+        text = run_card(run, model, FAMILIES[family], dtype, os.fspath(output))
+    return export.write(
+        model.params, model.networks, family, output, dtype, max_file_bytes, text, chunks
+    )
+
+
+def export_loaded(
+    loaded: Loaded,
+    family: str,
+    output: str | os.PathLike,
+    dtype: str = "float32",
+    max_file_bytes: int = safetensors_io.MAX_FILE_BYTES,
+    chunks: int | None = None,
+) -> pathlib.Path:
+    """Writes weights of another family, from ``load.open_`` or ``load.load``; see
+    ``weights.export.write``.
+
+    Raises:
+      WeightsError: also when ``family`` has networks that the weights have not.
+    """
+    for part in FAMILIES[family].needs if family in FAMILIES else ():
+        if getattr(loaded.networks, part) is None:
+            raise WeightsError(f"{family}: needs {_NAMES[part]}, and {loaded.source} has none")
+    source = pathlib.Path(loaded.source).absolute()
+    # replacing it would delete what is read
+    if pathlib.Path(output).resolve() in (source.resolve(), source.parent.resolve()):
+        raise WeightsError(f"--output {output}: the weights are read from there; name another")
+    text = None
+    if export.is_folder(family):
+        origin = Origin(loaded.source, None, loaded.family)
+        text = card.card(loaded.networks, origin, FAMILIES[family], dtype, output)
+    return export.write(
+        loaded.params, loaded.networks, family, output, dtype, max_file_bytes, text, chunks
+    )
+
+
+def run_card(run: Any, model: Model, family: Family, dtype: str, folder: str) -> str:
+    """README.md of a run for a folder of ``family``. folder: the path to print in the example."""
+    method, teacher = run.method, run.method.evaluated == "teacher"
+    texts = model.text is not None
+    workdir = pathlib.Path(run.workdir)
+    kind = type(method).__name__
+    tags = f"{'image-text' if texts else 'self-supervised'}, {kind.lower()}"
+    resolved = json.dumps(configs.resolved(run.config), indent=2, sort_keys=True)
+    name = run.config.get("name") or "webssl_jax"
+    of_teacher = "; these are the weights of the teacher, the student's running average"
+    return f"""\
+{card.head(tags, family)}
+# {name}, step {run.step:,}
+
+A vision transformer trained {"on images with captions" if texts else "without labels"} by \
+webssl_jax ({kind}{of_teacher if teacher else ""}){
+        ", and its text tower" if "text" in family.needs else ""
+    }:
+{card.network_and_use(model.networks, family, dtype, folder)}
+## Figures of this run
+
+{loss_table(read_rows(workdir / "metrics.jsonl"), run.step)}
+
+{evaluation(workdir, run.step)}
+
+## How it was made
+
+- step {run.step:,} of {configs.total_steps(run.config):,}
+- images a step: {run.config.global_batch:,}
+- training images: `{run.config.data.train}`
+- git revision of the training code: {_training_revision(workdir)}
+- git revision of the exporting code: {configs.git_revision()}
+
+<details><summary>Resolved config</summary>
+
+```json
+{resolved}
+```
+
+</details>
+"""
+
+
+def loss_table(rows: Sequence[Mapping[str, float]], step: int) -> str:
+    """A Markdown table of the first and the last training loss up to ``step``, with what it is."""
+    found = [row for row in rows if row["step"] <= step and "train/loss" in row]
+    if not found:
+        return "This run logged no figures up to this step."
+    first, last = (f"{row['train/loss']:.4f} ({row['step']:,})" for row in (found[0], found[-1]))
+    return "\n".join(
+        [
+            "| figure | first (step) | last (step) | what it means |",
+            "|---|---|---|---|",
+            f"| `train/loss` | {first} | {last} | {_LOSS} |",
+        ]
+    )
+
+
+def evaluation(workdir: pathlib.Path, step: int) -> str:
+    """The newest evaluation up to ``step``, beside what needs no training and the untrained
+    network, as a code block."""
+    folder = workdir / "eval"
+    done = {
+        at
+        for row in (folder.iterdir() if folder.is_dir() else ())
+        for at in outcome.steps(row)
+        if at <= step
+    }
+    if not done:
+        return (
+            "This run was not evaluated up to this step (`python -m webssl_jax.evaluate` does it)."
+        )
+    now = max(done)
+    models = {"step 0 (untrained)": outcome.read_rows(folder, 0)} if 0 in done and now else {}
+    models[f"step {now:,} (this model)"] = outcome.read_rows(folder, now)
+    heading = f"Evaluation at step {now:,}, beside what needs no training:"
+    return f"{heading}\n\n```\n{tables.report(models)}\n```"
+
+
+def _training_revision(workdir: pathlib.Path) -> str:
+    path = workdir / "environment.json"
+    if not path.exists():
+        return "not recorded"
+    return json.loads(path.read_text()).get("git_revision", "not recorded")

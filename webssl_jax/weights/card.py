@@ -1,0 +1,197 @@
+"""Model cards: what a folder of weights holds, how to load it, how its images are made."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any
+
+from webssl_jax.data.views import Preprocess
+from webssl_jax.models.position import INTERPOLATIONS
+from webssl_jax.models.sizes import ViTConfig
+from webssl_jax.weights.families import Family
+from webssl_jax.weights.networks import Networks
+from webssl_jax.weights.tokenizer_files import has_tokenizer
+
+_PIPELINE = """\
+from transformers import pipeline
+
+classify = pipeline("zero-shot-image-classification", model="{folder}")
+labels = ["a painting of a ship", "a photo of a cat"]
+scores = classify(image, candidate_labels=labels, hypothesis_template="{{}}")  # image: PIL, RGB
+"""
+_USAGE = {
+    "ViTModel": """\
+from transformers import AutoImageProcessor, ViTModel
+
+processor = AutoImageProcessor.from_pretrained("{folder}")
+model = ViTModel.from_pretrained("{folder}", add_pooling_layer=False)
+inputs = processor(images=image, return_tensors="pt")  # image: PIL, RGB
+tokens = model(**inputs).last_hidden_state  # (1, 1 + patches, {width}), CLS first, normalised
+# Another size, sides multiples of {patch_size}: model(pixels, interpolate_pos_encoding=True)
+""",
+    "Dinov2Model": """\
+from transformers import AutoImageProcessor, Dinov2Model
+
+processor = AutoImageProcessor.from_pretrained("{folder}")
+model = Dinov2Model.from_pretrained("{folder}")
+inputs = processor(images=image, return_tensors="pt")  # image: PIL, RGB
+tokens = model(**inputs).last_hidden_state  # (1, 1 + patches, {width}), CLS first, normalised
+# Another size: any sides that are multiples of {patch_size}
+""",
+    "Dinov2WithRegistersModel": """\
+from transformers import AutoImageProcessor, Dinov2WithRegistersModel
+
+processor = AutoImageProcessor.from_pretrained("{folder}")
+model = Dinov2WithRegistersModel.from_pretrained("{folder}")
+inputs = processor(images=image, return_tensors="pt")  # image: PIL, RGB
+# (1, 1 + {registers} + patches, {width}): CLS, registers, patches; normalised
+tokens = model(**inputs).last_hidden_state
+# Another size: any sides that are multiples of {patch_size}
+""",
+    "ViTMAEForPreTraining": """\
+from transformers import AutoImageProcessor, ViTMAEForPreTraining
+
+processor = AutoImageProcessor.from_pretrained("{folder}")
+model = ViTMAEForPreTraining.from_pretrained("{folder}")
+inputs = processor(images=image, return_tensors="pt")  # image: PIL, RGB
+output = model(**inputs)  # output.loss; output.logits (1, patches, pixels of a patch), output.mask
+""",
+    "CLIPModel": _PIPELINE,
+    "SiglipModel": _PIPELINE,
+    "SiglipVisionModel": """\
+from transformers import AutoImageProcessor, SiglipVisionModel
+
+processor = AutoImageProcessor.from_pretrained("{folder}")
+model = SiglipVisionModel.from_pretrained("{folder}")
+inputs = processor(images=image, return_tensors="pt")  # image: PIL, RGB
+cls = model(**inputs).pooler_output  # (1, {width})
+""",
+    "CLIPVisionModel": """\
+from transformers import AutoImageProcessor, CLIPVisionModel
+
+processor = AutoImageProcessor.from_pretrained("{folder}")
+model = CLIPVisionModel.from_pretrained("{folder}")
+inputs = processor(images=image, return_tensors="pt")  # image: PIL, RGB
+cls = model(**inputs).pooler_output  # (1, {width}), normalised
+""",
+    "open_clip.create_model_from_pretrained": """\
+import open_clip
+
+model, transform = open_clip.create_model_from_pretrained("local-dir:{folder}")
+tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
+images = model.encode_image(transform(image)[None], normalize=True)  # image: PIL, RGB
+texts = model.encode_text(tokenizer(["a painting of a ship", "a photo of a cat"]), normalize=True)
+scores = (model.logit_scale.exp() * images @ texts.T).softmax(dim=-1)
+""",
+    "timm.create_model": """\
+import timm
+
+model = timm.create_model("local-dir:{folder}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+pixels = transform(image)[None]  # image: PIL, RGB
+# (1, 1 + {registers} + patches, {width}): CLS, registers, patches; normalised
+tokens = model.forward_features(pixels)
+# Another size, sides multiples of {patch_size}: create_model(..., dynamic_img_size=True)
+""",
+}
+
+
+def card(
+    networks: Networks, origin: Any, family: Family, dtype: str, folder: str | os.PathLike
+) -> str:
+    """README.md for weights of which no more is known than where they come from.
+
+    Args:
+      origin: path and family of what they were converted from; see ``model.Origin``.
+      folder: the path to print in the example.
+    """
+    name = pathlib.Path(origin.path).name or "model"
+    source = f" from `{name}`" + (f" (`{origin.family}`)" if origin.family else "")
+    return f"""\
+{head(networks.kind.replace("encoder", "vit"), family)}
+# {name}, converted
+
+A vision transformer, converted by webssl_jax{source}; what it was trained on and its licence are
+those of that file:
+{network_and_use(networks, family, dtype, folder)}"""
+
+
+def head(tags: str, family: Family) -> str:
+    """The metadata at the top of a card."""
+    texts = "text" in family.needs
+    tag = "zero-shot-image-classification" if texts else "image-feature-extraction"
+    return f"""\
+---
+library_name: {family.library}
+pipeline_tag: {tag}
+tags: [vision, {tags}, webssl_jax]
+---
+"""
+
+
+def network_and_use(
+    networks: Networks, family: Family, dtype: str, folder: str | os.PathLike
+) -> str:
+    """The networks, an example of their use, and how images are made."""
+    encoder, preprocess = networks.encoder, networks.preprocess
+    assert encoder is not None and preprocess is not None  # heads alone have no card
+    usage = _USAGE[family.opens].format(
+        folder=folder,
+        width=encoder.width,
+        patch_size=encoder.patch_size,
+        registers=encoder.num_registers,
+    )
+    return f"""\
+{encoder.depth} blocks of width {encoder.width}, {encoder.heads} heads,
+patches of {encoder.patch_size} pixels, images of {encoder.image_size} pixels.
+{_texts(networks, family)}Weights: `{family.name}` ({family.opens}), {dtype}.
+
+## Use
+
+```python
+{usage}```
+
+{_images(preprocess)}
+The folder's config files say the same. {_resize(encoder, family)}
+"""
+
+
+def _texts(networks: Networks, family: Family) -> str:
+    """What there is to know about the text tower."""
+    if "text" not in family.needs:
+        return ""
+    c = networks.text
+    assert c is not None  # the family needs it
+    ids = "the ids of CLIP's tokenizer, whose files are here"
+    if not has_tokenizer(c.vocabulary):
+        ids = f"{c.vocabulary:,} ids of a tokenizer that is not here"
+    elif family.library != "transformers":
+        ids = "the ids of CLIP's tokenizer"
+    return f"""\
+Texts: {c.depth} blocks of width {c.width}, {c.heads} heads, {c.context} tokens, {ids}.
+In training texts were mended (ftfy), html-unescaped and lower-cased first; see
+`webssl_jax.data.tokens.clean`. The space of images and texts has {c.embedding} channels.
+"""
+
+
+def _images(p: Preprocess) -> str:
+    """How images are made."""
+    how = f"both sides to {p.size} pixels ({p.interpolation}), the aspect is not kept"
+    if p.resize is not None:
+        how = (
+            f"shorter side to {p.resize} pixels ({p.interpolation}), central {p.size} x {p.size} "
+            "pixels"
+        )
+    return f"Images: {how},\nthen minus {list(p.mean)} and over {list(p.std)} per colour."
+
+
+def _resize(encoder: ViTConfig, family: Family) -> str:
+    """What there is to know about other sizes."""
+    ours, theirs = (INTERPOLATIONS[x].words for x in (encoder.position_resize, family.resize))
+    if encoder.position == "sincos" or ours == theirs:
+        return ""
+    return (
+        "At other sizes the features differ slightly from those of this training, as "
+        f"{family.library} resizes positions {theirs} and the training {ours}."
+    )
