@@ -22,7 +22,7 @@ from PIL import Image
 from tests.data.image_shards import encode_image, make_record, write_shard
 from webssl_jax.data import records
 from webssl_jax.data.decode import DecodeError, TooManyPixelsError, decode_image
-from webssl_jax.data.pipeline import TrainLoader, read_labelled
+from webssl_jax.data.pipeline import TrainLoader, read_some
 from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.data.views import Preprocess, RandomResizedCropView
 
@@ -298,8 +298,9 @@ def test_the_loader_delivers_every_awkward_image_or_a_counted_substitute(files, 
     assert set(batch["record"][batch["substituted"]]) == broken == set(loader.damage.records)
     assert loader.damage.substituted == len(broken)
     assert len([r for r in caplog.messages if "damaged record replaced" in r]) == len(broken)
-    labelled = read_labelled(source, Preprocess(16, 18))
-    assert labelled.images.shape == (len(files) - len(broken), 16, 16, 3)
+    view = Preprocess(16, 18)
+    found = [image for _, image in read_some(source, lambda record: view(record.image))]
+    assert np.stack(found).shape == (len(files) - len(broken), 16, 16, 3)
 
 
 def test_the_converter_keeps_what_is_whole_whatever_its_extension_and_counts_the_rest(

@@ -17,7 +17,7 @@ import pytest
 from tests.data.image_shards import ListSource, encode_image, make_record, write_shard
 from webssl_jax.config import UserError
 from webssl_jax.data import records
-from webssl_jax.data.pipeline import TrainLoader, read_labelled
+from webssl_jax.data.pipeline import TrainLoader, read_some
 from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.data.views import Preprocess, RandomResizedCropView
 
@@ -307,49 +307,27 @@ def test_a_killed_run_leaves_no_worker_and_needs_no_parsed_flags(shards, tmp_pat
 # Evaluation -----------------------------------------------------------------------------------
 
 
-def test_labelled_images_come_in_order_with_sorted_classes(source, image_records):
-    labelled = read_labelled(source, Preprocess(16, 18), threads=3)
-    with_label = [r for r in image_records if r.label is not None]
-    assert labelled.class_names == ["ant", "moth", "zebra"]
-    assert labelled.images.shape == (len(with_label), 16, 16, 3)
-    assert labelled.labels.dtype == np.int32
-    assert [labelled.class_names[i] for i in labelled.labels] == [r.label for r in with_label]
-    np.testing.assert_array_equal(labelled.images[3], Preprocess(16, 18)(with_label[3].image))
+def test_records_of_interest_are_read_in_order_a_limited_number_from_everywhere(
+    source, image_records
+):
+    def see(record):
+        return record.key if record.label else None
+
+    everything = read_some(source, see, threads=3)
+    assert [key for _, key in everything] == [r.key for r in image_records if r.label is not None]
+    some = read_some(source, see, limit=20, threads=2)
+    assert len(some) == 20 and some == sorted(some) and set(some) <= set(everything)
+    assert some[-1][0] > 40
+    assert read_some(source, see, limit=20, threads=5) == some
 
 
-def test_a_limit_takes_from_everywhere_and_keeps_the_order(source):
+def test_damaged_records_are_left_out_and_named(damaged_source, caplog):
     view = Preprocess(16, 18)
-    everything = read_labelled(source, view)
-    some = read_labelled(source, view, limit=20, threads=2)
-    assert len(some.images) == len(some.labels) == 20
-    keys = [image.tobytes() for image in everything.images]
-    places = [keys.index(image.tobytes()) for image in some.images]
-    assert places == sorted(places)
-    assert places[-1] > 40
-    again = read_labelled(source, view, limit=20, threads=5)
-    np.testing.assert_array_equal(again.images, some.images)
-
-
-def test_a_test_split_uses_the_ids_of_the_training_classes(source):
-    names = ["moth", "ant", "bee", "zebra"]
-    labelled = read_labelled(source, Preprocess(16, 18), class_names=names)
-    assert labelled.class_names == names and set(labelled.labels) == {0, 1, 3}
-    with pytest.raises(UserError, match="label 'zebra' is none of the 2 known classes"):
-        read_labelled(source, Preprocess(16, 18), class_names=["ant", "moth"])
-
-
-def test_damaged_records_are_left_out_of_an_evaluation_and_named(damaged_source, caplog):
     with caplog.at_level(logging.WARNING, "webssl_jax"):
-        labelled = read_labelled(damaged_source, Preprocess(16, 18))
-    # 40 records, of which 5 have no label and 3 labelled and 1 unlabelled one are damaged.
-    assert len(labelled.images) == 32
-    assert sum("record skipped" in r.getMessage() for r in caplog.records) == 4
-
-
-def test_an_evaluation_without_labels_is_refused(image_records):
-    bare = [records.encode(dataclasses.replace(r, label=None)) for r in image_records[:4]]
-    with pytest.raises(UserError, match="no labelled image in 4 records"):
-        read_labelled(ListSource(tuple(bare)), Preprocess(16, 18))
+        found = read_some(damaged_source, lambda record: record.label and view(record.image))
+    # Of 40 records 5 have no label, and 3 of the others are damaged.
+    assert len(found) == 32
+    assert sum("record skipped" in r.getMessage() for r in caplog.records) >= 3
 
 
 # Grain ----------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -72,14 +72,6 @@ class Damage:
         """Images replaced on this process. Hosts may share rows, so these do not add up: the sum
         over the global rows (``sharding.mesh.to_global``) does."""
         return int(self.by_row.sum())
-
-
-class Labelled(NamedTuple):
-    """images (n, H, W, 3) uint8; labels (n,) int32, ids into ``class_names``."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    class_names: list[str]
 
 
 class TrainLoader:
@@ -335,51 +327,6 @@ def _concatenate(chunks: Sequence[Batch]) -> Batch:
     if len(chunks) == 1:
         return dict(chunks[0])
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-
-
-def read_labelled(
-    source: Source,
-    view: ImageView,
-    limit: int | None = None,
-    threads: int = 16,
-    class_names: Sequence[str] | None = None,
-) -> Labelled:
-    """Reads the labelled images of a source for an evaluator, passing over unlabelled records.
-
-    Args:
-      source: see :class:`Source`.
-      view: from an encoded image to (H, W, 3) uint8.
-      limit: at most so many images, drawn evenly from the whole source by a fixed shuffle (shards
-        are often sorted by class); the order is that of the source in any case.
-      threads: decoding threads.
-      class_names: names in the order of their ids, e.g. those of the training split; by default all
-        that occur, sorted.
-
-    Damaged records as of :func:`read_each`.
-
-    Raises:
-      UserError: if no record has a label, or one has a label that ``class_names`` lacks.
-    """
-
-    def see(record: records.Record) -> tuple[np.ndarray, str] | None:
-        return None if record.label is None else (view(record.image), record.label)
-
-    found = read_some(source, see, limit, threads)
-    if not found:
-        raise UserError(
-            f"no labelled image in {len(source):,} records ({source.describe(0)}, ...); give "
-            "records with labels, or leave this evaluation out"
-        )
-    images, labels = zip(*(row for _, row in found))
-    names = sorted(set(labels)) if class_names is None else list(class_names)
-    ids = {name: i for i, name in enumerate(names)}
-    for (index, _), label in zip(found, labels):
-        if label not in ids:
-            raise UserError(
-                f"{source.describe(index)}: label {label!r} is none of the {len(names)} known "
-                "classes"
-            )
-    return Labelled(np.stack(images), np.array([ids[x] for x in labels], np.int32), names)
 
 
 def read_some(
