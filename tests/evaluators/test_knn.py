@@ -103,6 +103,17 @@ def test_rows_of_a_query_s_own_group_do_not_vote(clusters):
         np.testing.assert_array_equal(found[k], wanted)
 
 
+def test_rows_that_fill_up_the_devices_do_not_vote():
+    """Nine rows on eight devices, filled up with what lies closest to the query."""
+    train = np.eye(9, dtype=np.float32) + 0.1
+    query = np.full((1, 9), 3, np.float32)
+    with sharded.exact():
+        bank = sharded.on_rows(train, fill=3.0)
+        assert bank.shape == (16, 9)
+        found = Search(bank, np.full(9, 2), np.arange(9), 4).predict(query, (1, 9))
+    assert found[1] == [2] and found[9] == [2]
+
+
 def test_length_of_a_feature_does_not_matter(clusters):
     train, labels, queries, _ = clusters
     scale = np.random.default_rng(1).uniform(0.1, 10, (len(train), 1)).astype(np.float32)
