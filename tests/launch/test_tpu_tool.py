@@ -220,14 +220,14 @@ def test_a_closed_terminal_is_told_as_ctrl_c_is(world_on_path):
     ) as process:
         limit = threading.Timer(120, process.kill)  # one that does not hear would wait for ever
         limit.start()
-        for line in process.stdout:
-            if "WAITING_FOR_RESOURCES" in line:
-                break
+        said = ""
+        for line in process.stdout:  # to its end: who stops reading breaks the pipe it writes to
+            said += line
             if "queued-resources create" in line:
                 _until(lambda: world_on_path.read()["asked"])
                 process.send_signal(signal.SIGHUP)
-        assert "STILL THERE: run is WAITING_FOR_RESOURCES" in line
     limit.cancel()
+    assert "STILL THERE: run is WAITING_FOR_RESOURCES" in said
     assert process.returncode == 130
 
 
