@@ -33,6 +33,7 @@ from webssl_jax.model import Model, Origin
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import distributed
 from webssl_jax.sharding import mesh as meshes
+from webssl_jax.weights import load as weight_files
 
 POLL_SECONDS = 20.0
 log = logging.getLogger(__name__)
@@ -121,6 +122,9 @@ def _check(args: Any) -> None:
         raise UserError(f"--model: two are called {max(names, key=names.count)}; rename one")
     if args.batch < 1:
         raise UserError(f"--batch {args.batch}: must be at least 1")
+    for path, run in zip(args.model, is_run, strict=True):
+        if not run:
+            weight_files.open_files(path)  # headers, so that a wrong path ends it before any work
 
 
 def _rows(args: Any, overrides: list[str]) -> dict[str, dict[str, Any]]:

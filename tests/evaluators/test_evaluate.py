@@ -73,6 +73,7 @@ def test_a_run_and_two_foreign_folders_stand_in_one_table_paired_item_by_item(
     "flags, says",
     [
         (["--model", "nowhere"], "nowhere: no such file"),
+        (["--model", "mine", "--model", "nowhere"], "nowhere: no such file"),
         (["--model", "of_timm", "--step", "3"], "--step 3: of_timm is no run"),
         (["--model", "of_timm", "--watch"], "--watch: follows one run"),
         (["--model", "mine", "--model", "mine"], "--model: the same path twice"),
