@@ -106,7 +106,7 @@ def pth(tmp_path_factory, hf_dinov2):
 def timm(tmp_path_factory, files):
     assert (ORACLES / "timm").is_dir(), "timm is not there: bash tools/test.sh installs it"
     folder = tmp_path_factory.mktemp("timm") / "out"
-    script = pathlib.Path(__file__).with_name("timm_own.py")
+    script = pathlib.Path(__file__).with_name("parity") / "timm_own.py"
     command = [sys.executable, script, ORACLES, folder, *files]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

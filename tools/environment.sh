@@ -31,7 +31,7 @@ make_environment() {
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
         --constraint "$ROOT/tools/constraints.txt" --editable "$ROOT${extras:+[$extras]}"
     # timm, which one test compares with, needs torchvision, whose compiled part fits one build of torch. Where it does
-    # not, transformers would break on it, so both lie where only that test looks (tests/parity/timm_oracle.py).
+    # not, transformers would break on it, so both lie where only that test looks (tests/parity/timm_import.py).
     if [ "$extras" = test ]; then
         "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
             --constraint "$ROOT/tools/constraints.txt" --target "$VENV/oracles" timm torchvision

@@ -45,7 +45,7 @@ from webssl_jax.sharding import mesh as meshes
 from webssl_jax.sharding import rules
 from webssl_jax.weights import card, export, safetensors_io, shapes
 from webssl_jax.weights import load as weight_files
-from webssl_jax.weights.families import FAMILIES, table_of
+from webssl_jax.weights.families import FAMILIES
 from webssl_jax.weights.networks import Networks, encoder_of
 from webssl_jax.weights.stored import WeightsError
 from webssl_jax.weights.tables import NotFinite
@@ -124,6 +124,11 @@ class Model:
         mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
         return mesh if isinstance(mesh, Mesh) else None
 
+    def rounded_batch(self, batch: int) -> int:
+        """The least number from ``batch`` on that divides over the mesh."""
+        shards = meshes.batch_shards(self.mesh) if self.mesh else 1
+        return -(-batch // shards) * shards
+
     @property
     def text(self) -> Text | None:
         """The text tower; None where there is none."""
@@ -147,8 +152,7 @@ class Model:
         given = _listed(images)
         if not len(given):
             raise UserError("no image was given")
-        shards = meshes.batch_shards(self.mesh) if self.mesh else 1
-        batch = -(-min(batch, len(given)) // shards) * shards
+        batch = self.rounded_batch(min(batch, len(given)))
         parts = []
         for start in range(0, len(given), batch):
             made = np.stack([self._see(image) for image in given[start : start + batch]])
@@ -211,12 +215,12 @@ class Model:
         Raises:
           UserError: if the format cannot hold the networks, or the place is taken.
         """
-        table_of(format, self.networks)  # refuses what the format cannot hold
-        text = None
-        if export.is_folder(format):
-            text = card.card(self.networks, self.origin, FAMILIES[format], dtype, output)
+
+        def readme() -> str:
+            return card.card(self.networks, self.origin, FAMILIES[format], dtype, output)
+
         size = safetensors_io.MAX_FILE_BYTES
-        return export.write(self.params, self.networks, format, output, dtype, size, text)
+        return export.write(self.params, self.networks, format, output, dtype, size, readme)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -255,7 +259,7 @@ class Text:
     def has_tokenizer(self) -> bool:
         """Whether its ids are those of CLIP's tokenizer. Imported towers may have others; they take
         ids, and no texts."""
-        return self.config.vocabulary == VOCABULARY
+        return self.model.networks.has_tokenizer
 
     def tokenize(self, texts: Sequence[str]) -> np.ndarray:
         """(n, C) int32.
@@ -279,8 +283,7 @@ class Text:
           UserError: without a tokenizer.
         """
         tokens = self.tokenize([texts] if isinstance(texts, str) else texts)
-        shards = meshes.batch_shards(self.model.mesh) if self.model.mesh else 1
-        batch = -(-min(batch, len(tokens)) // shards) * shards
+        batch = self.model.rounded_batch(min(batch, len(tokens)))
         return np.concatenate(
             [to_host(self.embed(part))[:n] for part, n in in_batches(tokens, batch)]
         )
@@ -370,6 +373,17 @@ def list_models() -> KnownModels:
     for prefix, names in (("clip-", clip_sizes.CLIP_SIZES), ("", clip_sizes.SIGLIP_SIZES)):
         known |= {f"{prefix}{name}".replace("_", "-"): clip_sizes.vision(name) for name in names}
     return KnownModels(known, tuple(FAMILIES))
+
+
+def text_of(model: Model) -> Text:
+    """The text tower of a model that must have one.
+
+    Raises:
+      UserError: where there is none.
+    """
+    if model.text is None:
+        raise UserError(f"{model.origin.name}: has no text tower")
+    return model.text
 
 
 def to_host(tree: Any) -> Any:

@@ -45,11 +45,12 @@ def export_run(
     """Writes what a run (:class:`~webssl_jax.runs.Run`) left, with its figures in the card; see
     ``weights.export.write``."""
     model = Model.of(run.method, run.variables, Origin(run.workdir, run.step))
-    text = None
-    if export.is_folder(family):
-        text = run_card(run, model, FAMILIES[family], dtype, os.fspath(output))
+
+    def readme() -> str:
+        return run_card(run, model, FAMILIES[family], dtype, os.fspath(output))
+
     return export.write(
-        model.params, model.networks, family, output, dtype, max_file_bytes, text, chunks
+        model.params, model.networks, family, output, dtype, max_file_bytes, readme, chunks
     )
 
 
@@ -74,12 +75,13 @@ def export_loaded(
     # replacing it would delete what is read
     if pathlib.Path(output).resolve() in (source.resolve(), source.parent.resolve()):
         raise WeightsError(f"--output {output}: the weights are read from there; name another")
-    text = None
-    if export.is_folder(family):
+
+    def readme() -> str:
         origin = Origin(loaded.source, None, loaded.family)
-        text = card.card(loaded.networks, origin, FAMILIES[family], dtype, output)
+        return card.card(loaded.networks, origin, FAMILIES[family], dtype, output)
+
     return export.write(
-        loaded.params, loaded.networks, family, output, dtype, max_file_bytes, text, chunks
+        loaded.params, loaded.networks, family, output, dtype, max_file_bytes, readme, chunks
     )
 
 
@@ -145,17 +147,12 @@ def evaluation(workdir: pathlib.Path, step: int) -> str:
     """The newest evaluation up to ``step``, beside what needs no training and the untrained
     network, as a code block."""
     folder = workdir / "eval"
-    done = {
-        at
-        for row in (folder.iterdir() if folder.is_dir() else ())
-        for at in outcome.steps(row)
-        if at <= step
-    }
+    done = [at for at in outcome.row_steps(folder) if at <= step]
     if not done:
         return (
             "This run was not evaluated up to this step (`python -m webssl_jax.evaluate` does it)."
         )
-    now = max(done)
+    now = done[-1]
     models = {"step 0 (untrained)": outcome.read_rows(folder, 0)} if 0 in done and now else {}
     models[f"step {now:,} (this model)"] = outcome.read_rows(folder, now)
     heading = f"Evaluation at step {now:,}, beside what needs no training:"

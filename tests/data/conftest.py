@@ -1,4 +1,8 @@
-"""Tiny image shards for the data tests."""
+"""Tiny image shards for the data tests, and the converter's command in this process."""
+
+import pathlib
+import runpy
+import sys
 
 import numpy as np
 import pytest
@@ -29,3 +33,19 @@ def shards(tmp_path_factory, image_records):
         items = [records.encode(r) for r in image_records[16 * index : 16 * (index + 1)]]
         write_shard(folder / records.shard_name("train", index, 4), items)
     return folder
+
+
+@pytest.fixture
+def invoke(monkeypatch, capsys):
+    """make_records in this process: (exit code, stdout, stderr)."""
+
+    tool = pathlib.Path(__file__).parents[2] / "tools/make_records.py"
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", [str(tool), *map(str, args)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(tool), run_name="__main__")
+        return stop.value.code, *capsys.readouterr()
+
+    return call

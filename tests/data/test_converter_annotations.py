@@ -4,9 +4,7 @@ counted and named."""
 import io
 import json
 import os
-import runpy
-import sys
-from pathlib import Path
+import pathlib
 
 import numpy as np
 import pyarrow as pa
@@ -25,8 +23,6 @@ from webssl_jax.data.converter.folder_reader import FolderReader, annotation_pat
 from webssl_jax.data.converter.parquet_reader import Columns, ParquetReader, list_parquet
 from webssl_jax.data.converter.tar_reader import TarReader, list_tars
 from webssl_jax.data.converter.tfds_reader import Features, TfdsReader, list_tfds
-
-TOOL = Path(__file__).parents[2] / "tools/make_records.py"
 
 
 def image(seed, width=48, height=40, **options):
@@ -340,7 +336,7 @@ def prepared(tmp_path_factory):
         data_dir=tmp_path_factory.mktemp("tfds"), file_format="array_record"
     )
     builder.download_and_prepare()
-    return Path(builder.data_dir)
+    return pathlib.Path(builder.data_dir)
 
 
 def test_features_become_annotations_images_as_stored_arrays_as_png_and_the_rest_json(
@@ -377,20 +373,6 @@ def test_features_become_annotations_images_as_stored_arrays_as_png_and_the_rest
 
 
 # ----------------------------------------------------------------------------------------- the tool
-
-
-@pytest.fixture
-def invoke(monkeypatch, capsys):
-    """The tool in this process: (exit code, stdout, stderr)."""
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, args)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        return stop.value.code, *capsys.readouterr()
-
-    return call
 
 
 def test_the_command_takes_annotations_and_a_begun_folder_keeps_to_them(tmp_path, invoke):

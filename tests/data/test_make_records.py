@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -20,20 +19,6 @@ from tests.data.test_tar_reader import image, pack, samples
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools/make_records.py"
-
-
-@pytest.fixture
-def invoke(monkeypatch, capsys):
-    """The tool in this process: (exit code, stdout, stderr)."""
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, args)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        return stop.value.code, *capsys.readouterr()
-
-    return call
 
 
 def make_tars(folder, count, each=10):

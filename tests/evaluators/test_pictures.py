@@ -11,7 +11,7 @@ from tests.evaluators.small_models import small_clip, small_mae
 from webssl_jax.config import UserError
 from webssl_jax.data import records
 from webssl_jax.evaluators import pictures, text_pictures
-from webssl_jax.model import Origin
+from webssl_jax.model import Model, Origin
 from webssl_jax.models.features import Diagnostics, Features, Want
 from webssl_jax.visuals import neighbours
 from webssl_jax.weights.networks import Networks
@@ -22,6 +22,7 @@ class Brightness:
     numbers of images that it was shown."""
 
     networks, mesh, text, origin = Networks(), None, None, Origin("bright")
+    rounded_batch = Model.rounded_batch
 
     def __init__(self):
         self.calls = []

@@ -12,6 +12,7 @@ from webssl_jax.data.views import Preprocess
 from webssl_jax.evaluators import text_pictures
 from webssl_jax.evaluators.pictures import Images, ModelPictures, available, choose
 from webssl_jax.evaluators.text_pictures import Pairs, TextPictures
+from webssl_jax.model import Model
 from webssl_jax.visuals import pairs
 
 # Image i has texts 2 i and 2 i + 1; text 0 belongs to image 5 too.
@@ -32,7 +33,7 @@ class Towers:
     """A model, and its text tower: the images lie 10 degrees apart; a text lies 1 beside its image,
     and text 11 far away. ``looked``: calls of the image tower."""
 
-    mesh = None
+    mesh, rounded_batch = None, Model.rounded_batch
 
     def __init__(self, angles=None, times=1.0):
         self.text, self.looked, self._times = self, [], times

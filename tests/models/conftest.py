@@ -1,13 +1,3 @@
-"""These tests check arithmetic, not speed: XLA's optimisations off halves the time, which is nearly
-all compiling."""
+"""XLA's optimisations are off in this folder."""
 
-import jax
-import pytest
-
-
-@pytest.fixture(autouse=True, scope="package")
-def quick_compilation():
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+from tests.quick_compilation import quick_compilation  # noqa: F401

@@ -81,7 +81,7 @@ def weights(method):
 @pytest.fixture(scope="module")
 def folders(method, weights, tmp_path_factory):
     root = tmp_path_factory.mktemp("siglip")
-    rest = ("float32", 2**40, "card")
+    rest = ("float32", 2**40, lambda: "card")
     return {f: weights_export.write(weights, method, f, root / f, *rest) for f in FAMILIES}
 
 
@@ -109,7 +109,7 @@ def test_towers_of_googles_ids_and_of_other_shapes_are_those_of_transformers(tmp
     method = make({"image_size": 24, "depth": 3, "mlp_hidden": 57}, vocabulary=96, context=12)
     tree = random_params(method)
     folder = weights_export.write(
-        tree, method, "hf-siglip", tmp_path / "out", "float32", 2**40, "card"
+        tree, method, "hf-siglip", tmp_path / "out", "float32", 2**40, lambda: "card"
     )
     names = sorted(path.name for path in folder.iterdir())
     assert "tokenizer.json" not in names and "preprocessor_config.json" in names
@@ -190,7 +190,9 @@ def test_towers_that_a_library_would_compute_otherwise_are_refused(
     other = {tower: dataclasses.replace(getattr(method, tower), **fields)}
     networks = dataclasses.replace(Networks.of(method), **other)
     with pytest.raises(WeightsError, match=says):
-        weights_export.write(weights, networks, family, tmp_path / "o", "float32", 2**40, "card")
+        weights_export.write(
+            weights, networks, family, tmp_path / "o", "float32", 2**40, lambda: "card"
+        )
     assert not (tmp_path / "o").exists()
 
 

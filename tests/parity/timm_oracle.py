@@ -2,10 +2,6 @@
 
     python timm_oracle.py ORACLES PIXELS.npz OUTPUT FOLDER [FOLDER ...]
 
-timm needs torchvision, whose compiled operators fit only one build of torch. They lie in a folder
-of their own (``tools/environment.sh``), so that nothing else, transformers least of all, finds
-them; of the operators timm calls none.
-
 PIXELS holds normalised images {name: (B, 3, H, W)}. OUTPUT becomes a folder: ``features.npz`` with
 {"FOLDER's name/name": tokens (B, 1 + registers + N, D)}, a model of random weights as
 ``random.pth`` and ``random.safetensors``, and its features under "random/name"; so, too, small ones
@@ -18,19 +14,10 @@ import sys
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
+from timm_import import timm
 
-oracles, pixels, output, *folders = map(pathlib.Path, sys.argv[1:])
-sys.path.append(str(oracles))
-try:
-    import torchvision  # noqa: F401
-except RuntimeError:  # its operators are those of another build: their names are enough
-    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        del sys.modules[name]
-    operators = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-import timm  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+_, pixels, output, *folders = map(pathlib.Path, sys.argv[1:])
 
 
 def tokens(model, x):

@@ -74,7 +74,9 @@ def write(family, folder, method=None, weights=None, dtype="float32", max_file_b
     method = method or make_method()
     output = folder / (family if ALL[family].config else f"{family}.pth")
     weights = make_params(method) if weights is None else weights
-    return export.write(weights, method, family, output, dtype, max_file_bytes, "card", **more)
+    return export.write(
+        weights, method, family, output, dtype, max_file_bytes, lambda: "card", **more
+    )
 
 
 def damaged(path, family, folder, change):

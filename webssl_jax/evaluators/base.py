@@ -13,26 +13,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
-from webssl_jax.config import UserError
 from webssl_jax.evaluators.datasets import Dataset
 from webssl_jax.evaluators.features import Cache
 from webssl_jax.evaluators.outcome import Outcome
-from webssl_jax.model import Model, Text
+from webssl_jax.model import Model
 from webssl_jax.models.features import Want
 from webssl_jax.weights.networks import Networks
 
 FEATURES, TEXTS = "features", "texts"
-
-
-def text_of(model: Model) -> Text:
-    """The text tower of a model whose evaluation needs one.
-
-    Raises:
-      UserError: where there is none.
-    """
-    if model.text is None:
-        raise UserError(f"{model.origin.name}: has no text tower")
-    return model.text
 
 
 class Evaluation(Protocol):

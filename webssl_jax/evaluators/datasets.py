@@ -16,8 +16,8 @@ from webssl_jax.data.sources import ArrayRecordSource
 
 _SAMPLED = 256  # records whose bytes go into the fingerprint
 
-
 LABELLED, CAPTIONED = "label", "captions"
+_WORDS = {LABELLED: "labelled", CAPTIONED: "captioned"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,23 @@ class Dataset:
     @property
     def needed_word(self) -> str:
         """For messages: ``labelled`` or ``captioned``."""
-        return {LABELLED: "labelled", CAPTIONED: "captioned"}[self.needed]
+        return _WORDS[self.needed]
+
+
+def check_options(max_images: int, needed: str, **shards: str) -> None:
+    """Refuses keys of a row that name no records.
+
+    Args:
+      shards: {key: value} of the keys that name shards with what is ``needed``.
+
+    Raises:
+      ValueError: for an empty one, or a negative ``max_images``.
+    """
+    for name, value in shards.items():
+        if not value:
+            raise ValueError(f"{name} = '': give {_WORDS[needed]} shards")
+    if max_images < 0:
+        raise ValueError(f"max_images = {max_images} must be zero (all) or positive")
 
 
 def open_dataset(pattern: str, needed: str, limit: int = 0) -> Dataset:

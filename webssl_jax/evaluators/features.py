@@ -33,7 +33,7 @@ from webssl_jax.evaluators import outcome
 from webssl_jax.evaluators.datasets import Dataset
 from webssl_jax.evaluators.outcome import Outcome
 from webssl_jax.files import write_json
-from webssl_jax.model import Model, fill_up
+from webssl_jax.model import Model, fill_up, text_of
 from webssl_jax.models.features import Want
 from webssl_jax.sharding import distributed
 from webssl_jax.sharding import mesh as meshes
@@ -176,9 +176,7 @@ class Cache:
         if _is_done(kept):
             return Store(kept)
 
-        text = model.text
-        if text is None:
-            raise UserError(f"{model.origin.name}: has no text tower")
+        text = text_of(model)
 
         def compute(images: np.ndarray) -> dict[str, Any]:
             placed = meshes.to_global({"x": images}, _mesh(model))["x"]
@@ -207,7 +205,7 @@ class Cache:
         """The outcomes that ``make`` gives, kept under ``name``, which says all they depend on. All
         processes call it."""
         path = self.folder / "outcomes" / f"{name}.json"
-        if distributed.from_first("yes" if path.exists() else ""):
+        if distributed.first_says(path.exists()):
             return outcome.read(path).baselines
         made = make()
         with distributed.error_barrier():
@@ -401,7 +399,7 @@ def _write(folder: pathlib.Path, arrays: dict[str, np.ndarray], rows: list[Row])
 
 def _is_done(folder: pathlib.Path) -> bool:
     """On all processes what the first one sees."""
-    return bool(distributed.from_first("yes" if (folder / _DONE).exists() else ""))
+    return distributed.first_says((folder / _DONE).exists())
 
 
 def _chunk(folder: pathlib.Path, number: int) -> pathlib.Path:

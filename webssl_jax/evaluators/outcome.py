@@ -70,7 +70,16 @@ class Outcome:
 
         The JSON comes last: where it is, the outcome is whole. known: what else is to be read back
         by :func:`read_known`.
+
+        Raises:
+          UserError: if they cannot be written.
         """
+        try:
+            self._write(path, known or {})
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+    def _write(self, path: pathlib.Path, known: Mapping[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         arrays = dict(self.items)
         for name, baseline in self.baselines.items():
@@ -80,7 +89,7 @@ class Outcome:
         write_bytes(path.with_suffix(".npz"), stream.getvalue())
         for name, picture in self.pictures.items():
             save_png(path.with_suffix(f".{name}.png"), picture)
-        write_json(path, self._plain() | {"known": dict(known or {})})
+        write_json(path, self._plain() | {"known": dict(known)})
 
     def _plain(self) -> dict[str, Any]:
         row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -124,6 +133,12 @@ def read_known(path: pathlib.Path) -> dict[str, Any] | None:
 def steps(folder: pathlib.Path) -> list[int]:
     """The steps of which outcomes lie in ``eval/NAME``, rising."""
     return sorted(int(path.stem) for path in folder.glob("[0-9]*.json"))
+
+
+def row_steps(folder: pathlib.Path) -> list[int]:
+    """The steps of which any row in a run's folder ``eval`` has an outcome, rising."""
+    rows = folder.iterdir() if folder.is_dir() else ()
+    return sorted({step for row in rows for step in steps(row)})
 
 
 def step_path(folder: pathlib.Path, step: int) -> pathlib.Path:

@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from webssl_jax.config import UserError, suggest
 from webssl_jax.data import records
 from webssl_jax.data.pipeline import Source, read_each
-from webssl_jax.data.tokens import VOCABULARY
 from webssl_jax.data.views import Preprocess
 from webssl_jax.evaluators import text_pictures
 from webssl_jax.evaluators.text_pictures import Pairs
@@ -25,7 +24,6 @@ from webssl_jax.model import Model, fill_up, in_batches, to_host
 from webssl_jax.models import pixels
 from webssl_jax.models.features import Want
 from webssl_jax.models.layers import unpatchify
-from webssl_jax.sharding import mesh as meshes
 from webssl_jax.visuals import attention, neighbours, norms, pca, reconstruction
 from webssl_jax.weights.networks import Networks
 
@@ -50,10 +48,9 @@ class Images(NamedTuple):
 
 def available(networks: Networks) -> tuple[str, ...]:
     """What can be drawn with these networks."""
-    texts = networks.text is not None and networks.text.vocabulary == VOCABULARY
     return (
         ((RECONSTRUCTION,) if networks.decoder else ())
-        + (text_pictures.NAMES if texts else ())
+        + (text_pictures.NAMES if networks.has_tokenizer else ())
         + NAMES
     )
 
@@ -199,7 +196,7 @@ class ModelPictures:
         positions = jnp.arange(len(rows), dtype=jnp.int32)
         rng = jax.random.split(jax.random.key(self._seed))[0]
         noise = np.asarray(masking.per_example_noise(rng, positions, grid[0] * grid[1]))
-        batch = batch_of(model)
+        batch = model.rounded_batch(_BATCH)
         found: list[tuple[np.ndarray, ...]] = []
         for images, n in in_batches(rows, batch):
             made = model.reconstruct(images, fill_up(noise[len(found) :][:batch], batch))
@@ -272,7 +269,7 @@ class _Seen(NamedTuple):
 
 def _look(model: Model, images: np.ndarray, rows: np.ndarray, shown: set[int]) -> _Seen:
     kept: list[list[np.ndarray]] = [[] for _ in _Seen._fields]
-    for chosen, n in in_batches(rows, batch_of(model)):
+    for chosen, n in in_batches(rows, model.rounded_batch(_BATCH)):
         seen = to_host(model.features(images[chosen], _WANT))
         chosen, inside = chosen[:n], seen.diagnostics
         show = [i for i, row in enumerate(chosen.tolist()) if row in shown]
@@ -290,12 +287,6 @@ def _look(model: Model, images: np.ndarray, rows: np.ndarray, shown: set[int]) -
         for parts, value in zip(kept, values):
             parts.append(value)
     return _Seen(*map(np.concatenate, kept))
-
-
-def batch_of(model: Model) -> int:
-    """Images a call, a multiple of the parts that a batch is cut into."""
-    ways = meshes.batch_shards(model.mesh) if model.mesh else 1
-    return -(-_BATCH // ways) * ways
 
 
 def evenly_spaced(n: int, k: int) -> np.ndarray:

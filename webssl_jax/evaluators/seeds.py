@@ -109,12 +109,11 @@ def read_seeds(name: str, workdirs: Sequence[str]) -> Seeds:
                 f"{workdir}: is not {workdirs[0]} with another seed: config.{differs[0]} differs"
             )
         folder = pathlib.Path(workdir) / "eval"
-        rows = [path for path in folder.iterdir() if outcome.steps(path)] if folder.is_dir() else []
-        if not rows:
+        steps = outcome.row_steps(folder)
+        if not steps:
             raise UserError(
                 f"{workdir}: has no evaluation; run python -m webssl_jax.evaluate on it"
             )
-        steps = sorted({step for path in rows for step in outcome.steps(path)})
         runs.append({step: outcome.read_rows(folder, step) for step in steps})
     common = sorted(set.intersection(*map(set, runs)))
     if not common:

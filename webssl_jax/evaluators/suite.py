@@ -19,8 +19,7 @@ from typing import Any
 
 import jax
 
-from webssl_jax.config import ConfigError, UserError, suggest
-from webssl_jax.data.tokens import VOCABULARY
+from webssl_jax.config import ConfigError, suggest
 from webssl_jax.evaluators import features, outcome
 from webssl_jax.evaluators.base import FEATURES, TEXTS, Evaluation
 from webssl_jax.evaluators.datasets import Dataset
@@ -43,7 +42,7 @@ KINDS = {
 SHARED = {"kind": "", "every_steps": 0}
 _NEEDS: dict[str, Callable[[Networks], bool]] = {
     FEATURES: lambda networks: networks.encoder is not None,
-    TEXTS: lambda networks: networks.text is not None and networks.text.vocabulary == VOCABULARY,
+    TEXTS: lambda networks: networks.has_tokenizer,
 }
 _WORDS = {FEATURES: "no image encoder", TEXTS: "no text tower with CLIP's tokenizer"}
 Rows = Mapping[str, Mapping[str, Any]]
@@ -192,7 +191,7 @@ class Suite:
             made = self._made[name].run(model, self._cache)
             with distributed.error_barrier():
                 if jax.process_index() == 0:
-                    _write(outcome.step_path(folder / name, step), made, known[name])
+                    made.write(outcome.step_path(folder / name, step), known[name])
             found[name] = made
         self._cache.forget(model)
         return {name: found[name] for name in known}
@@ -223,16 +222,9 @@ class Suite:
 
     def _done(self, path: pathlib.Path, known: Mapping[str, Any]) -> Outcome | None:
         same = outcome.read_known(path) == known
-        if not distributed.from_first("yes" if same else ""):
+        if not distributed.first_says(same):
             return None
         return outcome.read(path)
-
-
-def _write(path: pathlib.Path, made: Outcome, known: Mapping[str, Any]) -> None:
-    try:
-        made.write(path, known)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def metrics(outcomes: Mapping[str, Outcome]) -> dict[str, float]:

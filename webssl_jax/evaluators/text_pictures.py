@@ -12,11 +12,9 @@ import numpy as np
 
 from webssl_jax.data import records
 from webssl_jax.data.pipeline import ImageView, Source, read_some
-from webssl_jax.evaluators.base import text_of
 from webssl_jax.evaluators.datasets import CAPTIONED, dataset_of
 from webssl_jax.evaluators.texts.retrieval import NoCaptions, link
-from webssl_jax.model import Model, in_batches, to_host
-from webssl_jax.sharding import mesh as meshes
+from webssl_jax.model import Model, in_batches, text_of, to_host
 from webssl_jax.visuals import neighbours, pairs
 
 NAMES = ("similarity", "image_to_text", "text_to_image")
@@ -78,8 +76,7 @@ class TextPictures:
         """{name: (H, W, 3) uint8}. All processes call it; only the first gets pictures. ``of`` as
         of ``pictures.ModelPictures.draw``."""
         text = text_of(model)
-        ways = meshes.batch_shards(model.mesh) if model.mesh else 1
-        batch = -(-_BATCH // ways) * ways
+        batch = model.rounded_batch(_BATCH)
         images = np.concatenate(
             [
                 to_host(text.embed_images(part))[:n]

@@ -31,11 +31,11 @@ from webssl_jax.plan.training import (
     cost,
     lines,
     nothing_runs,
+    speed,
 )
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.sharding import rules, slices
 from webssl_jax.telemetry.progress import format_seconds
-from webssl_jax.telemetry.throughput import PEAK_FLOPS
 from webssl_jax.weights.networks import Networks, encoder_of, template_of
 
 IMAGENET_TRAIN = 1_281_167
@@ -121,17 +121,15 @@ def plan_extraction(
         return result | gone | fits | {"compile_cpu_s": time.process_time() - began}
     text, memory = compiled.as_text(), compiled.memory_analysis()
     assert text is not None and memory is not None  # a compiler for TPUs gives both
-    found = cost(text, slice_)
-    exposed = sum(c.count * c.wire * c.exposed for c in found.collectives)
-    seconds = found.cycles / slice_.chip.clock + (exposed / slice_.ici if exposed else 0.0)
-    peak = flops / (PEAK_FLOPS[slice_.chip.device_kind] * mesh.size)
+    known = {"model_flops": flops, "global_batch": batch, "chips": result["chips"]}
+    modelled = speed(cost(text, slice_), slice_, mesh, known, -(-images // batch))
     return result | {
         "fits": True,
         "error": None,
         "peak_hbm_gib": memory.peak_memory_in_bytes / _GIB,
-        "images_per_s": batch / seconds,
-        "hours": -(-images // batch) * seconds / 3600,
-        "mfu_with_exposed_ici": peak / seconds,
+        "images_per_s": modelled["images_per_s"],
+        "hours": 24 * modelled["days"],
+        "mfu_with_exposed_ici": modelled["mfu_with_exposed_ici"],
         "compile_cpu_s": time.process_time() - began,
         "ignored": list(IGNORED),
         "versions": {name: configs.package_versions()[name] for name in ("jax", "libtpu")},

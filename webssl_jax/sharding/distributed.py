@@ -231,6 +231,11 @@ def from_first(text: str) -> str:
     return bytes(np.asarray(multihost_utils.broadcast_one_to_all(sent))).decode().rstrip()
 
 
+def first_says(flag: bool) -> bool:
+    """Process 0's ``flag`` on every process; see :func:`from_first`."""
+    return bool(from_first("yes" if flag else ""))
+
+
 def gather(value: bool | int | list[int]) -> np.ndarray:
     """(processes, ...): every process's ``value``, all of the same shape. A collective."""
     found = np.asarray(multihost_utils.process_allgather(np.asarray(value)))

@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ def write(
     output: str | os.PathLike,
     dtype: str,
     max_file_bytes: int,
-    card: str | None,
+    card: Callable[[], str],
     chunks: int | None = None,
 ) -> pathlib.Path:
     """Writes parameters of ``networks``. The result appears whole or not at all.
@@ -61,7 +61,7 @@ def write(
       output: for a folder a new or empty one, or an earlier export, which is then replaced; for
         a ``.pth`` family the file.
       dtype: of the weights, ``float32`` or ``bfloat16``.
-      card: README.md of a folder.
+      card: makes the README.md; called for a folder, before anything is written.
       chunks: as which blocks are named, of DINOv2's ``.pth``; see ``dino.chunked_names``.
 
     Raises:
@@ -74,6 +74,7 @@ def write(
         output = output.resolve()
     table, entry = table_of(family, networks), FAMILIES[family]
     config = entry.config(networks) if entry.config else None
+    readme = card() if _is_folder(family) else ""
     layout = tables.layout(table, params)
     if chunks is not None and family not in _CHUNKED:
         raise WeightsError(f"{family}: has no chunks of blocks; {', '.join(_CHUNKED)} have")
@@ -87,13 +88,13 @@ def write(
         for name, t in zip(names, layout)
     ]
     size = sum(spec.num_bytes for spec in specs)
-    _check_replaceable(output, is_folder(family))
+    _check_replaceable(output, _is_folder(family))
     staging = output.with_name(f".{output.name}.{os.getpid()}.partial")
     progress = Progress(len(specs), f"writing {size / 1e6:,.1f} MB:", "tensors")
     arrays = (array for _, array in tables.export(params, table))
     stream = _counted(zip(names, arrays), progress)
     try:
-        if not is_folder(family):
+        if not _is_folder(family):
             output.parent.mkdir(parents=True, exist_ok=True)
             extra = {"webssl_jax": entry.extra(networks)} if entry.extra else {}
             torch_file.write_file(output, entry.key, specs, stream, extra)
@@ -105,8 +106,8 @@ def write(
         else:
             safetensors_io.write_folder(staging, specs, stream, max_file_bytes)
         progress.close()
-        assert config is not None and card is not None  # a folder has both
-        texts = {entry.config_file: _json(config), "README.md": card}
+        assert config is not None  # a folder has one
+        texts = {entry.config_file: _json(config), "README.md": readme}
         if entry.library == "transformers":
             texts["config.json"] = _json(config | {"dtype": dtype})
             texts["preprocessor_config.json"] = _json(
@@ -125,7 +126,7 @@ def write(
     return output
 
 
-def is_folder(family: str) -> bool:
+def _is_folder(family: str) -> bool:
     """Whether a family is written as a folder, and not as a single ``.pth`` file."""
     return family in FAMILIES and FAMILIES[family].config is not None
 

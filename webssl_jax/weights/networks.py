@@ -18,6 +18,7 @@ from webssl_jax.models.mae import visible_count
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.text import TextConfig
 from webssl_jax.models.vit import ViT
+from webssl_jax.weights.tokenizer_files import has_tokenizer
 
 HEADS = ("dino_head", "ibot_head")
 
@@ -69,6 +70,11 @@ class Networks:
         """The networks of a method."""
         fields = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: getattr(method, name) for name in fields if hasattr(method, name)})
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether there is a text tower, and its ids are those of our tokenizer."""
+        return self.text is not None and has_tokenizer(self.text.vocabulary)
 
     @property
     def kind(self) -> str:

@@ -33,11 +33,7 @@ class LabelledOptions:
     max_images: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("train", "test"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} = '': give labelled shards")
-        if self.max_images < 0:
-            raise ValueError(f"max_images = {self.max_images} must be zero (all) or positive")
+        datasets.check_options(self.max_images, datasets.LABELLED, train=self.train, test=self.test)
 
 
 @dataclasses.dataclass(frozen=True)

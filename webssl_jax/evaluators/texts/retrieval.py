@@ -16,11 +16,11 @@ import numpy as np
 
 from webssl_jax.config import UserError
 from webssl_jax.evaluators import datasets
-from webssl_jax.evaluators.base import TEXTS, text_of
+from webssl_jax.evaluators.base import TEXTS
 from webssl_jax.evaluators.datasets import Dataset
 from webssl_jax.evaluators.features import Cache
 from webssl_jax.evaluators.outcome import Outcome, scored
-from webssl_jax.model import Model
+from webssl_jax.model import Model, text_of
 from webssl_jax.weights.networks import Networks
 
 KS = (1, 5, 10)
@@ -44,10 +44,7 @@ class RetrievalOptions:
     max_images: int = 0
 
     def __post_init__(self) -> None:
-        if not self.pairs:
-            raise ValueError("pairs = '': give captioned shards")
-        if self.max_images < 0:
-            raise ValueError(f"max_images = {self.max_images} must be zero (all) or positive")
+        datasets.check_options(self.max_images, datasets.CAPTIONED, pairs=self.pairs)
 
 
 class Retrieval:
@@ -70,7 +67,7 @@ class Retrieval:
         store = cache.embeddings(model, self._data)
         rows, texts, links = link([row.captions for row in store.rows], self._data)
         images = store.array("image")[rows]
-        embedded = check_finite(text_of(model)(texts))
+        embedded = embed_texts(model, texts)
         metrics: dict[str, float] = {}
         items: dict[str, np.ndarray] = {}
         for way, behind in zip(WAYS, ranks(images, embedded, links)):
@@ -111,12 +108,13 @@ def link(
     return rows, tuple(places), np.array(links, np.int32)
 
 
-def check_finite(embeddings: np.ndarray) -> np.ndarray:
-    """What was given.
+def embed_texts(model: Model, texts: Sequence[str]) -> np.ndarray:
+    """(n, E) float32, L2-normalised.
 
     Raises:
-      UserError: if it cannot be compared.
+      UserError: without a text tower or its tokenizer, or if they cannot be compared.
     """
+    embeddings = text_of(model)(texts)
     if not np.isfinite(embeddings).all():
         raise UserError(
             "evaluation: NaN or infinity in the embeddings of texts; the network has diverged, or "

@@ -18,10 +18,10 @@ import numpy as np
 
 from webssl_jax.config import UserError, suggest
 from webssl_jax.evaluators import datasets
-from webssl_jax.evaluators.base import TEXTS, text_of
+from webssl_jax.evaluators.base import TEXTS
 from webssl_jax.evaluators.features import Cache
 from webssl_jax.evaluators.outcome import Outcome, scored
-from webssl_jax.evaluators.texts.retrieval import check_finite
+from webssl_jax.evaluators.texts.retrieval import embed_texts
 from webssl_jax.model import Model
 from webssl_jax.weights.networks import Networks
 
@@ -129,12 +129,9 @@ class ZeroShotOptions:
     max_images: int = 0
 
     def __post_init__(self) -> None:
-        if not self.test:
-            raise ValueError("test = '': give labelled shards")
+        datasets.check_options(self.max_images, datasets.LABELLED, test=self.test)
         if not self.templates:
             raise ValueError(f"templates = '': give a file, or one of {', '.join(LISTS)}")
-        if self.max_images < 0:
-            raise ValueError(f"max_images = {self.max_images} must be zero (all) or positive")
 
 
 class ZeroShot:
@@ -163,7 +160,7 @@ class ZeroShot:
         rows, labels = datasets.class_ids(store.labels, classes, self._data)
         names = self._given.of(classes) if self._given else classes
         texts = prompts(names, self._templates)
-        weights = classifier(check_finite(text_of(model)(texts)), len(self._templates))
+        weights = classifier(embed_texts(model, texts), len(self._templates))
         images = store.array("image").pick(rows)
         behind = np.concatenate(
             [

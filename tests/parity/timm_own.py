@@ -1,5 +1,5 @@
 """A random network of timm, as timm saves it, and what timm itself makes of image files: a process
-of its own (see ``parity/timm_oracle.py`` for why).
+of its own (see ``timm_import.py`` for why).
 
     python timm_own.py ORACLES OUTPUT IMAGE [IMAGE ...]
 
@@ -13,19 +13,9 @@ import sys
 import numpy as np
 import torch
 from PIL import Image
+from timm_import import timm
 
-oracles, output, *files = map(pathlib.Path, sys.argv[1:])
-sys.path.append(str(oracles))
-try:
-    import torchvision  # noqa: F401
-except RuntimeError:  # its operators are those of another build: their names are enough
-    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        del sys.modules[name]
-    operators = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-import timm  # noqa: E402
-from timm.models import save_for_hf  # noqa: E402
+_, output, *files = map(pathlib.Path, sys.argv[1:])
 
 small = dict(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0)
 view = {"input_size": (3, 32, 32), "crop_pct": 0.8, "interpolation": "bicubic"}
@@ -35,7 +25,7 @@ torch.manual_seed(0)
 with torch.no_grad():
     for parameter in model.parameters():
         parameter.add_(0.15 * torch.randn_like(parameter))
-save_for_hf(model, output, model_args=small)
+timm.models.save_for_hf(model, output, model_args=small)
 data = timm.data.resolve_data_config({}, model=model)
 transform = timm.data.create_transform(**data, is_training=False)
 images = torch.stack([transform(Image.open(file).convert("RGB")) for file in files])
