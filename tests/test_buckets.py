@@ -59,7 +59,10 @@ def test_what_was_not_saved_to_its_end_is_no_checkpoint(storage, tmp_path):
     assert int(checkpointer.restore_newest(template)["step"]) == 5
 
 
-@pytest.mark.parametrize("what", ["cut off", "another word", "gone"])
+@pytest.mark.parametrize(
+    "what",
+    ["another word", *(pytest.param(x, marks=pytest.mark.slow) for x in ("cut off", "gone"))],
+)
 def test_a_damaged_one_is_set_aside_and_the_one_before_is_used(storage, tmp_path, what):
     checkpointer, _, template = saved(tmp_path, [5, 6])
     for place in [p for p in storage.objects if "/6/state/" in p[1] and "/d/" in p[1]]:
@@ -73,7 +76,7 @@ def test_a_damaged_one_is_set_aside_and_the_one_before_is_used(storage, tmp_path
     assert checkpointer.steps() == [5]
 
 
-@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("status", [403, pytest.param(401, marks=pytest.mark.slow)])
 def test_a_bucket_that_refuses_is_not_called_damage(storage, tmp_path, status):
     checkpointer, _, template = saved(tmp_path, [5, 6])
     before = set(storage.objects)

@@ -127,7 +127,9 @@ print(json.dumps([webssl_jax.__version__, importlib.metadata.version("webssl_jax
 """
 
 
-@pytest.mark.parametrize("way", ["checkout", "editable", "wheel"])
+@pytest.mark.parametrize(
+    "way", ["checkout", "wheel", pytest.param("editable", marks=pytest.mark.slow)]
+)
 def test_configs_and_tools_have_one_name_however_they_are_installed(
     way, source, wheel, installed, tmp_path
 ):

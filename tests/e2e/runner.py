@@ -25,7 +25,7 @@ MICRO = {
     "sharding.max_unsharded_fraction": 0.2,  # small parts weigh more in a small network
     "log.every_steps": 1,
     "log.tensorboard": False,
-    "pictures.kinds": "reconstruction",
+    "pictures.kinds": "none",
     "checkpoint.every_steps": 3,
     "data.threads": 2,
     # whoever hangs prints its stacks, well before a test gives up on it
@@ -91,6 +91,18 @@ def train(workdir, overrides=(), devices=1, flags=(), largest_file_kib=None, spe
     return Result(process.returncode, output)
 
 
+def train_each(folder, runs):
+    """The results of ``(overrides, flags)`` one after the other, in forks of one process: for runs
+    that end at once."""
+    file = pathlib.Path(folder) / "runs.json"
+    arguments = [command(folder / "run", *run)[3:] for run in runs]
+    file.write_text(json.dumps(arguments))
+    done = python("-m", "tests.e2e.forks", file)
+    assert done.code == 0, done.output
+    codes = json.loads(done.output.splitlines()[-1])
+    return [Result(code, pathlib.Path(f"{file}.{i}").read_text()) for i, code in enumerate(codes)]
+
+
 def python(*arguments, timeout=300):
     """Runs an entry point or a tool of the project to its end."""
     done = subprocess.run(
@@ -120,6 +132,8 @@ def train_together(
     ``sent``, or are handed to it, once ``kill_after_step`` is written. Returns the results of those
     of ``wait_for``, and kills the others then."""
     port = free_port()
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    before = _written(path)
     running = [
         start(
             workdir,
@@ -140,11 +154,9 @@ def train_together(
     ]
     try:
         if kill_after_step is not None:
-            path = pathlib.Path(workdir) / "metrics.jsonl"
-            while not (path.exists() and last_step(path) >= kill_after_step):
-                assert all(process.poll() is None for process in running), running[0].communicate()[
-                    0
-                ]
+            while _written(path) == before or last_step(path) < kill_after_step:
+                ended = [process for process in running if process.poll() is not None]
+                assert not ended, ended[0].communicate()[0]
                 time.sleep(0.005)
             for process in running[to]:
                 sent(process) if callable(sent) else process.send_signal(sent)
@@ -176,17 +188,26 @@ def free_port():
         return free.getsockname()[1]
 
 
-def kill_at(process, path, step, sent=signal.SIGKILL, timeout=240.0):
+def kill_at(process, path, step, sent=signal.SIGKILL):
     """Waits until ``metrics.jsonl`` holds ``step``, then sends the signal. Returns the output."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline and process.poll() is None:
-        if path.exists() and last_step(path) >= step:
-            process.send_signal(sent)
-            break
-        time.sleep(0.005)
-    else:
-        raise AssertionError(f"never reached step {step}: {process.communicate()[0]}")
+    wait_for_step(process, path, step)
+    process.send_signal(sent)
     return process.communicate(timeout=120)[0]
+
+
+def wait_for_step(process, path, step, timeout=240.0):
+    """Waits until ``metrics.jsonl`` holds ``step``, of a process that has just been started."""
+    deadline, before = time.monotonic() + timeout, _written(path)
+    while _written(path) == before or last_step(path) < step:
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"never reached step {step}: {process.communicate()[0]}")
+        time.sleep(0.005)
+
+
+def _written(path):
+    """When; rows of an earlier start are older."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def last_step(path):

@@ -1,61 +1,54 @@
 """What a person mistypes: one line, exit code 2, no traceback, before anything compiles."""
 
-import pytest
-
 from tests.e2e import runner
 
-
-@pytest.mark.parametrize(
-    "overrides, says",
-    [
-        ({"optim.lrr": 1}, "--config.optim.lrr: no such key; did you mean --config.optim.lr?"),
-        ({"global_batch": "x"}, "'x' is not of type int"),
-        ({"model.size": "enormous"}, "no Web-MAE size 'enormous'"),
-        ({"method.name": "mea"}, "no method 'mea'"),
-        ({"method.view.image_size": 33}, "33"),
-        ({"method.mask_ratio": 1.5}, "mask_ratio"),
-        ({"global_batch": 12, "sharding.fsdp": 8}, "is not the 1 devices"),
-        ({"data.train": "/nowhere/*.arrayrecord"}, "/nowhere"),
-        ({"optim.frozen": "('encodr',)"}, "'encodr' matches no parameter"),
-        ({"init_from": "/nowhere"}, "/nowhere"),
-        ({"model.qkv_bias": "off"}, "qkv_bias = 'off' must be true or false"),
-        ({"checkpoint.every_images": 5}, "did you mean --config.checkpoint.every_steps?"),
-        ({"optim.lr_multipliers": "('encoder',0.1)"}, "rows of (regex, factor"),
-        ({"model.drop_path": 0.5, "accumulation_steps": 2}, "config.accumulation_steps = 2"),
-    ],
-)
-def test_a_bad_config_is_one_line_and_exit_code_2(tmp_path, overrides, says):
-    result = runner.train(tmp_path, overrides)
-    assert result.code == 2, result.output
-    assert "Traceback" not in result.output
-    errors = [line for line in result.output.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and says in errors[0], result.output
+BAD = [
+    ({"optim.lrr": 1}, "--config.optim.lrr: no such key; did you mean --config.optim.lr?"),
+    ({"global_batch": "x"}, "'x' is not of type int"),
+    ({"model.size": "enormous"}, "no Web-MAE size 'enormous'"),
+    ({"method.name": "mea"}, "no method 'mea'"),
+    ({"method.view.image_size": 33}, "33"),
+    ({"method.mask_ratio": 1.5}, "mask_ratio"),
+    ({"global_batch": 12, "sharding.fsdp": 8}, "is not the 1 devices"),
+    ({"data.train": "/nowhere/*.arrayrecord"}, "/nowhere"),
+    ({"optim.frozen": "('encodr',)"}, "'encodr' matches no parameter"),
+    ({"init_from": "/nowhere"}, "/nowhere"),
+    ({"model.qkv_bias": "off"}, "qkv_bias = 'off' must be true or false"),
+    ({"checkpoint.every_images": 5}, "did you mean --config.checkpoint.every_steps?"),
+    ({"optim.lr_multipliers": "('encoder',0.1)"}, "rows of (regex, factor"),
+    (
+        {"evals.pairs.kind": "retrieval", "evals.pairs.pairs": "corpus:test"},
+        "config.evals.pairs: MAE has no text tower",
+    ),
+    ({"model.drop_path": 0.5, "accumulation_steps": 2}, "config.accumulation_steps = 2"),
+]
 
 
-def test_a_bad_flag_names_the_nearest(tmp_path):
-    result = runner.train(tmp_path, flags=["--wrokdir", "x"])
-    assert result.code == 2 and "did you mean '--workdir'?" in result.output
+def test_a_bad_config_or_flag_is_one_line_and_exit_code_2(tmp_path):
+    flags = [
+        (["--wrokdir", "x"], "did you mean '--workdir'?"),
+        (["--config.seed"], "--config.seed: give a value"),  # the next flag is another override
+    ]
+    runs = [(overrides, ()) for overrides, _ in BAD] + [((), given) for given, _ in flags]
+    found = runner.train_each(tmp_path, runs)
+    for (given, says), result in zip([*BAD, *flags], found, strict=True):
+        errors = [line for line in result.output.splitlines() if line.startswith("error: ")]
+        assert result.code == 2 and len(errors) == 1 and says in errors[0], (given, result)
+        assert "Traceback" not in result.output
 
 
-def test_an_override_without_a_value_is_one_line(tmp_path):
-    result = runner.train(tmp_path, flags=["--config.seed"])  # the next flag is another override
-    assert result.code == 2 and result.output == "error: --config.seed: give a value\n"
-
-
-def test_a_workdir_belongs_to_one_experiment(tmp_path):
-    assert runner.train(tmp_path, {"total_steps": 3}).code == 0
-    result = runner.train(tmp_path, {"global_batch": 32})
-    assert result.code == 2 and "config.global_batch differs" in result.output
-    # longer is allowed, and told
-    assert runner.train(tmp_path, {"total_steps": 4}).code == 0
-
-
-def test_weights_of_another_run_are_a_start(tmp_path):
+def test_a_workdir_belongs_to_one_experiment_and_its_weights_are_a_start(tmp_path):
     first, second, third = tmp_path / "a", tmp_path / "b", tmp_path / "c"
     assert runner.train(first, {"total_steps": 3}).code == 0
+    result = runner.train(first, {"global_batch": 32})
+    assert result.code == 2 and "config.global_batch differs" in result.output
+
     result = runner.train(second, {"init_from": first, "total_steps": 3})
     assert result.code == 0 and "starting from the weights" in result.output
     assert runner.losses(second)[1] < runner.losses(first)[1]
     result = runner.train(third, {"resume_from": first, "total_steps": 5})
     assert result.code == 0 and "resuming at step 3 of 5" in result.output
     assert sorted(runner.losses(third)) == [4, 5]
+
+    # longer is allowed, and told
+    assert runner.train(first, {"total_steps": 4}).code == 0

@@ -70,10 +70,3 @@ def test_words_are_measured_in_training_and_from_a_checkpoint(tmp_path):
     assert result.code == 0, result.output
     drawn = {path.stem for path in (tmp_path / "out").iterdir()}
     assert {"pca", *names} <= drawn
-
-
-def test_words_are_refused_of_a_method_without_texts(tmp_path):
-    rows = {"evals.pairs.kind": "retrieval", "evals.pairs.pairs": "corpus:test"}
-    result = runner.train(tmp_path, rows)
-    assert result.code == 2 and "Traceback" not in result.output
-    assert "config.evals.pairs: MAE has no text tower" in result.output

@@ -1,14 +1,7 @@
-"""One process of several: evaluates an untrained network by rows, and prints what it found as one
-JSON line.
+"""An untrained network is judged by rows, over all devices of all processes."""
 
-python -m tests.multihost.feature_worker COORDINATOR PROCESSES PROCESS FOLDER ROW[,ROW]
-"""
+from unittest import mock
 
-import json
-import pathlib
-import sys
-
-import jax
 from ml_collections import ConfigDict
 
 from webssl_jax import train_state
@@ -24,10 +17,8 @@ DATA = {"train": "corpus:train", "test": "corpus:test", "max_images": 200}
 ROWS = {"knn": {"kind": "knn", **DATA}, "probe": {"kind": "logistic", "last_blocks": 1, **DATA}}
 
 
-def main(coordinator, processes, process, folder, names):
-    if processes > 1:
-        jax.distributed.initialize(coordinator, processes, process)
-    features.MOST_ROWS = 32  # so that there are more chunks than processes
+def compute(folder, names=("knn",)):
+    """{fingerprint, rows: {row: metrics, items, baselines, data}}."""
     encoder = ViTConfig(width=32, depth=2, heads=2, patch_size=8, image_size=32, position="sincos")
     decoder = ViTConfig(width=32, depth=1, heads=2, patch_size=8, image_size=32, position="sincos")
     method = MAE(encoder, decoder, view=View(image_size=32))
@@ -41,11 +32,11 @@ def main(coordinator, processes, process, folder, names):
     optimizer = Optimizer.from_config(optim, method.tables())
     state = train_state.create(method, optimizer, 0, 8, mesh)
     model = Model.of(method, state.variables)
-    rows = {name: ROWS[name] for name in names.split(",")}
-    outcomes = Suite(rows, pathlib.Path(folder) / ".cache", batch=16, threads=2).run(
-        model, pathlib.Path(folder)
-    )
-    found = {
+    rows = {name: ROWS[name] for name in names}
+    with mock.patch.object(features, "MOST_ROWS", 32):  # more chunks than processes
+        suite = Suite(rows, folder / ".cache", batch=16, threads=2)
+        outcomes = suite.run(model, folder)
+    return {
         "fingerprint": model.fingerprint,
         "rows": {
             row: {
@@ -57,8 +48,3 @@ def main(coordinator, processes, process, folder, names):
             for row, one in outcomes.items()
         },
     }
-    print("FOUND " + json.dumps(found), flush=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])
