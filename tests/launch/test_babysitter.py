@@ -93,6 +93,23 @@ def test_a_crash_is_retried_a_bounded_number_of_times(world):
     assert _nothing_left(world) and world.read()["starts"] == 4
 
 
+def test_a_storage_that_fails_for_a_while_is_waited_for(world):
+    """The training saves or cannot save, and asks to be started again: after longer pauses."""
+    world.change(work=HOUR, exits=[[60, 75, False]] * 8)
+    sitter = world.babysitter(poll_seconds=60, retries=1)
+    assert sitter.run() == 0 and _nothing_left(world)
+    assert world.read()["starts"] == 9 and sitter.counts["failures"] == 0
+    pauses = [int(p) for p in re.findall(r"starting it again in (\d+) s", world.text)]
+    assert pauses == [60, 120, 240, 480, 600, 600, 600]
+
+
+def test_a_training_that_asks_for_a_restart_for_ever_is_given_up(world):
+    world.change(work=10 * HOUR, exits=[[60, 75, False]] * 99)
+    assert world.babysitter(poll_seconds=60).run() == 1 and _nothing_left(world)
+    assert world.read()["starts"] == 13 and "13 restarts in a row" in world.text
+    assert "the last line of run-w-0" in world.text
+
+
 def test_a_crash_after_hours_counts_as_the_first(world):
     world.change(work=30 * HOUR, exits=[[h * HOUR, 134, False] for h in (3, 6, 9, 12, 15, 18)])
     assert world.babysitter(retries=1).run() == 0

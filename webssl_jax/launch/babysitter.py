@@ -3,7 +3,8 @@
 It looks, compares with what should be, does one thing, sleeps, and looks again. What it knows comes
 from gcloud and from the machines, so it can be killed and started again at any time. The exit code
 of the training (webssl_jax/cli.py) decides: 0 done; 75 start again; 2 bad input, so stop and tell;
-anything else is a failure, tried again a bounded number of times.
+anything else is a failure, tried again a bounded number of times. Starts that all end soon come
+after longer and longer pauses: a storage that fails may come back.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ DONE, GAVE_UP, BAD_INPUT, BUDGET_SPENT = 0, 1, 2, 3
 _STEADY_SECONDS = 3600  # a failure after so long is counted as the first
 _PATIENCE_SECONDS = 1800  # with machines that do not answer
 _LONGEST_PAUSE = 600
+_MOST_RESTARTS = 12  # in a row, each asked for by the training within _STEADY_SECONDS
 
 
 class Clock:
@@ -92,6 +94,7 @@ class Babysitter:
         self._watched = False  # whether this attempt was started, or seen running, from here
         self._since: dict[str, float] = {}  # when a condition was first seen
         self._failures = 0
+        self._early_ends, self._not_before = 0, 0.0  # ends in a row soon after the start
         self._told = ""
         self.counts: collections.Counter[str] = (
             collections.Counter()
@@ -182,6 +185,7 @@ class Babysitter:
         except GcloudError as error:
             return self._unreachable(f"installing: {error}")
         self._since.clear()
+        self._early_ends, self._not_before = 0, 0.0
         self._prepared, self._token, self._watched = resource.created, "", False
         self._say(f"{resource.name} is ready: {self._hosts} machine(s)")
         return self._attend(self._job.status())
@@ -219,6 +223,8 @@ class Babysitter:
         return None
 
     def _start(self) -> None:
+        if self._clock.now() < self._not_before:
+            return
         if not self._token:
             self._started = self._clock.now()
             self.counts["starts"] += 1
@@ -226,6 +232,16 @@ class Babysitter:
             self._tell(f"starting the training, attempt {self.counts['starts']}")
         self._job.start(self._token)
         self._watched = True
+
+    def _start_again(self, steady: bool) -> None:
+        """After an end: at once, or after a pause where starts have ended soon before."""
+        self._early_ends = 0 if steady else self._early_ends + 1
+        if self._early_ends > 1:
+            pause = min(self._poll * 2 ** (self._early_ends - 2), _LONGEST_PAUSE)
+            self._not_before = self._clock.now() + pause
+            self._tell(f"starting it again in {pause:.0f} s")
+        self._token, self._watched = "", False
+        self._start()
 
     def _uneven(self, ended: list[Report]) -> Ending | None:
         """Some have ended and others have not: they are given time, then they are ended."""
@@ -250,8 +266,12 @@ class Babysitter:
                 self._show_logs(worst)
                 return Ending(BAD_INPUT, "the training refuses its input: see its lines above")
             self.counts["restarts asked for by the training"] += 1
-            self._token = ""
-            self._start()
+            self._start_again(steady)
+            if self._early_ends > _MOST_RESTARTS:
+                self._show_logs(ended)
+                words = f"the training asked for {self._early_ends} restarts in a row, each within "
+                words += f"{_STEADY_SECONDS / 3600:.0f} hour of its start; gave up"
+                return Ending(GAVE_UP, words)
             return None
         self._show_logs(worst)
         self._token = ""
@@ -262,7 +282,7 @@ class Babysitter:
         if any(r.state == "lost" for r in worst):
             self._prepared = ""
         else:
-            self._start()
+            self._start_again(steady)
         return None
 
     def _failure(self, words: str, steady: bool) -> Ending | None:
