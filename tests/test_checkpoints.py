@@ -1,5 +1,7 @@
 import collections
+import errno
 import json
+import os
 import shutil
 import types
 
@@ -12,9 +14,9 @@ from ml_collections import ConfigDict
 
 from webssl_jax import config as configs
 from webssl_jax import runs, train_state
-from webssl_jax.checkpoints import Checkpointer, CheckpointError, checksums
+from webssl_jax.checkpoints import Checkpointer, CheckpointError, StorageError, checksums
 from webssl_jax.checkpoints.saver import Saver
-from webssl_jax.config import ConfigError, UserError
+from webssl_jax.config import ConfigError, TransientError, UserError
 from webssl_jax.methods.base import Variables
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.optim.tables import Tables
@@ -191,6 +193,29 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path, monkeypat
     ):
         checkpointer.save(state._replace(step=jnp.asarray(6, jnp.int32)))
     assert checkpointer.steps() == [5]
+
+
+@pytest.mark.parametrize(
+    "error, kind",
+    [
+        (OSError(errno.EROFS, os.strerror(errno.EROFS)), StorageError),
+        (ValueError("Error writing local file [os_error_code='5']"), StorageError),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), CheckpointError),
+        (TypeError("a bug"), TypeError),
+    ],
+)
+def test_a_save_that_the_storage_refuses_is_one_line_and_may_be_tried_again(
+    tmp_path, monkeypatch, error, kind
+):
+    checkpointer, state, _ = saved(tmp_path, [5])
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(checkpointer._manager, "save", fail)
+    with pytest.raises(kind, match="the last good one is of step 5|a bug") as caught:
+        checkpointer.save(state._replace(step=jnp.asarray(6, jnp.int32)))
+    assert isinstance(caught.value, TransientError) == (kind is StorageError)  # exit code 75
 
 
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path):

@@ -1,30 +1,38 @@
 """What all entry points share: flags and overrides, one clear line for bad input, exit codes.
 
 Exit codes: 0 done (also when the run had already finished) · 1 a bug, with traceback · 2 bad input
-or a full disk, one line · 75 stopped by SIGTERM or a preemption notice after saving: start the same
-command again · 130 stopped by Ctrl-C after saving (one process; several treat Ctrl-C as SIGTERM).
+or a full disk, one line · 75 start the same command again: stopped by SIGTERM, SIGHUP or a
+preemption notice after saving, or by trouble that may pass, as of storage (one line) · 130 stopped
+by Ctrl-C after saving (one process; several treat Ctrl-C as SIGTERM).
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
 import errno
 import faulthandler
+import io
 import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
-from webssl_jax.errors import UserError, suggest
+from webssl_jax.errors import TransientError, UserError, suggest
 
 EXIT_FAILURE = 1
 EXIT_BAD_INPUT = 2
 EXIT_RESTART = 75  # EX_TEMPFAIL of sysexits.h: what a launcher reads as "start me again"
 EXIT_INTERRUPTED = 130
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# what a disk or a mount fails with, though nothing is wrong with the path that was asked for
+_STORAGE = (errno.EIO, errno.EROFS, errno.ESTALE, errno.ENOTCONN, errno.EREMOTEIO, errno.ETIMEDOUT)
+_LONGEST_END = 10.0  # seconds that threads have to end with the program
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -130,36 +138,100 @@ def on_failure(
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Runs ``main`` and exits with its code. An error that a user can mend is one line and exit
-    code 2. ``kill -USR1`` prints the stacks of all threads, and the process goes on."""
+    code 2; trouble that may pass, one line and 75. ``kill -USR1`` prints the stacks of all threads,
+    and the process goes on."""
     stderr = sys.__stderr__ or sys.stderr
     faulthandler.register(signal.SIGUSR1, file=stderr, all_threads=True)
+    output = Stream(sys.stdout)
+    sys.stdout, sys.stderr = cast(TextIO, output), cast(TextIO, Stream(sys.stderr))
     log_to_stderr()
     try:
         code = main()
+        output.flush()
+        if not code and output.failure and not isinstance(output.failure, BrokenPipeError):
+            raise UserError(f"the output could not be written ({output.failure.strerror})")
     except UserError as error:
         _fail(error, str(error))
     except KeyboardInterrupt as error:  # before the loop could save, or a second Ctrl-C
         print("interrupted", file=sys.stderr)
         _exit(error, EXIT_INTERRUPTED, "interrupted")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            _fail_with_traceback(error)
         place = error.filename or error
-        _fail(error, f"no space left: {place}; free some and start the same command again")
+        if error.errno in _FULL:
+            _fail(error, f"no space left: {place}; free some and start the same command again")
+        if error.errno in _STORAGE:
+            line = f"{place}: {error.strerror}; mend that and start the same command again"
+            _fail(error, line, EXIT_RESTART)
+        _fail_with_traceback(error)
     except Exception as error:
         _fail_with_traceback(error)
-    sys.stdout.flush()
-    sys.exit(code or 0)
+    _end(code or 0)
 
 
-def _fail(error: Exception, line: str) -> NoReturn:
+class Stream:
+    """``sys.stdout`` or ``sys.stderr`` of a program that does not fail with it: its disk may be
+    full, its reader gone, its terminal closed. ``failure`` says so then. What is written from
+    there on goes to the other of the two, or nowhere.
+
+    Without it every line of a log could raise, also in the middle of a save.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+        self.failure: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """As of any stream; raises nothing."""
+        if not self._do(lambda: self._stream.write(text)):
+            if isinstance(self._stream.buffer, io.RawIOBase):  # PYTHONUNBUFFERED: else it is kept
+                self._do(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """As of any stream; raises nothing."""
+        self._do(self._stream.flush)
+
+    def _do(self, action: Callable[[], object]) -> bool:
+        try:
+            action()
+            return True
+        except OSError as error:
+            # What is in its buffer would fail again, at the latest when the program ends.
+            target = None if self.failure else _other(self._stream.fileno())
+            self.failure = self.failure or error
+            with open(os.devnull, "w") as null:
+                os.dup2(null.fileno() if target is None else target, self._stream.fileno())
+            self.flush()
+            return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _other(number: int) -> int | None:
+    """The other of the descriptors 1 and 2, if that is another file."""
+    other = {1: 2, 2: 1}.get(number)
+    if other is None or os.path.sameopenfile(other, number):
+        return None
+    return other
+
+
+def log_failure() -> str:
+    """Why the log of this program cannot be written; empty while it can."""
+    failure = sys.stderr.failure if isinstance(sys.stderr, Stream) else None
+    return (failure.strerror or str(failure)) if failure else ""
+
+
+def _fail(error: Exception, line: str, code: int | None = None) -> NoReturn:
     line = " ".join(line.split())
+    if code is None:
+        code = EXIT_RESTART if isinstance(error, TransientError) else EXIT_BAD_INPUT
     if _wants_traceback():
         traceback.print_exc()
     else:
         # One write: print() makes two, between which other threads may write.
         sys.stderr.write(f"error: {line}\n")
-    _exit(error, EXIT_BAD_INPUT, line)
+    _exit(error, code, line)
 
 
 def _fail_with_traceback(error: Exception) -> NoReturn:
@@ -173,6 +245,17 @@ def _fail_with_traceback(error: Exception) -> NoReturn:
 def _exit(error: BaseException, code: int, line: str) -> NoReturn:
     for call in _before_exit:
         call(error, code, line)
+    _end(code)
+
+
+def _end(code: int) -> NoReturn:
+    """Ends the program. Python waits for all threads then, and one of a library may wait for ever,
+    as orbax's do after a save that failed: so this has a time limit."""
+    limit = threading.Timer(_LONGEST_END, os._exit, [code])
+    limit.daemon = True
+    limit.start()
+    # Called first of all, when the threads have ended: jax may wait longer for other processes.
+    atexit.register(limit.cancel)
     sys.exit(code)
 
 

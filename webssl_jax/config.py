@@ -32,6 +32,7 @@ import ml_collections
 
 from webssl_jax import config_files
 from webssl_jax.errors import ConfigError, suggest
+from webssl_jax.errors import TransientError as TransientError
 from webssl_jax.errors import UserError as UserError
 
 # The durations that may be given in another unit. All other lengths have one unit, their key's.

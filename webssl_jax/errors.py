@@ -11,6 +11,11 @@ class UserError(Exception):
     do."""
 
 
+class TransientError(UserError):
+    """Trouble that may pass by itself, as of storage. The program has done what it could to wait it
+    out; the same command, started again later, goes on. Ends a command with the exit code 75."""
+
+
 class ConfigError(UserError):
     """A config that names a key, a type or a value that cannot be."""
 

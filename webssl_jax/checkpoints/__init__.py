@@ -7,6 +7,13 @@ errors.py          what a storage can fail with, as errors of ours
 """
 
 from webssl_jax.checkpoints.checkpointer import Checkpointer, checksums, directory
-from webssl_jax.checkpoints.errors import CheckpointError, DamagedCheckpoint
+from webssl_jax.checkpoints.errors import CheckpointError, DamagedCheckpoint, StorageError
 
-__all__ = ["CheckpointError", "Checkpointer", "DamagedCheckpoint", "checksums", "directory"]
+__all__ = [
+    "CheckpointError",
+    "Checkpointer",
+    "DamagedCheckpoint",
+    "StorageError",
+    "checksums",
+    "directory",
+]

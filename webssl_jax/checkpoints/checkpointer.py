@@ -31,9 +31,10 @@ from webssl_jax import params as paths
 from webssl_jax.checkpoints.errors import (
     CheckpointError,
     DamagedCheckpoint,
+    StorageError,
     causes_of,
-    is_bucket_failure,
     is_full_disk,
+    is_storage_failure,
     read_with_retry,
 )
 from webssl_jax.cli import first_line
@@ -69,11 +70,19 @@ def directory(workdir: str | os.PathLike, folder: str = "") -> epath.Path:
       folder: ``config.checkpoint.folder``.
 
     Raises:
-      UserError: for ``gs://`` without the packages it needs.
+      UserError: for a name in which orbax would not find what it has written, and for ``gs://``
+        without the packages it needs.
     """
+    where = folder or os.path.join(workdir, "checkpoints")
     if not folder.startswith("gs://"):
-        # orbax refuses relative paths
-        return epath.Path(os.path.abspath(folder or os.path.join(workdir, "checkpoints")))
+        where = os.path.abspath(where)  # orbax refuses relative paths
+    if odd := sorted(set(where) & set("*?[")):
+        raise UserError(
+            f"{where}: has {' '.join(odd)} in its name, which orbax takes for a pattern: it could "
+            "not read the checkpoints that it saves there; take another name"
+        )
+    if not folder.startswith("gs://"):
+        return epath.Path(where)
     if importlib.util.find_spec("gcsfs") is None:
         raise UserError(
             f"config.checkpoint.folder = {folder}: needs gcsfs; pip install 'webssl_jax[gcp]'"
@@ -142,12 +151,13 @@ class Checkpointer:
 
         Raises:
           CheckpointError: if this or the previous save met a full disk.
+          StorageError: if one met another failure of the storage.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
         with distributed.error_barrier():  # the disk of a single host may be full
-            self._check_space(paths.num_bytes(state))
+            self._guard(lambda: self._check_space(paths.num_bytes(state)))
         sums = {path: int(value) for path, value in jax.device_get(checksums(state)).items()}
         arguments = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state._asdict()),
@@ -159,7 +169,7 @@ class Checkpointer:
         """Blocks until the last save is on disk.
 
         Raises:
-          CheckpointError: if it met a full disk.
+          CheckpointError, StorageError: as :meth:`save`.
         """
         self._guard(self._manager.wait_until_finished)
 
@@ -176,32 +186,40 @@ class Checkpointer:
             return
         # Before the first byte is written: a save that fails halfway leaves incomplete files on the
         # full disk, and tensorstore prints a traceback for each of its writes.
+        self.directory.mkdir(exist_ok=True)  # somebody may have removed it
         free = shutil.disk_usage(self.directory).free
         if free < wanted:
             raise self._full_disk(f"{wanted / 2**20:,.1f} MiB wanted, {free / 2**20:,.1f} MiB free")
 
     def _guard(self, action: Callable[[], Any]) -> None:
-        """Runs ``action``, and turns what a user can mend into a :class:`CheckpointError`."""
+        """Runs ``action``. What a storage fails with becomes a :class:`CheckpointError`."""
         try:
             action()
+        except CheckpointError:
+            raise
         except Exception as error:
             if is_full_disk(error):
                 raise self._full_disk(first_line(error)) from error
-            failure = next(filter(is_bucket_failure, causes_of(error)), None)
-            if not self._in_bucket or failure is None:
+            if not is_storage_failure(error, self._in_bucket):
                 raise
-            raise CheckpointError(
-                f"{self.directory}: a checkpoint could not be written ({first_line(failure)}); "
-                "mend that and start the same command again: it goes on from the last good one"
+            reason = first_line(list(causes_of(error))[-1])
+            raise StorageError(
+                f"{self.directory}: a checkpoint could not be written ({reason}); {self._good()}; "
+                "mend that and start the same command again"
             ) from error
 
     def _full_disk(self, detail: str) -> CheckpointError:
-        steps = [int(p.name) for p in self.directory.iterdir() if p.name.isdigit()]
-        good = f"the last good one is of step {max(steps)}" if steps else "there is no earlier one"
         return CheckpointError(
-            f"{self.directory}: no space left for a checkpoint ({detail}); {good}; free some space "
-            "and start the same command again"
+            f"{self.directory}: no space left for a checkpoint ({detail}); {self._good()}; free "
+            "some space and start the same command again"
         )
+
+    def _good(self) -> str:
+        try:
+            steps = [int(p.name) for p in self.directory.iterdir() if p.name.isdigit()]
+        except OSError:
+            return "no other one can be seen now"
+        return f"the last good one is of step {max(steps)}" if steps else "there is no earlier one"
 
     def restore_newest(self, abstract: dict[str, Any]) -> dict[str, Any] | None:
         """The newest good checkpoint; None when there is no checkpoint.
@@ -254,7 +272,8 @@ class Checkpointer:
 
         Raises:
           DamagedCheckpoint: if its bytes are not what was saved.
-          CheckpointError: if it was made by a config of other shapes, or the storage failed.
+          CheckpointError: if it was made by a config of other shapes.
+          StorageError: if the storage failed.
         """
         state, failure = None, None
         sums: dict[str, int] = {}
@@ -271,7 +290,7 @@ class Checkpointer:
         if failure is not None and status == worst:
             raise failure
         if worst:
-            kind = DamagedCheckpoint if worst == 1 else CheckpointError
+            kind = DamagedCheckpoint if worst == 1 else StorageError
             raise kind("another process cannot read its part; its own line says why")
         if first is not None:
             state = replicas.broadcast(state, abstract)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from webssl_jax.cli import first_line
-from webssl_jax.config import UserError
+from webssl_jax.config import TransientError, UserError
 
 _CODES = "PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -26,6 +26,10 @@ class DamagedCheckpoint(CheckpointError):
     """A checkpoint whose bytes are not what was saved."""
 
 
+class StorageError(CheckpointError, TransientError):
+    """A checkpoint that the storage neither takes nor gives now; later it may."""
+
+
 def read_with_retry(what: str, read: Callable[[], T]) -> T:
     """``read()``, called once more after a pause if the storage fails.
 
@@ -34,13 +38,11 @@ def read_with_retry(what: str, read: Callable[[], T]) -> T:
 
     Raises:
       DamagedCheckpoint: if that part is damaged or missing. Another checkpoint may be good.
-      CheckpointError: if the storage fails. No checkpoint can be read then.
+      StorageError: if the storage fails. No checkpoint can be read then.
     """
     try:
         return _read(what, read)
-    except DamagedCheckpoint:
-        raise
-    except CheckpointError:
+    except StorageError:
         time.sleep(_RETRY_SECONDS)
         return _read(what, read)
 
@@ -55,7 +57,7 @@ def _read(what: str, read: Callable[[], T]) -> T:
         reason = first_line(causes[-1])
         if _is_damage(causes):
             raise DamagedCheckpoint(f"its {what} cannot be read ({reason})") from error
-        raise CheckpointError(
+        raise StorageError(
             f"the {what} of a checkpoint cannot be read now ({reason}); mend that and start the "
             "same command again: nothing was changed"
         ) from error
@@ -67,6 +69,17 @@ def is_full_disk(error: BaseException) -> bool:
         isinstance(cause, OSError)
         and cause.errno in _FULL
         or any(os.strerror(code) in str(cause) for code in _FULL)
+        for cause in causes_of(error)
+    )
+
+
+def is_storage_failure(error: BaseException, in_bucket: bool) -> bool:
+    """Whether ``error`` or one of its causes comes from a disk, a mount or a bucket, and is no bug.
+    tensorstore gives a disk's error as a ValueError."""
+    return any(
+        isinstance(cause, OSError)
+        or "os_error_code=" in str(cause)
+        or (in_bucket and is_bucket_failure(cause))
         for cause in causes_of(error)
     )
 

@@ -31,7 +31,7 @@ import numpy as np
 
 from webssl_jax import params as paths
 from webssl_jax.checkpoints.checkpointer import checksums
-from webssl_jax.checkpoints.errors import CheckpointError
+from webssl_jax.checkpoints.errors import CheckpointError, StorageError, is_full_disk
 from webssl_jax.cli import first_line
 from webssl_jax.sharding import distributed, replicas
 from webssl_jax.train_state import TrainState
@@ -117,6 +117,13 @@ class LocalCheckpoints:
                 writing.result()
         except OSError as error:
             raise self._error("a local checkpoint could not be written", error) from error
+
+    def drain(self) -> None:
+        """For a run that ends with an error: waits for the save in the background."""
+        try:
+            self.wait()
+        except CheckpointError as error:  # not raised: the run already ends with an error
+            log.warning("%s", error)
 
     def restore_newest(self, newer_than: int) -> dict[str, Any] | None:
         """The newest complete state, laid out as ``abstract``; None if there is none newer than
@@ -259,7 +266,8 @@ class LocalCheckpoints:
         return self.directory / f"{step}.npz"
 
     def _error(self, what: str, error: OSError) -> CheckpointError:
-        return CheckpointError(
+        kind = CheckpointError if is_full_disk(error) else StorageError
+        return kind(
             f"config.checkpoint.local_folder: {self.directory}: {what} ({first_line(error)})"
         )
 

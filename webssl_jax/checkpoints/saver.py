@@ -167,3 +167,5 @@ class Saver:
     def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
         if kind is not None:
             self._durable.drain()
+            if self._local:
+                self._local.drain()
