@@ -144,6 +144,33 @@ def test_the_last_n_and_every_m_are_kept(tmp_path):
     assert Checkpointer(tmp_path).steps() == [4, 8, 10, 11]
 
 
+def test_checkpoints_from_before_a_blow_up_stay_until_the_run_is_sound_again(tmp_path, caplog):
+    """Steps are refused from 3 to 6; the run is started again at 5."""
+    state, template = make((1, 1, 1))
+
+    def save(checkpointer, *steps, trouble=0):
+        for step in steps:
+            guard = state.guard | {"trouble": jnp.asarray(trouble, jnp.int32)}
+            one = state._replace(step=jnp.asarray(step, jnp.int32), guard=guard)
+            checkpointer.save(one)
+        checkpointer.wait()
+        return checkpointer.steps()
+
+    checkpointer = Checkpointer(tmp_path, keep_last=2)
+    assert save(checkpointer, 0, 1, 2) == [1, 2]
+    assert save(checkpointer, 3, 4, 5, trouble=7) == [1, 2, 5]
+    assert caplog.text.count("steps were refused lately; the checkpoints of before (1, 2)") == 1
+    checkpointer.close()
+    checkpointer = Checkpointer(tmp_path, keep_last=2)
+    assert int(checkpointer.restore_newest(template)["step"]) == 5
+    assert "step 5 was saved while steps were refused; to go back to one from before (1, 2)" in (
+        caplog.text
+    )
+    assert save(checkpointer, 6, trouble=1) == [1, 2, 6]
+    assert save(checkpointer, 7) == [2, 7]
+    assert save(checkpointer, 8) == [7, 8]
+
+
 def test_checksums_are_the_same_on_every_mesh_and_see_every_word():
     one, eight = make((1, 1, 1))[0], make((2, 2, 2))[0]
     sums = jax.device_get(checksums(one))

@@ -219,6 +219,8 @@ def test_spikes_are_refused_a_few_times_in_a_row_and_then_taken_for_a_new_level(
     guard = Guard(spike_factor=20.0, window_steps=4, max_skips=2)  # 1, 200, 1, 1: mean is 3.8
     method = _Scaled(methods.create(load()))
     state, step, mesh = make(shape, method=method, guard=guard, with_health=True)
+    # how many more steps it takes until the run is sound again
+    trouble = [0, 0, 0, 0, 0, 4, 3, 4, 4, 3, 2, 1, 0]
     seen, skipped = [], 0
     for k, factor in enumerate(factors):
         batch = images(0)
@@ -229,6 +231,7 @@ def test_spikes_are_refused_a_few_times_in_a_row_and_then_taken_for_a_new_level(
         skipped += refused
         assert (float(metrics["optim/update_norm"]) == 0) == refused
         assert int(state.skipped) == skipped and int(state.step) == k + 1
+        assert int(state.guard["trouble"]) == trouble[k]
     assert seen == taken
 
 

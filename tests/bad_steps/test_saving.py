@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from webssl_jax import config as configs
 from webssl_jax.bad_steps import saving
 from webssl_jax.checkpoints import Checkpointer
+from webssl_jax.optim import guard
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.train_state import TrainState
 from webssl_jax.train_step import Health
@@ -47,7 +48,7 @@ def refuse(bad_steps, step, value=0.0):
         aux={},
         rng=jnp.zeros(2, jnp.uint32),
         skipped=jnp.int32(0),
-        guard={"log_norm": jnp.float32(0)},
+        guard=guard.init(),
     )
     bad_steps(step, state, {"train/loss": nan}, Health(jnp.int32(1), {"x": nan}))
 

@@ -5,6 +5,10 @@ workdir. ``meta`` holds a checksum of every array. It is computed on the device 
 again after a restore. So a damaged checkpoint is noticed whatever the storage reports, and the one
 before it is used. Progress through the data is not stored: it is step x global batch.
 
+After a blow-up all steps may be refused, while saving goes on. So ``meta`` also says whether the
+run was sound (``trouble`` of optim/guard.py), and checkpoints from before the trouble stay until
+newer sound ones take their places.
+
 All hosts write to ``gs://BUCKET/FOLDER`` and read from it at once, through tensorstore. A
 checkpoint in a bucket is complete when its ``commit_success.txt`` exists (orbax), because a bucket
 cannot rename a folder in one operation.
@@ -16,7 +20,7 @@ import importlib.util
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -43,6 +47,22 @@ from webssl_jax.sharding import distributed, replicas
 from webssl_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)
+
+
+class _LatestSound(preservation_policy.PreservationPolicy):
+    """Keeps the newest checkpoint, and the newest ``n`` that are not ``unsound``; while there are
+    fewer of these, unsound ones fill their places."""
+
+    def __init__(self, n: int, unsound: set[int]):
+        self._n, self._unsound = n, unsound
+
+    def should_preserve(
+        self, checkpoints: Sequence[Any], *, context: preservation_policy.PreservationContext
+    ) -> list[bool]:
+        steps = [int(checkpoint.step) for checkpoint in checkpoints]
+        ranked = sorted(steps, key=lambda step: (step not in self._unsound, step))
+        kept = {*ranked[-self._n :], *steps[-1:]}
+        return [step in kept for step in steps]
 
 
 @jax.jit
@@ -101,7 +121,8 @@ class Checkpointer:
     Args:
       workdir: a path that every process sees.
       folder: ``config.checkpoint.folder``.
-      keep_last: how many of the newest checkpoints are kept.
+      keep_last: how many of the newest checkpoints of a sound run are kept. The newest of all is
+        kept besides.
       keep_every_steps: multiples of this are kept for good; 0 = none.
       read_only: nothing is written or cleaned up: for a run that may still be training.
       restore_once: the first replica reads and sends to the others (sharding/replicas.py).
@@ -119,8 +140,9 @@ class Checkpointer:
     ):
         self.directory = directory(workdir, folder)
         self._read_only, self._restore_once = read_only, restore_once
+        self._unsound: set[int] = set()
         policies: list[preservation_policy.PreservationPolicy]
-        policies = [preservation_policy.LatestN(keep_last)]
+        policies = [_LatestSound(keep_last, self._unsound)]
         if keep_every_steps:
             policies.append(preservation_policy.EveryNSteps(keep_every_steps))
         self._manager = ocp.CheckpointManager(
@@ -137,6 +159,21 @@ class Checkpointer:
                 enable_async_checkpointing=True,
             ),
         )
+        if not read_only:
+            self._find_unsound(keep_last)
+
+    def _find_unsound(self, wanted: int) -> None:
+        """Looks until as many sound ones are found: those before them are not kept anyway."""
+        for step in reversed(self.steps()):
+            try:
+                meta = ocp.JsonCheckpointHandler().restore(self.directory / str(step) / "meta")
+                sound = meta["sound"]
+            except Exception:  # whatever is wrong with it, it is none to rely on
+                sound = False
+            if not sound:
+                self._unsound.add(step)
+            elif (wanted := wanted - 1) == 0:
+                break
 
     def steps(self) -> list[int]:
         """Complete checkpoints, oldest first."""
@@ -159,11 +196,28 @@ class Checkpointer:
         with distributed.error_barrier():  # the disk of a single host may be full
             self._guard(lambda: self._check_space(paths.num_bytes(state)))
         sums = {path: int(value) for path, value in jax.device_get(checksums(state)).items()}
+        sound = int(state.guard["trouble"]) == 0
+        if not sound:
+            self._keep_those_before(step)
         arguments = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state._asdict()),
-            meta=ocp.args.JsonSave({"step": step, "checksums": sums}),
+            meta=ocp.args.JsonSave({"step": step, "checksums": sums, "sound": sound}),
         )
         self._guard(lambda: self._manager.save(step, args=arguments))
+
+    def _keep_those_before(self, step: int) -> None:
+        if not self._unsound and (before := self._sound()):
+            log.warning(
+                "step %d: steps were refused lately; the checkpoints of before (%s) are kept until "
+                "the run has been sound for a while (config.guard.spike_window_steps)",
+                step,
+                before,
+            )
+        self._unsound.add(step)
+
+    def _sound(self) -> str:
+        """The steps of the checkpoints that were saved while the run was sound, for messages."""
+        return ", ".join(str(step) for step in self.steps() if step not in self._unsound)
 
     def wait(self) -> None:
         """Blocks until the last save is on disk.
@@ -217,7 +271,7 @@ class Checkpointer:
     def _good(self) -> str:
         try:
             steps = [int(p.name) for p in self.directory.iterdir() if p.name.isdigit()]
-        except OSError:
+        except Exception:  # each of the packages behind gs:// has its own
             return "no other one can be seen now"
         return f"the last good one is of step {max(steps)}" if steps else "there is no earlier one"
 
@@ -244,6 +298,14 @@ class Checkpointer:
             for bad, why in damaged.items():
                 log.warning("passing over the checkpoint of step %d: %s", bad, why)
                 self._set_aside(bad)
+            if step in self._unsound and (sound := self._sound()):
+                log.warning(
+                    "the checkpoint of step %d was saved while steps were refused; to go back to "
+                    "one from before (%s), end the run and delete the newer ones in %s",
+                    step,
+                    sound,
+                    self.directory,
+                )
             return state
         if damaged:  # none is set aside: where all of them fail, the cause may lie elsewhere
             step, why = next(iter(damaged.items()))

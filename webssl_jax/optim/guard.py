@@ -57,6 +57,9 @@ class Guard:
             "log_norm": jnp.where(taken, average, mean),
             "seen": jnp.where(taken, jnp.minimum(seen + 1, self.window_steps), state["seen"]),
             "skips": jnp.where(spike, state["skips"] + 1, jnp.where(taken, 0, state["skips"])),
+            "trouble": jnp.where(
+                finite & ~spike, jnp.maximum(state["trouble"] - 1, 0), self.window_steps
+            ),
         }
         cause = jnp.where(finite, jnp.where(spike, SPIKE, FINE), NOT_FINITE)
         return cause.astype(jnp.int32), after
@@ -64,6 +67,9 @@ class Guard:
 
 def init() -> State:
     """The state of a guard that has seen nothing. log_norm: () float32, mean logarithm of the
-    accepted norms; seen: () int32, accepted steps, up to the window; skips: () int32, in a row."""
+    accepted norms; seen: () int32, accepted steps, up to the window; skips: () int32, in a row;
+    trouble: () int32, how many more steps must be accepted, in a row, until the run is sound again
+    after one that was refused: a window of them."""
     zero = jnp.zeros((), jnp.int32)
-    return {"log_norm": jnp.zeros((), jnp.float32), "seen": zero, "skips": zero}
+    norm = jnp.zeros((), jnp.float32)
+    return {"log_norm": norm, "seen": zero, "skips": zero, "trouble": zero}

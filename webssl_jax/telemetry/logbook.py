@@ -149,7 +149,7 @@ class Logbook:
             raise UserError(
                 f"step {step}: the loss or its gradient was not finite at {self._not_finite} "
                 "logged steps in a row; lower config.optim.lr, lengthen the warm-up or clip "
-                "gradients"
+                "gradients; the next start says which checkpoints are from before"
             )
 
     def _describe(self, row: Row) -> str:
