@@ -13,8 +13,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from webssl_jax import config as configs
-from webssl_jax import runs, train_state
-from webssl_jax.checkpoints import Checkpointer, CheckpointError, StorageError, checksums
+from webssl_jax import runs, train, train_state
+from webssl_jax.checkpoints import Checkpointer, CheckpointError, StorageError, checksums, directory
 from webssl_jax.checkpoints.saver import Saver
 from webssl_jax.config import ConfigError, TransientError, UserError
 from webssl_jax.methods.base import Variables
@@ -169,6 +169,19 @@ def test_checkpoints_from_before_a_blow_up_stay_until_the_run_is_sound_again(tmp
     assert save(checkpointer, 6, trouble=1) == [1, 2, 6]
     assert save(checkpointer, 7) == [2, 7]
     assert save(checkpointer, 8) == [7, 8]
+
+
+@pytest.mark.parametrize("name", ["a[b]", "a*", "a?"])
+def test_a_name_in_which_orbax_finds_nothing_again_is_refused_at_the_start(
+    tmp_path, name, monkeypatch
+):
+    with pytest.raises(UserError, match="in its name, which orbax takes for a pattern"):
+        directory(tmp_path, f"gs://bucket/{name}")
+    flags = ["train", "--config=configs/web_mae.py:size=tiny", f"--workdir={tmp_path / name}"]
+    monkeypatch.setattr("sys.argv", [*flags, f"--config.checkpoint.folder={tmp_path / 'other'}"])
+    with pytest.raises(UserError, match="in its name, which orbax takes for a pattern"):
+        train.main()
+    assert not (tmp_path / name).exists()
 
 
 def test_checksums_are_the_same_on_every_mesh_and_see_every_word():

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
+
+
+def try_writing(folder: Path) -> None:
+    """Makes ``folder``, and writes and removes a file in it.
+
+    Raises:
+      OSError: if that cannot be done.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable-") as file:
+        file.write(b"1")
+        file.flush()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -24,8 +24,8 @@ from webssl_jax import methods, train_state
 from webssl_jax import params as paths
 from webssl_jax.checkpoints import Checkpointer, CheckpointError, directory
 from webssl_jax.cli import first_line
-from webssl_jax.config import ConfigError, UserError
-from webssl_jax.files import write_json
+from webssl_jax.config import ConfigError, TransientError, UserError
+from webssl_jax.files import try_writing, write_json
 from webssl_jax.methods.base import Method, Variables
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.optim.optimizer import Optimizer
@@ -33,6 +33,7 @@ from webssl_jax.sharding import distributed
 from webssl_jax.sharding import mesh as meshes
 
 _OWNER = "run_id"  # a file in the workdir and in checkpoint.folder, the same in both
+_WRITTEN = ("checkpoints", "bad_steps", "eval", "pictures", "profile", "tensorboard")
 log = logging.getLogger(__name__)
 
 
@@ -45,8 +46,9 @@ class WorkdirLock:
     """
 
     def __init__(self, workdir: str | os.PathLike):
-        path = Path(workdir) / ".lock"
+        self._workdir, path = Path(workdir), Path(workdir) / ".lock"
         self._file = open(path, "a+")
+        self._device = os.fstat(self._file.fileno()).st_dev
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -60,9 +62,64 @@ class WorkdirLock:
         self._file.write(f"{os.getpid()}\n")
         self._file.flush()
 
+    def is_gone(self) -> bool:
+        """Whether somebody has removed its file, or another run has its own there by now."""
+        try:
+            holder = Path(self._file.name).read_text().strip()
+        except FileNotFoundError:
+            return True
+        except OSError:  # a storage that does not answer has not lost it
+            return False
+        return holder.isdigit() and int(holder) != os.getpid()
+
+    def again(self) -> WorkdirLock:
+        """Makes the workdir anew where it was removed, and locks it.
+
+        Raises:
+          UserError: if another process holds it.
+          TransientError: if it would lie on another disk, because one is no more mounted there.
+        """
+        there = next(p for p in (self._workdir, *self._workdir.absolute().parents) if p.exists())
+        if there.stat().st_dev != self._device:
+            raise TransientError(f"{self._workdir}: is gone, for its disk is not mounted any more")
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        return WorkdirLock(self._workdir)
+
     def release(self) -> None:
         """From now on another run may use the workdir."""
         self._file.close()
+
+
+def check_writable(workdir: Path, config: ConfigDict) -> None:
+    """Tries to write in every folder of this machine that the run will write to: what fails is an
+    error now, and not at the first checkpoint.
+
+    Raises:
+      UserError: naming the folder.
+      TransientError: the same for a run that was begun, for which all could be written before.
+    """
+    inside = [workdir / name for name in _WRITTEN]
+    named = {
+        "config.checkpoint.folder": config.checkpoint.folder,
+        "config.checkpoint.local_folder": config.checkpoint.local_folder,
+        "config.host.compilation_cache": os.path.expanduser(config.host.compilation_cache),
+    }
+    folders = {workdir: "--workdir"} | {path: "--workdir" for path in inside if path.exists()}
+    folders |= {Path(name): key for key, name in named.items() if name and "://" not in name}
+    for folder, key in folders.items():
+        try:
+            try_writing(folder)
+        except OSError as error:
+            kind = TransientError if (workdir / "config.json").exists() else UserError
+            raise kind(
+                f"{key}: nothing can be written in {folder} ({error.strerror}); mend that, or name "
+                "another folder"
+            ) from error
+
+
+def identity(workdir: Path) -> list[Path]:
+    """The files by which a later start knows the run."""
+    return [workdir / name for name in (_OWNER, "config.json", "environment.json")]
 
 
 def run_id(workdir: str | os.PathLike) -> str:
@@ -85,12 +142,13 @@ def claim_folder(workdir: str | os.PathLike, folder: str) -> None:
     what = f"config.checkpoint.folder = {folder}"
     try:
         there.parent.mkdir(parents=True, exist_ok=True)
-        owner = there.read_text() if there.exists() else None
-        if owner is None:
+        owner = there.read_text() if there.exists() else ours
+        if owner == ours:  # also when it is there: whether it can be written is the question
             there.write_text(ours)
             owner = there.read_text()
     except Exception as error:  # each of the packages behind gs:// has its own
-        raise UserError(
+        kind = TransientError if (Path(workdir) / "config.json").exists() else UserError
+        raise kind(
             f"{what}: cannot be used ({type(error).__name__}: {first_line(error)}); does it exist, "
             "and may this machine read and write there?"
         ) from error

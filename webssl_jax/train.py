@@ -26,6 +26,7 @@ from webssl_jax import cli, methods, params, runs, train_state
 from webssl_jax import config as configs
 from webssl_jax.bad_steps import replay
 from webssl_jax.bad_steps.saving import BadSteps, GuardedStep
+from webssl_jax.checkpoints import directory
 from webssl_jax.checkpoints.saver import Saver
 from webssl_jax.config import ConfigError, UserError
 from webssl_jax.data import records
@@ -63,7 +64,7 @@ def main() -> int:
         if args.replay is not None:
             replay.run(config, method, mesh, workdir, args.replay)
             return 0
-        session.open(workdir, began)
+        session.open(workdir, config, began)
         log.info("%s", _summary(config, mesh))
         return train(config, method, mesh, workdir, session, args.compiled)
 
@@ -175,8 +176,9 @@ def _loop(
         profiler.step_started(step, metrics, look=due(config.log.every_steps))
         logbook.step_started(step, metrics)
 
-        # At the last step there is nothing to stop, and its evaluation must not be lost.
-        stop = session.stop_requested(step) if step < total_steps else ""
+        stop = session.stop_requested(step)
+        if step == total_steps:  # there is nothing to stop, and its evaluation must not be lost
+            stop = ""
         durable = due(config.checkpoint.every_steps) or bool(stop)
         saves = durable or saver.has_local and due(config.checkpoint.local_every_steps)
         evaluates = evaluations.due(step) and not stop
@@ -311,6 +313,8 @@ def _read_flags() -> tuple[argparse.Namespace, ConfigDict, Method]:
             f"{config.method.name} couples the images of a batch, so accumulation would change it; "
             "use 1"
         )
+    for folder in ("", config.checkpoint.folder):
+        directory(args.workdir, folder)  # refuses names
     _Evaluations.check(config, method)
     return args, config, method
 

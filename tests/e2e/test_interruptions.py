@@ -102,6 +102,17 @@ def test_a_stop_signal_saves_and_exits_with_its_code(tmp_path, unbroken):
     assert runner.losses(tmp_path) == unbroken
 
 
+def test_a_log_that_nobody_reads_any_more_ends_the_run_with_its_state_saved(tmp_path):
+    """As behind ``| head``. Its first line after the reader has gone comes when it compiles."""
+    process = runner.start(tmp_path, {"checkpoint.every_steps": 1000})
+    while "training on" not in process.stdout.readline():
+        assert process.poll() is None
+    process.stdout.close()
+    assert process.wait(timeout=240) == 75
+    saved = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    assert saved == [str(runner.last_step(tmp_path / "metrics.jsonl"))] and int(saved[0]) < 12
+
+
 def test_a_stop_signal_in_the_last_step_does_not_cost_its_evaluation(tmp_path):
     settings = {"total_steps": 1, "optim.warmup_steps": 0, "pictures.kinds": "reconstruction"}
     process = runner.start(tmp_path, settings)
