@@ -253,7 +253,10 @@ def test_a_save_that_the_storage_refuses_is_one_line_and_may_be_tried_again(
         raise error
 
     monkeypatch.setattr(checkpointer._manager, "save", fail)
-    with pytest.raises(kind, match="the last good one is of step 5|a bug") as caught:
+    words = (
+        r"written \((Read-only file system|Input/output error)\); the last good one is of step 5"
+    )
+    with pytest.raises(kind, match=f"{words}|no space left .* is of step 5|a bug") as caught:
         checkpointer.save(state._replace(step=jnp.asarray(6, jnp.int32)))
     assert isinstance(caught.value, TransientError) == (kind is StorageError)  # exit code 75
 
@@ -358,6 +361,19 @@ def test_what_is_trained_is_saved_when_an_evaluation_fails(tmp_path):
     saver = Saver(config, tmp_path, train_state.TrainState(**template))
     with pytest.raises(ZeroDivisionError), saver.saved_on_error(state):
         raise ZeroDivisionError
+    assert Checkpointer(tmp_path, read_only=True).steps() == [0]
+
+
+def test_what_is_trained_is_saved_when_a_machines_own_disk_fails(tmp_path, monkeypatch):
+    state, template = make((1, 1, 1))
+    config = configs.load("configs/web_mae.py:size=tiny")
+    config.checkpoint.local_folder = str(tmp_path / "local")
+    saver = Saver(config, tmp_path, train_state.TrainState(**template))
+    usage = collections.namedtuple("usage", "total used free")
+    full = lambda path: usage(9, 9, 0 if "local" in str(path) else 10**9)  # noqa: E731
+    monkeypatch.setattr(shutil, "disk_usage", full)
+    with pytest.raises(CheckpointError, match="config.checkpoint.local_folder: .* 0.0 MiB free"):
+        saver.save(state, durable=False)
     assert Checkpointer(tmp_path, read_only=True).steps() == [0]
 
 

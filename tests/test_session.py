@@ -1,5 +1,6 @@
 """What asks a run to stop, and what is looked at before it starts."""
 
+import errno
 import os
 import shutil
 import signal
@@ -83,19 +84,31 @@ def test_nothing_is_made_where_another_run_is_by_now_or_a_disk_was_mounted(tmp_p
     assert not workdir.exists()
 
 
-@pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize("key", ["--workdir", "checkpoint.local_folder", "host.compilation_cache"])
-def test_a_folder_that_cannot_be_written_is_named_at_the_start(tmp_path, key, begun):
-    """2 for a new run; a run that was begun could write there, so it may be tried again."""
+def test_a_folder_that_cannot_be_written_is_named_at_the_start(tmp_path, key):
     config = configs.load("configs/web_mae.py:size=tiny")
+    runs.check_writable(tmp_path / "new", config)
     (tmp_path / "closed").symlink_to("/proc/self")  # also of root
     if key == "--workdir":
         (tmp_path / "checkpoints").symlink_to("/proc/self")
     else:
         config.update_from_flattened_dict({key: str(tmp_path / "closed")})
+    with pytest.raises(UserError, match=f"{key}: nothing can be written in {tmp_path}"):
+        runs.check_writable(tmp_path, config)
+    assert not list(tmp_path.rglob(".writable*"))
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_disk_that_fails_at_a_later_start_may_come_back(tmp_path, monkeypatch, begun, code):
+    """Exit code 75. A new run, and one that has no permission, are for their user to mend: 2."""
     if begun:
         (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=f"{key}: nothing can be written in {tmp_path}") as caught:
-        runs.check_writable(tmp_path, config)
-    assert isinstance(caught.value, TransientError) == begun
-    assert not list(tmp_path.glob(".writable*"))
+
+    def fail(folder):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(runs, "try_writing", fail)
+    with pytest.raises(UserError, match="nothing can be written in") as caught:
+        runs.check_writable(tmp_path, configs.load("configs/web_mae.py:size=tiny"))
+    assert isinstance(caught.value, TransientError) == (begun and code == errno.EROFS)

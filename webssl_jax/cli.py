@@ -30,7 +30,6 @@ EXIT_BAD_INPUT = 2
 EXIT_RESTART = 75  # EX_TEMPFAIL of sysexits.h: what a launcher reads as "start me again"
 EXIT_INTERRUPTED = 130
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# what a disk or a mount fails with, though nothing is wrong with the path that was asked for
 _STORAGE = (errno.EIO, errno.EROFS, errno.ESTALE, errno.ENOTCONN, errno.EREMOTEIO, errno.ETIMEDOUT)
 _LONGEST_END = 10.0  # seconds that threads have to end with the program
 
@@ -159,13 +158,18 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         place = error.filename or error
         if error.errno in _FULL:
             _fail(error, f"no space left: {place}; free some and start the same command again")
-        if error.errno in _STORAGE:
+        if is_storage_trouble(error):
             line = f"{place}: {error.strerror}; mend that and start the same command again"
             _fail(error, line, EXIT_RESTART)
         _fail_with_traceback(error)
     except Exception as error:
         _fail_with_traceback(error)
     _end(code or 0)
+
+
+def is_storage_trouble(error: OSError) -> bool:
+    """Whether a disk or a mount failed, though nothing need be wrong with the path: it may pass."""
+    return error.errno in _STORAGE
 
 
 class Stream:

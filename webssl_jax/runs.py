@@ -23,7 +23,7 @@ from webssl_jax import config as configs
 from webssl_jax import methods, train_state
 from webssl_jax import params as paths
 from webssl_jax.checkpoints import Checkpointer, CheckpointError, directory
-from webssl_jax.cli import first_line
+from webssl_jax.cli import first_line, is_storage_trouble
 from webssl_jax.config import ConfigError, TransientError, UserError
 from webssl_jax.files import try_writing, write_json
 from webssl_jax.methods.base import Method, Variables
@@ -96,8 +96,9 @@ def check_writable(workdir: Path, config: ConfigDict) -> None:
 
     Raises:
       UserError: naming the folder.
-      TransientError: the same for a run that was begun, for which all could be written before.
+      TransientError: the same where the storage of a run fails that was begun: it has worked.
     """
+    begun = (workdir / "config.json").exists()
     inside = [workdir / name for name in _WRITTEN]
     named = {
         "config.checkpoint.folder": config.checkpoint.folder,
@@ -110,7 +111,7 @@ def check_writable(workdir: Path, config: ConfigDict) -> None:
         try:
             try_writing(folder)
         except OSError as error:
-            kind = TransientError if (workdir / "config.json").exists() else UserError
+            kind = TransientError if begun and is_storage_trouble(error) else UserError
             raise kind(
                 f"{key}: nothing can be written in {folder} ({error.strerror}); mend that, or name "
                 "another folder"

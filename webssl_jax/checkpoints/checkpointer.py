@@ -36,10 +36,10 @@ from webssl_jax.checkpoints.errors import (
     CheckpointError,
     DamagedCheckpoint,
     StorageError,
-    causes_of,
     is_full_disk,
     is_storage_failure,
     read_with_retry,
+    reason_of,
 )
 from webssl_jax.cli import first_line
 from webssl_jax.config import UserError
@@ -256,10 +256,9 @@ class Checkpointer:
                 raise self._full_disk(first_line(error)) from error
             if not is_storage_failure(error, self._in_bucket):
                 raise
-            reason = first_line(list(causes_of(error))[-1])
             raise StorageError(
-                f"{self.directory}: a checkpoint could not be written ({reason}); {self._good()}; "
-                "mend that and start the same command again"
+                f"{self.directory}: a checkpoint could not be written ({reason_of(error)}); "
+                f"{self._good()}; mend that and start the same command again"
             ) from error
 
     def _full_disk(self, detail: str) -> CheckpointError:

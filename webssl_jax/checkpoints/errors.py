@@ -13,6 +13,7 @@ from webssl_jax.cli import first_line
 from webssl_jax.config import TransientError, UserError
 
 _CODES = "PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED"
+_OS_CODE = r"os_error_code='(\d+)'"  # of the kernel, in texts of tensorstore
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _RETRY_SECONDS = 1.0
 T = TypeVar("T")
@@ -63,6 +64,15 @@ def _read(what: str, read: Callable[[], T]) -> T:
         ) from error
 
 
+def reason_of(error: BaseException) -> str:
+    """What the kernel says, where an error of a disk has it; else the first line of its cause."""
+    last = list(causes_of(error))[-1]
+    if isinstance(last, OSError) and last.strerror:
+        return last.strerror
+    code = re.search(_OS_CODE, str(last))
+    return os.strerror(int(code[1])) if code else first_line(last)
+
+
 def is_full_disk(error: BaseException) -> bool:
     """Whether ``error`` or one of its causes says that no space is left."""
     return any(
@@ -78,7 +88,7 @@ def is_storage_failure(error: BaseException, in_bucket: bool) -> bool:
     tensorstore gives a disk's error as a ValueError."""
     return any(
         isinstance(cause, OSError)
-        or "os_error_code=" in str(cause)
+        or re.search(_OS_CODE, str(cause)) is not None
         or (in_bucket and is_bucket_failure(cause))
         for cause in causes_of(error)
     )
@@ -110,7 +120,7 @@ def _is_damage(causes: list[BaseException]) -> bool:
     """Whether the bytes are at fault, and not the storage."""
     text = " ".join(map(str, causes))
     # tensorstore says everything in a ValueError, with the kernel's code in its text.
-    code = re.search(r"os_error_code='(\d+)'", text)
+    code = re.search(_OS_CODE, text)
     codes = [int(code[1])] if code else [getattr(cause, "errno", None) for cause in causes]
     storage_failed = "RESOURCE_EXHAUSTED" in text or any(map(is_bucket_failure, causes))
     return set(codes) <= {None, errno.ENOENT} and not storage_failed

@@ -125,12 +125,18 @@ class Saver:
           durable: False for a local checkpoint; only where the run ``has_local``.
 
         Raises:
-          CheckpointError: if this or the previous save met a full disk.
+          CheckpointError, StorageError: if this or the previous save failed. Where that was a local
+            one, ``state`` is saved durably before.
         """
         if durable:
             self._durable.save(state)
         elif self._local:
-            self._local.save(state, after=self._durable.newest())
+            try:
+                self._local.save(state, after=self._durable.newest())
+            except UserError:  # on all processes
+                self._durable.save(state)
+                self._durable.wait()
+                raise
 
     def check(self) -> None:
         """Raises the error of a save in the background, if it has failed by now. Does not wait."""
