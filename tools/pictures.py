@@ -27,11 +27,7 @@ from ml_collections import ConfigDict
 
 from webssl_jax import cli, runs
 from webssl_jax.config import MOST_PICTURES, UserError
-from webssl_jax.data import records
-from webssl_jax.data.converter.folder_reader import FolderReader, list_folder
-from webssl_jax.data.converter.items import Dropped
-from webssl_jax.data.pipeline import Source
-from webssl_jax.data.sources import SUFFIX, ArrayRecordSource, DamagedRecord
+from webssl_jax.data.image_folder import open_images
 from webssl_jax.evaluators.pictures import (
     ModelPictures,
     available,
@@ -98,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     names = choose(args.pictures, known, "--pictures")
     _check_size(model, args.size)
     view = model.preprocess if args.size is None else model.preprocess.at(args.size)
-    source = _source(args.images or subject.images)
+    source = open_images(args.images or subject.images, "--images")
     limit = images_needed(names, args.count, args.candidates)
     images = read_images(source, view, limit)
     pairs = read_pictured(source, view, names, args.candidates)
@@ -146,39 +142,6 @@ def _check_size(model: Model, size: int | None) -> None:
         model.networks.encoder.grid_of(size, size)
     except ValueError as error:
         raise UserError(f"--size {size}: {error}; give a multiple of the patch size") from error
-
-
-def _source(images: str) -> Source:
-    folder = pathlib.Path(images)
-    if folder.is_dir() and not any(folder.glob(f"*{SUFFIX}")):
-        return _Folder(folder)
-    return ArrayRecordSource(images)
-
-
-class _Folder:
-    """A folder tree of image files as a source of records; the folders in it are labels."""
-
-    def __init__(self, folder: pathlib.Path):
-        try:
-            self._units = list_folder(folder)
-        except UserError as error:
-            raise UserError(f"--images {folder}: no image files and no *{SUFFIX} in it") from error
-        self._folder = folder
-        self._reader = FolderReader(str(folder), folder.name, label_from="folder")
-
-    def __len__(self) -> int:
-        return len(self._units)
-
-    def __getitem__(self, index: int) -> bytes:
-        (item,) = self._reader.read(self._units[index])
-        if isinstance(item, Dropped):
-            raise DamagedRecord(item.reason)
-        name = pathlib.PurePath(item.key).name
-        # the size is not asked for, and to know it would mean to decode
-        return records.encode(records.Record(item.data, (), name, 0, 0, "", item.label))
-
-    def describe(self, index: int) -> str:
-        return str(self._folder / self._units[index]["path"])
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from webssl_jax.errors import suggest
 
 TOOLS = {
     "export": "write weights for PyTorch code, with a model card",
+    "features": "write features of a folder of images, or of records, as parquet",
     "pictures": "draw what a run, or weights from elsewhere, see in images",
     "compare": "compare groups of runs by their evaluations",
     "health": "draw a run's vital signs on one page, with its alarms",

@@ -353,6 +353,27 @@ def read_each(
     """Yields (index, ``see(record)``) of the records ``indices``, in this order, a few ahead,
     without those for which it is None. Damaged ones are skipped, named in the log and counted
     there."""
+    damaged = 0
+    with contextlib.closing(read_all(source, see, indices, threads)) as found:
+        try:
+            for index, value, reason in found:
+                if reason:
+                    damaged += 1
+                    _logger.warning(
+                        "damaged record skipped: %s: %s", source.describe(index), reason
+                    )
+                elif value is not None:
+                    yield index, value
+        finally:
+            if damaged:
+                _logger.warning("%d damaged records skipped", damaged)
+
+
+def read_all(
+    source: Source, see: Callable[[records.Record], Any], indices: Iterable[int], threads: int = 16
+) -> Generator[tuple[int, Any, str], None, None]:
+    """Yields (index, ``see(record)``, "") of the records ``indices``, in this order, a few ahead;
+    of a damaged one (index, None, the reason)."""
 
     def read(index: int) -> tuple[int, Any, str]:
         try:
@@ -360,18 +381,7 @@ def read_each(
         except DAMAGE as error:
             return index, None, " ".join(str(error).split())
 
-    damaged, indices = 0, iter(indices)
+    indices = iter(indices)
     with futures.ThreadPoolExecutor(threads) as pool:
-        try:
-            while span := list(itertools.islice(indices, 16 * threads)):
-                for index, value, reason in pool.map(read, span):
-                    if reason:
-                        damaged += 1
-                        _logger.warning(
-                            "damaged record skipped: %s: %s", source.describe(index), reason
-                        )
-                    elif value is not None:
-                        yield index, value
-        finally:
-            if damaged:
-                _logger.warning("%d damaged records skipped", damaged)
+        while span := list(itertools.islice(indices, 16 * threads)):
+            yield from pool.map(read, span)

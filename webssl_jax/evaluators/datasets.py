@@ -12,7 +12,7 @@ import numpy as np
 
 from webssl_jax.config import UserError
 from webssl_jax.data.pipeline import Source
-from webssl_jax.data.sources import ArrayRecordSource
+from webssl_jax.data.sources import ArrayRecordSource, DamagedRecord
 
 _SAMPLED = 256  # records whose bytes go into the fingerprint
 
@@ -80,10 +80,20 @@ def dataset_of(source: Source, needed: str, limit: int = 0) -> Dataset:
         indices = np.sort(np.array([order[i] for i in range(limit)], np.int64))
     else:
         indices = np.arange(count)
-    digest = hashlib.sha256(f"{count} {len(indices)} {needed}".encode())
+    known = f"{count} {len(indices)} {needed}"
+    return Dataset(source, indices, needed, sampled_digest(source, indices, known))
+
+
+def sampled_digest(source: Source, indices: Sequence[int] | np.ndarray, known: str) -> str:
+    """16 hexadecimal digits of what is ``known`` of some records and of the bytes of 256 of them,
+    evenly spaced."""
+    digest = hashlib.sha256(known.encode())
     for place in np.unique(np.linspace(0, len(indices) - 1, _SAMPLED).astype(int)):
-        digest.update(source[int(indices[place])])
-    return Dataset(source, indices, needed, digest.hexdigest()[:16])
+        try:
+            digest.update(source[int(indices[place])])
+        except DamagedRecord:  # whoever reads it says so
+            digest.update(b"damaged")
+    return digest.hexdigest()[:16]
 
 
 def fingerprint(*known: Any) -> str:
