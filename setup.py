@@ -42,6 +42,7 @@ CORE = [
 ]
 PLAN = ["libtpu>=0.0.42,<0.1"]  # the compiler; it needs no TPU
 GCP = ["gcsfs>=2025.2"]  # checkpoints in gs://
+TRACKERS = {"wandb": ["wandb>=0.20,<1"], "mlflow": ["mlflow-skinny>=3.4,<4"]}
 EXPORT = ["torch>=2.6", "transformers>=5.0,<6"]
 TEST = ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1", "mypy>=2.4,<3"]
 TEST += ["setuptools>=70.1"]  # builds a wheel without other packages
@@ -71,9 +72,10 @@ setup(
         "plan": PLAN,
         "gcp": GCP,
         "export": EXPORT,
+        **TRACKERS,
         # In an environment of its own, without tools/constraints.txt: 2.77 asks for pillow<13,
         # protobuf<7, pyarrow<26 and python-dateutil<3.
         "beam": ["apache-beam>=2.77,<3"],
-        "test": [*EXPORT, *PLAN, *GCP, *TEST],
+        "test": [*EXPORT, *PLAN, *GCP, *TEST, *TRACKERS["wandb"], *TRACKERS["mlflow"]],
     },
 )

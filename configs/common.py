@@ -126,7 +126,8 @@ def base() -> ConfigDict:
                 "local_folder": "",
                 "local_every_steps": 100,
             },
-            "log": {"every_steps": 50, "tensorboard": True},
+            # trackers: none, or some of tensorboard,wandb,mlflow; metrics.jsonl is always written
+            "log": {"every_steps": 50, "trackers": "tensorboard"},
             # what a process owes the others; webssl_jax/telemetry/host.py
             "host": {
                 "gc_every_steps": 200,  # garbage is collected by all at the same step; 0 = at will

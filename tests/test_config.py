@@ -32,8 +32,15 @@ def test_an_unknown_key_is_refused_with_the_nearest_real_one():
 def test_a_value_of_the_wrong_type_is_refused():
     assert "not of type int" in error(MAE, "global_batch=many")
     assert "is float, not int" in error(MAE, "global_batch=1.5")
-    assert "not of type bool" in error(MAE, "log.tensorboard=perhaps")
+    assert "not of type bool" in error(MAE, "checkpoint.restore_once=perhaps")
     assert "group of keys" in error(MAE, "optim=3")
+
+
+def test_trackers_are_named_with_commas_and_a_wrong_one_is_refused():
+    assert configs.tracker_names("wandb, tensorboard,wandb") == ("wandb", "tensorboard")
+    assert configs.tracker_names("none") == ()
+    assert "no tracker 'wandbb'; did you mean 'wandb'?" in error(MAE, "log.trackers=wandbb")
+    assert "no tracker ''; known: mlflow, none, tens" in error(MAE, "log.trackers=")
 
 
 def test_values_take_the_type_of_what_they_replace():
@@ -42,7 +49,7 @@ def test_values_take_the_type_of_what_they_replace():
         [
             "total_images=2e6",
             "optim.lr=1",
-            "log.tensorboard=false",
+            "checkpoint.restore_once=true",
             "optim.frozen=('a','b')",
             "data.train=/a=b",
             "optim.warmup_steps=3",
@@ -50,7 +57,7 @@ def test_values_take_the_type_of_what_they_replace():
     )
     assert config.total_images == 2_000_000 and isinstance(config.total_images, int)
     assert isinstance(config.optim.lr, float)
-    assert config.log.tensorboard is False
+    assert config.checkpoint.restore_once is True
     assert config.optim.frozen == ("a", "b")
     assert config.data.train == "/a=b"
 

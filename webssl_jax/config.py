@@ -41,6 +41,7 @@ DURATIONS = {"total": ("steps", "images"), "optim.warmup": ("steps", "images", "
 LR_SCALINGS = {"linear": lambda ratio: ratio, "sqrt": math.sqrt, "none": lambda ratio: 1.0}
 MOMENT_DTYPES = ("float32", "bfloat16")
 MOST_PICTURES = 64
+TRACKERS = ("tensorboard", "wandb", "mlflow")  # webssl_jax/telemetry/trackers.py
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 _WORDS = {"true": True, "false": False, "none": None}
 
@@ -342,6 +343,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     every = config.checkpoint.local_every_steps
     check(every > 0, "checkpoint.local_every_steps", "positive")
     check(config.log.every_steps > 0, "log.every_steps", "positive")
+    tracker_names(config.log.trackers)
     check(config.host.gc_every_steps >= 0, "host.gc_every_steps", "zero (at will) or positive")
     for key in ("stuck_minutes", "stuck_pause_minutes"):
         check(config.host[key] >= 0, f"host.{key}", "zero (no limit) or positive")
@@ -360,6 +362,24 @@ def validate(config: ml_collections.ConfigDict) -> None:
     check(config.data.workers >= 0, "data.workers", "zero (threads only) or positive")
     check(config.data.threads > 0, "data.threads", "positive")
     check(config.data.read_ahead > 0, "data.read_ahead", "at least one batch")
+
+
+def tracker_names(asked: str) -> tuple[str, ...]:
+    """Of ``log.trackers``: ``none``, or some of :data:`TRACKERS` with commas between them.
+
+    Raises:
+      ConfigError: for another name, and for no name at all.
+    """
+    names = tuple(name.strip() for name in asked.split(",") if name.strip())
+    if names == ("none",):
+        return ()
+    for name in names or ("",):
+        if name not in TRACKERS:
+            raise ConfigError(
+                f"config.log.trackers = {asked!r}: there is no tracker {name!r}; "
+                f"{suggest(name, (*TRACKERS, 'none'))}"
+            )
+    return tuple(dict.fromkeys(names))
 
 
 def _validate_optim(optim: ml_collections.ConfigDict, check: Callable[..., None]) -> None:

@@ -24,7 +24,7 @@ MICRO = {
     "optim.lr_scaling": "none",
     "sharding.max_unsharded_fraction": 0.2,  # small parts weigh more in a small network
     "log.every_steps": 1,
-    "log.tensorboard": False,
+    "log.trackers": "none",
     "pictures.kinds": "none",
     "checkpoint.every_steps": 3,
     "data.threads": 2,

@@ -20,7 +20,7 @@ def _alarms(workdir):
 
 
 def test_a_collapse_is_in_the_log_the_progress_line_the_figures_and_the_pictures(tmp_path):
-    settings = DECAYING | {"log.tensorboard": True}
+    settings = DECAYING | {"log.trackers": "tensorboard"}
     result = runner.train(tmp_path, settings)
     assert result.code == 0, result.output
     assert result.output.count(SAID) == 1 and "config.optim.lr" in result.output

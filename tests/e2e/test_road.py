@@ -60,7 +60,7 @@ def test_images_become_a_trained_evaluated_and_exported_network(tmp_path):
         **labelled("knn", "knn", tmp_path / "records"),
         **labelled("probe", "logistic", tmp_path / "records"),
         "eval_batch": 32,
-        "log.tensorboard": True,
+        "log.trackers": "tensorboard",
     }
     result = runner.train(tmp_path / "run", shards)
     assert result.code == 0, result.output

@@ -15,7 +15,7 @@ SETTINGS = {
     "total_steps": 2,
     "optim.warmup_steps": 1,
     "sharding.max_unsharded_fraction": 1.0,
-    "log.tensorboard": False,
+    "log.trackers": "none",
     "pictures.kinds": "similarity,image_to_text,text_to_image",
     "pictures.candidates": 16,
     "data.threads": 2,

@@ -277,7 +277,7 @@ RUN = {
     "optim.lr": 3e-3,
     "sharding.max_unsharded_fraction": 0.2,
     "log.every_steps": 1,
-    "log.tensorboard": False,
+    "log.trackers": "none",
     "pictures.kinds": "none",
     "checkpoint.every_steps": 6,
     "data.threads": 2,

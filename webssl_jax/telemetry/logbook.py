@@ -17,12 +17,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from webssl_jax import config as configs
+from webssl_jax import runs
 from webssl_jax.config import UserError
 from webssl_jax.data.pipeline import TrainLoader
 from webssl_jax.methods.base import Method
 from webssl_jax.sharding import distributed
 from webssl_jax.sharding import mesh as meshes
-from webssl_jax.telemetry import health_page
+from webssl_jax.telemetry import health_page, trackers
 from webssl_jax.telemetry.alarms import AlarmMonitor
 from webssl_jax.telemetry.goodput import Goodput
 from webssl_jax.telemetry.progress import Progress
@@ -42,7 +43,7 @@ class Logbook:
     next one.
 
     Args:
-      workdir: gets ``metrics.jsonl``, ``tensorboard/`` and ``pictures/``.
+      workdir: gets ``metrics.jsonl``, ``pictures/`` and what trackers keep there.
       start: the step that the run goes on from. Rows of later steps are removed.
     """
 
@@ -66,12 +67,12 @@ class Logbook:
         with distributed.error_barrier():
             # A fresh run starts before step 0, so that the rows of an earlier run that saved no
             # checkpoint are removed too.
-            self._writer = MetricWriter(
-                workdir,
-                step=start or -1,
-                enabled=self._is_first,
-                tensorboard=config.log.tensorboard,
-            )
+            step, opened = start or -1, []
+            if self._is_first:
+                known, resolved = runs.run_id(workdir), configs.resolved(config)
+                facts = trackers.RunFacts(workdir, config.name, known, step, resolved)
+                opened = trackers.open_all(config.log.trackers, facts)
+            self._writer = MetricWriter(workdir, step=step, enabled=self._is_first, trackers=opened)
             if self._is_first:  # alarms from before the run was stopped are not raised again
                 self._alarms.update_all(read_rows(workdir / "metrics.jsonl"))
         self._reference = health_page.stored_reference(config.method.name)

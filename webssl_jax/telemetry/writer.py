@@ -1,5 +1,5 @@
-"""Writes figures and pictures: ``metrics.jsonl`` (one object for each logged step), TensorBoard
-and PNG files.
+"""Writes figures and pictures: ``metrics.jsonl`` (one object for each logged step), PNG files, and
+whatever trackers a run has.
 
 Only process 0 writes. After a crash the rows after the restored step are removed, so the file reads
 as if the run had never stopped.
@@ -8,15 +8,15 @@ as if the run had never stopped.
 from __future__ import annotations
 
 import json
-import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from webssl_jax.config import UserError
 from webssl_jax.files import write_text
+from webssl_jax.telemetry.trackers import Tracker
 from webssl_jax.visuals import save_png
 
 
@@ -48,10 +48,10 @@ class MetricWriter:
     """Appends scalars and pictures of a run.
 
     Args:
-      workdir: gets ``metrics.jsonl``, ``tensorboard/`` and ``pictures/``.
+      workdir: gets ``metrics.jsonl`` and ``pictures/``.
       step: the step that the run starts or resumes from. Later rows are removed.
       enabled: False on every process but the first: all calls do nothing.
-      tensorboard: whether to write TensorBoard event files too.
+      trackers: are given the same, after the files.
     """
 
     def __init__(
@@ -60,20 +60,15 @@ class MetricWriter:
         *,
         step: int = 0,
         enabled: bool = True,
-        tensorboard: bool = True,
+        trackers: Sequence[Tracker] = (),
     ):
-        self._enabled = enabled
-        self._board = None
+        self._enabled, self._trackers = enabled, trackers
         if not enabled:
             return
         self._workdir = pathlib.Path(workdir)
         self._path = self._workdir / "metrics.jsonl"
         self._drop_rows_after(step)
         self._file = open(self._path, "a")
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=step + 1)
 
     def _drop_rows_after(self, step: int) -> None:
         rows = read_rows(self._path)
@@ -89,38 +84,36 @@ class MetricWriter:
         values = {name: float(value) for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
-        if self._board:
-            for name, value in values.items():
-                if math.isfinite(value):
-                    self._board.add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.scalars(step, values)
 
     def text(self, step: int, name: str, text: str) -> None:
-        """Writes a text to TensorBoard."""
-        if self._enabled and self._board:
-            self._board.add_text(name, text, step)
+        """Gives a text to the trackers."""
+        for tracker in self._trackers if self._enabled else ():
+            tracker.text(step, name, text)
 
     def pictures(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Writes (H, W, 3) uint8 pictures to ``pictures/NAME_STEP.png`` and to TensorBoard."""
+        """Writes (H, W, 3) uint8 pictures to ``pictures/NAME_STEP.png``."""
         if not self._enabled:
             return
         for name, image in images.items():
             save_png(self._workdir / "pictures" / f"{name}_{step:08d}.png", image)
-            if self._board:
-                self._board.add_image(name, image, step, dataformats="HWC")
+        for tracker in self._trackers:
+            tracker.pictures(step, images)
 
     def flush(self) -> None:
         """Returns when everything is on disk."""
         if self._enabled:
             self._file.flush()
             os.fsync(self._file.fileno())
-            if self._board:
-                self._board.flush()
+            for tracker in self._trackers:
+                tracker.flush()
 
     def close(self) -> None:
         """Flushes and closes. Later calls do nothing."""
         if self._enabled:
             self.flush()
             self._file.close()
-            if self._board:
-                self._board.close()
+            for tracker in self._trackers:
+                tracker.close()
             self._enabled = False
