@@ -18,7 +18,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -29,10 +28,9 @@ from webssl_jax.bad_steps.saving import BadSteps, GuardedStep
 from webssl_jax.checkpoints import directory
 from webssl_jax.checkpoints.saver import Saver
 from webssl_jax.config import ConfigError, UserError
-from webssl_jax.data import records
 from webssl_jax.data.pipeline import TrainLoader
 from webssl_jax.data.sources import ArrayRecordSource
-from webssl_jax.evaluators import suite, tables
+from webssl_jax.evaluators import fed, suite, tables
 from webssl_jax.evaluators.outcome import Outcome
 from webssl_jax.evaluators.pictures import ModelPictures, available, choose
 from webssl_jax.methods.base import Method, Variables
@@ -47,7 +45,6 @@ from webssl_jax.telemetry.profiler import Profiler
 from webssl_jax.telemetry.progress import format_seconds
 from webssl_jax.train_state import TrainState
 from webssl_jax.train_step import lower_train_step
-from webssl_jax.visuals import crop_sheet
 from webssl_jax.weights.networks import Networks
 
 log = logging.getLogger("webssl_jax")
@@ -122,7 +119,7 @@ def train(
 
     with logbook, loader, Profiler(workdir, config.profile) as profiler, saver:
         if start == 0:
-            logbook.draw(0, lambda: {"crops": _crop_sheet(source, loader.batch_at(0), method)})
+            logbook.draw(0, lambda: {"crops": fed.picture(source, loader.batch_at(0), method)})
             with session.goodput.of("evaluation"):
                 if figures := evaluations.run(0, state.variables, logbook):
                     logbook.write_figures(0, figures)
@@ -373,26 +370,6 @@ def _global_batches(
     """The arrays of ``spec`` of each batch, put together from the rows of all processes."""
     for local in loader:
         yield meshes.to_global({name: local[name] for name in spec}, mesh)
-
-
-def _crop_sheet(
-    source: ArrayRecordSource, batch: dict[str, np.ndarray], method: Method, images: int = 12
-) -> np.ndarray:
-    """What the network is fed at step 0, beside the images it was cut from."""
-    view = method.preprocess
-    rows = np.flatnonzero(~batch["substituted"])[:images]
-    originals = [view(records.decode(source[int(index)]).image) for index in batch["record"][rows]]
-    views = {}
-    for name, spec in method.batch_spec(1).items():
-        if spec.dtype != np.uint8:
-            continue  # tokens
-        crops = batch[name][rows]
-        if crops.ndim == 4:
-            views["crop"] = crops
-            continue
-        for i in range(crops.shape[1]):
-            views[f"{name.removesuffix('_crops')} {i + 1}"] = crops[:, i]
-    return crop_sheet(np.stack(originals), views)
 
 
 if __name__ == "__main__":

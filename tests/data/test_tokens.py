@@ -55,6 +55,16 @@ def test_ids_are_open_clips_on_the_golden_strings(context):
     assert (START, END, VOCABULARY) == (FIRST["sot"], FIRST["eot"], FIRST["vocab_size"])
 
 
+def test_pieces_of_ids_are_their_text_again():
+    for text in PLAIN:
+        found = tokens.pieces(Tokenizer(1000)([text])[0])
+        spelled = "".join(found).encode()
+        for byte in range(0x80, 0x100):  # of characters that are not whole in one id
+            spelled = spelled.replace(f"<{byte:02x}>".encode(), bytes([byte]))
+        assert spelled.decode() == clean(text).replace(" ", ""), text
+    assert tokens.pieces(Tokenizer(8)(["a cat Ё"])[0]) == ["a", "cat", "<d1>", "<91>"]
+
+
 def test_ids_are_open_clips_on_500_awkward_strings():
     ours = Tokenizer()(MANY["texts"])
     wrong = [text for text, row, ids in zip(MANY["texts"], ours, MANY["ids"]) if ids_of(row) != ids]

@@ -36,6 +36,13 @@ def test_any_number_of_pairs_and_a_collapsed_network_make_a_picture(n):
     assert pairs.images_sheet(["text"] * n, [[(IMAGES[0], 0.5, True)]] * n, "", "").ndim == 3
 
 
+def test_what_is_fed_is_shown_and_a_text_that_is_cut_off_is_red():
+    fed = [pairs.FedText(text, ("a", "cat") * 20, cut) for text, cut in zip(TEXTS, (0, 5, 0))]
+    sheet = pairs.fed_sheet(IMAGES, IMAGES[:1] * 3, fed)
+    assert pixels(sheet, OTHER) > 10 and pixels(sheet, (10, 10, 10)) > 3 * 96**2
+    assert pixels(pairs.fed_sheet(IMAGES[:1], IMAGES[:1], fed[:1]), OTHER) == 0
+
+
 def test_own_texts_are_green_and_the_missed_one_is_red():
     found = [[(text, 0.5, own) for text, own in zip(TEXTS, owns)] for owns in ([1, 0, 0], [0] * 3)]
     sheet = pairs.texts_sheet(IMAGES[:2], found, [None, ("missed", 0.1, 1234)], "", "")

@@ -9,6 +9,7 @@ by pair, the pair that was merged first in the training of the vocabulary before
 
 from __future__ import annotations
 
+import codecs
 import functools
 import gzip
 import heapq
@@ -70,6 +71,21 @@ class Tokenizer:
         return [*ids[: room + 1], END]
 
 
+def pieces(ids: Sequence[int] | np.ndarray) -> list[str]:
+    """The text of each id between start and end; bytes that are no whole characters as ``<d0>``.
+
+    ids: (context,) of one text.
+    """
+    bytes_ = _bytes()
+    found: list[str] = []
+    for i in np.asarray(ids).tolist():
+        if i == END:
+            break
+        if i != START:
+            found.append(bytes_[i].decode("utf-8", "spelled"))
+    return found
+
+
 def clean(text: str) -> str:
     """``text`` mended, unescaped, in lower case, words one space apart."""
     if not (text.isascii() and text.isprintable() and "&" not in text):
@@ -126,6 +142,24 @@ def _vocabulary() -> tuple[list[int], dict[tuple[int, int], int]]:
         pairs[ids[left], ids[right]] = ids[left + right] = number
     byte_ids = {byte: i for i, byte in enumerate(bytes_)}
     return [byte_ids[byte] for byte in range(256)], pairs
+
+
+@functools.cache
+def _bytes() -> list[bytes]:
+    """Of the ids below ``START``, what they stand for."""
+    letters, bytes_ = spelling()
+    value = {letter: bytes([byte]) for letter, byte in zip(letters, bytes_)}
+    words = [*letters, *letters, *(left + right for left, right in merges())]
+    return [b"".join(value[letter] for letter in word.removesuffix("</w>")) for word in words]
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    bad = error.object[error.start : error.end]
+    return "".join(f"<{byte:02x}>" for byte in bad), error.end
+
+
+codecs.register_error("spelled", _spelled)
 
 
 def spelling() -> tuple[list[str], list[int]]:

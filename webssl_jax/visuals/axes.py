@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 COLOURS = ("#1f5fa8", "#c8511b", "#2c8a57", "#8a4fa3", "#b8860b", "#3a8fa0")
 INK, GREY = "#55555c", "#8c8c94"
@@ -17,6 +18,32 @@ def dress(axis: Axes, label_size: float, grid_width: float = 0.8) -> None:
         axis.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axis.spines[side].set_color("#b5b5bc")
+
+
+def add_legend(axis: Axes, size: float, columns: int = 1) -> None:
+    """A legend at the top of the frame; the scale is extended upwards, so that no curve runs
+    through it. Call it when all is drawn and laid out."""
+    legend = axis.legend(
+        fontsize=size,
+        edgecolor="none",
+        framealpha=0.8,
+        loc="upper left",
+        ncols=columns,
+        borderpad=0.1,
+        borderaxespad=0.2,
+        handlelength=1.4,
+        labelspacing=0.2,
+        columnspacing=1.0,
+    )
+    assert axis.figure is not None
+    canvas = axis.figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    height = legend.get_window_extent(canvas.get_renderer()).height
+    share = min(height / axis.get_window_extent().height + 0.04, 0.6)
+    scale, (low, high) = axis.yaxis.get_transform(), axis.get_ylim()
+    bottom, top = scale.transform([low, high])
+    above = scale.inverted().transform([bottom + (top - bottom) / (1 - share)])[0]
+    axis.set_ylim(low, above)
 
 
 def mark_level(axis: Axes, level: float, name: str) -> None:

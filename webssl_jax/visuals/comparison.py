@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from webssl_jax.visuals.axes import COLOURS, INK, dress, mark_level
+from webssl_jax.visuals.axes import COLOURS, INK, add_legend, dress, mark_level
 
 # (x (n,), y (runs, n))
 Curves = tuple[np.ndarray, np.ndarray]
@@ -43,9 +44,13 @@ def comparison(
         for name, level in levels.get(title, ()):
             mark_level(axis, level, name)
         axis.set_xlabel("images seen", fontsize=9, color=INK, loc="right")
+        last = max(max(float(x.max(initial=0)) for x, _ in groups.values()), 1.0)
+        axis.set_xlim(-0.015 * last, 1.015 * last)
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         dress(axis, label_size=8)
-        axis.legend(fontsize=9, frameon=False, loc="upper left")
     figure.tight_layout()
+    for axis in axes[: len(panels)]:
+        add_legend(axis, 9)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

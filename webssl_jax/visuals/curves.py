@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from webssl_jax.visuals.axes import COLOURS, GREY, INK, dress, say_empty
+from webssl_jax.visuals.axes import COLOURS, GREY, INK, add_legend, dress, say_empty
 from webssl_jax.visuals.png import save_png
 
 Curve = tuple[np.ndarray, np.ndarray]  # (steps, values)
@@ -138,15 +138,7 @@ def _plot_loss(axis: Axes, series: Curve | None) -> None:
         _line(axis, steps[at], smoothed, COLOURS[0], mark_gaps=False)
     finite = values[np.isfinite(values)]
     if len(finite):
-        axis.annotate(
-            f"last {finite[-1]:.4g}",
-            (0.98, 0.95),
-            xycoords="axes fraction",
-            ha="right",
-            va="top",
-            fontsize=10,
-            color=COLOURS[0],
-        )
+        axis.set_title(f"last {finite[-1]:.4g}", fontsize=10, loc="right", color=COLOURS[0])
 
 
 def _plot_line(
@@ -243,7 +235,6 @@ def _line(
             label="not finite",
             clip_on=False,
         )
-        axis.legend(fontsize=8, frameon=False, loc="upper left")
 
 
 def _dress(axis: Axes, last: int) -> None:
@@ -251,6 +242,8 @@ def _dress(axis: Axes, last: int) -> None:
     axis.set_xlabel("step", fontsize=9, color=INK, loc="right", labelpad=1)
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     dress(axis, label_size=9)
+    if axis.get_legend() is None and axis.get_legend_handles_labels()[0]:
+        add_legend(axis, 8)
     if not axis.lines:
         say_empty(axis, "nothing logged yet", 10, GREY)
         axis.set_yticks([])

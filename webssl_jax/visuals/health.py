@@ -12,12 +12,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
-from webssl_jax.visuals.axes import COLOURS, INK, dress, say_empty
+from webssl_jax.visuals.axes import COLOURS, INK, add_legend, dress, say_empty
 
 _COLUMNS = 5
 _REFERENCE, _SICK, _WELL = "#b9b9c2", "#d01c1c", "#2c8a57"
 _LEGEND = "x: how much of the run is done · y: a share, of what stands at the right · red: alarms"
+_MARGIN = 0.04  # of a scale of shares, so that a curve along 0 or 1 is drawn in full
 _FLAT = 0.25  # a curve of shares that spans less is drawn enlarged
 
 
@@ -81,12 +83,12 @@ def health_figure(
         _COLUMNS,
         squeeze=False,
         gridspec_kw={
-            "left": 0.03,
+            "left": 0.035,
             "right": 0.99,
             "top": 1 - head / height,
             "bottom": 0.3 / height,
             "hspace": 0.42,
-            "wspace": 0.2,
+            "wspace": 0.27,
         },
     )
     for axis, panel in zip(axes.flat, panels):
@@ -120,12 +122,12 @@ def _draw(axis: Axes, panel: Panel, spans: Sequence[tuple[float, float]]) -> Non
     for start, end in spans:
         axis.axvspan(start, end, color=_SICK, alpha=0.06)
         axis.axvline(start, color=_SICK, linewidth=1)
-    axis.set_ylim(low, high)
+    axis.set_ylim(low, high)  # as it was before the spans
     axis.set_xlim(-1.5, 101.5)
     axis.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
     dress(axis, label_size=8, grid_width=0.7)
     if any(line.label for line in panel.lines):
-        axis.legend(fontsize=7.5, frameon=False, loc="best", handlelength=1.2, labelspacing=0.2)
+        add_legend(axis, 7.5, columns=1 if max(len(line.label) for line in panel.lines) > 20 else 2)
     if not panel.lines:
         say_empty(axis, "not logged", 9, INK)
 
@@ -142,10 +144,13 @@ def _scale(axis: Axes, panel: Panel) -> None:
         return
     if panel.log and values.min() > 0 and values.max() > 20 * values.min():
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.yaxis.set_minor_locator(NullLocator())
         return
     low, high = float(values.min()), float(values.max())
     if panel.unit and high - low >= _FLAT:
-        axis.set_ylim(min(0.0, low), max(1.0, high))
+        axis.set_ylim(min(0.0, low) - _MARGIN, max(1.0, high) + _MARGIN)
         return
     margin = 0.08 * (high - low) or 0.05 * abs(high) or 0.05
     axis.set_ylim(low - margin, high + margin)

@@ -49,8 +49,8 @@ def neighbour_sheet(
     title: str = "Nearest neighbours in feature space",
     subtitle: str = "",
 ) -> np.ndarray:
-    """One row a query: the query, then its neighbours. With labels, a frame is green where a
-    neighbour has the query's label and red where it has another.
+    """One row a query: the query, then its neighbours. With labels, a neighbour that has the
+    query's label has a green frame.
 
     Args:
       images: the bank, n images (H, W, 3) uint8.
@@ -70,11 +70,9 @@ def neighbour_sheet(
             texts[-1].append(f"{cosine:.3f}  {labels[i] or captions[i]}".rstrip())
             known = labels[query] is not None and labels[i] is not None
             hit = known and labels[i] == labels[query]
-            frames[-1].append((SAME if hit else OTHER) if known else None)
+            frames[-1].append(SAME if hit else None)
             same, judged = same + hit, judged + known
-    counts = (
-        f"Green frames: the query's label ({same} of {judged}), red: another." if judged else ""
-    )
+    counts = f"Green frames: the query's label ({same} of {judged})." if judged else ""
     return drawing.table(
         cells,
         drawing.cell_size(images),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -18,6 +19,48 @@ _BLOCK = 620  # width of a block of the sheets; two stand side by side
 _WHITE = (255, 255, 255)
 _Block = Callable[[ImageDraw.ImageDraw, Image.Image, int, int, int], None]
 _MAP = matplotlib.colormaps["viridis"]
+
+
+class FedText(NamedTuple):
+    """A caption; the text of each of its tokens; how many more were cut off at the end."""
+
+    caption: str
+    tokens: tuple[str, ...]
+    cut: int = 0
+
+
+def fed_sheet(
+    images: drawing.Images, crops: drawing.Images, texts: Sequence[FedText]
+) -> np.ndarray:
+    """Each image beside the crop and the text that the network is given in its place.
+
+    Args:
+      images, crops: n images (H, W, 3) uint8. texts: n texts.
+    """
+    cell = 140
+    left = 2 * (cell + drawing.GAP) + drawing.GAP
+    room = _BLOCK - left
+
+    def block(draw: ImageDraw.ImageDraw, board: Image.Image, x: int, y: int, i: int) -> None:
+        board.paste(drawing.fit(images[i], cell), (x, y))
+        board.paste(drawing.fit(crops[i], cell), (x + cell + drawing.GAP, y))
+        caption, tokens, cut = texts[i]
+        lines = [(line, drawing.INK) for line in _clip_lines(caption or "(no caption)", room, 3)]
+        head = f"{len(tokens)} tokens" + f", {cut} more are cut off" * bool(cut)
+        shown = _clip_lines(" · ".join(tokens), room, cell // _LINE - len(lines) - 1)
+        lines.append((head + ":" * bool(tokens), OTHER if cut else drawing.FAINT_INK))
+        lines += [(line, drawing.FAINT_INK) for line in shown]
+        for line, colour in lines:
+            draw.text((x + left, y), line, colour, drawing.font(_TEXT))
+            y += _LINE
+
+    return _sheet(
+        len(images),
+        cell,
+        block,
+        "What the network is shown: images, their random crops, and the caption that was drawn",
+        "Below each caption its tokens, as the network gets them, with dots between.",
+    )
 
 
 def similarity_sheet(
