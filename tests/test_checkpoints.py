@@ -84,6 +84,12 @@ def assert_same(restored, state, step):
         assert a.dtype == b.dtype and np.array_equal(a, b)
 
 
+def test_reading_a_run_says_nothing(tmp_path, caplog):
+    (tmp_path / "checkpoints").mkdir()
+    Checkpointer(tmp_path, read_only=True).close()
+    assert not caplog.messages
+
+
 def test_a_state_comes_back_bit_for_bit_on_another_mesh(tmp_path):
     checkpointer, state, _ = saved(tmp_path, [5])
     _, template = make((2, 2, 2))

@@ -211,6 +211,8 @@ def test_a_file_that_is_no_image_is_named_in_one_line(tmp_path):
         small_mae(1)(tmp_path / "notes.txt")
     with pytest.raises(UserError, match="no image was given"):
         small_mae(1)([])
+    with pytest.raises(UserError, match="no text was given"):
+        small_clip(1).text([])
 
 
 def lowered(model, want):

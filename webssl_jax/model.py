@@ -280,9 +280,11 @@ class Text:
         """(n, E) float32, L2-normalised, on this process.
 
         Raises:
-          UserError: without a tokenizer.
+          UserError: without a tokenizer, and for no text at all.
         """
         tokens = self.tokenize([texts] if isinstance(texts, str) else texts)
+        if not len(tokens):
+            raise UserError("no text was given")
         batch = self.model.rounded_batch(min(batch, len(tokens)))
         return np.concatenate(
             [to_host(self.embed(part))[:n] for part, n in in_batches(tokens, batch)]

@@ -252,7 +252,12 @@ def test_depth_is_in_metres_and_zero_where_it_is_unknown():
     np.testing.assert_allclose(found, [[0.001, 1.234, 9.999], [0, 0, 0]], atol=5.1e-4)
     in_kitti = annotations.encode_depth(np.full((2, 3), 80.0), 256)
     record = dataclasses.replace(record, annotations={"depth": in_kitti})
-    assert (annotations.depth(record, units_per_metre=256) == 80).all()
+    assert (annotations.depth(record) == 80).all()  # its PNG says 256
+    with pytest.raises(AnnotationError, match="its PNG says 256 units a metre, not 1000"):
+        annotations.depth(record, units_per_metre=1000)
+    smaller = annotations.shrink_png(record, "depth", 2, 1)
+    record = dataclasses.replace(record, width=2, height=1, annotations={"depth": smaller})
+    assert (annotations.depth(record) == 80).all() and annotations.depth(record).shape == (1, 2)
     with pytest.raises(AnnotationError, match="80.0 m: 16 bits hold at most 65.5 m at 1000 units"):
         annotations.encode_depth(np.full((2, 3), 80.0))
     assert refused(annotations.depth, depth=annotations.encode_mask(VALUES)).endswith(

@@ -88,10 +88,24 @@ def test_names_of_a_file_may_say_more_classes_than_the_images_have(tmp_path):
 
     made = run("emu\ta large bird\nant\tan ant\nbee\ta bee\ncat\ta cat\n")
     assert made.chance["top1"] == 1 / 4 and "7 templates" in made.meaning
-    with pytest.raises(UserError, match="2 class names, but the records have 3 labels .ant, bee"):
-        run("a cat\na dog\n")
-    with pytest.raises(UserError, match="label 'cat' is none of the 2 known classes"):
-        run("ant\tan ant\nbee\ta bee\n")
+
+
+def test_names_that_do_not_fit_the_labels_are_refused_when_the_row_is_made(tmp_path, monkeypatch):
+    pattern = labelled_shard(tmp_path, "own", 24)  # of ant, bee and cat
+
+    def make(text):
+        return ZeroShot(ZeroShot.Options(pattern, "short", lines(tmp_path, text)))
+
+    for checked in (4096, 12):  # all of them; some
+        monkeypatch.setattr(zero_shot, "_CHECKED", checked)
+        with pytest.raises(UserError, match="2 class names, but the records have 3 labels .ant"):
+            make("a cat\na dog\n")
+        with pytest.raises(UserError, match="label 'cat' is none of the 2 known classes"):
+            make("ant\tan ant\nbee\ta bee\n")
+    assert make("a\nb\nc\nd\n")  # of records that were not read there may be a fourth
+    monkeypatch.setattr(zero_shot, "_CHECKED", 4096)
+    with pytest.raises(UserError, match="4 class names, but the records have 3"):
+        make("a\nb\nc\nd\n")
 
 
 def test_changed_words_in_the_same_file_are_not_taken_for_the_same(tmp_path):

@@ -47,6 +47,10 @@ from webssl_jax.sharding import distributed, replicas
 from webssl_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)
+# orbax, through absl, warns of every manager that only reads; here that is what was asked for.
+logging.getLogger("absl").addFilter(
+    lambda record: not str(record.msg).startswith("Given directory is read only")
+)
 
 
 class _LatestSound(preservation_policy.PreservationPolicy):
@@ -154,6 +158,7 @@ class Checkpointer:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 create=not read_only,
+                save_interval_steps=0 if read_only else 1,
                 read_only=read_only,
                 cleanup_tmp_directories=not read_only,
                 enable_async_checkpointing=True,

@@ -10,7 +10,8 @@ questions      JSON: a list of objects with ``question`` (str) and ``answers`` (
                keys are kept (``options``, ``category``, ...)
 conversations  JSON: a list of objects with ``from`` and ``value`` (both str), as LLaVA writes them
 mask           PNG of one channel of at most 16 bits (grey or palette): a class a pixel
-depth          PNG of one channel of 16 bits: depth in units that the data set states, 0 unknown
+depth          PNG of one channel of 16 bits: depth, 0 unknown. Its unit is in the PNG's text
+               ``units_per_metre``, or the data set states it
 =============  ===============================================================================
 
 Other names are free: JSON, PNG, or any bytes. Whatever its name, a PNG has one value a pixel and
@@ -26,11 +27,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from webssl_jax.config import suggest
 from webssl_jax.data.records import Record, RecordError
 
 _MAGIC = b"\x89PNG\r\n\x1a\n"
+_SCALE = "units_per_metre"  # a PNG's text
 UNITS_PER_METRE = 1000.0  # millimetres, as NYU Depth v2; KITTI has 256
 _BIT_DEPTH, _COLOUR_TYPE = 24, 25  # places in a PNG's header
 _GREY, _PALETTE = 0, 3
@@ -103,19 +106,25 @@ def mask(record: Record, name: str = "mask") -> np.ndarray:
     return values.astype(np.uint16 if bits == 16 else np.uint8)
 
 
-def depth(
-    record: Record, name: str = "depth", units_per_metre: float = UNITS_PER_METRE
-) -> np.ndarray:
+def depth(record: Record, name: str = "depth", units_per_metre: float | None = None) -> np.ndarray:
     """Depth in metres: (height, width) float32, 0 where it is not known.
 
     Args:
-      units_per_metre: of the stored numbers. A PNG does not say: 1000 in NYU Depth v2, 256 in
-        KITTI.
+      units_per_metre: of the stored numbers, where the PNG does not say it (those of
+        :func:`encode_depth` do): 1000 in NYU Depth v2, 256 in KITTI. By default 1000.
+
+    Raises: AnnotationError, as every reader here, and for another number than the PNG's own.
     """
     values = mask(record, name)
+    stored = _stored_scale(record.annotations[name], name)
+    if stored and units_per_metre and stored != units_per_metre:
+        raise AnnotationError(
+            f"annotation {name!r}: its PNG says {stored:g} units a metre, not {units_per_metre:g}"
+        )
+    scale = stored or units_per_metre or UNITS_PER_METRE
     if values.dtype != np.uint16:
         raise AnnotationError(f"annotation {name!r}: depth is a PNG of 16 bits, this one has 8")
-    return values.astype(np.float32) / np.float32(units_per_metre)
+    return values.astype(np.float32) / np.float32(scale)
 
 
 def check(record: Record) -> None:
@@ -160,8 +169,8 @@ def encode_json(value: Any) -> bytes:
         raise AnnotationError(f"no JSON value: {error}") from None
 
 
-def encode_mask(values: np.ndarray) -> bytes:
-    """A PNG of (height, width) uint8 or uint16.
+def encode_mask(values: np.ndarray, units_per_metre: float | None = None) -> bytes:
+    """A PNG of (height, width) uint8 or uint16; of depth with its scale.
 
     Raises: AnnotationError for another shape or type.
     """
@@ -170,13 +179,16 @@ def encode_mask(values: np.ndarray) -> bytes:
             f"a mask is (height, width) uint8 or uint16, not {values.shape} {values.dtype}"
         )
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(values)).save(file, "PNG")
+    info = PngInfo()
+    if units_per_metre is not None:
+        info.add_text(_SCALE, f"{units_per_metre:g}")
+    Image.fromarray(np.ascontiguousarray(values)).save(file, "PNG", pnginfo=info)
     return file.getvalue()
 
 
 def encode_depth(metres: np.ndarray, units_per_metre: float = UNITS_PER_METRE) -> bytes:
-    """A PNG of (height, width) depths in metres. What is not finite, or not above 0, is unknown
-    and becomes 0.
+    """A PNG of (height, width) depths in metres, which says its scale. What is not finite, or not
+    above 0, is unknown and becomes 0.
 
     Raises: AnnotationError for another shape, and for depths that 16 bits cannot hold.
     """
@@ -187,7 +199,29 @@ def encode_depth(metres: np.ndarray, units_per_metre: float = UNITS_PER_METRE) -
             f"depth of {units.max() / units_per_metre:.1f} m: 16 bits hold at most "
             f"{65535 / units_per_metre:.1f} m at {units_per_metre:g} units a metre"
         )
-    return encode_mask(units.astype(np.uint16))
+    return encode_mask(units.astype(np.uint16), units_per_metre)
+
+
+def shrink_png(record: Record, name: str, width: int, height: int) -> bytes:
+    """An annotation that is a PNG at another size, with the scale that it states."""
+    values = resize_mask(mask(record, name), width, height)
+    return encode_mask(values, _stored_scale(record.annotations[name], name))
+
+
+def _stored_scale(data: bytes, name: str) -> float | None:
+    """The units of a metre that a PNG states; None where it states none."""
+    image = Image.open(io.BytesIO(data), formats=("PNG",))
+    image.load()  # texts may stand behind the pixels
+    text = getattr(image, "text", {}).get(_SCALE)
+    if text is None:
+        return None
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = 0.0
+    if not 0 < scale < float("inf"):
+        raise AnnotationError(f"annotation {name!r}: {_SCALE} of {text[:20]!r} in its PNG")
+    return scale
 
 
 def resize_mask(values: np.ndarray, width: int, height: int) -> np.ndarray:

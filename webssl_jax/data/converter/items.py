@@ -188,8 +188,7 @@ def _shrink(record: records.Record, image: Image.Image, max_side: int) -> record
     kept = dict(record.annotations)
     for name, data in kept.items():
         if annotation.is_png(data):
-            values = annotation.resize_mask(annotation.mask(record, name), width, height)
-            kept[name] = annotation.encode_mask(values)
+            kept[name] = annotation.shrink_png(record, name, width, height)
     return dataclasses.replace(
         record, image=file.getvalue(), width=width, height=height, annotations=kept
     )

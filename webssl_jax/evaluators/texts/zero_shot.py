@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from webssl_jax.config import UserError, suggest
+from webssl_jax.data.pipeline import read_all
 from webssl_jax.evaluators import datasets
 from webssl_jax.evaluators.base import TEXTS
 from webssl_jax.evaluators.features import Cache
@@ -29,6 +30,7 @@ LISTS = ("imagenet", "short")  # in the folder templates
 PLACE = "{}"
 # Raised whenever the same model would get another figure on the same data.
 PROTOCOL = 2
+_CHECKED = 4096  # records whose labels are read before anything is evaluated
 _QUERIES = 4096  # images compared at a time, so that memory stays bounded
 
 
@@ -144,6 +146,8 @@ class ZeroShot:
         self._templates = read_templates(options.templates)
         self._given = read_class_names(options.class_names) if options.class_names else None
         self._data = datasets.open_dataset(options.test, datasets.LABELLED, options.max_images)
+        if self._given:
+            _check_names(self._given, self._data)
         known = (self._data.identity, self._templates, self._given, PROTOCOL)
         self.data, self.datasets = datasets.fingerprint(*known), (self._data,)
 
@@ -182,6 +186,22 @@ class ZeroShot:
         data = datasets.fingerprint(self._data.identity, rows, labels, texts, PROTOCOL)
         chance = {f"top{k}": min(k / len(classes), 1.0) for k in (1, 5)}
         return Outcome(("top1", "top5"), metrics, items, data, meaning, chance=chance)
+
+
+def _check_names(given: ClassNames, data: datasets.Dataset) -> None:
+    """Refuses names that do not fit the labels, as far as 4,096 records tell; the rest is found
+    when all are read.
+
+    Raises:
+      UserError: as :meth:`ClassNames.of` and ``datasets.class_ids``.
+    """
+    places = np.unique(np.linspace(0, len(data) - 1, _CHECKED).astype(int))
+    found = read_all(data.source, lambda record: record.label, data.indices[places].tolist())
+    labels = sorted({label for _, label, _ in found if label is not None})
+    if given.labels is not None and labels:
+        datasets.class_ids(labels, given.labels, data)
+    elif labels and (len(places) == len(data) or len(labels) > len(given.names)):
+        given.of(labels)
 
 
 def prompts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
