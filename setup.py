@@ -45,7 +45,7 @@ GCP = ["gcsfs>=2025.2"]  # checkpoints in gs://
 TRACKERS = {"wandb": ["wandb>=0.20,<1"], "mlflow": ["mlflow-skinny>=3.4,<4"]}
 EXPORT = ["torch>=2.6", "transformers>=5.0,<6"]
 TEST = ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1", "mypy>=2.4,<3"]
-TEST += ["setuptools>=70.1"]  # builds a wheel without other packages
+TEST += ["setuptools>=70.1", "pyyaml>=6"]  # builds a wheel without other packages; reads manifests
 
 setup(
     name="webssl_jax",

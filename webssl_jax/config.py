@@ -20,6 +20,7 @@ import ast
 import difflib
 import json
 import math
+import os
 import pathlib
 import platform
 import re
@@ -495,11 +496,11 @@ def environment() -> dict[str, Any]:
 
 
 def git_revision() -> str:
-    """The checkout's commit, with ``+changes`` when the work tree differs; ``unknown`` outside a
-    checkout."""
+    """The checkout's commit, with ``+changes`` when the work tree differs; outside a checkout what
+    ``WEBSSL_REVISION`` says (an image's), else ``unknown``."""
     root = pathlib.Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
-        return "unknown"
+        return os.environ.get("WEBSSL_REVISION", "unknown")
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)
