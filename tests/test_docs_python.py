@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.e2e.runner import ROOT
+from tests.evaluators.small_models import labelled_shard
 from webssl_jax import checkpoints, methods, train_state
 from webssl_jax import config as configs
 from webssl_jax import params as paths
@@ -114,6 +115,22 @@ def test_python_md_opens_one_network_in_four_formats_and_finds_the_same_features
     assert names["spread"].mesh.size == jax.device_count() > 1
     assert names["texts"].shape == (3, 16) and len(names["best"]) == 3
     assert names["known"].sizes["web-dino-7b"].depth == 32
+
+
+def test_the_notebook_runs_from_its_first_cell_to_its_last(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    pattern = labelled_shard(folder, "notebook", 64)  # for speed, in the place of the corpus
+    book = json.loads((ROOT / "docs" / "notebook.ipynb").read_text("utf-8"))
+    cells = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) > 5 and not any(cell["outputs"] for cell in cells)
+    names = {}
+    for number, cell in enumerate(cells):
+        text = "".join(cell["source"]).replace('"corpus:test"', repr(pattern))
+        exec(compile(text, f"cell {number}", "exec"), names)
+    assert names["written"].rows == names["table"].num_rows == 64
+    kept = np.array(names["table"]["cls"].to_pylist())
+    np.testing.assert_allclose(kept, names["features"].cls, atol=1e-5)
+    assert names["found"].shape == (4, 6) and names["sheet"].shape[2] == 3
 
 
 def test_evaluation_md_leaves_an_outcome_that_is_read_again(folder, monkeypatch, capsys):

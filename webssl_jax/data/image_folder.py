@@ -14,7 +14,7 @@ from webssl_jax.data.pipeline import Source
 from webssl_jax.data.sources import SUFFIX, ArrayRecordSource, DamagedRecord
 
 
-def open_images(images: str, flag: str) -> Source:
+def open_images(images: str, flag: str = "images") -> Source:
     """A folder with image files anywhere below it, or shards as :class:`ArrayRecordSource` takes
     them. flag: what named ``images``, for messages.
 
