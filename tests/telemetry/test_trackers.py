@@ -2,7 +2,9 @@
 
 import importlib.util
 import logging
+import sys
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -42,10 +44,41 @@ def needs(package):
     return pytest.mark.skipif(missing, reason=f"the extra {package} is not installed")
 
 
+class FakeWandb(types.ModuleType):
+    """The calls of W&B that are made, without its process."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.calls = []
+
+    def __getattr__(self, name):
+        def call(*arguments, **options):
+            self.calls.append((name, *arguments, options))
+            return self if name == "init" else (name, arguments)
+
+        return call
+
+
+def test_weights_and_biases_gets_them_in_one_run_with_steps_as_figures(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    report(tmp_path, "wandb")
+    calls = [call for call in fake.calls if call[0] not in ("Settings", "Image")]
+    start, metric, row, alert, pictures, end = calls
+    asked = {"id": "abc123", "resume": "allow", "project": "mine", "name": "a run"}
+    assert start[0] == "init" and start[1].items() >= asked.items()
+    assert start[1]["config"] == {"optim": {"lr": 1e-3}, "seed": 7}
+    # W&B's own step only rises, and a run that resumes takes some steps again.
+    assert metric == ("define_metric", "*", {"step_metric": "step"})
+    assert row[0] == "log" and row[1].items() >= {"step": 1, "train/loss": 0.5}.items()
+    assert alert == ("alert", {"title": "health/alarm", "text": "step 1: ALARM"})
+    assert pictures[1].keys() == {"step", "crops"} and end == ("finish", {})
+
+
+@pytest.mark.slow  # its process may starve for minutes on a busy machine
 @needs("wandb")
-def test_they_reach_a_run_of_weights_and_biases_that_has_the_id_of_the_workdir(
-    tmp_path, monkeypatch, caplog
-):
+def test_they_reach_an_offline_run_of_the_real_weights_and_biases(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_MODE", "offline")
     for name in ("CONFIG", "CACHE", "DATA"):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
@@ -125,7 +158,7 @@ def test_a_tracker_that_never_answers_holds_neither_the_run_nor_its_end(caplog):
 
 
 def test_one_that_cannot_start_ends_the_run_before_it_begins_with_a_cure(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"wandb is not installed .*pip install .*\[wandb\]"):
         open_all("wandb", facts_of(tmp_path))
     (tmp_path / "tensorboard").write_text("a file")
