@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from webssl_jax.visuals.axes import COLOURS, GREY, INK, dress, mark_level
+from webssl_jax.visuals.axes import COLOURS, GREY, INK, add_legend, dress, log_ticks, mark_level
 
 LARGEST = 15  # entries named in a table
 _WIDTH = 30  # of their names
@@ -128,13 +129,19 @@ def picture(
     added.set_title("matches added up, rarest entry first", fontsize=11, loc="left")
     if threshold is not None:
         mark_level(ranked, threshold, f"threshold {threshold:,}")
+    if ranked.get_xscale() == "log":  # there was something to draw
+        ranked.set_xlim(left=0.9)
+        for part in (ranked.xaxis, ranked.yaxis):
+            log_ticks(part)
+    for part in (added.xaxis, added.yaxis):
+        part.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        part.set_major_formatter(lambda value, _: f"{value:,.0f}")
     for axis in (ranked, added):
         axis.set_xlabel("entries", fontsize=9, color=INK, loc="right")
         dress(axis, label_size=8)
-        axis.legend(fontsize=9, frameon=False, loc="best")
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     figure.tight_layout()
+    for axis in (ranked, added):
+        add_legend(axis, 9)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 

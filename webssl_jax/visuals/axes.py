@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.ticker import LogLocator, NullLocator
 
 COLOURS = ("#1f5fa8", "#c8511b", "#2c8a57", "#8a4fa3", "#b8860b", "#3a8fa0")
 INK, GREY = "#55555c", "#8c8c94"
@@ -22,7 +24,9 @@ def dress(axis: Axes, label_size: float, grid_width: float = 0.8) -> None:
 
 def add_legend(axis: Axes, size: float, columns: int = 1) -> None:
     """A legend at the top of the frame; the scale is extended upwards, so that no curve runs
-    through it. Call it when all is drawn and laid out."""
+    through it. None where nothing has a name. Call it when all is drawn and laid out."""
+    if not axis.get_legend_handles_labels()[0]:
+        return
     legend = axis.legend(
         fontsize=size,
         edgecolor="none",
@@ -44,6 +48,13 @@ def add_legend(axis: Axes, size: float, columns: int = 1) -> None:
     bottom, top = scale.transform([low, high])
     above = scale.inverted().transform([bottom + (top - bottom) / (1 - share)])[0]
     axis.set_ylim(low, above)
+
+
+def log_ticks(part: Axis) -> None:
+    """Plain numbers on a logarithmic axis, also where it spans less than a decade."""
+    part.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+    part.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:.3g}")
+    part.set_minor_locator(NullLocator())
 
 
 def mark_level(axis: Axes, level: float, name: str) -> None:

@@ -46,7 +46,7 @@ def comparison(
         axis.set_xlabel("images seen", fontsize=9, color=INK, loc="right")
         last = max(max(float(x.max(initial=0)) for x, _ in groups.values()), 1.0)
         axis.set_xlim(-0.015 * last, 1.015 * last)
-        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         dress(axis, label_size=8)
     figure.tight_layout()

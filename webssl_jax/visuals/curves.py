@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from webssl_jax.visuals.axes import COLOURS, GREY, INK, add_legend, dress, say_empty
+from webssl_jax.visuals.axes import COLOURS, GREY, INK, add_legend, dress, log_ticks, say_empty
 from webssl_jax.visuals.png import save_png
 
 Curve = tuple[np.ndarray, np.ndarray]  # (steps, values)
@@ -156,6 +156,7 @@ def _plot_line(
     positive = series[1][np.isfinite(series[1]) & (series[1] > 0)]
     if log and len(positive) and positive.max() > 20 * positive.min():
         axis.set_yscale("log")
+        log_ticks(axis.yaxis)
     if from_zero and len(positive):
         axis.set_ylim(0, 1.15 * positive.max())
 
@@ -242,7 +243,7 @@ def _dress(axis: Axes, last: int) -> None:
     axis.set_xlabel("step", fontsize=9, color=INK, loc="right", labelpad=1)
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     dress(axis, label_size=9)
-    if axis.get_legend() is None and axis.get_legend_handles_labels()[0]:
+    if axis.get_legend() is None:
         add_legend(axis, 8)
     if not axis.lines:
         say_empty(axis, "nothing logged yet", 10, GREY)

@@ -12,9 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 
-from webssl_jax.visuals.axes import COLOURS, INK, add_legend, dress, say_empty
+from webssl_jax.visuals.axes import COLOURS, INK, add_legend, dress, log_ticks, say_empty
 
 _COLUMNS = 5
 _REFERENCE, _SICK, _WELL = "#b9b9c2", "#d01c1c", "#2c8a57"
@@ -144,9 +143,7 @@ def _scale(axis: Axes, panel: Panel) -> None:
         return
     if panel.log and values.min() > 0 and values.max() > 20 * values.min():
         axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.yaxis.set_minor_locator(NullLocator())
+        log_ticks(axis.yaxis)
         return
     low, high = float(values.min()), float(values.max())
     if panel.unit and high - low >= _FLAT:
