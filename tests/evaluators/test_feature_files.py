@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(feature_files, "MOST_ROWS", 9)
+    monkeypatch.setattr(feature_files, "_MOST_ROWS", 9)
 
 
 def read(output):

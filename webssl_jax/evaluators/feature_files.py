@@ -27,7 +27,7 @@ from webssl_jax.data.image_folder import ImageFolder
 from webssl_jax.data.pipeline import Source, read_all
 from webssl_jax.data.views import Preprocess
 from webssl_jax.evaluators.datasets import sampled_digest
-from webssl_jax.evaluators.features import CHUNK_BYTES, MOST_ROWS
+from webssl_jax.evaluators.features import CHUNK_BYTES
 from webssl_jax.files import write_json
 from webssl_jax.model import Model, fill_up, text_of, to_host
 from webssl_jax.models.features import Want
@@ -37,6 +37,7 @@ from webssl_jax.telemetry.progress import Progress
 # the L2-normalised embedding in the space that images and texts share.
 COLUMNS = ("cls", "patches", "embedding")
 DTYPES = {"float32": pa.float32(), "float16": pa.float16()}
+_MOST_ROWS = 2048  # of a part: what a kill costs, at most
 _FACTS = "_features.json"  # readers of parquet folders pass over names with _
 
 
@@ -94,7 +95,7 @@ def write(model: Model, source: Source, folder: pathlib.Path, asked: Asked) -> W
         finite, or if no image can be read.
     """
     widths = _widths(model, asked.columns)
-    size = max(1, min(MOST_ROWS, CHUNK_BYTES // (4 * sum(widths.values()))))
+    size = max(1, min(_MOST_ROWS, CHUNK_BYTES // (4 * sum(widths.values()))))
     _claim(folder, _facts(model, source, asked, size))
     starts = range(0, len(source), size)
     names = [folder / f"part-{i:05d}-of-{len(starts):05d}.parquet" for i in range(len(starts))]
