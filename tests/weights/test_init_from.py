@@ -6,10 +6,13 @@ import logging
 import jax
 import numpy as np
 import pytest
+import torch
 
 from tests.weights import samples
+from webssl_jax.methods.dino.method import DINO, View
 from webssl_jax.models import position
 from webssl_jax.weights.init_from import from_weights
+from webssl_jax.weights.networks import Networks
 from webssl_jax.weights.safetensors_io import open_file
 from webssl_jax.weights.stored import WeightsError
 
@@ -146,11 +149,9 @@ def test_of_sin_cos_positions_the_line_says_which_table_is_used(tmp_path, caplog
         ({"width": 64}, "another encoder: width = 32, not 64"),
         ({"depth": 3}, "depth = 2, not 3"),
         ({"heads": 4}, "heads = 2, not 4"),
-        ({"patch_size": 4}, "patch_size = 8, not 4"),
         ({"norm_eps": 1e-5}, "norm_eps = 1e-06, not 1e-05"),
         ({"qkv_bias": False}, "qkv_bias = True, not False"),
         ({"num_registers": 2}, "has nothing for encoder/register_tokens"),
-        ({"layer_scale": 1e-5}, "has nothing for encoder/blocks/layer_scale1/gamma"),
     ],
     ids=str,
 )
@@ -159,6 +160,47 @@ def test_a_file_of_another_network_is_refused_in_one_line(tmp_path, encoder, nam
     with pytest.raises(WeightsError, match=named) as caught:
         start(path, samples.make_method(**encoder))
     assert "\n" not in str(caught.value) and "config.init_from" in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [4, 10])
+def test_patches_of_another_size_are_resampled_as_flexivit_and_timm_do_it(tmp_path, caplog, size):
+    """PyTorch makes the whole resize matrix, column by column, and its pseudo-inverse."""
+    old = samples.make_method(position="learned")
+    weights = samples.make_params(old)
+    path = samples.write("timm", tmp_path, old, weights)
+    ours = dict(position="learned", patch_size=size, image_size=4 * size)
+    with caplog.at_level(logging.INFO):
+        got, _ = start(path, samples.make_method(**ours))
+    basis = torch.eye(64, dtype=torch.float64).reshape(64, 1, 8, 8)
+    how = dict(size=size, mode="bicubic", antialias=True)
+    resize = torch.nn.functional.interpolate(basis, **how).reshape(64, -1)  # transposed
+    kernel = weights["encoder"]["patch_embed"]["kernel"].reshape(64, -1)
+    wanted = (torch.linalg.pinv(resize) @ torch.from_numpy(kernel).double()).numpy()
+    made = np.asarray(got["encoder"]["patch_embed"]["kernel"]).reshape(size * size, -1)
+    np.testing.assert_allclose(made, wanted, atol=2e-6)
+    line = caplog.messages[-1]
+    assert f"patches resampled from 8 to {size} pixels" in line
+    assert "left in the file: the decoder" not in line and "positions taken (4x4 patches)" in line
+
+
+def test_dino_begins_from_a_masked_autoencoder_as_the_same_function(tmp_path, caplog):
+    """Its LayerScale begins at 1, and its positions at the sin-cos table."""
+    path = samples.write("mae-pth", tmp_path)
+    networks = samples.make_dino(mlp="gelu", depth=2)
+    view = View(global_size=32, local_size=16, local_count=2)
+    heads = {name: getattr(networks, name) for name in ("dino_head", "ibot_head")}
+    method = DINO(encoder=networks.encoder, **heads, group_images=2, view=view)
+    tree = jax.tree.map(jax.numpy.asarray, samples.make_params(Networks.of(method), 1))
+    with caplog.at_level(logging.INFO):
+        filled = from_weights(str(path), method, {"params": tree, "teacher": tree})
+    for name in ("params", "teacher"):
+        encoder = filled[name]["encoder"]
+        for i in (1, 2):
+            np.testing.assert_array_equal(encoder["blocks"][f"layer_scale{i}"]["gamma"], 1)
+        table = position.sincos_2d(32, (4, 4))
+        np.testing.assert_array_equal(encoder["pos_embed"][0, 1:], table)
+    line = caplog.messages[-1]
+    assert "LayerScale begins at 1" in line and "fresh: dino_head, ibot_head, encoder/mask" in line
 
 
 def test_trained_positions_are_refused_where_the_run_computes_its_own(tmp_path):

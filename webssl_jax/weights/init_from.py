@@ -17,23 +17,14 @@ from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.text import TextConfig
 from webssl_jax.sharding import distributed
 from webssl_jax.telemetry.progress import Progress
-from webssl_jax.weights import load, positions, shapes
+from webssl_jax.weights import load, patches, positions, shapes
 from webssl_jax.weights.stored import WeightsError, some
 from webssl_jax.weights.tables import NotFinite
 
 log = logging.getLogger(__name__)
 # What a network must share with the weights it takes: their shapes, and what is computed with them.
-_SAME = (
-    "width",
-    "depth",
-    "heads",
-    "patch_size",
-    "hidden",
-    "mlp",
-    "qkv_bias",
-    "norm_eps",
-    "pooling",
-)
+_SAME = ("width", "depth", "heads", "hidden", "mlp", "qkv_bias", "norm_eps", "pooling")
+_SAME_DECODER = (*_SAME, "patch_size")  # an encoder's patches can be resampled
 _SAME_HEAD = ("prototypes", "bottleneck", "hidden", "layers")
 _SAME_TEXT: tuple[str, ...] = ("width", "depth", "heads", "hidden", "mlp", "qkv_bias", "norm_eps")
 _SAME_TEXT += ("context", "vocabulary", "embedding", "causal", "pooling", "projection_bias")
@@ -41,6 +32,8 @@ _ORDER = ("encoder", "decoder", "dino_head", "ibot_head", "text")
 # What stands beside the networks: it is of use with the text tower alone.
 _WITH_TEXT = ("projection", "logit_scale", "logit_bias")
 _MASK_TOKEN = "encoder/mask_token"
+_PATCHES = "encoder/patch_embed/kernel"
+_LAYER_SCALES = tuple(f"encoder/blocks/layer_scale{i}/gamma" for i in (1, 2))
 
 
 def from_weights(path: str, method: Any, trees: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,8 +46,8 @@ def from_weights(path: str, method: Any, trees: Mapping[str, Any]) -> dict[str, 
     taken, what was left and how positions were fitted.
 
     Args:
-      path: whatever ``load.open_`` opens, or several of them with commas between, each with other
-        networks.
+      path: whatever ``load.open_`` opens (``FILE:PLACE`` too), or several of them with commas
+        between, each with other networks.
       method: has the networks it trains as fields.
       trees: {name: tree of sharded arrays}: ``params``, and ``teacher`` where there is one.
 
@@ -120,6 +113,7 @@ def _from_weights(
         theirs.pop("encoder/pos_embed", None)
         if table is not None:
             theirs["encoder/pos_embed"] = table
+        fitted += _adapt(theirs, loaded.networks.encoder, method.encoder)
 
     flat = {name: params_lib.flatten(tree) for name, tree in trees.items()}
     own = flat["params"]
@@ -164,7 +158,7 @@ def _from_weights(
     what = [loaded.family, loaded.dtype]
     if loaded.networks.encoder:
         what.insert(1, shapes.size_name(loaded.networks.encoder))
-    if loaded.inside in ("teacher", "student"):
+    if loaded.inside not in ("", "model", "state_dict"):
         what.append(f"its {loaded.inside}")
     log.info(
         "starting from the weights of %s (%s): %s",
@@ -186,6 +180,7 @@ def _networks(
             continue
         theirs, ours = getattr(loaded.networks, part), getattr(method, part, None)
         same = {ViTConfig: _SAME, TextConfig: _SAME_TEXT}.get(type(theirs), _SAME_HEAD)
+        same = _SAME_DECODER if part == "decoder" else same
         if same is _SAME_HEAD and ours and ours.layers == theirs.layers == 1:
             same = tuple(field for field in same if field != "hidden")  # it has no hidden layer
         wrong = _differences(same, ours, theirs) if ours else ["this method has none"]
@@ -215,6 +210,20 @@ def _differences(fields: tuple[str, ...], ours: Any, theirs: Any) -> list[str]:
         for field in fields
         if getattr(ours, field) != getattr(theirs, field)
     ]
+
+
+def _adapt(weights: dict[str, Any], theirs: ViTConfig, ours: ViTConfig) -> str:
+    """Fits ``weights`` to an encoder of other patches, or with LayerScale where theirs has none (1
+    then, which computes what theirs does). Returns what was done, for the log."""
+    done = ""
+    if theirs.patch_size != ours.patch_size:
+        weights[_PATCHES] = patches.resample(np.asarray(weights[_PATCHES]), ours.patch_size)
+        done += f"; patches resampled from {theirs.patch_size} to {ours.patch_size} pixels"
+    if theirs.layer_scale is None and ours.layer_scale is not None:
+        one = np.ones((ours.depth, ours.width), np.float32)
+        weights |= dict.fromkeys(_LAYER_SCALES, one)
+        done += "; LayerScale begins at 1, as the file has none"
+    return done
 
 
 def _positions(
