@@ -2,6 +2,7 @@
 are all that is read.
 
     python tools/inspect_weights.py FILE_OR_FOLDER [--family NAME] [--heads N] [--json]
+    python tools/inspect_weights.py FILE:PLACE     # one of several state dicts in a file
 
 Family, size by name, parameters, number type, heads, decoder, text tower, projection heads
 (prototypes, bottleneck), resolution, and positions with the way the family's own code resizes them;
@@ -9,9 +10,9 @@ then every tensor that is missing, unexpected or of another shape, against the f
 best.
 
 Families: hf-vit, hf-vit-mae, hf-dinov2, hf-dinov2-registers, hf-clip, hf-clip-vision, hf-siglip,
-hf-siglip-vision (transformers), timm, open-clip, mae-pth, dinov2-pth, dinov2-teacher, dinov2-heads
-(.pth files of the originals, blocks chunked or not). A file of open_clip or MetaCLIP is open-clip,
-whatever its container.
+hf-siglip-vision (transformers), timm, timm-clip, timm-siglip, open-clip, mae-pth, dinov2-pth,
+dinov2-teacher, dinov2-heads (.pth files of the originals, blocks chunked or not). A file of
+open_clip or MetaCLIP is open-clip, whatever its container.
 
 Exit codes: 0 it fits · 1 it does not · 2 it cannot be read at all.
 """
@@ -26,8 +27,9 @@ from typing import Any
 from webssl_jax import cli
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.params import count
-from webssl_jax.weights import clip, load, shapes, tables
+from webssl_jax.weights import given, load, shapes, tables
 from webssl_jax.weights.networks import Networks, template_of
+from webssl_jax.weights.preprocessing import size_in_words
 from webssl_jax.weights.stored import WeightsError, shown, some
 from webssl_jax.weights.tokenizer_files import has_tokenizer
 
@@ -40,11 +42,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = cli.ArgumentParser(description=__doc__)
     parser.add_argument("path", help="a .pth or .safetensors file, an index, or a folder")
     parser.add_argument("--family", help="instead of the one that fits best")
-    parser.add_argument("--heads", type=int, help="attention heads, where nothing says them")
-    parser.add_argument("--mlp", choices=clip.MLPS, help="of CLIP's towers, where nothing says it")
+    given.add_flags(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object")
     args = parser.parse_args(argv)
-    facts, trouble = inspect(args.path, args.family, args.heads, args.mlp)
+    facts, trouble = inspect(args.path, args.family, **given.options(args))
     if args.json:
         print(json.dumps(facts | {"does_not_fit": trouble}, indent=1))
         return 1 if trouble else 0
@@ -63,13 +64,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def inspect(
-    path: str, family: str | None = None, heads: int | None = None, mlp: str | None = None
+    path: str, family: str | None = None, **options: Any
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """(facts by name, {kind of trouble: tensors or sentences}; empty if it fits).
 
     Raises:
-      UserError: if there are no headers to read, none of their tensors is known, or ``heads`` or
-        ``mlp`` can be of no such network.
+      UserError: if there are no headers to read, none of their tensors is known, or an option
+        (``given.Given``) can be of no such network.
     """
     files = load.open_files(path)
     best = load.best_family(files, family)
@@ -84,12 +85,16 @@ def inspect(
     }
     if files.inside:
         facts["taken"] = f"what lies under {files.inside!r}"
+    if files.others:
+        facts["not_taken"] = ", ".join(f"{files.path}:{place}" for place in files.others)
     try:
-        networks, _, assumed = load.describe(files, best, heads, mlp=mlp)
+        networks, _, assumed = load.describe(files, best, given.Given(**options))
     except WeightsError as error:
         return facts, {"what it is cannot be told": [str(error)]}
     if networks.encoder:
-        facts |= _encoder(networks.encoder)
+        said, c = given.Given(**options), networks.encoder
+        _, why = shapes.position_resize(files, best, said, c.num_registers)
+        facts |= _encoder(c, why)
     facts["decoder"] = "none"
     if networks.decoder:
         d = networks.decoder
@@ -123,7 +128,7 @@ def inspect(
     }
     if not any(trouble.values()):
         try:  # the position tables
-            load.open_(path, family, heads, mlp=mlp)
+            load.open_(path, family, **options)
         except WeightsError as error:
             trouble["contradictory"] = [str(error)]
     return facts, {kind: names for kind, names in trouble.items() if names}
@@ -139,7 +144,7 @@ def _text(networks: Networks) -> dict[str, str]:
     }
 
 
-def _encoder(c: ViTConfig) -> dict[str, str]:
+def _encoder(c: ViTConfig, why: str) -> dict[str, str]:
     extras = {
         "LayerScale": c.layer_scale is not None,
         f"{c.num_registers} registers": c.num_registers,
@@ -149,12 +154,14 @@ def _encoder(c: ViTConfig) -> dict[str, str]:
     positions = "MAE's fixed sin-cos table"
     if c.position == "learned":
         how = c.interpolation.words
-        positions = f"trained; for other sizes resized {how} (position_resize={c.position_resize})"
+        positions = f"trained; for other sizes resized {how} (position_resize={c.position_resize}, "
+        positions += f"{why})"
     return {
         "encoder": f"{shapes.size_name(c)}: {c.depth} blocks, width {c.width}, {c.heads} heads, "
         f"{_MLPS[c.mlp]} {c.hidden}, norm eps {c.norm_eps:g}",
         "besides": ", ".join(name for name, there in extras.items() if there) or "nothing",
-        "resolution": f"{c.image_size} pixels, {c.grid[0]}x{c.grid[1]} patches of {c.patch_size}",
+        "resolution": f"{size_in_words(c.image_size)} pixels, {c.grid[0]}x{c.grid[1]} patches of "
+        f"{c.patch_size}",
         "positions": positions,
     }
 

@@ -39,6 +39,7 @@ from webssl_jax.evaluators.text_pictures import read_pictured
 from webssl_jax.model import Model, Origin, load
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.visuals import save_png
+from webssl_jax.weights import given
 
 
 class Subject(NamedTuple):
@@ -60,8 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--step", type=int, help="which checkpoint of the run; by default the newest"
     )
-    parser.add_argument("--heads", type=int, help="of weights that do not say it")
-    parser.add_argument("--decoder-heads", type=int, help="of weights that do not say it")
+    given.add_flags(parser)
     parser.add_argument(
         "--images",
         help="a folder of images (folders in it are labels), or shards as config.data.train names "
@@ -80,8 +80,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.step is not None and not args.workdir:
         raise UserError("--step: goes with --workdir; a file of weights has no steps")
-    if (args.heads or args.decoder_heads) and not args.weights:
-        raise UserError("--heads, --decoder-heads: go with --weights; a run knows them")
+    if given.options(args) and not args.weights:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given.options(args))
+        raise UserError(f"{flags}: goes with --weights; a run knows it")
     if not 1 <= args.count <= MOST_PICTURES:
         raise UserError(f"--count {args.count}: must lie between 1 and {MOST_PICTURES}")
     if args.candidates < 2:
@@ -129,7 +130,7 @@ def _run(args, mesh: jax.sharding.Mesh) -> Subject:
 
 
 def _weights(args, mesh: jax.sharding.Mesh) -> Subject:
-    model = load(args.weights, mesh=mesh, heads=args.heads, decoder_heads=args.decoder_heads)
+    model = load(args.weights, mesh=mesh, **given.options(args))
     return Subject(model, lambda batch: {}, (), "corpus:test")
 
 

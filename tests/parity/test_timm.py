@@ -1,6 +1,7 @@
 """Weights in timm's names against timm itself: it loads what we write, strictly, and both compute
 the same features, at the native and at other sizes; and the other way round."""
 
+import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 
 from tests.weights import samples
+from webssl_jax import colours
 from webssl_jax.model import Model
-from webssl_jax.models import pixels
+from webssl_jax.models import clip_sizes, pixels
 from webssl_jax.models.features import Want
-from webssl_jax.weights import load
+from webssl_jax.weights import load, preprocessing
+from webssl_jax.weights.networks import Networks
 
 ORACLES = pathlib.Path(sys.prefix) / "oracles"
 SIZES = ((32, 32), (48, 48), (40, 24), (24, 56))
@@ -23,6 +26,10 @@ DINO = {
     "dino": {"mlp_hidden": 53},  # of an odd ratio to the width
     "dino-gelu": {"mlp": "gelu"},
     "dino-registers": {"num_registers": 3},
+}
+TOWERS = {
+    "clip": clip_sizes.vision("micro", mlp="quick_gelu"),
+    "siglip": clip_sizes.vision("siglip_micro"),
 }
 
 
@@ -44,6 +51,10 @@ def timm(tmp_path_factory):
     for name, encoder in DINO.items():
         samples.write("timm", root, samples.make_dino(**encoder))
         folders.append((root / "timm").rename(root / name))
+    for name, encoder in TOWERS.items():
+        networks = Networks(encoder, preprocess=preprocessing.default(32, name))
+        samples.write(f"timm-{name}", root, networks)
+        folders.append((root / f"timm-{name}").rename(root / f"tower-{name}"))
     method = samples.make_method()
     images = {f"{h}x{w}": images_of(h, w) for h, w in SIZES}
     values = {
@@ -62,7 +73,7 @@ def difference(loaded, theirs, height, width):
     model = Model(loaded.networks, loaded.params)
     with jax.default_matmul_precision("highest"):
         seen = model.features(images_of(height, width), Want(registers=True))
-    patches = seen.patches.reshape(2, -1, 32)
+    patches = seen.patches.reshape(2, -1, theirs.shape[-1])
     ours = np.concatenate([seen.cls[:, None], seen.registers, patches], axis=1)
     return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
 
@@ -96,3 +107,20 @@ def test_we_compute_what_timm_computes_from_its_own_dinov2(timm, name, height, w
     assert (loaded.family, c.mlp, c.hidden) == ("timm", "swiglu", 88)
     assert c.num_registers == (4 if name == "dinov2_reg4" else 0)
     assert difference(loaded, features[f"{name}/{height}x{width}"], height, width) < TOLERANCE
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("whose", ("ours", "theirs"))
+def test_image_towers_of_clip_and_siglip_are_timms_in_both_directions(timm, tower, whose):
+    root, theirs, features = timm
+    path = root / f"tower-{tower}" if whose == "ours" else theirs / f"{tower}.safetensors"
+    given = {} if whose == "ours" else {"heads": 2}
+    loaded = load.load(path, **given)
+    assert loaded.family == f"timm-{tower}" and loaded.networks.encoder.heads == 2
+    name = f"tower-{tower}" if whose == "ours" else tower
+    view = dataclasses.replace(
+        loaded.networks.preprocess, mean=colours.IMAGENET_MEAN, std=colours.IMAGENET_STD
+    )  # as the pixels of this file were normalised
+    networks = dataclasses.replace(loaded.networks, preprocess=view)
+    loaded = dataclasses.replace(loaded, networks=networks)
+    assert difference(loaded, features[f"{name}/32x32"], 32, 32) < TOLERANCE

@@ -5,7 +5,8 @@
 PIXELS holds normalised images {name: (B, 3, H, W)}. OUTPUT becomes a folder: ``features.npz`` with
 {"FOLDER's name/name": tokens (B, 1 + registers + N, D)}, a model of random weights as
 ``random.pth`` and ``random.safetensors``, and its features under "random/name"; so, too, small ones
-of timm's DINOv2 with SwiGLU, ``dinov2.safetensors`` and ``dinov2_reg4.safetensors``.
+of timm's DINOv2 with SwiGLU, ``dinov2.safetensors`` and ``dinov2_reg4.safetensors``, and its image
+towers ``clip.safetensors`` and ``siglip.safetensors``.
 """
 
 import json
@@ -33,6 +34,15 @@ def tokens(model, x):
         model.pos_embed.data = table
 
 
+def seen(model, x):
+    """Tokens at the native size, SigLIP's pooled first."""
+    with torch.no_grad():
+        made = model.forward_features(x)
+        if model.attn_pool is not None:
+            made = torch.cat([model.forward_head(made, pre_logits=True)[:, None], made], 1)
+        return made.numpy()
+
+
 def randomise(model):
     torch.manual_seed(0)
     with torch.no_grad():
@@ -47,6 +57,9 @@ found = {}
 images = {name: torch.from_numpy(x) for name, x in np.load(pixels).items()}
 for folder in folders:
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).float().eval()
+    if model.attn_pool is not None or folder.name == "tower-clip":
+        found[f"{folder.name}/32x32"] = seen(model, images["32x32"])
+        continue
     for name, x in images.items():
         found[f"{folder.name}/{name}"] = tokens(model, x)
 fields = json.loads((folders[0] / "config.json").read_text())["model_args"]
@@ -55,6 +68,13 @@ torch.save(model.state_dict(), output / "random.pth")
 save_file(model.state_dict(), output / "random.safetensors")
 for name, x in images.items():
     found[f"random/{name}"] = tokens(model, x)
+towers = {"clip": "vit_base_patch16_clip_quickgelu_224", "siglip": "vit_base_patch16_siglip_224"}
+for name, kind in towers.items():
+    small = dict(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=5)
+    small |= {"act_layer": "gelu_tanh", "num_classes": 0} if name == "siglip" else {}
+    model = randomise(timm.create_model(kind, **small)).eval()
+    save_file(model.state_dict(), output / f"{name}.safetensors")
+    found[f"{name}/32x32"] = seen(model, images["32x32"])
 for name in ("dinov2", "dinov2_reg4"):
     kind = {"dinov2": "vit_giant_patch14_dinov2", "dinov2_reg4": "vit_giant_patch14_reg4_dinov2"}
     small = dict(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_ratio=5.5)

@@ -115,15 +115,18 @@ def test_what_contradicts_the_config_is_told_with_what_is_known(tmp_path, capsys
 
 
 DINO = {
-    "dinov2-pth": ["trained; for other sizes resized with DINOv2's offset of 0.1"],
+    "dinov2-pth": [
+        "trained; for other sizes resized with DINOv2's offset of 0.1 (position_resize=offset, as "
+        "the code of original DINOv2 and Web-SSL does it)\n"
+    ],
     "dinov2-teacher": [
         "what lies under 'teacher'",
         "24 prototypes, bottleneck 8, 3 layers of 20",
         "16 prototypes, bottleneck 12, 3 layers of 20",
     ],
     "dinov2-heads": ["24 prototypes, bottleneck 8", "init_from and export take it"],
-    "hf-dinov2": ["resized plainly (position_resize=plain)\n"],
-    "timm": ["resized with antialiasing (position_resize=antialias)"],
+    "hf-dinov2": ["resized plainly (position_resize=plain, as the code of transformers does it)\n"],
+    "timm": ["resized with antialiasing (position_resize=antialias, as the code of timm does it)"],
 }
 
 
@@ -141,3 +144,20 @@ def test_of_dino_the_heads_the_extras_and_the_way_positions_are_resized_are_told
         facts += ["3 blocks, width 32, 2 heads, SwiGLU 88", f"LayerScale{token}\n"]
     for fact in facts:
         assert fact in printed
+
+
+def test_with_registers_the_way_of_dinov2s_releases_is_told_and_another_can_be_chosen(
+    tmp_path, capsys
+):
+    path = samples.write("dinov2-pth", tmp_path, samples.make_dino(num_registers=4))
+    flags = [str(path), "--heads", "2"]
+    assert tool.main(flags) == 0
+    assert (
+        "(position_resize=antialias, as the code of original DINOv2 and Web-SSL does it with "
+        in (capsys.readouterr().out)
+    )
+    assert tool.main([*flags, "--position-resize", "offset"]) == 0
+    assert "offset of 0.1 (position_resize=offset, as given)" in capsys.readouterr().out
+    heads = samples.write("dinov2-heads", tmp_path, samples.make_dino())
+    with pytest.raises(UserError, match="position_resize=offset: .* has no encoder; leave it out"):
+        tool.main([str(heads), "--position-resize", "offset"])

@@ -1,5 +1,6 @@
 """Weights of every family in, out again and across, bit by bit; whatever contradicts is named."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -16,6 +17,8 @@ from webssl_jax import params, publish
 from webssl_jax.config import UserError
 from webssl_jax.models import sizes
 from webssl_jax.weights import load, safetensors_io, shapes
+from webssl_jax.weights.families import FAMILIES
+from webssl_jax.weights.given import Given
 from webssl_jax.weights.stored import WeightsError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -247,7 +250,7 @@ def test_what_is_not_weights_is_refused_by_name(tmp_path):
     torch.save({"model": {"a.weight": torch.zeros(2)}}, tmp_path / "x.pth")
     refused(tmp_path / "x.pth", "belong to none of hf-vit")
     torch.save({"epoch": 3}, tmp_path / "x.pth")
-    refused(tmp_path / "x.pth", "epoch in it is no tensor")
+    refused(tmp_path / "x.pth", "holds no tensors")
     torch.save({}, tmp_path / "x.pth")
     refused(tmp_path / "x.pth", "holds no tensors")
 
@@ -345,3 +348,43 @@ def test_headers_alone_say_what_a_file_is(tmp_path):
         and opened.networks.encoder.position == "sincos"
     )
     assert params.count(opened.params) == 4_937_035_264 - 257 * 3584
+
+
+@pytest.mark.parametrize("family", ("hf-vit", "hf-vit-mae", "hf-dinov2", "hf-clip"))
+def test_a_transposed_tensor_is_blamed_and_not_the_config(tmp_path, family):
+    made = {"hf-dinov2": samples.make_dino, "hf-clip": samples.make_clip}
+    path = samples.write(family, tmp_path, made.get(family, samples.make_method)())
+    tensors = load.open_files(path).tensors
+    name = next(
+        key
+        for key in tensors
+        if key.endswith(("fc1.weight", "intermediate.dense.weight", "weights_in.weight"))
+    )
+    (tmp_path / "turned").mkdir()
+
+    def turn(arrays):
+        arrays[name] = arrays[name].T.copy()
+
+    turned = samples.damaged(path, family, tmp_path / "turned", turn)
+    refused(turned, f"of another shape: {name} is .*transposed")
+
+
+def test_nan_in_a_file_is_named_with_its_tensor_when_it_is_converted(tmp_path):
+    path = samples.write("hf-vit", tmp_path)
+    name = "encoder.layer.1.layernorm_after.bias"
+
+    def spoil(arrays):
+        arrays[name][3] = np.nan
+
+    (tmp_path / "bad").mkdir()
+    bad = samples.damaged(path, "hf-vit", tmp_path / "bad", spoil)
+    with pytest.raises(WeightsError, match=f"the tensor {name} .* NaN or infinity; nothing was ex"):
+        publish.export_loaded(load.open_(bad), "timm", tmp_path / "out")
+
+
+def test_a_family_that_says_nothing_of_its_epsilon_gets_ours_and_that_is_told(tmp_path):
+    """As somebody adds one: neither a config nor code with the epsilon built in."""
+    path = samples.write("dinov2-pth", tmp_path, samples.make_dino())
+    family = dataclasses.replace(FAMILIES["dinov2-pth"], fixed_eps=False)
+    networks, _, assumed = load.describe(load.open_files(path), family, Given(heads=2))
+    assert networks.encoder.norm_eps == 1e-6 and "norm_eps = 1e-06 (nothing says it)" in assumed

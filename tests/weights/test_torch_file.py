@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import datetime
 import functools
 import os
 import pathlib
@@ -57,8 +58,9 @@ def test_every_tensor_that_torch_saves_is_read_bit_for_bit(tmp_path):
     np.testing.assert_array_equal(part, tensors["transposed"].numpy()[2:3])
 
 
-def test_a_training_checkpoint_gives_its_weights_and_its_flags_stay_an_empty_thing(tmp_path):
-    """Original MAE saves optimiser, scaler, epoch and an argparse.Namespace beside the model."""
+def test_a_training_checkpoint_gives_its_weights_and_all_beside_them_is_read_past(tmp_path):
+    """Original MAE saves optimiser, scaler, epoch and an argparse.Namespace beside the model;
+    others a figure of NumPy, paths, dates."""
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 3)).sum().backward()
@@ -68,11 +70,19 @@ def test_a_training_checkpoint_gives_its_weights_and_its_flags_stay_an_empty_thi
         "optimizer": optimizer.state_dict(),
         "epoch": 799,
         "scaler": {"scale": 65536.0, "growth_factor": 2.0},
-        "args": argparse.Namespace(lr=1.5e-4, output_dir="./out", accum=None),
+        "args": argparse.Namespace(lr=1.5e-4, output_dir=pathlib.Path("out"), accum=None),
+        "best_acc": np.float64(71.3),
+        "labels": {np.int64(3): np.arange(4.0)},
+        "shape": torch.Size([2, 3]),
+        "where": [torch.device("cpu"), torch.float16, {"a set"}, 1 + 2j],
+        "meters": collections.defaultdict(list, loss=[1.0]),
+        "seen": collections.Counter("aab"),
+        "queue": collections.deque([1]),
+        "at": datetime.datetime(2025, 4, 1),
     }
     found = torch_file.open_file(save(tmp_path / "x.pth", checkpoint))
     assert found["epoch"] == 799 and found["scaler"]["scale"] == 65536.0
-    assert vars(found["args"]) == {}
+    assert vars(found["args"]) == {}  # an empty thing
     np.testing.assert_array_equal(read(found["model"]["weight"]), model.weight.detach().numpy())
     assert isinstance(found["optimizer"]["state"][0]["exp_avg"], Stored)
 
@@ -123,6 +133,8 @@ class _Runs:
         (lambda mark: _Runs(eval, f"open({str(mark)!r}, 'w')"), "__builtin__.eval"),
         (lambda mark: _Runs(pathlib.Path.touch, mark), "__builtin__.getattr"),
         (lambda mark: functools.partial(os.mkdir, mark), "functools.partial"),
+        (lambda mark: np.save, "numpy.save"),
+        (lambda mark: _Runs(int, "3"), "__builtin__.long"),
         (lambda mark: _Runs(argparse.Namespace, "x"), "argparse.Namespace"),
         (lambda mark: _Runs(torch.load, str(mark)), "torch.serialization.load"),
     ],
@@ -251,5 +263,14 @@ def test_what_is_no_checkpoint_is_refused_by_name(tmp_path, content):
 def test_a_dict_of_names_that_stands_for_itself_is_no_endless_walk(tmp_path):
     model = collections.OrderedDict()
     model["itself"] = model
-    with pytest.raises(WeightsError, match="itself in it is no tensor"):
+    with pytest.raises(WeightsError, match="holds no tensors"):
         load.load(save(tmp_path / "x.pth", {"model": model}))
+
+
+def test_a_torchscript_archive_is_named_as_one_with_the_way_to_its_weights(tmp_path):
+    with zipfile.ZipFile(tmp_path / "clip.pt", "w", compression=zipfile.ZIP_DEFLATED) as file:
+        for name in ("data.pkl", "code/__torch__.py", "constants.pkl"):  # of torch.jit.save
+            file.writestr(f"clip/{name}", b"x")
+    with pytest.raises(WeightsError, match="is a TorchScript archive.*state_dict") as caught:
+        torch_file.open_file(tmp_path / "clip.pt")
+    assert "\n" not in str(caught.value)

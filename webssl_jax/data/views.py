@@ -91,8 +91,8 @@ class Preprocess:
 
     The shorter side is resized to ``resize`` pixels, then the central ``size`` x ``size`` pixels
     are cut out. With ``resize`` None both sides are resized to ``size``, and the aspect is lost
-    (SigLIP's own). ``mean`` and ``std`` are those of red, green and blue in [0, 1]; the network
-    itself takes uint8 and normalises on the device.
+    (SigLIP's own); ``size`` may then be (height, width). ``mean`` and ``std`` are those of red,
+    green and blue in [0, 1]; the network itself takes uint8 and normalises on the device.
 
     An image is always decoded at its full size: published figures come from that, and a JPEG that
     was decoded smaller differs by a grey level or two.
@@ -101,24 +101,33 @@ class Preprocess:
       ValueError: when a field is out of range.
     """
 
-    size: int
+    size: int | tuple[int, ...]
     resize: int | None
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"Preprocess: size = {self.size} must be at least 1")
-        if self.resize is not None and self.resize < self.size:
+        if min(self.shape) < 1 or len(self.shape) != 2:
+            raise ValueError(f"Preprocess: size = {self.size} must be one or two positive sides")
+        if self.shape[0] == self.shape[1]:
+            object.__setattr__(self, "size", self.shape[0])  # one way to say it
+        elif self.resize is not None:
+            raise ValueError(f"Preprocess: size = {self.size} is no square, so resize must be None")
+        if self.resize is not None and self.resize < self.shape[0]:
             raise ValueError(f"Preprocess: resize {self.resize} is smaller than size {self.size}")
         if self.interpolation not in INTERPOLATIONS:
             known = ", ".join(INTERPOLATIONS)
             raise ValueError(f"Preprocess: interpolation = {self.interpolation!r} is not {known}")
         check_colours(self.mean, self.std)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(height, width) in pixels."""
+        return self.size if isinstance(self.size, tuple) else (self.size,) * 2
+
     def __call__(self, data: bytes | Image.Image) -> np.ndarray:
-        """(size, size, 3) uint8 of an encoded image, or of an RGB one.
+        """(*shape, 3) uint8 of an encoded image, or of an RGB one.
 
         Raises:
           DecodeError: if the image cannot be decoded, is empty, or is too thin to be resized.
@@ -127,26 +136,28 @@ class Preprocess:
         if not min(image.size):
             raise DecodeError(f"{image.width} x {image.height} pixels: empty")
         method = INTERPOLATIONS[self.interpolation]
+        height, width = self.shape
         if self.resize is None:
-            return np.asarray(image.resize((self.size, self.size), method))
+            return np.asarray(image.resize((width, height), method))
         short = min(image.size)
         # int(), not round(): torchvision truncates the longer side.
         w, h = (int(self.resize * side / short) for side in image.size)
         if w * h > MAX_PIXELS:
             raise DecodeError(f"{image.width} x {image.height} pixels: too thin for {self}")
-        left, top = round((w - self.size) / 2), round((h - self.size) / 2)
+        left, top = round((w - width) / 2), round((h - height) / 2)
         image = image.resize((w, h), method)
-        return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
+        return np.asarray(image.crop((left, top, left + width, top + height)))
 
     def at(self, size: int) -> Preprocess:
         """The same for images of ``size`` pixels, with the same share cut off at the edges."""
         if size == self.size:
             return self
-        if self.resize is None or self.resize == self.size:
+        own = self.shape[0]
+        if self.resize is None or self.resize == own:
             return dataclasses.replace(self, size=size, resize=self.resize and size)
-        if self.resize == with_margin(self.size):
+        if self.resize == with_margin(own):
             return dataclasses.replace(self, size=size, resize=with_margin(size))
-        resize = size + 2 * round(size * (self.resize / self.size - 1) / 2)
+        resize = size + 2 * round(size * (self.resize / own - 1) / 2)
         return dataclasses.replace(self, size=size, resize=resize)
 
     def for_pixels(self) -> Preprocess:

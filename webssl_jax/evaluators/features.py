@@ -253,7 +253,7 @@ class Cache:
             indices = chunks[own] if own is not None else np.zeros(0, int)
             see = _Stream(dataset, preprocess, indices, self.threads)
             with contextlib.closing(see):
-                feed = _Feed(share.rows, preprocess.size, on_devices, progress)
+                feed = _Feed(share.rows, preprocess.shape, on_devices, progress)
                 arrays, rows = _run(see, compute, feed)
             progress.update(len(indices) - len(rows))  # passed over
             with distributed.error_barrier():
@@ -324,11 +324,11 @@ class _Stream:
 
 
 class _Feed(NamedTuple):
-    """How a chunk goes through: in batches of ``batch`` images of this process, of ``size`` pixels.
+    """How a chunk goes through: in batches of ``batch`` images of this process, of ``shape``.
     on_devices: all processes take equally many steps, with full batches."""
 
     batch: int
-    size: int
+    shape: tuple[int, ...]
     on_devices: bool
     progress: Progress
 
@@ -353,7 +353,7 @@ def _run(stream: _Stream, compute: Compute, feed: _Feed) -> tuple[dict[str, np.n
         if pending and not busy:
             break
         rows += found
-        whole = np.stack(images) if images else np.zeros((1, feed.size, feed.size, 3), np.uint8)
+        whole = np.stack(images) if images else np.zeros((1, *feed.shape, 3), np.uint8)
         made = compute(fill_up(whole, feed.batch) if feed.on_devices else whole)
         if pending:
             collect(*pending)

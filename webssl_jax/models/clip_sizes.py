@@ -1,6 +1,7 @@
 """The sizes of CLIP and SigLIP by name: image tower and text tower.
 
-``b32`` to ``bigg14`` are those of open_clip and MetaCLIP (arXiv 2309.16671). ``300m`` to ``7b`` are
+``b32`` to ``bigg14`` are those of open_clip and MetaCLIP (arXiv 2309.16671), with quick-GELU as
+MetaCLIP's, but ``g14``, of which there are LAION's weights alone, has GELU. ``300m`` to ``7b`` are
 the vision widths and depths of the Web-SSL paper (arXiv 2504.01017, Table 1). The paper does not
 describe their towers further; assumed are MetaCLIP's block (quick-GELU MLP of 4 x width, no
 LayerScale) and the text tower of ``bigg14``. ``micro`` and ``tiny`` are for laptops and tests.
@@ -28,7 +29,9 @@ _VISION: dict[str, dict[str, Any]] = {
     "b16": dict(width=768, depth=12, heads=12, patch_size=16, **_LARGE),
     "l14": dict(width=1024, depth=24, heads=16, patch_size=14, **_LARGE),
     "h14": dict(width=1280, depth=32, heads=16, patch_size=14, **_LARGE),
-    "g14": dict(width=1408, depth=40, heads=16, patch_size=14, mlp_hidden=6144, **_LARGE),
+    "g14": dict(
+        width=1408, depth=40, heads=16, patch_size=14, mlp_hidden=6144, mlp="gelu", **_LARGE
+    ),
     "bigg14": dict(width=1664, depth=48, heads=16, patch_size=14, mlp_hidden=8192, **_LARGE),
 }
 PAPER_SIZES = ("300m", "1b", "2b", "3b", "5b", "7b")
@@ -78,7 +81,7 @@ def vision(size: str, **overrides: Any) -> ViTConfig:
         norm_eps=1e-5,
         init="clip",
     )
-    return sizes.build(fields | clip | overrides)
+    return sizes.build(clip | fields | overrides)
 
 
 def text(size: str, **overrides: Any) -> TextConfig:
@@ -102,6 +105,8 @@ def text(size: str, **overrides: Any) -> TextConfig:
     fields: dict[str, Any] = dict(zip(("embedding", "width", "depth", "heads"), shape))
     if size not in ("micro", "tiny"):
         fields |= _LARGE
+    if size == "g14":
+        fields["mlp"] = "gelu"
     return build_text(fields | overrides)
 
 

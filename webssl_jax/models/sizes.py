@@ -146,6 +146,7 @@ class BlockConfig:
 class ViTConfig(BlockConfig):
     """One vision transformer. Lengths of images and patches are in pixels.
 
+    image_size: the side of a square, or (height, width).
     patch_bias: whether the patch embedding has a bias; CLIP's has none.
     position: ``learned`` (a parameter, CLS included) or ``sincos`` (MAE's fixed table, no
       parameter); see ``position.py``.
@@ -161,7 +162,7 @@ class ViTConfig(BlockConfig):
     """
 
     patch_size: int
-    image_size: int = 224
+    image_size: int | tuple[int, ...] = 224
     patch_bias: bool = True
     position: str = "learned"
     position_resize: str = "plain"
@@ -174,20 +175,31 @@ class ViTConfig(BlockConfig):
         super().__post_init__()
         self._check_choices(position=tuple(POSITIONS), position_resize=tuple(INTERPOLATIONS))
         self._check_choices(pooling=POOLINGS)
-        self._check_positive("patch_size", "image_size")
+        self._check_positive("patch_size")
+        sides = self.image_shape
+        if len(sides) != 2 or min(sides) < 1:
+            raise ValueError(f"image_size = {self.image_size} must be one or two positive sides")
+        if sides[0] == sides[1]:
+            object.__setattr__(self, "image_size", sides[0])  # one way to say it
         if self.num_registers < 0:
             raise ValueError(f"num_registers = {self.num_registers} must be zero or positive")
-        _ = self.position_scheme  # checks its own fields
-        if self.image_size % self.patch_size:
+        if any(side % self.patch_size for side in sides):
             raise ValueError(
                 f"image_size = {self.image_size} is not a multiple of patch_size = "
                 f"{self.patch_size}"
             )
+        _ = self.position_scheme  # checks its own fields
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(height, width) in pixels."""
+        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
 
     @property
     def grid(self) -> Grid:
         """Patches (rows, columns) at the config's own image size."""
-        return (self.image_size // self.patch_size,) * 2
+        height, width = self.image_shape
+        return height // self.patch_size, width // self.patch_size
 
     @property
     def num_patches(self) -> int:

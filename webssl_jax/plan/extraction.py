@@ -93,7 +93,7 @@ def plan_extraction(
         shapes,
         laid,
     )
-    side = method.preprocess.size
+    side = method.preprocess.shape[0]  # every method makes squares
     pixels = jax.ShapeDtypeStruct(
         (batch, side, side, 3), jnp.uint8, sharding=meshes.batch_sharding(mesh)
     )

@@ -21,8 +21,8 @@ from webssl_jax.weights import mae, preprocessing
 from webssl_jax.weights.tables import CONV, LINEAR, Row, Table, WeightsError, linear, norm, squeeze
 
 MLPS = ("gelu", "quick_gelu")
-_IMAGE = {"mlp": MLPS, "qkv_bias": (True,)}
-_TEXT = {"causal": (True,), "pooling": ("eot",), **_IMAGE}
+IMAGE = {"mlp": MLPS, "qkv_bias": (True,)}
+_TEXT = {"causal": (True,), "pooling": ("eot",), **IMAGE}
 NORM_EPS = 1e-5
 OPEN_CLIP_FILE = "open_clip_model.safetensors"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -47,7 +47,7 @@ def hf_table(encoder: ViTConfig, text: TextConfig) -> Table:
     Raises:
       WeightsError: for towers that its code computes otherwise.
     """
-    check_tower("hf-clip", encoder, _IMAGE)
+    check_tower("hf-clip", encoder, IMAGE)
     check_tower("hf-clip", text, _TEXT)
     rows = (
         *_hf_vision(),
@@ -66,7 +66,7 @@ def hf_vision_table(encoder: ViTConfig) -> Table:
     Raises:
       WeightsError: for a tower that its code computes otherwise.
     """
-    check_tower("hf-clip-vision", encoder, _IMAGE)
+    check_tower("hf-clip-vision", encoder, IMAGE)
     return Table(
         "hf-clip-vision",
         _hf_vision(),
@@ -137,7 +137,7 @@ def open_clip_table(encoder: ViTConfig, text: TextConfig, bias: bool = False) ->
       WeightsError: for towers that its code computes otherwise.
     """
     name = "open-clip"
-    check_tower(name, encoder, _IMAGE)
+    check_tower(name, encoder, IMAGE)
     check_tower(name, text, _TEXT)
     if encoder.mlp != text.mlp:
         raise WeightsError(
@@ -206,7 +206,9 @@ def open_clip_config(method: Any) -> dict[str, Any]:
 def open_clip_extra(method: Any) -> dict[str, int | str]:
     """What a file of tensors does not say; see ``mae.mae_extra``."""
     encoder, text = method.encoder, method.text
-    return {"heads": encoder.heads, "text_heads": text.heads, "mlp": encoder.mlp}
+    size = preprocessing.size_in_words(encoder.image_size)
+    said = {"heads": encoder.heads, "text_heads": text.heads, "mlp": encoder.mlp}
+    return said | {"image_size": size}
 
 
 def check_tower(

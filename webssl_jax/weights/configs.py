@@ -4,10 +4,11 @@ What they say of shapes must agree with those."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from webssl_jax.weights import dino, preprocessing
+from webssl_jax.weights import dino, preprocessing, timm_towers
+from webssl_jax.weights.preprocessing import one_way
 from webssl_jax.weights.stored import Opened, WeightsError, shown
 
 # What transformers takes when config.json does not say.
@@ -49,6 +50,14 @@ _TIMM_PLAIN = {
     "proj_bias": (True,),
     "embed_norm_layer": (None,),
     "norm_layer": (None,),  # LayerNorm of epsilon 1e-6; by any other name the epsilon is open
+}
+_TIMM_TOWER = {
+    "in_chans": (3,),
+    "final_norm": (True,),
+    "qk_norm": (False,),
+    "proj_bias": (True,),
+    "init_values": (None,),
+    "norm_layer": (None,),
 }
 # Those that do not: they are about training, the classifier, or how images come in.
 _TIMM_FREE = (
@@ -93,11 +102,11 @@ def facts_of(
     said: dict[str, Any] = {"preprocess": preprocessing.default(facts["image_size"])}
     if files.extra:
         kinds = dict(heads=int, decoder_heads=int, mask_ratio=float, norm_pix_loss=bool)
-        kinds["position_resize"] = str
+        kinds |= dict(position_resize=str, image_size=str)  # the size: read with the shapes
         for key, value in files.extra.items():
             if type(value) is not kinds.get(key):
                 raise WeightsError(f"{files.path}: webssl_jax.{shown(key)} = {shown(value)}")
-        said |= files.extra
+        said |= {key: value for key, value in files.extra.items() if key != "image_size"}
     if files.config is None:
         return said
     if "model_type" in files.config:
@@ -120,6 +129,7 @@ def _transformers(
             f"{file}: model_type = {shown(kind)} is no {' and no '.join(model_types) or 'such'}"
         )
     config = _DEFAULTS[kind] | stated
+    config["image_size"] = one_way(config["image_size"])
     agree(
         file,
         config,
@@ -172,14 +182,78 @@ def _transformers(
     return said
 
 
+def timm_tower(files: Opened, facts: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what timm's config says of an image tower beside its shapes: heads, mlp, those that are
+    known; its ``pretrained_cfg``).
+
+    Raises:
+      WeightsError: as :func:`facts_of`.
+    """
+    assert files.config is not None  # the caller has looked
+    file, architecture = files.config_file, files.config["architecture"]
+    given, trained = _timm_args(files, files.config)
+    ours = {
+        "embed_dim": facts["width"],
+        "depth": facts["depth"],
+        "patch_size": facts["patch_size"],
+        "img_size": facts["image_size"],
+        "qkv_bias": True,
+    }
+    agree(file, given, {key: value for key, value in ours.items() if key in given})
+    _check_ratio(file, given, facts, facts["mlp_hidden"])
+    _refuse_unknown(
+        file, given, (*ours, "num_heads", "mlp_ratio", "act_layer", *_TIMM_FREE), _TIMM_TOWER
+    )
+    said: dict[str, Any] = {}
+    if "num_heads" in given:
+        said["heads"] = number(file, given, "num_heads", int)
+    mlp = given.get("act_layer") or timm_towers.activation(str(architecture))
+    if mlp is not None:
+        said["mlp"] = mlp
+    return said, trained
+
+
+def _timm_args(files: Opened, stated: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``model_args`` and ``pretrained_cfg``."""
+    given, trained = stated.get("model_args", {}), stated.get("pretrained_cfg", {})
+    if not isinstance(given, dict) or not isinstance(trained, dict):
+        raise WeightsError(f"{files.config_file}: model_args or pretrained_cfg is no object")
+    # timm writes the side of a square, or both sides
+    return {key: one_way(value) for key, value in given.items()}, trained
+
+
+def _check_ratio(
+    file: Any, given: Mapping[str, Any], facts: Mapping[str, Any], hidden: int
+) -> None:
+    """Compares timm's ``mlp_ratio`` with the width ``hidden`` of the MLP's first layer."""
+    if "mlp_ratio" not in given:
+        return
+    made = facts["width"] * number(file, given, "mlp_ratio", float)
+    if abs(made - hidden) >= 1:  # timm rounds it down
+        raise WeightsError(
+            f"{file}: mlp_ratio = {given['mlp_ratio']} makes an MLP of {made:g}, the "
+            f"weights have one of {facts['mlp_hidden']}"
+        )
+
+
+def _refuse_unknown(
+    file: Any, given: Mapping[str, Any], free: Sequence[str], plain: Mapping[str, tuple[Any, ...]]
+) -> None:
+    other = [
+        f"{shown(key)} = {shown(value)}"
+        for key, value in given.items()
+        if key not in free and value not in plain.get(key, ())
+    ]
+    if other:
+        raise WeightsError(
+            f"{file}: model_args name what this code does not compute or does not know: "
+            f"{', '.join(other)}"
+        )
+
+
 def _timm(files: Opened, stated: dict[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
     file = files.config_file
-    given = stated.get("model_args", {})
-    trained = stated.get("pretrained_cfg", {})
-    if not isinstance(given, dict) or not isinstance(trained, dict):
-        raise WeightsError(f"{file}: model_args or pretrained_cfg is no object")
-    # timm writes the side of a square, or both sides
-    given = {k: x[0] if isinstance(x, list) and x == x[:1] * 2 else x for k, x in given.items()}
+    given, trained = _timm_args(files, stated)
     swiglu, registers = facts["mlp"] == "swiglu", facts["num_registers"]
     ours = {
         "embed_dim": facts["width"],
@@ -194,29 +268,14 @@ def _timm(files: Opened, stated: dict[str, Any], facts: Mapping[str, Any]) -> di
     said = {}
     if "num_heads" in given:
         said["heads"] = number(file, given, "num_heads", int)
-    if "mlp_ratio" in given:
-        hidden = facts["width"] * number(file, given, "mlp_ratio", float)
-        if abs(hidden - facts["mlp_hidden"] * (2 if swiglu else 1)) >= 1:  # timm rounds it down
-            raise WeightsError(
-                f"{file}: mlp_ratio = {given['mlp_ratio']} makes an MLP of {hidden:g}, the "
-                f"weights have one of {facts['mlp_hidden']}"
-            )
+    _check_ratio(file, given, facts, facts["mlp_hidden"] * (2 if swiglu else 1))
     plain = _TIMM_PLAIN | {"act_layer": (None, "silu" if swiglu else "gelu")}
     free = (*ours, "num_heads", "mlp_ratio", *_TIMM_FREE)
     if facts["layer_scale"] is None:
         plain["init_values"] = (None,)
     else:
         free += ("init_values",)  # the weights say what has become of them
-    other = [
-        f"{shown(key)} = {shown(value)}"
-        for key, value in given.items()
-        if key not in free and value not in plain.get(key, ())
-    ]
-    if other:
-        raise WeightsError(
-            f"{file}: model_args name what this code does not compute or does not know: "
-            f"{', '.join(other)}"
-        )
+    _refuse_unknown(file, given, free, plain)
     usual = preprocessing.default(facts["image_size"])
     said["preprocess"] = preprocessing.of_timm(file, trained, usual)
     return said

@@ -19,7 +19,7 @@ from typing import Any
 
 from webssl_jax.models.heads import HeadConfig
 from webssl_jax.models.sizes import ViTConfig
-from webssl_jax.weights import hf, positions
+from webssl_jax.weights import hf, positions, preprocessing
 from webssl_jax.weights.mae import WRAPPERS, encoder_rows, mlp_rows
 from webssl_jax.weights.tables import CONV, LINEAR, Constant, Row, Table, WeightsError, linear, norm
 
@@ -42,7 +42,7 @@ def backbone_table(encoder: ViTConfig) -> Table:
         constants,
         leave_out=(r"^(?!encoder/)",),
         aliases=(WRAPPERS, (r"^teacher\.", ""), (r"^backbone\.", ""), _PLAIN_BLOCKS),
-        ignore=(_STUDENT, r"^(dino|ibot)_head\."),
+        ignore=(_STUDENT, r"^((dino|ibot)_)?head\."),  # DINO's own files have one "head"
     )
 
 
@@ -96,7 +96,8 @@ def chunked_names(names: list[str], depth: int, chunks: int) -> list[str]:
 def teacher_extra(method: Any) -> dict[str, int | str]:
     """What a teacher file of tensors does not say; see ``mae.mae_extra``."""
     c = method.encoder
-    return {"heads": c.heads, "position_resize": c.position_resize}
+    size = preprocessing.size_in_words(c.image_size)
+    return {"heads": c.heads, "position_resize": c.position_resize, "image_size": size}
 
 
 def hf_table(encoder: ViTConfig) -> Table:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from webssl_jax.config import suggest
-from webssl_jax.weights import clip, dino, hf, mae, siglip
+from webssl_jax.weights import clip, dino, hf, mae, siglip, timm_towers
 from webssl_jax.weights.networks import heads_of
 from webssl_jax.weights.tables import Table, WeightsError
 
@@ -25,7 +25,9 @@ class Family:
     key: what the tensors stand under in a ``.pth``; None where they are all there is.
     extra: what is kept beside them.
     resize: how its code fits positions to another image size (``ViTConfig.position_resize``).
+    resize_registers: the same of networks with registers, where that is another way.
     fixed_eps: its code has an epsilon built in; the files do not say.
+    any_grid: its code takes grids of patches that are not square.
     mlps: kinds of MLP that its code has.
     towers: whose image tower its encoder is, ``clip`` or ``siglip``; described by ``towers.py``.
     """
@@ -42,10 +44,20 @@ class Family:
     key: str | None = None
     extra: Callable[[Any], dict[str, Any]] | None = None
     resize: str = "plain"
+    resize_registers: str | None = None
     fixed_eps: bool = False
+    any_grid: bool = False
     mlps: tuple[str, ...] = ("gelu", "swiglu")
     towers: str = ""
 
+    def resize_of(self, num_registers: int) -> str:
+        """How its code fits positions of a network with so many registers."""
+        return (num_registers and self.resize_registers) or self.resize
+
+
+# DINOv2's hub and configs build networks with registers, and these alone, with
+# interpolate_antialias=True and interpolate_offset=0.
+_DINOV2_REGISTERS = "antialias"
 
 FAMILIES = {
     family.name: family
@@ -58,6 +70,7 @@ FAMILIES = {
             "ViTModel",
             hf.vit_config,
             model_types=("vit", "vit_mae"),
+            any_grid=True,
         ),
         Family(
             "hf-vit-mae",
@@ -87,6 +100,7 @@ FAMILIES = {
             mae.timm_config,
             resize="antialias",
             fixed_eps=True,
+            any_grid=True,
         ),
         Family(
             "dinov2-pth",
@@ -95,6 +109,7 @@ FAMILIES = {
             "original DINOv2 and Web-SSL",
             "torch.load",
             resize="offset",
+            resize_registers=_DINOV2_REGISTERS,
             fixed_eps=True,
         ),
         Family(
@@ -106,6 +121,7 @@ FAMILIES = {
             key="teacher",
             extra=dino.teacher_extra,
             resize="offset",
+            resize_registers=_DINOV2_REGISTERS,
             fixed_eps=True,
         ),
         Family(
@@ -166,6 +182,7 @@ FAMILIES = {
             resize="antialias",
             mlps=clip.MLPS,
             towers="clip",
+            any_grid=True,
         ),
         Family(
             "open-clip-pth",
@@ -178,6 +195,7 @@ FAMILIES = {
             resize="antialias",
             mlps=clip.MLPS,
             towers="clip",
+            any_grid=True,
         ),
         Family(
             "hf-siglip",
@@ -199,6 +217,31 @@ FAMILIES = {
             mlps=siglip.MLPS,
             towers="siglip",
         ),
+        Family(
+            "timm-clip",
+            ("encoder",),
+            lambda method: timm_towers.clip_table(method.encoder),
+            "timm",
+            "timm.create_model",
+            timm_towers.clip_config,
+            resize="antialias",
+            mlps=clip.MLPS,
+            towers="clip",
+            any_grid=True,
+        ),
+        Family(
+            "timm-siglip",
+            ("encoder",),
+            lambda method: timm_towers.siglip_table(method.encoder),
+            "timm",
+            "timm.create_model",
+            timm_towers.siglip_config,
+            resize="antialias",
+            fixed_eps=True,
+            mlps=timm_towers.SIGLIP_MLPS,
+            towers="siglip",
+            any_grid=True,
+        ),
     )
 }
 
@@ -219,6 +262,11 @@ def table_of(name: str, method: Any) -> Table:
     for network in networks:
         if network.mlp not in family.mlps:
             raise WeightsError(f"{name}: its code has no mlp = {network.mlp!r}")
+        if not family.any_grid and network.grid[0] != network.grid[1]:
+            raise WeightsError(
+                f"{name}: its code knows square grids alone, and these patches stand in "
+                "{}x{}; export as timm".format(*network.grid)
+            )
     for network in networks if family.fixed_eps else ():
         mae.check_original(network, name)
     return family.table(method)

@@ -1,5 +1,6 @@
 """Opens weights of any family, wherever they lie: a ``.pth`` or ``.safetensors`` file, an index of
-several, or a folder of ``transformers`` or timm.
+several, or a folder of ``transformers`` or timm. ``FILE:PLACE`` is one of several state dicts in a
+file (``state_dicts.py``).
 
     loaded = load("webssl-mae1b.pth")           # numpy arrays, the whole of it
     opened = open_("facebook-vit-mae-base/")    # the same, each parameter still in the file
@@ -12,22 +13,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from webssl_jax.config import UserError
-from webssl_jax.weights import clip, safetensors_io, shapes, tables, torch_file, towers
+from webssl_jax.weights import clip, safetensors_io, shapes, state_dicts, tables, torch_file, towers
 from webssl_jax.weights.families import FAMILIES, Family
+from webssl_jax.weights.given import NOTHING, Given
 from webssl_jax.weights.networks import Networks, template_of
 from webssl_jax.weights.stored import Opened, Stored, WeightsError, shown
 
 TORCH_FILE = "pytorch_model.bin"
 OPEN_CLIP_TORCH_FILE = "open_clip_pytorch_model.bin"
-_KEYS = ("model", "state_dict", "teacher", "student")  # what checkpoints keep tensors under
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Loaded:
     family: one of ``families.FAMILIES``.
     params: a tree for each network, called as the fields of ``networks``, our layout, float32; of
       numpy arrays from :func:`load`, of ``tables.Leaf`` from :func:`open_`.
-    source: the path. inside: the key of the file that they stood under, as "teacher", or "".
+    source: the path. inside: the place in the file where they stood, as "teacher", or "".
     dtype: of the weights in the file. left: tensors passed over on purpose.
     assumed: what of the networks nothing said, in words.
     """
@@ -70,29 +69,23 @@ def load(path: str | os.PathLike, family: str | None = None, **options: Any) -> 
 
 
 def open_(
-    path: str | os.PathLike,
-    family: str | None = None,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
-    otherwise: Any = None,
-    mlp: str | None = None,
+    path: str | os.PathLike, family: str | None = None, otherwise: Any = None, **options: Any
 ) -> Loaded:
     """Checks everything that needs no tensor (and the position tables) and opens the rest.
 
     Args:
       family: one of ``families.FAMILIES``; found by the names in the file when left out.
-      heads, decoder_heads: for files that do not state them; go before those of a published size.
-        To be left out where there is no such network.
       otherwise: a method whose heads, and kind of MLP, are taken where nothing else says them.
-      mlp: of CLIP's towers, for files that do not state it: ``gelu`` or ``quick_gelu``.
+      **options: what the file does not say itself, the fields of ``given.Given``. They go before
+        those of a published size, and are to be left out where there is no such network.
 
     Raises:
-      UserError: if heads are given that no network can have, or for a network that is not there.
+      UserError: if something is given that no network can have, or for a network that is not there.
       WeightsError: naming what is missing, unexpected, misshapen or contradictory; one line.
     """
     files = open_files(path)
     found = best_family(files, family)
-    networks, dtype, assumed = describe(files, found, heads, decoder_heads, otherwise, mlp)
+    networks, dtype, assumed = describe(files, found, Given(**options), otherwise)
     template = template_of(networks)
     table = found.table(networks)
     table = dataclasses.replace(table, family=f"{files.path}: {table.family}")
@@ -101,11 +94,11 @@ def open_(
         found.name,
         networks,
         tables.open_(files.tensors, table, template),
-        os.fspath(path),
+        os.fspath(files.path),
         files.inside,
         dtype,
         tuple(fit.ignored),
-        assumed,
+        (*files.choice, *assumed),
     )
 
 
@@ -139,25 +132,18 @@ def place(
 
 
 def describe(
-    files: Opened,
-    family: Family,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
-    otherwise: Any = None,
-    mlp: str | None = None,
+    files: Opened, family: Family, given: Given = NOTHING, otherwise: Any = None
 ) -> tuple[Networks, str, tuple[str, ...]]:
     """(the networks that the shapes describe, dtype of the weights, what was assumed); the rest as
     of :func:`open_`.
 
     Raises:
-      UserError: if ``mlp`` is given for files of a family that has no choice, and as :func:`open_`.
+      UserError: as :func:`open_`.
       WeightsError: as :func:`open_`.
     """
-    if family.towers:
-        return towers.describe(files, family, heads, decoder_heads, otherwise, mlp)
-    if mlp is not None:
-        raise UserError(f"mlp={mlp}: {files.path} is {family.name}; leave it out")
-    return shapes.describe(files, family, heads, decoder_heads, otherwise)
+    shapes.check_given(files, family, given)
+    described = towers.describe if family.towers else shapes.describe
+    return described(files, family, given, otherwise)
 
 
 def open_files(path: str | os.PathLike) -> Opened:
@@ -166,7 +152,7 @@ def open_files(path: str | os.PathLike) -> Opened:
     Raises:
       WeightsError: if there is nothing, or nothing whole.
     """
-    path = pathlib.Path(path)
+    path, place = state_dicts.split_path(path)
     if not path.exists():
         raise WeightsError(f"{path}: no such file or folder")
     folder = path if path.is_dir() else path.parent
@@ -179,43 +165,33 @@ def open_files(path: str | os.PathLike) -> Opened:
             raise WeightsError(f"{path}: holds none of {', '.join(names)}")
         file = present[0]
     extra: Mapping[str, Any] = {}
-    inside = ""
     if file.suffix in (".safetensors", ".json"):
-        found = safetensors_io.open_file(file)
+        found = {"": safetensors_io.open_file(file)}
     else:
-        found, inside, extra = _state_dict(file)
-    if not found:
-        raise WeightsError(f"{file}: holds no tensors")
+        checkpoint = torch_file.open_file(file)
+        found, extra = state_dicts.places(checkpoint), checkpoint.get("webssl_jax", {})
+        if not isinstance(extra, dict):
+            raise WeightsError(f"{file}: 'webssl_jax' in it is no dict")
+    inside, tensors, others = state_dicts.choose(file, found, place, _most_known)
+    opened = Opened(path, dict(tensors), inside, others, extra=extra)
     if file.suffix not in (".safetensors", ".json", ".bin"):
-        return Opened(path, found, inside, extra=extra)  # a .pth says all it says itself
+        return opened  # a .pth says all it says itself
     ours = (clip.OPEN_CLIP_FILE, OPEN_CLIP_TORCH_FILE)  # which stand beside those of transformers
     config = folder / (clip.OPEN_CLIP_CONFIG if file.name in ours else "config.json")
     preprocessor = folder / "preprocessor_config.json"
     if not config.exists() and path.is_dir():
         raise WeightsError(f"{path}: has no {config.name}")
-    return Opened(
-        path,
-        found,
-        inside,
-        safetensors_io.parse_json(config) if config.exists() else None,
-        config,
-        extra,
-        safetensors_io.parse_json(preprocessor) if preprocessor.exists() else {},
+    return dataclasses.replace(
+        opened,
+        config=safetensors_io.parse_json(config) if config.exists() else None,
+        config_file=config,
+        preprocessor=safetensors_io.parse_json(preprocessor) if preprocessor.exists() else {},
     )
 
 
-def _state_dict(file: pathlib.Path) -> tuple[dict[str, Stored], str, Mapping[str, Any]]:
-    """The tensors of a checkpoint, the key they stand under ("" when bare), and our extra."""
-    checkpoint = torch_file.open_file(file)
-    inside = next((key for key in _KEYS if isinstance(checkpoint.get(key), dict)), "")
-    tensors = checkpoint[inside] if inside else checkpoint
-    for name, tensor in tensors.items():
-        if not isinstance(name, str) or not isinstance(tensor, Stored):
-            raise WeightsError(f"{file}: {shown(name)} in it is no tensor")
-    extra = checkpoint.get("webssl_jax", {})
-    if not isinstance(extra, dict):
-        raise WeightsError(f"{file}: 'webssl_jax' in it is no dict")
-    return dict(tensors), inside, extra
+def _most_known(tensors: Mapping[str, Stored]) -> int:
+    """How many names the family knows that knows most of them."""
+    return max(_known(tensors, family) for family in FAMILIES.values())
 
 
 def best_family(files: Opened, name: str | None = None) -> Family:
@@ -228,7 +204,7 @@ def best_family(files: Opened, name: str | None = None) -> Family:
         if name not in FAMILIES:
             raise WeightsError(f"no weight family {name!r}; there are {', '.join(FAMILIES)}")
         return FAMILIES[name]
-    counts = {family.name: _known(files, family) for family in FAMILIES.values()}
+    counts = {family.name: _known(files.tensors, family) for family in FAMILIES.values()}
     order = sorted(FAMILIES.values(), key=lambda f: (-counts[f.name], len(f.needs)))
     if not counts[order[0].name]:
         some = ", ".join(shown(name) for name in list(files.tensors)[:3])
@@ -239,13 +215,13 @@ def best_family(files: Opened, name: str | None = None) -> Family:
     return order[0]
 
 
-def _known(files: Opened, family: Family) -> int:
+def _known(tensors: Mapping[str, Stored], family: Family) -> int:
     """How many names in the file are the family's; none if one of its networks has no name
     there."""
     most = 0
     for mlp in family.mlps:
         table = shapes.probe(family, mlp)
-        names = tables.canonical_names(table, files.tensors, strict=False)[0]
+        names = tables.canonical_names(table, tensors, strict=False)[0]
         known = tables.names_of(table)
         found = [name for name in names if known.fullmatch(name)]
         for part in family.needs:

@@ -1,4 +1,5 @@
-"""Names of the original MAE code and of timm: ``mae-pth`` and ``timm``.
+"""Names of the original MAE code and of timm: ``mae-pth`` and ``timm``. (timm's towers of CLIP and
+SigLIP: ``timm_towers.py``.)
 
 Both call an encoder's tensors alike, with q, k and v fused. ``mae-pth`` has the decoder too, in a
 ``.pth`` file under ``model``. ``timm`` has the encoder alone, of MAE or of DINOv2; so have the
@@ -12,6 +13,7 @@ import dataclasses
 import math
 from typing import Any
 
+from webssl_jax.data.views import Preprocess
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.weights import positions, preprocessing
 from webssl_jax.weights.tables import CONV, LINEAR, Row, Table, WeightsError, linear, norm
@@ -23,7 +25,8 @@ NORM_EPS = 1e-6  # of the originals and of timm; their files do not say
 
 def timm_table(encoder: ViTConfig) -> Table:
     """timm's ``VisionTransformer`` with class token and final norm. A classifier's head in a file
-    is passed over on import.
+    is passed over on import. One that was fine-tuned on the mean of patches, as MAE's are, has that
+    mean's norm (``fc_norm``) in the place of the final one: it is taken for it.
 
     A mask token has no place in it. With registers timm has no position for the class token: it is
     added to that token in the file, which computes the same, and comes back as a part of it.
@@ -40,7 +43,7 @@ def timm_table(encoder: ViTConfig) -> Table:
         (cls, *table, *encoder_rows(encoder, swiglu=("fc1", "fc2"))),
         fixed,
         leave_out=(r"^(?!encoder/)", r"^encoder/mask_token$"),
-        aliases=(WRAPPERS,),
+        aliases=(WRAPPERS, (r"^fc_norm\.", "norm.")),
         ignore=(r"^head\.",),
     )
 
@@ -78,11 +81,12 @@ def check_original(config: ViTConfig, family: str) -> None:
         )
 
 
-def mae_extra(method: Any) -> dict[str, int | float | bool]:
+def mae_extra(method: Any) -> dict[str, int | float | bool | str]:
     """What a ``.pth`` file of tensors does not say, kept beside them under ``webssl_jax``. Loaders
     of the original read ``model`` only."""
     return {
         "heads": method.encoder.heads,
+        "image_size": preprocessing.size_in_words(method.encoder.image_size),
         "decoder_heads": method.decoder.heads,
         "mask_ratio": float(method.mask_ratio),
         "norm_pix_loss": bool(method.norm_pix_loss),
@@ -117,15 +121,20 @@ def timm_config(method: Any) -> dict[str, Any]:
             **more,
         },
         "pretrained_cfg": {
-            "input_size": [3, c.image_size, c.image_size],
+            "input_size": [3, *c.image_shape],
             "fixed_input_size": True,
-            **preprocessing.for_timm(method.preprocess.at(c.image_size)),
+            **preprocessing.for_timm(_at(method.preprocess, c)),
             "num_classes": 0,
             "pool_size": None,
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         },
     }
+
+
+def _at(preprocess: Preprocess, c: ViTConfig) -> Preprocess:
+    """``preprocess`` at the encoder's own size."""
+    return preprocess.at(c.image_size) if isinstance(c.image_size, int) else preprocess
 
 
 def ratio(hidden: int, width: int) -> float:

@@ -28,7 +28,8 @@ class Networks:
     """Networks, None where there is none. Fields have the names of the parameter trees; a method
     that has such a network has a field of the same name. Hashable.
 
-    preprocess: how images are made; None stands for that of DINOv2 and MAE at the encoder's size.
+    preprocess: how images are made; None stands for that of DINOv2 and MAE at the encoder's size,
+      or where that is no square for both sides resized to it.
     head_input: the width of what goes into the heads, where there is no encoder to say it.
     contrast: of image and text towers, ``softmax`` (CLIP) or ``sigmoid`` (SigLIP).
     mask_ratio, norm_pix_loss: of encoder and decoder, as of ``methods.mae``.
@@ -53,9 +54,10 @@ class Networks:
             return
         preprocess, side = self.preprocess, self.encoder.image_size
         if preprocess is None:
-            preprocess = Preprocess(side, with_margin(side))
+            margin = with_margin(side) if isinstance(side, int) else None
+            preprocess = Preprocess(side, margin)
             object.__setattr__(self, "preprocess", preprocess)
-        self.encoder.grid_of(preprocess.size, preprocess.size)
+        self.encoder.grid_of(*preprocess.shape)
         if self.decoder:
             visible_count(self.encoder.num_patches, self.mask_ratio)
         if self.text and self.encoder.pooling == "map":
@@ -117,7 +119,7 @@ def template_of(networks: Networks) -> dict[str, Any]:
         rng, encoder = jax.random.key(0), networks.encoder
         trees: dict[str, Any] = {}
         if encoder:
-            images = jnp.zeros((1, encoder.image_size, encoder.image_size, 3))
+            images = jnp.zeros((1, *encoder.image_shape, 3))
             if networks.text:
                 starts = clip.STARTS[networks.contrast]
                 return clip.init_towers(encoder, networks.text, rng, images, *starts)

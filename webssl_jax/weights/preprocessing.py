@@ -20,14 +20,39 @@ _NAMES = {number: name for name, number in _PIL.items()}
 _SQUARE = ("ViT", "Siglip")
 
 
-def default(size: int, towers: str = "") -> Preprocess:
+def one_way(size: Any) -> Any:
+    """An image size in one spelling: a side of a square, else (height, width)."""
+    size = tuple(size) if isinstance(size, list) else size
+    return size[0] if isinstance(size, tuple) and size == size[:1] * 2 else size
+
+
+def parse_size(text: str) -> int | tuple[int, ...]:
+    """``224`` or ``HEIGHTxWIDTH``.
+
+    Raises:
+      ValueError: for anything else.
+    """
+    words = text.split("x")
+    sides = tuple(int(word) for word in words if word.isdecimal())
+    if len(sides) != len(words) or len(sides) > 2 or min(sides) < 1:
+        raise ValueError(f"image_size = {text}: must be N or HEIGHTxWIDTH")
+    return sides if len(sides) == 2 else sides[0]
+
+
+def size_in_words(size: int | tuple[int, ...]) -> str:
+    """As :func:`parse_size` takes it."""
+    return str(size) if isinstance(size, int) else "x".join(map(str, size))
+
+
+def default(size: int | tuple[int, ...], towers: str = "") -> Preprocess:
     """As the originals evaluate: DINOv2's and MAE's, or those of ``towers``, ``clip`` or
-    ``siglip``."""
+    ``siglip``. What is no square is resized to, and nothing is cut off."""
+    side = size if isinstance(size, int) else None
     if towers == "clip":
-        return Preprocess(size, size, colours.CLIP_MEAN, colours.CLIP_STD)
+        return Preprocess(size, side, colours.CLIP_MEAN, colours.CLIP_STD)
     if towers == "siglip":
         return Preprocess(size, None, colours.SIGLIP_MEAN, colours.SIGLIP_STD)
-    return Preprocess(size, with_margin(size))
+    return Preprocess(size, side and with_margin(side))
 
 
 def of_transformers(file: Any, given: Mapping[str, Any], otherwise: Preprocess) -> Preprocess:
@@ -59,13 +84,15 @@ def of_transformers(file: Any, given: Mapping[str, Any], otherwise: Preprocess) 
         asked, square = asked["shortest_edge"], False
     elif isinstance(asked, dict):
         asked, square = _side(file, "size", asked), True
-    asked = _number(file, "size", asked)
+    asked = _size(file, "size", asked)
     crop = given.get("crop_size", asked) if given.get("do_center_crop", not square) else asked
-    crop = _number(file, "crop_size", _side(file, "crop_size", crop))
+    crop = _size(file, "crop_size", _side(file, "crop_size", crop))
     if square and crop != asked:
         raise WeightsError(
             f"{file}: crop_size = {crop} after both sides were resized to {asked} is not here"
         )
+    if not square and not (isinstance(asked, int) and isinstance(crop, int)):
+        raise WeightsError(f"{file}: crop_size = {shown(crop)} is no square")
     return _make(file, crop, None if square else asked, mean, std, interpolation)
 
 
@@ -78,16 +105,20 @@ def of_timm(file: Any, given: Mapping[str, Any], otherwise: Preprocess) -> Prepr
     size = otherwise.size
     if "input_size" in given:
         sides = given["input_size"]
-        if not isinstance(sides, list | tuple) or len(sides) != 3 or sides[1] != sides[2]:
-            raise WeightsError(f"{file}: input_size = {shown(sides)} is no square image")
-        size = _number(file, "input_size", sides[1])
+        if not isinstance(sides, list | tuple) or len(sides) != 3:
+            raise WeightsError(f"{file}: input_size = {shown(sides)} is no image")
+        size = _size(file, "input_size", one_way(list(sides[1:])))
+    mode = given.get("crop_mode", "center")
+    if not isinstance(size, int):
+        if mode != "squash":
+            raise WeightsError(f"{file}: crop_mode = {shown(mode)} to {size} pixels is not here")
+        return _make(file, size, None, mean, std, interpolation)
     resize = otherwise.at(size).resize
     if "crop_pct" in given:
         share = given["crop_pct"]
         if type(share) not in (int, float) or not 0 < share <= 1:
             raise WeightsError(f"{file}: crop_pct = {shown(share)} makes no sense")
         resize = math.floor(size / share)
-    mode = given.get("crop_mode", "center")
     if mode not in ("center", "squash") or mode == "squash" and resize != size:
         raise WeightsError(f"{file}: crop_mode = {shown(mode)} to {resize} pixels is not here")
     return _make(file, size, None if mode == "squash" else resize, mean, std, interpolation)
@@ -100,7 +131,7 @@ def of_open_clip(file: Any, given: Mapping[str, Any], otherwise: Preprocess) -> 
     mode = given.get("resize_mode", "shortest")
     if mode not in ("shortest", "squash"):
         raise WeightsError(f"{file}: resize_mode = {shown(mode)} is unknown here")
-    resize = None if mode == "squash" else otherwise.size
+    resize = None if mode == "squash" else otherwise.resize
     interpolation = given.get("interpolation", otherwise.interpolation)
     return _make(file, otherwise.size, resize, mean, std, interpolation)
 
@@ -112,8 +143,8 @@ def for_transformers(preprocess: Preprocess, towers: str) -> dict[str, Any]:
     side and crops the centre, and is what DINOv2's own folders name. CLIPImageProcessor does the
     same.
     """
-    size = preprocess.size
-    square = {"height": size, "width": size}
+    height, width = preprocess.shape
+    square = {"height": height, "width": width}
     if preprocess.resize is None:
         kind = "SiglipImageProcessor" if towers == "siglip" else "ViTImageProcessor"
         steps: dict[str, Any] = {"image_processor_type": kind, "size": square}
@@ -141,8 +172,9 @@ def for_timm(preprocess: Preprocess) -> dict[str, Any]:
     """The part of ``pretrained_cfg`` that says how images are made."""
     crop = {"crop_pct": 1.0, "crop_mode": "squash"}
     if preprocess.resize is not None:
-        share = preprocess.size / preprocess.resize
-        if math.floor(preprocess.size / share) != preprocess.resize:  # by rounding
+        side = preprocess.shape[0]
+        share = side / preprocess.resize
+        if math.floor(side / share) != preprocess.resize:  # by rounding
             share = math.nextafter(share, 0.0)
         crop = {"crop_pct": share}
     return {
@@ -179,7 +211,7 @@ def _said(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _make(
     file: Any,
-    size: int,
+    size: int | tuple[int, ...],
     resize: int | None,
     mean: tuple[float, ...],
     std: tuple[float, ...],
@@ -194,18 +226,17 @@ def _make(
 
 
 def _side(file: Any, key: str, value: Any) -> Any:
-    """Of a square as {"height", "width"} its side; another value as it is."""
+    """Of {"height", "width"} a side or both; another value as it is."""
     if not isinstance(value, dict):
         return value
-    height, width = value.get("height"), value.get("width")
-    if height != width:
-        raise WeightsError(f"{file}: {key} = {shown(value)} is no square")
-    return height
+    return one_way([value.get("height"), value.get("width")])
 
 
-def _number(file: Any, key: str, value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise WeightsError(f"{file}: {key} = {shown(value)} makes no sense")
+def _size(file: Any, key: str, value: Any) -> Any:
+    """A side of a square, or (height, width)."""
+    for side in value if isinstance(value, tuple) else (value,):
+        if type(side) is not int or side < 1:
+            raise WeightsError(f"{file}: {key} = {shown(value)} makes no sense")
     return value
 
 

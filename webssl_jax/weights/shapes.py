@@ -8,6 +8,7 @@ Positions: a table that equals MAE's sin-cos one is not kept, as the model compu
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -20,11 +21,14 @@ import numpy as np
 from webssl_jax.config import UserError
 from webssl_jax.models import clip_sizes, sizes
 from webssl_jax.models.heads import HeadConfig
+from webssl_jax.models.position import INTERPOLATIONS, Grid
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.text import TextConfig
 from webssl_jax.weights import configs, dino, mae, positions, tables
 from webssl_jax.weights.families import Family
-from webssl_jax.weights.networks import HEADS, Networks
+from webssl_jax.weights.given import NOTHING, Given
+from webssl_jax.weights.networks import HEADS, Networks, template_of
+from webssl_jax.weights.preprocessing import one_way, parse_size, size_in_words
 from webssl_jax.weights.stored import Opened, Stored, WeightsError, shown
 from webssl_jax.weights.tables import Row, Table
 
@@ -35,11 +39,7 @@ _LAYER_SCALE = 1e-5  # stands for "there is one": its initial value is of no use
 
 
 def describe(
-    files: Opened,
-    family: Family,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
-    otherwise: Any = None,
+    files: Opened, family: Family, given: Given = NOTHING, otherwise: Any = None
 ) -> tuple[Networks, str, tuple[str, ...]]:
     """(the networks that the shapes describe, dtype of the weights, what was assumed).
 
@@ -47,42 +47,51 @@ def describe(
     ``otherwise``, a method; see ``load.open_``.
 
     Raises:
-      UserError: if heads are given that no network can have, or for a network that is not there.
       WeightsError: if shapes are missing or make no sense, or config.json or the heads given say
         otherwise.
     """
-    check_given(files, family, heads, decoder_heads)
-    shapes = Shapes(files, family)
+    shapes = Shapes(files, family, given)
     fields: dict[str, Any] = shapes.heads() if "dino_head" in family.needs else {}
     if "encoder" not in family.needs:
         networks = Networks(**fields, head_input=shapes.head_input())
         return networks, shapes.dtype("dino_head/last_layer/v"), ()
     facts = shapes.encoder()
     decoder = shapes.decoder() if "decoder" in family.needs else None
-    said = configs.facts_of(files, family.model_types, facts, decoder)
-    assumed: list[str] = []
+    try:
+        said = configs.facts_of(files, family.model_types, facts, decoder)
+    except WeightsError:
+        # Before the config is blamed: do the shapes agree among themselves?
+        with contextlib.suppress(ValueError):  # nor with any network
+            own_parts: dict[str, Any] = {"encoder": ViTConfig(**facts, heads=1)}
+            if decoder:
+                own_shape = decoder | {"position": "sincos"}
+                own_parts["decoder"] = dataclasses.replace(own_parts["encoder"], **own_shape)
+            check_shapes(files, family, Networks(**fields, **own_parts))
+        raise
+    assumed = shapes.assumed
     own = getattr(otherwise, "encoder", None)
     guesses = {"of the published size": known_heads(facts), "of the run": own and own.heads}
     stated, stated_decoder = said.pop("heads", None), said.pop("decoder_heads", None)
-    facts["heads"] = choose(files, "heads", stated, heads, guesses, assumed)
+    facts["heads"] = choose(files, "heads", stated, given.heads, guesses, assumed)
     if "norm_eps" not in said:
         said["norm_eps"] = mae.NORM_EPS
         if not family.fixed_eps:
-            assumed.append(
-                f"norm_eps = {mae.NORM_EPS:g} (no config.json says it; transformers' default is "
-                f"{configs.default(family.model_types[0], 'layer_norm_eps'):g})"
-            )
+            assumed.append(f"norm_eps = {mae.NORM_EPS:g} ({_other_eps(family)})")
     if facts["heads"] is None:
         raise WeightsError(
             f"{files.path}: does not say how many heads attention has, and width "
-            f"{facts['width']} with {facts['depth']} blocks is no published size; give it: heads=N"
+            f"{facts['width']} with {facts['depth']} blocks is no published size; give it: heads=N "
+            "(--heads N)"
         )
+    if "fc_norm" in shapes.file_name("encoder/norm/scale"):
+        assumed.append(
+            "the final norm is fc_norm, which was trained on the mean of patches: CLS was not"
+        )
+    resize, _ = position_resize(files, family, given, facts["num_registers"])
+    said.pop("position_resize", None)
     try:
         encoder = fields["encoder"] = ViTConfig(
-            **facts,
-            norm_eps=said.pop("norm_eps"),
-            position=shapes.position(facts),
-            position_resize=said.pop("position_resize", family.resize),
+            **facts, norm_eps=said.pop("norm_eps"), position_resize=resize
         )
         if decoder:
             own = getattr(otherwise, "decoder", None)
@@ -90,11 +99,13 @@ def describe(
                 "of the original MAE": _DECODER_HEADS.get(decoder["width"]),
                 "of the run": own and own.heads,
             }
-            number = choose(files, "decoder_heads", stated_decoder, decoder_heads, guesses, assumed)
+            number = choose(
+                files, "decoder_heads", stated_decoder, given.decoder_heads, guesses, assumed
+            )
             if number is None:
                 raise WeightsError(
                     f"{files.path}: does not say how many heads its decoder has, of width "
-                    f"{decoder['width']}; give it: decoder_heads=N"
+                    f"{decoder['width']}; give it: decoder_heads=N (--decoder-heads N)"
                 )
             # The file's decoder has no patch size or image size of its own.
             own_shape = decoder | {"position": "sincos", "heads": number}
@@ -105,22 +116,86 @@ def describe(
     return networks, shapes.dtype("encoder/patch_embed/kernel"), tuple(assumed)
 
 
-def check_given(
-    files: Opened, family: Family, heads: int | None, decoder_heads: int | None
-) -> None:
+def check_given(files: Opened, family: Family, given: Given) -> None:
     """Raises:
-    UserError: if heads are given that no network can have, or for a network that is not there.
+    UserError: if something is given that no network can have, or for a network that is not there.
     """
-    for name, given, part in (
-        ("heads", heads, "encoder"),
-        ("decoder_heads", decoder_heads, "decoder"),
+    if given.mlp is not None and not family.towers:
+        raise UserError(f"mlp={given.mlp}: {files.path} is {family.name}; leave it out")
+    for name, part in (
+        ("heads", "encoder"),
+        ("decoder_heads", "decoder"),
+        ("image_size", "encoder"),
+        ("position_resize", "encoder"),
     ):
-        if given is not None and given < 1:
-            raise UserError(f"{name}={given}: must be at least 1")
-        if given is not None and part not in family.needs:
+        value = getattr(given, name)
+        if isinstance(value, int) and value < 1:
+            raise UserError(f"{name}={value}: must be at least 1")
+        if value is not None and part not in family.needs:
             raise UserError(
-                f"{name}={given}: {files.path} is {family.name} and has no {part}; leave it out"
+                f"{name}={value}: {files.path} is {family.name} and has no {part}; leave it out"
             )
+    known = (None, *INTERPOLATIONS)
+    if given.position_resize not in known:
+        raise UserError(
+            f"position_resize={given.position_resize}: is none of {', '.join(INTERPOLATIONS)}"
+        )
+
+
+def check_shapes(files: Opened, family: Family, networks: Networks) -> None:
+    """Raises:
+    WeightsError: naming the tensors of ``networks`` that have another shape in the file.
+    """
+    fit = tables.compare(files.tensors, family.table(networks), template_of(networks))
+    tables.refuse(f"{files.path}: {family.name}", {"of another shape:": fit.misshapen})
+
+
+def position_resize(
+    files: Opened, family: Family, given: Given, num_registers: int
+) -> tuple[str, str]:
+    """(how positions follow other image sizes, why): as given, else as the file states, else as
+    the family's code does it."""
+    if given.position_resize is not None:
+        return given.position_resize, "as given"
+    if "position_resize" in files.extra:
+        return files.extra["position_resize"], "as the file states"
+    registers = " with registers" if num_registers and family.resize_registers else ""
+    return family.resize_of(num_registers), f"as the code of {family.library} does it{registers}"
+
+
+def stated_size(files: Opened) -> int | tuple[int, ...] | None:
+    """The image size that a config beside the file, or our own ``.pth``, states; None where none
+    does, or it makes no sense (what is wrong with it is told where configs are read)."""
+    config = files.config or {}
+    places = [
+        (files.extra, "image_size"),
+        (config, "image_size"),
+        (config.get("vision_config"), "image_size"),
+        (config.get("model_args"), "img_size"),
+        (config.get("pretrained_cfg"), "input_size"),
+    ]
+    if isinstance(config.get("model_cfg"), dict):
+        places.append((config["model_cfg"].get("vision_cfg"), "image_size"))
+    for place, key in places:
+        size = place.get(key) if isinstance(place, Mapping) else None
+        if isinstance(size, str):
+            try:
+                size = parse_size(size)
+            except ValueError as error:
+                raise WeightsError(f"{files.path}: {error}") from None
+        if isinstance(size, list) and len(size) >= 2 and all(type(x) is int for x in size):
+            size = tuple(size[-2:])
+        if isinstance(size, tuple) or type(size) is int:
+            return size
+    return 224 if "model_type" in config else None  # of every config of transformers
+
+
+def _other_eps(family: Family) -> str:
+    """Why an epsilon is assumed."""
+    if not family.model_types:
+        return "nothing says it"
+    default = configs.default(family.model_types[0], "layer_norm_eps")
+    return f"no config.json says it; transformers' default is {default:g}"
 
 
 def size_name(c: ViTConfig) -> str:
@@ -196,8 +271,9 @@ def probe(family: Family, mlp: str | None = None, **fields: Any) -> Table:
 class Shapes:
     """What the shapes in a file say about its networks."""
 
-    def __init__(self, files: Opened, family: Family):
-        self._files, self._family = files, family
+    def __init__(self, files: Opened, family: Family, given: Given = NOTHING):
+        self._files, self._family, self._given = files, family, given
+        self.assumed: list[str] = []  # what the shapes leave open, in words
         named = dataclasses.replace(probe(family), family=f"{files.path}: {family.name}")
         self._names, _ = tables.canonical_names(named, files.tensors)
         self._use(probe(family))
@@ -209,7 +285,8 @@ class Shapes:
             self._keys["decoder/pos_embed"] = table.constants[-1].theirs
 
     def encoder(self) -> dict[str, Any]:
-        """Fields of a ViTConfig; what only a config says is not among them."""
+        """Fields of a ViTConfig; what only a config says is not among them. Reads the table of
+        positions, a few MB at most."""
         patch = self._tensor("encoder/patch_embed/kernel", 4)
         if patch.shape[1] != 3 or patch.shape[2] != patch.shape[3]:
             self._refuse(f"patches {patch.shape} are not square patches of 3 colours")
@@ -232,18 +309,61 @@ class Shapes:
         )
         self._use(probe(self._family, facts["mlp"], num_registers=facts["num_registers"]))
         table = self._tensor("encoder/pos_embed", 3)
-        patches = table.shape[1] - self._cls_rows()
-        side = math.isqrt(max(patches, 0))
-        if not side or side * side != patches:
-            self._refuse(f"positions {table.shape} are no square")
-        return facts | {"image_size": side * patch.shape[2]}
+        number = table.shape[1] - self._cls_rows()
+        if table.shape != (1, table.shape[1], facts["width"]) or number < 1:
+            self._refuse(f"positions {table.shape} do not fit a width of {facts['width']}")
+        if table.dtype.name not in tables.DTYPES:
+            self._refuse(f"positions are {table.dtype}")
+        grid, facts["position"] = self._grid_of_table(number, patch.shape[2], table)
+        return facts | {"image_size": one_way(tuple(side * patch.shape[2] for side in grid))}
+
+    def _grid_of_table(self, number: int, patch: int, tensor: Stored) -> tuple[Grid, str]:
+        """(rows and columns of ``number`` patches, kind of positions). MAE's table is computed, so
+        it tells its grid itself."""
+        array = tensor.read()
+        if self._given.image_size is None and stated_size(self._files) is None:
+            sides = (n for n in range(1, number + 1) if number % n == 0)
+            grids = sorted(
+                ((n, number // n) for n in sides), key=lambda grid: abs(grid[0] - grid[1])
+            )
+            for grid in grids:
+                if positions.kind(array, grid) == "sincos":
+                    return grid, "sincos"
+        grid = self.grid(number, patch)
+        return grid, positions.kind(array, grid)
+
+    def grid(self, number: int, patch: int) -> Grid:
+        """Rows and columns of a table for ``number`` patches: as given, else as the file states,
+        else a square, which ``assumed`` is told."""
+        stated = stated_size(self._files)
+        for size in (self._given.image_size, stated):
+            if size is None:
+                continue
+            sides = size if isinstance(size, tuple) else (size, size)
+            rows, columns = (side // patch for side in sides)
+            if rows * columns == number and not any(side % patch for side in sides):
+                return rows, columns
+            if size is self._given.image_size:
+                raise UserError(
+                    f"image_size={size_in_words(size)}: {self._files.path} has positions of "
+                    f"{number} patches of {patch} pixels"
+                )
+        side = math.isqrt(number)
+        if side * side != number:
+            self._refuse(
+                f"its {number} positions make no square grid; say which: image_size=HEIGHTxWIDTH"
+            )
+        self.assumed.append(
+            f"a square grid of {side}x{side} patches (another by image_size=HEIGHTxWIDTH)"
+        )
+        return side, side
 
     def decoder(self) -> dict[str, Any]:
         """Fields of a ViTConfig."""
         return dict(
-            width=self._tensor("decoder/embed/kernel", 2).shape[0],
+            width=self._out("decoder/embed"),
             depth=self._depth("decoder"),
-            mlp_hidden=self._tensor("decoder/blocks/mlp/fc1/kernel", 2).shape[0],
+            mlp_hidden=self._out("decoder/blocks/mlp/fc1"),
             qkv_bias=self.has("decoder/blocks/attn/q/bias"),
         )
 
@@ -269,25 +389,15 @@ class Shapes:
     def _first_layer(self, head: str) -> tuple[int, ...]:
         return self._named(f"{dino.layer_name(head, 0, self._layers(head))}.weight", 2).shape
 
-    def position(self, facts: Mapping[str, Any]) -> str:
-        """``sincos`` or ``learned``; reads the table, a few MB at most."""
-        tensor = self._tensor("encoder/pos_embed", 3)
-        side = facts["image_size"] // facts["patch_size"]
-        if tensor.shape != (1, self._cls_rows() + side * side, facts["width"]):
-            self._refuse(
-                f"positions {tensor.shape} do not fit {side}x{side} patches of width "
-                f"{facts['width']}"
-            )
-        if tensor.dtype.name not in tables.DTYPES:
-            self._refuse(f"positions are {tensor.dtype}")
-        return positions.kind(tensor.read(), (side, side))
-
     def dtype(self, path: str) -> str:
         """Of the tensor that holds our parameter ``path``."""
-        name = self._names.get(self._keys[path].format(i=0))
-        if name is None:
+        if not (name := self.file_name(path)):
             self._refuse(f"missing from the file: {self._keys[path]}")
         return self._files.tensors[name].dtype.name
+
+    def file_name(self, path: str) -> str:
+        """How the file calls our parameter ``path``, of the first block; "" where it is not."""
+        return self._names.get(self._keys[path].format(i=0), "") if path in self._keys else ""
 
     def _mlp(self) -> dict[str, Any]:
         """Kind and hidden width of the encoder's MLPs. Where both kinds bear the same names, the
@@ -298,13 +408,20 @@ class Shapes:
             first, last = (f"encoder/blocks/mlp/{name}/kernel" for name in (first, last))
             if not self.has(first):
                 continue
-            packed = len(self._rows[first].paths)
-            rows, hidden = self._tensor(first, 2).shape[0], self._tensor(last, 2).shape[1]
-            kinds.append((rows != packed * hidden, dict(mlp=mlp, mlp_hidden=rows // packed)))
+            packed, ends = len(self._rows[first].paths), self._tensor(last, 2).shape
+            rows = self._out(first.removesuffix("/kernel"))
+            wrong = (rows != packed * ends[1], rows // packed not in ends)  # or one is transposed
+            kinds.append((wrong, dict(mlp=mlp, mlp_hidden=rows // packed)))
         if not kinds:
             self._use(probe(self._family))
             self._tensor("encoder/blocks/mlp/fc1/kernel", 2)
         return min(kinds, key=lambda kind: kind[0])[1]
+
+    def _out(self, layer: str) -> int:
+        """Outputs of a linear layer: its bias tells them however its matrix lies."""
+        if self.file_name(f"{layer}/bias"):
+            return self._tensor(f"{layer}/bias", 1).shape[0]
+        return self._tensor(f"{layer}/kernel", 2).shape[0]
 
     def _depth(self, part: str) -> int:
         prefix = self._keys[f"{part}/blocks/norm1/scale"].split("{i}")[0]

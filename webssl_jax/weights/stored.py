@@ -80,17 +80,27 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """Files with their headers read: tensors by name, the key of a ``.pth`` that they stood under,
-    config.json (or None) and its path, what our own ``.pth`` keeps beside the tensors, and
-    ``preprocessor_config.json``."""
+    """Files with their headers read: tensors by name, the place in a ``.pth`` where they stood
+    and those of the state dicts that were not taken (``state_dicts.py``), config.json (or None) and
+    its path, what our own ``.pth`` keeps beside the tensors, and ``preprocessor_config.json``."""
 
     path: pathlib.Path
     tensors: dict[str, Stored]
     inside: str = ""
+    others: tuple[str, ...] = ()
     config: dict[str, Any] | None = None
     config_file: pathlib.Path | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     preprocessor: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def choice(self) -> tuple[str, ...]:
+        """A sentence where one of several state dicts was taken."""
+        if not self.others:
+            return ()
+        file = self.path.name
+        others = ", ".join(f"{file}:{place}" for place in self.others[:6])
+        return (f"the weights under {self.inside!r} (there are also {others})",)
 
     @property
     def preprocessor_file(self) -> pathlib.Path | None:

@@ -24,7 +24,7 @@ import numpy as np
 from webssl_jax import params as params_lib
 from webssl_jax.weights.stored import WeightsError, shown
 
-DTYPES = ("float32", "bfloat16", "float16")  # that import takes; all become float32
+DTYPES = ("float32", "bfloat16", "float16", "float64")  # that import takes; all become float32
 
 
 class TensorOfTheirs(Protocol):
@@ -188,8 +188,13 @@ def export(params: Any, table: Table) -> Iterator[tuple[str, np.ndarray]]:
             continue
         parts = []
         for path in tensor.row.paths:
-            leaf = flat[path] if tensor.block is None else flat[path][tensor.block]
-            part = np.asarray(leaf)
+            try:
+                part = np.asarray(flat[path] if tensor.block is None else flat[path][tensor.block])
+            except NotFinite as error:
+                raise WeightsError(
+                    f"{table.family}: the tensor {error} that is read holds NaN or infinity; "
+                    "nothing was exported"
+                ) from None
             if not _finite(part):
                 where = path if tensor.block is None else f"{path}, block {tensor.block}"
                 raise WeightsError(
@@ -243,10 +248,11 @@ class Leaf:
 
     def _read(self, block: int) -> np.ndarray:
         name, tensor = self._tensors[block]
-        array = np.asarray(tensor.read(*self._share))
+        with np.errstate(over="ignore"):  # a float64 too large becomes infinite, which is refused
+            array = np.asarray(tensor.read(*self._share)).astype(np.float32, copy=False)
         if not _finite(array):
             raise NotFinite(shown(name))
-        return self._transform.to_ours(array.astype(np.float32, copy=False))
+        return self._transform.to_ours(array)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,7 +284,8 @@ def compare(tensors: Tensors, table: Table, template: Any) -> Fit:
     for tensor in wanted:
         found = tensors[names[tensor.key]] if tensor.key in names else None
         if found is not None and tuple(found.shape) != tensor.shape:
-            misshapen.append(f"{tensor.key} is {tuple(found.shape)}, not {tensor.shape}")
+            turned = " (transposed?)" if tuple(found.shape) == tensor.shape[::-1] else ""
+            misshapen.append(f"{tensor.key} is {tuple(found.shape)}, not {tensor.shape}{turned}")
         if found is not None and found.dtype.name not in DTYPES:
             wrong_type.append(f"{tensor.key} is {found.dtype}")
     return Fit(

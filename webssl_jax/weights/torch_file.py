@@ -4,10 +4,10 @@ anything that lies in them.
 Since PyTorch 1.6 such a file is a zip archive, nothing compressed: ``NAME/data.pkl``, a pickle that
 describes the objects, and one member ``NAME/data/KEY`` a storage, the numbers. Reading walks the
 pickle's instructions (``pickletools`` lists them without executing any) on a stack of our own that
-knows dicts, lists, numbers, words and tensors. It builds no object of any class: what is not in
-``_KNOWN`` is refused by name, and an ``argparse.Namespace`` (original MAE checkpoints hold one)
-becomes an empty thing. Tensors are read when they are asked for; the archive's CRC-32 of each
-storage is checked before its first use.
+knows dicts, lists, numbers, words and tensors. It builds no object of any class and calls nothing.
+What stands beside the tensors (flags, paths, numbers of NumPy: ``plain_values.py``) becomes an
+empty thing; whatever else is named is refused by its name. Tensors are read when they are asked
+for; the archive's CRC-32 of each storage is checked before its first use.
 
 Writing makes the same kind of file, one tensor at a time.
 """
@@ -28,7 +28,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from webssl_jax.weights import safetensors_io
+from webssl_jax.weights import plain_values, safetensors_io
 from webssl_jax.weights.stored import Stored, WeightsError, shown
 
 _MAX_PICKLE_BYTES = 32_000_000  # of a 5B model with its optimiser state: under 1 MB
@@ -47,8 +47,7 @@ _STORAGES = {
 _ORDERED_DICT = "collections.OrderedDict"
 _TENSOR = "torch._utils._rebuild_tensor_v2"
 _PARAMETER = "torch._utils._rebuild_parameter"
-_NAMESPACE = "argparse.Namespace"
-_KNOWN = {_ORDERED_DICT, _TENSOR, _PARAMETER, _NAMESPACE} | {f"torch.{s}" for s in _STORAGES}
+_KNOWN = {_ORDERED_DICT, _TENSOR, _PARAMETER} | {f"torch.{s}" for s in _STORAGES}
 _ZIP, _LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _WRITTEN = {np.dtype(np.float32): "FloatStorage", np.dtype(ml_dtypes.bfloat16): "BFloat16Storage"}
 
@@ -58,7 +57,7 @@ class _Global(str):
 
 
 class _Inert:
-    """Stands for an object whose contents nobody needs."""
+    """Stands for a value whose contents nobody needs."""
 
 
 def open_file(path: str | os.PathLike) -> dict[Any, Any]:
@@ -122,6 +121,12 @@ class _Archive:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             names = [m.filename for m in members]
+            if any(n.endswith("constants.pkl") for n in names) and any("code/" in n for n in names):
+                raise WeightsError(
+                    f"{path}: is a TorchScript archive (a program, as OpenAI's CLIP files are); "
+                    "save its weights where PyTorch is: torch.save(torch.jit.load("
+                    f"{path.name!r}, map_location='cpu').state_dict(), NEW)"
+                )
             if len(set(names)) != len(names):
                 raise WeightsError(f"{path}: two members have one name")
             pickles = [n for n in names if n == "data.pkl" or n.endswith("/data.pkl")]
@@ -270,21 +275,25 @@ class _Machine:
 
     def _append(self, _: None) -> None:
         value = self._pop()
-        self._top(list).append(value)
+        if isinstance(items := self._top((list, _Inert)), list):
+            items.append(value)
 
     def _appends(self, _: None) -> None:
         values = self._since_mark()
-        self._top(list).extend(values)
+        if isinstance(items := self._top((list, _Inert)), list):
+            items.extend(values)
 
     def _setitem(self, _: None) -> None:
         value, key = self._pop(), self._pop()
-        self._top(dict)[key] = value
+        if isinstance(items := self._top((dict, _Inert)), dict):
+            items[key] = value
 
     def _setitems(self, _: None) -> None:
         items = self._since_mark()
         if len(items) % 2:
             raise ValueError("a key without a value")
-        self._top(dict).update(zip(items[::2], items[1::2]))
+        if isinstance(into := self._top((dict, _Inert)), dict):
+            into.update(zip(items[::2], items[1::2]))
 
     def _binput(self, place: int) -> None:
         self._memo[place] = self._top(object)
@@ -309,7 +318,7 @@ class _Machine:
 
     def _push_global(self, module: Any, attribute: Any) -> None:
         name = f"{module}.{attribute}"
-        if name not in _KNOWN:
+        if name not in _KNOWN and not plain_values.is_known(name):
             raise self._refuse(shown(name))
         self._stack.append(_Global(name))
 
@@ -332,17 +341,20 @@ class _Machine:
             self._stack.append(_tensor(*arguments[:4]))
         elif function == _PARAMETER and arguments and isinstance(arguments[0], Stored):
             self._stack.append(arguments[0])
+        elif plain_values.CALLED.fullmatch(function):
+            self._stack.append(_Inert())
         else:
             raise self._refuse(f"a call of {function}")
 
     def _newobj(self, _: None) -> None:
         arguments, kind = self._pop(), self._pop()
-        if kind != _NAMESPACE or arguments != ():
+        plain = isinstance(kind, _Global) and plain_values.OBJECTS.fullmatch(kind)
+        if not plain or arguments != ():
             raise self._refuse(f"an object of {shown(kind)}")
         self._stack.append(_Inert())
 
     def _build(self, _: None) -> None:
-        self._pop()  # the attributes: of a state dict its _metadata, of a Namespace the flags
+        self._pop()  # the attributes: of a state dict its _metadata, of flags their values
         self._top((dict, _Inert))
 
 

@@ -5,7 +5,7 @@ own exports keep in a ``.pt``, or by the published sizes. What they say twice mu
 
 from __future__ import annotations
 
-import math
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +16,9 @@ from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.text import TextConfig
 from webssl_jax.weights import clip, configs, preprocessing, shapes, siglip
 from webssl_jax.weights.families import Family
+from webssl_jax.weights.given import NOTHING, Given
 from webssl_jax.weights.networks import Networks
+from webssl_jax.weights.preprocessing import one_way
 from webssl_jax.weights.stored import Opened, WeightsError, shown
 
 # What transformers takes when config.json does not say.
@@ -83,26 +85,31 @@ _OPEN_POOLS = ("tok", "argmax")
 
 
 def describe(
-    files: Opened,
-    family: Family,
-    heads: int | None = None,
-    decoder_heads: int | None = None,
-    otherwise: Any = None,
-    mlp: str | None = None,
+    files: Opened, family: Family, given: Given = NOTHING, otherwise: Any = None
 ) -> tuple[Networks, str, tuple[str, ...]]:
-    """As ``shapes.describe``, of a family with ``towers``. mlp: for files that do not state it.
+    """As ``shapes.describe``, of a family with ``towers``.
 
     Raises:
-      UserError: if heads are given that no network can have, or for a network that is not there.
       WeightsError: if shapes are missing or make no sense, or the config says otherwise.
     """
-    shapes.check_given(files, family, heads, decoder_heads)
-    read = _Towers(files, family)
+    read = _Towers(files, family, given)
     facts = {"encoder": read.vision()}
+    facts["encoder"]["position_resize"] = shapes.position_resize(files, family, given, 0)[0]
     if "text" in family.needs:
         facts["text"] = read.text()
-    said = _said(files, family.towers, facts)
-    assumed: list[str] = []
+    try:
+        said = _said(files, family.towers, facts)
+    except WeightsError:
+        # Before the config is blamed: do the shapes agree among themselves?
+        with contextlib.suppress(ValueError):  # nor with any network
+            one: dict[str, Any] = {"heads": 1, "mlp": family.mlps[0], "norm_eps": clip.NORM_EPS}
+            own_parts: dict[str, Any] = {"encoder": ViTConfig(**facts["encoder"] | one)}
+            if "text" in facts:
+                own_parts["text"] = TextConfig(**facts["text"] | one)
+            contrast = "sigmoid" if read.has("logit_bias") else "softmax"
+            shapes.check_shapes(files, family, Networks(**own_parts, contrast=contrast))
+        raise
+    assumed = read.assumed
     built: dict[str, Any] = {}
     for tower, made in facts.items():
         own, name = getattr(otherwise, tower, None), "" if tower == "encoder" else "text "
@@ -111,7 +118,7 @@ def describe(
             files,
             f"{name}heads",
             stated.get("heads"),
-            heads if tower == "encoder" else None,
+            given.heads if tower == "encoder" else None,
             _heads(tower, facts) | {"of the run": own and own.heads},
             assumed,
         )
@@ -119,14 +126,18 @@ def describe(
             raise WeightsError(
                 f"{files.path}: does not say how many heads attention of {tower} has, and width "
                 f"{made['width']} with {made['depth']} blocks is no published size; "
-                + ("give it: heads=N" if tower == "encoder" else "a config file beside it can")
+                + (
+                    "give it: heads=N (--heads N)"
+                    if tower == "encoder"
+                    else "a config file beside it can"
+                )
             )
         made["mlp"] = shapes.choose(
             files,
             f"{name}mlp",
             stated.get("mlp") or (family.mlps[0] if len(family.mlps) == 1 else None),
-            mlp,
-            {"of the run": own and own.mlp, "OpenAI's and MetaCLIP's": "quick_gelu"},
+            given.mlp,
+            {"of the run": own and own.mlp} | _activations(family, facts),
             assumed,
         )
         made["norm_eps"] = stated.get("norm_eps", _HF[family.towers, tower]["layer_norm_eps"])
@@ -156,6 +167,16 @@ def _heads(tower: str, facts: Mapping[str, Mapping[str, Any]]) -> dict[str, int 
     return guesses
 
 
+def _activations(family: Family, facts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The activation of towers by whose they are: nothing in a bare file tells them apart."""
+    if family.towers == "siglip":
+        return {"as SigLIP's are trained; timm computes its B and L with gelu": "gelu_tanh"}
+    c, g14 = facts["encoder"], clip_sizes.vision("g14")
+    if (c["width"], c["depth"]) == (g14.width, g14.depth):
+        return {"of every published ViT-g-14": g14.mlp}
+    return {"OpenAI's and MetaCLIP's; of LAION's and DataComp's files give gelu": "quick_gelu"}
+
+
 class _Towers(shapes.Shapes):
     """What the shapes in a file say about its towers."""
 
@@ -166,20 +187,19 @@ class _Towers(shapes.Shapes):
             self._refuse(f"patches of {patch}x{across}x{colours} are not square ones of 3 colours")
         siglip = self._family.towers == "siglip"
         number = self._ours("encoder/pos_embed", 3)[1] - (not siglip)
-        side = math.isqrt(max(number, 0))
-        if not side or side * side != number:
-            self._refuse(f"{number} positions of patches are no square")
+        if number < 1:
+            self._refuse("has no positions of patches")
+        size = tuple(side * patch for side in self.grid(number, patch))
         return dict(
             width=width,
             depth=self._depth("encoder"),
-            mlp_hidden=self._ours("encoder/blocks/mlp/fc1/kernel", 2)[1],
+            mlp_hidden=self._out("encoder/blocks/mlp/fc1"),
             patch_size=patch,
-            image_size=side * patch,
+            image_size=one_way(size),
             patch_bias=siglip,
             pre_norm=not siglip,
             pooling="map" if siglip else "cls",
             position="learned",
-            position_resize=self._family.resize,
             init=self._family.towers,
         )
 
@@ -192,7 +212,7 @@ class _Towers(shapes.Shapes):
         return own | dict(
             width=width,
             depth=self._depth("text"),
-            mlp_hidden=self._ours("text/blocks/mlp/fc1/kernel", 2)[1],
+            mlp_hidden=self._out("text/blocks/mlp/fc1"),
             embedding=self._ours("text/projection/kernel", 2)[1],
             context=self._ours("text/pos_embed", 3)[1],
             vocabulary=vocabulary,
@@ -219,6 +239,8 @@ def _said(files: Opened, kind: str, facts: Mapping[str, Mapping[str, Any]]) -> d
     said["preprocess"] = usual
     places = {"heads": ("encoder",), "text_heads": ("text",), "mlp": ("encoder", "text")}
     for key, value in files.extra.items():
+        if key == "image_size":  # read with the shapes
+            continue
         if type(value) is not (str if key == "mlp" else int) or key not in places:
             raise WeightsError(f"{files.path}: webssl_jax.{shown(key)} = {shown(value)}")
         for tower in places[key]:
@@ -228,13 +250,16 @@ def _said(files: Opened, kind: str, facts: Mapping[str, Mapping[str, Any]]) -> d
     if "model_type" in files.config:
         _transformers(files, files.config, kind, facts, said)
         made = preprocessing.of_transformers(files.preprocessor_file, files.preprocessor, usual)
-    elif "model_cfg" in files.config and kind == "clip":
+    elif "architecture" in files.config and "text" not in facts:
+        said["encoder"], trained = configs.timm_tower(files, facts["encoder"])
+        made = preprocessing.of_timm(files.config_file, trained, usual)
+    elif "model_cfg" in files.config and kind == "clip" and "text" in facts:
         _open_clip(files, files.config, facts, said)
         given = files.config.get("preprocess_cfg", {})
         made = preprocessing.of_open_clip(files.config_file, given, usual)
     else:
         raise WeightsError(
-            f"{files.config_file}: is a config neither of transformers nor of open_clip"
+            f"{files.config_file}: is a config neither of transformers nor of timm or open_clip"
         )
     return said | {"preprocess": made}
 
@@ -270,6 +295,7 @@ def _transformers(
             own = {"projection_size": made["width"]} | _given(own)
             wanted |= {"vision_use_head": True} if tower == "encoder" else {}
             wanted |= {"projection_size": made["embedding"]} if tower == "text" else {}
+        own["image_size"] = one_way(own.get("image_size"))
         configs.agree(file, own, wanted)
         said[tower] = {
             "heads": configs.number(file, own, "num_attention_heads", int),
@@ -300,6 +326,7 @@ def _open_clip(
             wanted |= {"patch_size": made["patch_size"], "image_size": made["image_size"]}
         else:
             wanted |= {"vocab_size": made["vocabulary"], "context_length": made["context"]}
+        own["image_size"] = one_way(own.get("image_size"))
         configs.agree(file, own, wanted)
         hidden = int(made["width"] * configs.number(file, own, "mlp_ratio", float))
         if hidden != made["mlp_hidden"]:
@@ -311,7 +338,7 @@ def _open_clip(
             f"{shown(name)} = {shown(value)}"
             for name, value in own.items()
             if not (
-                name in defaults
+                name in ("image_size", *defaults)
                 or name in _OPEN_FREE
                 or value in (None, False)
                 or (name == "pool_type" and value in _OPEN_POOLS)

@@ -1,0 +1,58 @@
+"""What a user says of a weight file that does not say it itself."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+from webssl_jax.models.position import INTERPOLATIONS
+from webssl_jax.weights import clip
+from webssl_jax.weights.preprocessing import parse_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """None stands for nothing said.
+
+    heads, decoder_heads: of attention, of a network that the file has.
+    mlp: of CLIP's towers, a name in ``clip.MLPS``.
+    image_size: of the encoder, a side or (height, width): the grid of its positions.
+    position_resize: how positions follow other image sizes (``ViTConfig.position_resize``). It is a
+      choice, so it goes before what the file states.
+    """
+
+    heads: int | None = None
+    decoder_heads: int | None = None
+    mlp: str | None = None
+    image_size: int | tuple[int, ...] | None = None
+    position_resize: str | None = None
+
+
+NOTHING = Given()
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds a flag for each field of :class:`Given`."""
+    parser.add_argument("--heads", type=int, help="attention heads, where the file says none")
+    parser.add_argument("--decoder-heads", type=int, help="those of a decoder")
+    parser.add_argument(
+        "--mlp", choices=clip.MLPS, help="of CLIP's towers, where the file says none"
+    )
+    parser.add_argument(
+        "--image-size",
+        type=parse_size,
+        metavar="HxW",
+        help="pixels of the images, where the file says none: the grid of its positions",
+    )
+    parser.add_argument(
+        "--position-resize",
+        choices=sorted(INTERPOLATIONS),
+        help="how positions follow other image sizes, where the family's own way is not wanted",
+    )
+
+
+def options(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags of :func:`add_flags` that were given, as keywords of ``load.open_``."""
+    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(Given)}
+    return {name: value for name, value in values.items() if value is not None}
