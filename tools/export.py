@@ -10,6 +10,8 @@ Formats:
   hf-dinov2             the encoder, for Dinov2Model (DINOv2's blocks)
   hf-dinov2-registers   the encoder, for Dinov2WithRegistersModel
   timm                  the encoder, of either kind
+  timm-clip             CLIP's image tower alone
+  timm-siglip           SigLIP's image tower alone, with its pooling
   hf-vit-mae            encoder and decoder, for ViTMAEForPreTraining
   mae-pth               encoder and decoder, a .pth file of the original MAE code
   dinov2-pth            the encoder, a .pth file as DINOv2 and Web-SSL publish them
@@ -23,7 +25,10 @@ Formats:
   open-clip             both towers, a folder for open_clip ("local-dir:DIR")
   open-clip-pth         both towers, a .pt file for open_clip and MetaCLIP
 Of a run that has a teacher (DINO) the teacher is written: the weights that its features, figures
-and pictures come from.
+and pictures come from. --student writes the network that was trained.
+
+The model card names no folder of this machine. --license puts a licence into it; --push uploads the
+folder to the hub of Hugging Face, as a private model unless it is there already (extra: hub).
 
 --verify reads the result back and compares it bit by bit, then loads it with the other library. For
 transformers and timm it compares features at the model's own image size (for ViTModel, ViTMAE and
@@ -53,7 +58,8 @@ from webssl_jax.model import Model
 from webssl_jax.models import pixels
 from webssl_jax.models.features import Want
 from webssl_jax.models.position import INTERPOLATIONS
-from webssl_jax.weights import clip, load, preprocessing, safetensors_io, shapes, tables
+from webssl_jax.weights import given, load, preprocessing, safetensors_io, shapes, tables
+from webssl_jax.weights.card import Named
 from webssl_jax.weights.families import FAMILIES, Family, table_of
 from webssl_jax.weights.networks import Networks
 from webssl_jax.weights.tokenizer_files import has_tokenizer
@@ -81,11 +87,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--step", type=int, default=None, help="which checkpoint; the newest when left out"
     )
+    given.add_flags(parser)
     parser.add_argument(
-        "--heads", type=int, help="attention heads, where --weights does not say them"
-    )
-    parser.add_argument(
-        "--mlp", choices=clip.MLPS, help="of CLIP's towers, where --weights does not say it"
+        "--student",
+        action="store_true",
+        help="the network that was trained, of a run whose teacher is evaluated",
     )
     parser.add_argument("--format", required=True, choices=sorted(FAMILIES))
     parser.add_argument(
@@ -99,24 +105,40 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--dtype", default="float32", choices=sorted(safetensors_io.DTYPES))
     parser.add_argument("--verify", action="store_true", help="compare with the other library")
+    parser.add_argument("--license", help="for the model card, as the hub names it: apache-2.0")
+    parser.add_argument(
+        "--push", metavar="ORGANISATION/NAME", help="upload the folder to the hub, as private"
+    )
     args = parser.parse_args(argv)
-    for flag in ("heads", "mlp"):
-        if args.workdir and getattr(args, flag) is not None:
-            parser.error(f"--{flag} belongs to --weights")
-    if args.weights and args.step is not None:
-        parser.error("--step belongs to --workdir")
+    options = given.options(args)
+    if args.workdir and options:
+        parser.error(f"--{next(iter(options)).replace('_', '-')} belongs to --weights")
+    for flag in ("step", "student"):
+        if args.weights and getattr(args, flag) not in (None, False):
+            parser.error(f"--{flag} belongs to --workdir")
+    if (args.license or args.push) and not FAMILIES[args.format].config:
+        parser.error(f"--license, --push: {args.format} is one file, without a model card")
+    if args.push and not args.license:
+        parser.error("--push needs --license: without one nobody may use what you publish")
+    named = Named.of(args.output, args.license)
+    named = named if not args.push else Named(args.push, args.license)
     library = import_library(args.format) if args.verify else None  # before the work, not after it
 
     if args.workdir:
         run = runs.load_run(args.workdir, args.step)
-        model = Model.of(run.method, run.variables)
-        networks, params = model.networks, model.params
+        tree = run.method.evaluated
+        if args.student and tree == "params":
+            raise UserError(f"--student: {args.workdir} has no teacher, and one network alone")
+        tree = "params" if args.student else tree
+        networks, params = Networks.of(run.method), getattr(run.variables, tree)
         what = f"{args.workdir}: step {run.step:,}"
-        if run.method.evaluated == "teacher":
-            what += ", its teacher"
-        output = publish.export_run(run, args.format, args.output, args.dtype, chunks=args.chunks)
+        if run.method.evaluated != "params":
+            what += f", its {'student' if args.student else tree}"
+        output = publish.export_run(
+            run, args.format, args.output, args.dtype, chunks=args.chunks, tree=tree, named=named
+        )
     else:
-        loaded = load.open_(args.weights, heads=args.heads, mlp=args.mlp)
+        loaded = load.open_(args.weights, **options)
         networks, params = loaded.networks, loaded.params
         what = f"{args.weights}: {loaded.family}"
         if networks.encoder:
@@ -124,16 +146,26 @@ def main(argv: list[str] | None = None) -> int:
         if loaded.assumed:
             print(f"assumed: {', '.join(loaded.assumed)}")
         output = publish.export_loaded(
-            loaded, args.format, args.output, args.dtype, chunks=args.chunks
+            loaded, args.format, args.output, args.dtype, chunks=args.chunks, named=named
         )
     print(f"{what}, {params_lib.count(params):,} parameters")
     for file in sorted(output.iterdir()) if output.is_dir() else [output]:
         print(f"  {file}  {file.stat().st_size:,} bytes")
     for note in _unsaid(networks, FAMILIES[args.format]):
         print(f"note: {note}")
-    if library is None:
-        return 0
-    comparisons = verify(networks, params, args.format, output, args.dtype, library)
+    code = 0
+    if library is not None:
+        code = _verify(networks, params, args.format, output, args.dtype, library)
+    if args.push and code == 0:
+        print(f"uploaded to {publish.push(output, args.push)}")
+    return code
+
+
+def _verify(
+    networks: Networks, params: Any, family: str, output: pathlib.Path, dtype: str, library: Any
+) -> int:
+    """Prints what :func:`verify` finds: 1 if anything differs."""
+    comparisons = verify(networks, params, family, output, dtype, library)
     for c in comparisons:
         verdict = "same" if c.relative <= TOLERANCE else "DIFFERENT"
         print(
@@ -164,10 +196,11 @@ def _unsaid(networks: Networks, family: Family) -> list[str]:
     if family.config or not networks.encoder:
         return []
     notes, ours = [], networks.encoder.position_resize
-    if networks.encoder.position == "learned" and ours != family.resize:
+    theirs = family.resize_of(networks.encoder.num_registers)
+    if networks.encoder.position == "learned" and ours != theirs:
         notes.append(
             "at other sizes its reader resizes positions "
-            f"{INTERPOLATIONS[family.resize].words}, the training {INTERPOLATIONS[ours].words}"
+            f"{INTERPOLATIONS[theirs].words}, the training {INTERPOLATIONS[ours].words}"
         )
     assumed, own = preprocessing.default(1, family.towers), networks.preprocess
     if (own.mean, own.std) != (assumed.mean, assumed.std):
@@ -217,7 +250,7 @@ def verify(
     """
     stated = {}
     if networks.encoder:
-        networks = _in_float32(networks, FAMILIES[family].resize)
+        networks = _in_float32(networks, FAMILIES[family].resize_of(networks.encoder.num_registers))
         if not FAMILIES[family].config:
             stated["heads"] = networks.encoder.heads
     imported = load.load(output, family, **stated).params
@@ -228,9 +261,10 @@ def verify(
     ours = Model(networks, jax.tree.map(jnp.asarray, imported))
     if "text" in FAMILIES[family].needs:
         return _compare_towers(ours, theirs)
-    side, patch = networks.encoder.image_size, networks.encoder.patch_size
+    (high, wide), patch = networks.encoder.image_shape, networks.encoder.patch_size
     comparisons = []
-    for height, width in ((side, side), (side + patch, side + 3 * patch)):
+    other = [(high + patch, wide + 3 * patch)] if high == wide else []
+    for height, width in ((high, wide), *other):
         images = np.random.default_rng(0).integers(0, 256, (2, height, width, 3)).astype(np.uint8)
         with jax.default_matmul_precision("highest"):
             seen = ours.features(images, Want(registers=True))
@@ -287,8 +321,9 @@ def _in_float32(networks: Networks, resize: str) -> Networks:
 
 
 def _load(library: Any, family: str, folder: pathlib.Path) -> Any:
-    if family == "timm":
-        return library.create_model(f"local-dir:{folder}", pretrained=True).float().eval()
+    if library.__name__ == "timm":
+        options = dict(pretrained=True, dynamic_img_size=True)  # for other sizes too
+        return library.create_model(f"local-dir:{folder}", **options).float().eval()
     if family == "open-clip":
         return library.create_model_from_pretrained(f"local-dir:{folder}")[0].float().eval()
     model_class = FAMILIES[family].opens
@@ -315,7 +350,11 @@ def _their_tokens(model: Any, pixel_values: np.ndarray) -> np.ndarray:
     x = torch.from_numpy(pixel_values)
     with torch.no_grad():
         if hasattr(model, "forward_features"):  # timm
-            return model.forward_features(x).numpy()
+            tokens = model.forward_features(x)
+            if getattr(model, "attn_pool", None) is not None:  # SigLIP's
+                pooled = model.forward_head(tokens, pre_logits=True)
+                tokens = torch.cat([pooled[:, None], tokens], 1)
+            return tokens.numpy()
         if hasattr(model, "use_head"):  # SigLIP's image tower
             seen = model(x, interpolate_pos_encoding=True)
             return torch.cat([seen.pooler_output[:, None], seen.last_hidden_state], 1).numpy()
@@ -346,7 +385,7 @@ def _compare_decoder(ours: Model, theirs: Any) -> list[Comparison]:
     import torch
 
     encoder = ours.networks.encoder
-    side, patches = encoder.image_size, encoder.num_patches
+    (side, _), patches = encoder.image_shape, encoder.num_patches
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (2, side, side, 3)).astype(np.uint8)
     noise = rng.random((2, patches), dtype=np.float32)
@@ -364,9 +403,9 @@ def _compare_towers(ours: Model, theirs: Any) -> list[Comparison]:
     """Embeddings of images and texts, and their logits."""
     import torch
 
-    side, text = ours.networks.encoder.image_size, ours.networks.text
+    shape, text = ours.networks.encoder.image_shape, ours.networks.text
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (3, side, side, 3)).astype(np.uint8)
+    images = rng.integers(0, 256, (3, *shape, 3)).astype(np.uint8)
     tokens = rng.integers(0, text.vocabulary - 1, (3, text.context)).astype(np.int32)
     tokens[:, -1] = text.vocabulary - 1  # the end, once
     with jax.default_matmul_precision("highest"):

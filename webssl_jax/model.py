@@ -217,7 +217,8 @@ class Model:
         """
 
         def readme() -> str:
-            return card.card(self.networks, self.origin, FAMILIES[format], dtype, output)
+            named = card.Named.of(output)
+            return card.card(self.networks, self.origin, FAMILIES[format], dtype, named)
 
         size = safetensors_io.MAX_FILE_BYTES
         return export.write(self.params, self.networks, format, output, dtype, size, readme)
@@ -318,12 +319,12 @@ def load(
 
     Args:
       path: a run's workdir; a ``.pth`` or ``.safetensors`` file; a folder of transformers, timm or
-        open_clip.
+        open_clip. ``FILE:PLACE`` is one of several state dicts in a file.
       step: a checkpoint of the run; by default the newest.
       mesh: where to lay the parameters; by default one device.
       device: that one device.
-      **options: what a weight file does not say: ``heads``, ``decoder_heads``, ``mlp``, ``family``;
-        see ``weights.load.open_``.
+      **options: ``family``, and what a weight file does not say: ``heads``, ``decoder_heads``,
+        ``mlp``, ``image_size``, ``position_resize``; see ``weights.given.Given``.
 
     Raises:
       UserError: if nothing can be loaded from there; one line.

@@ -1,5 +1,5 @@
 """Publishing weights: of a run with its figures in a model card, or of a weight file that is only
-converted, tensor by tensor."""
+converted, tensor by tensor; and on the hub of Hugging Face."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from webssl_jax import config as configs
+from webssl_jax.config import UserError
 from webssl_jax.evaluators import outcome, tables
 from webssl_jax.model import Model, Origin
 from webssl_jax.telemetry.writer import read_rows
 from webssl_jax.weights import card, export, safetensors_io
+from webssl_jax.weights.card import Named
 from webssl_jax.weights.families import FAMILIES, Family
 from webssl_jax.weights.load import Loaded
+from webssl_jax.weights.networks import Networks
 from webssl_jax.weights.stored import WeightsError
 
 _LOSS = (
@@ -41,13 +44,21 @@ def export_run(
     dtype: str = "float32",
     max_file_bytes: int = safetensors_io.MAX_FILE_BYTES,
     chunks: int | None = None,
+    tree: str | None = None,
+    named: Named | None = None,
 ) -> pathlib.Path:
     """Writes what a run (:class:`~webssl_jax.runs.Run`) left, with its figures in the card; see
-    ``weights.export.write``."""
-    model = Model.of(run.method, run.variables, Origin(run.workdir, run.step))
+    ``weights.export.write``.
+
+    tree: of the run's variables, ``params`` (the student) or ``teacher``; by default the one that
+      the method says is evaluated.
+    """
+    tree = tree or run.method.evaluated
+    origin = Origin(run.workdir, run.step)
+    model = Model(Networks.of(run.method), getattr(run.variables, tree), origin)
 
     def readme() -> str:
-        return run_card(run, model, FAMILIES[family], dtype, os.fspath(output))
+        return run_card(run, model, tree, FAMILIES[family], dtype, named or Named.of(output))
 
     return export.write(
         model.params, model.networks, family, output, dtype, max_file_bytes, readme, chunks
@@ -61,6 +72,7 @@ def export_loaded(
     dtype: str = "float32",
     max_file_bytes: int = safetensors_io.MAX_FILE_BYTES,
     chunks: int | None = None,
+    named: Named | None = None,
 ) -> pathlib.Path:
     """Writes weights of another family, from ``load.open_`` or ``load.load``; see
     ``weights.export.write``.
@@ -78,32 +90,62 @@ def export_loaded(
 
     def readme() -> str:
         origin = Origin(loaded.source, None, loaded.family)
-        return card.card(loaded.networks, origin, FAMILIES[family], dtype, output)
+        own = named or Named.of(output)
+        return card.card(loaded.networks, origin, FAMILIES[family], dtype, own)
 
     return export.write(
         loaded.params, loaded.networks, family, output, dtype, max_file_bytes, readme, chunks
     )
 
 
-def run_card(run: Any, model: Model, family: Family, dtype: str, folder: str) -> str:
-    """README.md of a run for a folder of ``family``. folder: the path to print in the example."""
-    method, teacher = run.method, run.method.evaluated == "teacher"
+def push(folder: pathlib.Path, repository: str) -> str:
+    """Uploads an export to the hub of Hugging Face, as a private model unless it is there already.
+
+    repository: ORGANISATION/NAME. Returns its address.
+
+    Raises:
+      UserError: if huggingface_hub is missing, nobody is logged in, or the hub refuses.
+    """
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise UserError(f"--push needs huggingface_hub: pip install '.[hub]' ({error})") from error
+    try:
+        api = huggingface_hub.HfApi()
+        address = api.create_repo(repository, private=True, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message="Weights of webssl_jax"
+        )
+    # of its own and of the network's; ValueError: a name that cannot be one
+    except (huggingface_hub.errors.HfHubHTTPError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"--push {repository}: {reason}; the export is whole in {folder}. Log in with "
+            "`hf auth login`, or set HF_TOKEN"
+        ) from error
+    return str(address)
+
+
+def run_card(run: Any, model: Model, tree: str, family: Family, dtype: str, named: Named) -> str:
+    """README.md of a run for a folder of ``family``. tree: which of the run's variables it holds.
+    It names no folder of this machine."""
+    method = run.method
     texts = model.text is not None
     workdir = pathlib.Path(run.workdir)
     kind = type(method).__name__
     tags = f"{'image-text' if texts else 'self-supervised'}, {kind.lower()}"
-    resolved = json.dumps(configs.resolved(run.config), indent=2, sort_keys=True)
+    resolved = json.dumps(_public(configs.resolved(run.config)), indent=2, sort_keys=True)
     name = run.config.get("name") or "webssl_jax"
-    of_teacher = "; these are the weights of the teacher, the student's running average"
+    whose = "; these are the weights of the teacher, the student's running average"
+    if tree != "teacher":
+        whose = "; these are the weights of the student" if method.evaluated == "teacher" else ""
     return f"""\
-{card.head(tags, family)}
+{card.head(tags, family, named)}
 # {name}, step {run.step:,}
 
 A vision transformer trained {"on images with captions" if texts else "without labels"} by \
-webssl_jax ({kind}{of_teacher if teacher else ""}){
-        ", and its text tower" if "text" in family.needs else ""
-    }:
-{card.network_and_use(model.networks, family, dtype, folder)}
+webssl_jax ({kind}{whose}){", and its text tower" if "text" in family.needs else ""}:
+{card.network_and_use(model.networks, family, dtype, named)}
 ## Figures of this run
 
 {loss_table(read_rows(workdir / "metrics.jsonl"), run.step)}
@@ -114,7 +156,7 @@ webssl_jax ({kind}{of_teacher if teacher else ""}){
 
 - step {run.step:,} of {configs.total_steps(run.config):,}
 - images a step: {run.config.global_batch:,}
-- training images: `{run.config.data.train}`
+- training images: `{_public(run.config.data.train)}`
 - git revision of the training code: {_training_revision(workdir)}
 - git revision of the exporting code: {configs.git_revision()}
 
@@ -126,6 +168,18 @@ webssl_jax ({kind}{of_teacher if teacher else ""}){
 
 </details>
 """
+
+
+def _public(value: Any) -> Any:
+    """A config's value without folders and buckets, which are nobody's business but the owner's:
+    of each path the last part."""
+    if isinstance(value, Mapping):
+        return {key: _public(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_public(one) for one in value]
+    if isinstance(value, str):
+        return ",".join(part.rstrip("/").rpartition("/")[2] for part in value.split(","))
+    return value
 
 
 def loss_table(rows: Sequence[Mapping[str, float]], step: int) -> str:

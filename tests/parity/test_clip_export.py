@@ -173,11 +173,14 @@ def test_texts_are_padded_with_what_does_not_change_them(run, folder):
 
 
 @pytest.mark.parametrize("family", ["hf-clip", "hf-clip-vision"])
-def test_the_card_says_how_to_use_the_folder_and_that_way_works(run, pairs, tmp_path, family):
+def test_the_card_says_how_to_use_the_folder_and_that_way_works(
+    run, pairs, tmp_path, family, monkeypatch
+):
     folder = publish.export_run(run, family, tmp_path / "out")
     card = (folder / "README.md").read_text()
     code = card.split("```python\n")[1].split("```")[0]
     scope = {"image": Image.open(io.BytesIO(pairs[0][0])).convert("RGB")}
+    monkeypatch.chdir(tmp_path)
     exec(code, scope)
     if family == "hf-clip":
         assert sum(row["score"] for row in scope["scores"]) == pytest.approx(1)

@@ -5,7 +5,8 @@ golden/dino_weights.npz was made with the modules of facebookresearch/dinov2 (Ap
 ``DinoVisionTransformer`` and ``DINOHead``) in PyTorch 2.13 on a CPU in float32: state dicts of
 random numbers as ``teacher_checkpoint.pth`` holds them, and what the modules make of the images.
 ``swiglu`` has 5 blocks built with block_chunks=2 (chunks of 2, 2 and 1), ``registers`` has plain
-names, GELU and 3 registers.
+names, GELU and 3 registers. Both were built with the constructor's default, the offset; the hub and
+the configs build networks with registers with antialiasing and without offset.
 
 Tolerances are relative, of Euclidean norms, float32 on both sides: the same sums in another order.
 """
@@ -65,14 +66,13 @@ def original(request, tmp_path_factory):
     }
     path = tmp_path_factory.mktemp("original") / "teacher_checkpoint.pth"
     torch.save({"teacher": tensors}, path)
-    return request.param, load.load(path, heads=3)
+    return request.param, load.load(path, heads=3, position_resize="offset")
 
 
 @pytest.mark.parametrize("height, width", SIZES)
 def test_the_original_computes_the_same_tokens_and_logits(original, height, width):
     """Measured: 2e-7 to 4e-7."""
     name, loaded = original
-    assert loaded.networks.encoder.position_resize == "offset"
     size = f"{height}x{width}"
     tokens = tokens_of(loaded, GOLDEN[f"images/{size}"])
     assert off(tokens, GOLDEN[f"{name}/tokens/{size}"]) < TOLERANCE
@@ -104,6 +104,30 @@ def test_at_another_size_the_plain_resize_is_another_function(original):
     plain = dataclasses.replace(loaded, networks=networks)
     tokens = tokens_of(plain, GOLDEN["images/24x24"])
     assert off(tokens, GOLDEN[f"{name}/tokens/24x24"]) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", ("swiglu", "registers"))
+def test_a_released_file_is_resized_as_its_hub_builds_the_network(name, tmp_path):
+    """Against PyTorch's own resize of the table, in a file of the new size."""
+    prefix = f"{name}/teacher/"
+    tensors = {
+        key.removeprefix(prefix).removeprefix("backbone."): torch.from_numpy(GOLDEN[key])
+        for key in GOLDEN.files
+        if key.startswith(f"{prefix}backbone.")
+    }
+    tensors = {key: x.float() for key, x in tensors.items()}
+    torch.save(tensors, tmp_path / "small.pth")
+    table = tensors["pos_embed"]
+    square = table[:, 1:].reshape(1, 4, 4, -1).permute(0, 3, 1, 2)
+    how = {"swiglu": dict(scale_factor=6.1 / 4), "registers": dict(size=6, antialias=True)}
+    square = torch.nn.functional.interpolate(square, mode="bicubic", **how[name])
+    square = square.permute(0, 2, 3, 1).flatten(1, 2)
+    tensors["pos_embed"] = torch.cat([table[:, :1], square], dim=1)
+    torch.save(tensors, tmp_path / "large.pth")
+    small, large = (load.load(tmp_path / f"{size}.pth", heads=3) for size in ("small", "large"))
+    assert small.networks.encoder.image_size == 16 and large.networks.encoder.image_size == 24
+    images = GOLDEN["images/24x24"]
+    assert off(tokens_of(small, images), tokens_of(large, images)) < TOLERANCE
 
 
 CLASSES = {
@@ -188,8 +212,20 @@ def test_the_tool_exports_the_teacher_of_a_run_and_verifies_it(
         assert "webssl_jax (DINO; these are the weights of the teacher" in card
         assert "transformers resizes positions plainly and the training with DINOv2's" in card
         scope = {"image": Image.new("RGB", (30, 20), "red")}
+        monkeypatch.chdir(tmp_path)
         exec(card.split("```python\n")[1].split("```")[0], scope)
         assert scope["tokens"].shape == (1, 17, 32)
+
+
+def test_the_student_of_a_run_is_written_where_it_is_asked_for(monkeypatch, capsys, run, tmp_path):
+    monkeypatch.setattr(tool.runs, "load_run", lambda workdir, step=None: run)
+    argv = ["--workdir", "W", "--format", "hf-dinov2", "--output", str(tmp_path / "out")]
+    assert tool.main([*argv, "--student"]) == 0
+    assert "W: step 9, its student" in capsys.readouterr().out
+    student = params.flatten(run.variables.params)
+    for name, value in params.flatten(load.load(tmp_path / "out").params).items():
+        np.testing.assert_array_equal(value, student[name])
+    assert "these are the weights of the student)" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_converted_folder_says_what_it_is(run, tmp_path):

@@ -13,6 +13,7 @@ import pathlib
 import re
 import sys
 
+import huggingface_hub
 import jax
 import ml_dtypes
 import numpy as np
@@ -32,6 +33,7 @@ from webssl_jax.methods.base import Variables
 from webssl_jax.model import Model
 from webssl_jax.runs import Run
 from webssl_jax.weights import load, preprocessing, safetensors_io
+from webssl_jax.weights.card import Named
 from webssl_jax.weights.families import table_of
 from webssl_jax.weights.networks import Networks
 from webssl_jax.weights.tables import WeightsError
@@ -342,6 +344,51 @@ def test_the_model_card_holds_the_figures_of_the_exported_step_and_what_they_mea
     assert "add_pooling_layer=False" in card
 
 
+def test_a_card_names_no_folder_of_this_machine_and_has_the_licence_it_is_given(tmp_path):
+    run = make_run(tmp_path / "secret" / "run")
+    run.config.data.train = "/mnt/disk7/anna/cats-*.arrayrecord,gs://lab-private/dogs-*"
+    run.config.init_from = "/home/anna/first_run/"
+    named = Named("lab/web-mae-small", "apache-2.0")
+    (tmp_path / "secret" / "run").mkdir(parents=True)
+    folder = publish.export_run(run, "hf-vit", tmp_path / "secret" / "out", named=named)
+    card = (folder / "README.md").read_text()
+    for part in (str(tmp_path), "disk7", "anna", "lab-private", "secret"):
+        assert part not in card
+    assert "training images: `cats-*.arrayrecord,dogs-*`" in card and '"first_run"' in card
+    assert card.startswith("---\nlicense: apache-2.0\nlibrary_name: transformers\n")
+    assert 'ViTModel.from_pretrained("lab/web-mae-small"' in card
+    assert "may cut one less before and one more behind" in " ".join(card.split())
+
+
+class Hub:
+    """Stands for ``huggingface_hub.HfApi``."""
+
+    calls: list = []
+
+    def create_repo(self, repository, private, exist_ok):
+        if "/" not in repository:
+            raise huggingface_hub.errors.HFValidationError("no namespace\nin it")
+        self.calls.append((repository, private, exist_ok))
+        return f"https://hub/{repository}"
+
+    def upload_folder(self, repo_id, folder_path, commit_message):
+        self.calls.append((repo_id, sorted(p.name for p in folder_path.iterdir())))
+
+
+def test_a_folder_is_pushed_to_the_hub_with_its_licence(monkeypatch, capsys, run, tmp_path):
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    flags = ["--format", "hf-vit", "--output", str(tmp_path / "out"), "--push"]
+    with pytest.raises(SystemExit):
+        call(monkeypatch, run, *flags, "lab/small")
+    assert "--push needs --license" in capsys.readouterr().err and not Hub.calls
+    assert call(monkeypatch, run, *flags, "lab/small", "--license", "mit") == 0
+    assert "uploaded to https://hub/lab/small" in capsys.readouterr().out
+    files = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
+    assert Hub.calls == [("lab/small", True, True), ("lab/small", files)]
+    with pytest.raises(UserError, match="--push small: no namespace in it; the export is whole"):
+        call(monkeypatch, run, *flags, "small", "--license", "mit")
+
+
 def test_the_model_card_of_a_run_without_figures_says_so(tmp_path):
     (tmp_path / "bare").mkdir()
     card = (
@@ -361,8 +408,9 @@ def test_the_model_card_of_a_run_measured_by_texts_alone_tells_their_figures(tmp
     assert re.search(r"chance +0.500\n", text) and re.search(r"model\) +1.000 ± 0.000\n", text)
 
 
-def test_the_example_in_the_model_card_runs(folders):
+def test_the_example_in_the_model_card_runs_beside_the_folder(folders, monkeypatch):
     for folder in folders.values():
+        monkeypatch.chdir(folder.parent)
         code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
         scope = {"image": Image.new("RGB", (64, 80), "red")}
         exec(code, scope)

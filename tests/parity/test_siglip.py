@@ -149,6 +149,23 @@ def test_what_is_written_or_saved_by_transformers_is_read_bit_by_bit(
         jax.tree.map(np.testing.assert_array_equal, loaded.params, wanted)
 
 
+def test_the_cards_own_code_scores_as_we_do_at_any_context(tmp_path, monkeypatch):
+    """The stock pipeline fills texts up to 64 tokens, where this model has 16."""
+    method = make({}, context=16)
+    tree = random_params(method)
+    model = Model(Networks.of(method), tree)
+    folder = model.save(tmp_path / "small", "hf-siglip")
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    pixels_ = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    scope = {"image": Image.fromarray(pixels_)}
+    monkeypatch.chdir(tmp_path)
+    exec(code, scope)
+    seen, read = model.text.embed_images(pixels_[None]), model.text(scope["labels"])
+    scale, bias = model.text.scale_and_bias
+    ours = np.asarray(seen) @ read.T * scale + bias
+    np.testing.assert_allclose(scope["logits"].detach().numpy(), ours, atol=0.02)  # a grey level
+
+
 def test_the_stock_pipeline_scores_as_we_do(method, weights, folders):
     classify = transformers.pipeline(
         "zero-shot-image-classification", model=str(folders["hf-siglip"])

@@ -130,7 +130,9 @@ def test_a_bare_file_takes_what_is_given_or_what_most_have_and_says_so(tmp_path,
     bare = path.rename(tmp_path / "x.safetensors")
     assert tool.main([str(bare), "--heads", "3"]) == 0
     printed = capsys.readouterr().out
-    assert "assumed" in printed and "mlp = quick_gelu (OpenAI's and MetaCLIP's; of LAION's" in printed
+    assert (
+        "assumed" in printed and "mlp = quick_gelu (OpenAI's and MetaCLIP's; of LAION's" in printed
+    )
     assert "text heads = 1 (width / 64" in printed
     loaded = load.open_(bare, heads=3, mlp="gelu")
     assert loaded.networks.encoder.mlp == loaded.networks.text.mlp == "gelu"

@@ -163,7 +163,10 @@ def poison(key, value):
         (change("cls", np.zeros((4, 1), np.float32)), r"cls is \(4, 1\), not \(4,\)"),
         (poison("blocks.2.qk.weight", np.nan), "NaN or infinity in blocks.2.qk.weight"),
         (poison("proj.weight", np.inf), "NaN or infinity in proj.weight"),
-        (change("cls", np.zeros(4, np.int32)), "not float32, bfloat16 or float16: cls is int32"),
+        (
+            change("cls", np.zeros(4, np.int32)),
+            "not float32, bfloat16, float16 or float64: cls is int32",
+        ),
         (poison("pos", 0.5), "pos is not the fixed toy table"),
         (change("module.cls", np.zeros(4, np.float32)), "two spellings of one tensor"),
     ],

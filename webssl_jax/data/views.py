@@ -109,7 +109,7 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if min(self.shape) < 1 or len(self.shape) != 2:
-            raise ValueError(f"Preprocess: size = {self.size} must be one or two positive sides")
+            raise ValueError(f"Preprocess: size = {self.size} must be at least 1, or two sides")
         if self.shape[0] == self.shape[1]:
             object.__setattr__(self, "size", self.shape[0])  # one way to say it
         elif self.resize is not None:

@@ -178,7 +178,7 @@ class ViTConfig(BlockConfig):
         self._check_positive("patch_size")
         sides = self.image_shape
         if len(sides) != 2 or min(sides) < 1:
-            raise ValueError(f"image_size = {self.image_size} must be one or two positive sides")
+            raise ValueError(f"image_size = {self.image_size} must be at least 1, or two sides")
         if sides[0] == sides[1]:
             object.__setattr__(self, "image_size", sides[0])  # one way to say it
         if self.num_registers < 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 from typing import Any
@@ -11,6 +12,7 @@ from webssl_jax.models.position import INTERPOLATIONS
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.weights.families import Family
 from webssl_jax.weights.networks import Networks
+from webssl_jax.weights.preprocessing import size_in_words
 from webssl_jax.weights.tokenizer_files import has_tokenizer
 
 _PIPELINE = """\
@@ -58,7 +60,20 @@ inputs = processor(images=image, return_tensors="pt")  # image: PIL, RGB
 output = model(**inputs)  # output.loss; output.logits (1, patches, pixels of a patch), output.mask
 """,
     "CLIPModel": _PIPELINE,
-    "SiglipModel": _PIPELINE,
+    # Not the pipeline, which fills texts up to 64 tokens, whatever the model's context.
+    "SiglipModel": """\
+import torch
+from transformers import AutoImageProcessor, AutoTokenizer, SiglipModel
+
+model = SiglipModel.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+processor = AutoImageProcessor.from_pretrained("{folder}")
+labels = ["a painting of a ship", "a photo of a cat"]
+full = dict(padding="max_length", max_length={context}, truncation=True, return_tensors="pt")
+inputs = processor(images=image, return_tensors="pt")  # image: PIL, RGB
+logits = model(**tokenizer(labels, **full), **inputs).logits_per_image
+scores = torch.sigmoid(logits)  # each label by itself
+""",
     "SiglipVisionModel": """\
 from transformers import AutoImageProcessor, SiglipVisionModel
 
@@ -84,6 +99,14 @@ images = model.encode_image(transform(image)[None], normalize=True)  # image: PI
 texts = model.encode_text(tokenizer(["a painting of a ship", "a photo of a cat"]), normalize=True)
 scores = (model.logit_scale.exp() * images @ texts.T).softmax(dim=-1)
 """,
+    "timm-siglip": """\
+import timm
+
+model = timm.create_model("local-dir:{folder}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+pooled = model(transform(image)[None])  # (1, {width}); image: PIL, RGB
+# Another size, sides multiples of {patch_size}: create_model(..., dynamic_img_size=True)
+""",
     "timm.create_model": """\
 import timm
 
@@ -97,54 +120,67 @@ tokens = model.forward_features(pixels)
 }
 
 
-def card(
-    networks: Networks, origin: Any, family: Family, dtype: str, folder: str | os.PathLike
-) -> str:
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """How a card calls what it describes.
+
+    place: what the example opens: a folder beside the reader, or ORGANISATION/NAME on the hub.
+    licence: by the hub's name of it, as ``apache-2.0``; None where nobody has said it.
+    """
+
+    place: str
+    licence: str | None = None
+
+    @classmethod
+    def of(cls, folder: str | os.PathLike, licence: str | None = None) -> Named:
+        """By the last part of a path: where it lies is of this machine."""
+        return cls(pathlib.Path(folder).resolve().name, licence)
+
+
+def card(networks: Networks, origin: Any, family: Family, dtype: str, named: Named) -> str:
     """README.md for weights of which no more is known than where they come from.
 
-    Args:
-      origin: path and family of what they were converted from; see ``model.Origin``.
-      folder: the path to print in the example.
+    origin: path and family of what they were converted from; see ``model.Origin``.
     """
     name = pathlib.Path(origin.path).name or "model"
     source = f" from `{name}`" + (f" (`{origin.family}`)" if origin.family else "")
     return f"""\
-{head(networks.kind.replace("encoder", "vit"), family)}
+{head(networks.kind.replace("encoder", "vit"), family, named)}
 # {name}, converted
 
 A vision transformer, converted by webssl_jax{source}; what it was trained on and its licence are
 those of that file:
-{network_and_use(networks, family, dtype, folder)}"""
+{network_and_use(networks, family, dtype, named)}"""
 
 
-def head(tags: str, family: Family) -> str:
+def head(tags: str, family: Family, named: Named) -> str:
     """The metadata at the top of a card."""
     texts = "text" in family.needs
     tag = "zero-shot-image-classification" if texts else "image-feature-extraction"
+    licence = f"license: {named.licence}\n" if named.licence else ""
     return f"""\
 ---
-library_name: {family.library}
+{licence}library_name: {family.library}
 pipeline_tag: {tag}
 tags: [vision, {tags}, webssl_jax]
 ---
 """
 
 
-def network_and_use(
-    networks: Networks, family: Family, dtype: str, folder: str | os.PathLike
-) -> str:
+def network_and_use(networks: Networks, family: Family, dtype: str, named: Named) -> str:
     """The networks, an example of their use, and how images are made."""
     encoder, preprocess = networks.encoder, networks.preprocess
     assert encoder is not None and preprocess is not None  # heads alone have no card
-    usage = _USAGE[family.opens].format(
-        folder=folder,
+    usage = _USAGE.get(family.name, _USAGE[family.opens]).format(
+        folder=named.place,
+        context=networks.text.context if networks.text else 0,
         width=encoder.width,
         patch_size=encoder.patch_size,
         registers=encoder.num_registers,
     )
     return f"""\
 {encoder.depth} blocks of width {encoder.width}, {encoder.heads} heads,
-patches of {encoder.patch_size} pixels, images of {encoder.image_size} pixels.
+patches of {encoder.patch_size} pixels, images of {size_in_words(encoder.image_size)} pixels.
 {_texts(networks, family)}Weights: `{family.name}` ({family.opens}), {dtype}.
 
 ## Use
@@ -152,7 +188,7 @@ patches of {encoder.patch_size} pixels, images of {encoder.image_size} pixels.
 ```python
 {usage}```
 
-{_images(preprocess)}
+{_images(preprocess, family)}
 The folder's config files say the same. {_resize(encoder, family)}
 """
 
@@ -175,20 +211,29 @@ In training texts were mended (ftfy), html-unescaped and lower-cased first; see
 """
 
 
-def _images(p: Preprocess) -> str:
-    """How images are made."""
-    how = f"both sides to {p.size} pixels ({p.interpolation}), the aspect is not kept"
+def _images(p: Preprocess, family: Family) -> str:
+    """How images are made, and how its library's own differ."""
+    how = f"to {p.shape[0]} x {p.shape[1]} pixels ({p.interpolation}), the aspect is not kept"
     if p.resize is not None:
         how = (
             f"shorter side to {p.resize} pixels ({p.interpolation}), central {p.size} x {p.size} "
             "pixels"
         )
-    return f"Images: {how},\nthen minus {list(p.mean)} and over {list(p.std)} per colour."
+    made = f"Images: {how},\nthen minus {list(p.mean)} and over {list(p.std)} per colour."
+    if family.library == "transformers" and p.resize is not None:
+        made += (
+            "\nThe processor of transformers makes these pixels to one grey level. Where an odd "
+            "number of\npixels is cut off along a side, it may cut one less before and one more "
+            "behind than\ntorchvision's `CenterCrop`, as which the figures here were made: the "
+            "image then moves by one pixel."
+        )
+    return made
 
 
 def _resize(encoder: ViTConfig, family: Family) -> str:
     """What there is to know about other sizes."""
-    ours, theirs = (INTERPOLATIONS[x].words for x in (encoder.position_resize, family.resize))
+    theirs = family.resize_of(encoder.num_registers)
+    ours, theirs = (INTERPOLATIONS[x].words for x in (encoder.position_resize, theirs))
     if encoder.position == "sincos" or ours == theirs:
         return ""
     return (
