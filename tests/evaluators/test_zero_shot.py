@@ -19,6 +19,7 @@ from tests.evaluators.small_models import (
 )
 from webssl_jax.config import UserError
 from webssl_jax.data.tokens import Tokenizer
+from webssl_jax.evaluators import datasets
 from webssl_jax.evaluators.features import Cache
 from webssl_jax.evaluators.texts import zero_shot
 from webssl_jax.evaluators.texts.zero_shot import ZeroShot
@@ -178,3 +179,13 @@ def test_names_that_do_not_fit_the_labels_and_lists_that_do_not_exist_are_one_li
         zero_shot.read_class_names("/nowhere.txt")
     with pytest.raises(UserError, match="no templates can be read .Is a directory"):
         zero_shot.read_templates(str(tmp_path))
+
+
+def test_the_tenth_name_is_that_of_label_10_and_names_in_doubtful_order_need_their_labels():
+    labels = datasets.in_order({str(n) for n in range(12)})
+    names = tuple(f"name of class {n}" for n in range(12))
+    given = zero_shot.ClassNames("names.txt", names, None)
+    assert dict(zip(labels, given.of(labels)))["10"] == "name of class 10"
+    with pytest.raises(UserError, match="the label 'c11' comes before 'c2', by their numbers it"):
+        given.of(datasets.in_order({f"c{n}" for n in range(12)}))
+    assert given.of(datasets.in_order({f"c{n:02d}" for n in range(12)})) == names

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import grain
@@ -104,13 +105,19 @@ def fingerprint(*known: Any) -> str:
     return digest.hexdigest()[:12]
 
 
+def in_order(labels: Collection[str]) -> tuple[str, ...]:
+    """Labels sorted: as numbers if all are whole numbers ("2" before "10"), else as texts."""
+    numbers = all(re.fullmatch(r"-?\d{1,18}", label, re.ASCII) for label in labels)
+    return tuple(sorted(labels, key=lambda label: (int(label) if numbers else 0, label)))
+
+
 def class_names(labels: Sequence[str | None], dataset: Dataset, least: int = 1) -> tuple[str, ...]:
-    """All classes that occur among ``labels`` of ``dataset``, sorted.
+    """All classes that occur among ``labels`` of ``dataset``, in the order of :func:`in_order`.
 
     Raises:
       UserError: if there are fewer than ``least``.
     """
-    names = tuple(sorted({label for label in labels if label is not None}))
+    names = in_order({label for label in labels if label is not None})
     where = f"{len(dataset):,} records ({dataset.source.describe(0)}, ...)"
     if not names:
         raise UserError(

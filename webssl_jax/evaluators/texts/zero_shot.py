@@ -10,7 +10,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import importlib.resources
+import itertools
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -70,7 +72,8 @@ class ClassNames(NamedTuple):
         """The names of these labels.
 
         Raises:
-          UserError: if there is none for one of them, or not as many names as labels.
+          UserError: if there is none for one of them, or not as many names as labels; if the names
+            have no labels beside them and numbers in the labels make their order doubtful.
         """
         if self.labels is None:
             if len(self.names) != len(labels):
@@ -79,6 +82,13 @@ class ClassNames(NamedTuple):
                     f"{len(labels):,} labels ({', '.join(labels[:3])}, ...); give one name a line "
                     "in the order of the sorted labels, or lines of a label, a tab and its name"
                 )
+            for earlier, later in itertools.pairwise(labels):
+                if _by_numbers(earlier) > _by_numbers(later):  # c10, c2
+                    raise UserError(
+                        f"{self.path}: which name is whose? Sorted as texts the label {earlier!r} "
+                        f"comes before {later!r}, by their numbers it does not; give lines of a "
+                        "label, a tab and its name"
+                    )
             return self.names
         known = dict(zip(self.labels, self.names))
         missing = [label for label in labels if label not in known]
@@ -88,6 +98,12 @@ class ClassNames(NamedTuple):
                 "tab and its name"
             )
         return tuple(known[label] for label in labels)
+
+
+def _by_numbers(label: str) -> list[tuple[int, str]]:
+    """For sorting as a person does: c2 before c10."""
+    parts = re.split(r"(\d+)", label)
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
 
 
 def read_class_names(path: str) -> ClassNames:
@@ -121,8 +137,9 @@ class ZeroShotOptions:
     """The keys of a row.
 
     test: labelled shards. templates: ``imagenet`` (80), ``short`` (7), or a file with one a line.
-    class_names: a file with one name a line in the order of the sorted labels, or lines of a label,
-    a tab and its name; "" for the labels themselves. max_images: drawn evenly; 0 for all.
+    class_names: a file with one name a line in the order of the sorted labels (2 before 10), or
+    lines of a label, a tab and its name; "" for the labels themselves. max_images: drawn evenly; 0
+    for all.
     """
 
     test: str
