@@ -43,6 +43,7 @@ CORE = [
 PLAN = ["libtpu>=0.0.42,<0.1"]  # the compiler; it needs no TPU
 GCP = ["gcsfs>=2025.2"]  # checkpoints in gs://
 TRACKERS = {"wandb": ["wandb>=0.20,<1"], "mlflow": ["mlflow-skinny>=3.4,<4"]}
+FORMATS = ["pillow-heif>=1.1,<2", "pillow-jxl-plugin>=1.3.4,<2"]  # HEIC and JPEG XL
 EXPORT = ["torch>=2.6", "transformers>=5.0,<6"]
 HUB = ["huggingface_hub>=0.34,<3"]  # tools/export.py --push
 TEST = ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1", "mypy>=2.4,<3"]
@@ -73,11 +74,21 @@ setup(
         "plan": PLAN,
         "gcp": GCP,
         "export": EXPORT,
+        "formats": FORMATS,
         "hub": HUB,
         **TRACKERS,
         # In an environment of its own, without tools/constraints.txt: 2.77 asks for pillow<13,
         # protobuf<7, pyarrow<26 and python-dateutil<3.
         "beam": ["apache-beam>=2.77,<3"],
-        "test": [*EXPORT, *HUB, *PLAN, *GCP, *TEST, *TRACKERS["wandb"], *TRACKERS["mlflow"]],
+        "test": [
+            *EXPORT,
+            *FORMATS,
+            *HUB,
+            *PLAN,
+            *GCP,
+            *TEST,
+            *TRACKERS["wandb"],
+            *TRACKERS["mlflow"],
+        ],
     },
 )

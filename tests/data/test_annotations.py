@@ -10,7 +10,7 @@ import zlib
 import msgpack
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from tests.data.image_shards import ListSource, encode_image
 from webssl_jax import corpus
@@ -198,6 +198,16 @@ def test_a_mask_holds_the_stored_numbers_whatever_their_bits(bits, colour):
     found = annotations.mask(with_annotations(mask=data))
     assert np.array_equal(found, values)
     assert found.dtype == (np.uint16 if bits == 16 else np.uint8)
+
+
+def test_a_text_in_a_mask_is_no_damage_however_long():
+    image = Image.fromarray(np.full((4, 6), 7, np.uint8))
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("note", "x" * (2 << 20), zip=True)
+    file = io.BytesIO()
+    image.save(file, "PNG", pnginfo=texts)
+    record = records.Record(b"", (), "k", 6, 4, "s", annotations={"mask": file.getvalue()})
+    assert (annotations.mask(record) == 7).all()
 
 
 def test_masks_that_do_not_fit_their_image_are_refused():

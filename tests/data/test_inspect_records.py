@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.data.image_shards import encode_image, smooth_image, write_shard
 from webssl_jax.config import UserError
-from webssl_jax.data import annotations, inspection, records
+from webssl_jax.data import annotations, inspection, processes, records
 from webssl_jax.data.sources import ArrayRecordSource
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -271,7 +271,7 @@ def test_duplicates_are_counted_beyond_the_first_and_shown_in_groups():
 
 def test_a_worker_that_dies_is_one_line():
     with pytest.raises(UserError, match="a worker process died"):
-        list(inspection._in_order(os._exit, iter([9]), 2))
+        list(processes.in_order(os._exit, iter([9]), 2))
 
 
 def test_bad_arguments_are_one_line(whole, tmp_path):

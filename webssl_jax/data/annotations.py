@@ -12,6 +12,7 @@ conversations  JSON: a list of objects with ``from`` and ``value`` (both str), a
 mask           PNG of one channel of at most 16 bits (grey or palette): a class a pixel
 depth          PNG of one channel of 16 bits: depth, 0 unknown. Its unit is in the PNG's text
                ``units_per_metre``, or the data set states it
+meta           JSON: an object of what else a data set says of the image (url, sha256, scores)
 =============  ===============================================================================
 
 Other names are free: JSON, PNG, or any bytes. Whatever its name, a PNG has one value a pixel and
@@ -30,8 +31,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from webssl_jax.config import suggest
+from webssl_jax.data.decode import without_texts
 from webssl_jax.data.records import Record, RecordError
 
+META = "meta"
 _MAGIC = b"\x89PNG\r\n\x1a\n"
 _SCALE = "units_per_metre"  # a PNG's text
 UNITS_PER_METRE = 1000.0  # millimetres, as NYU Depth v2; KITTI has 256
@@ -71,6 +74,14 @@ def conversations(record: Record, name: str = "conversations") -> list[dict[str,
     return _objects(record, name, ("from", "value"))
 
 
+def metadata(record: Record, name: str = META) -> dict[str, Any]:
+    """What a data set says of an image besides."""
+    value = json_value(record, name)
+    if not isinstance(value, dict):
+        raise AnnotationError(f"annotation {name!r}: an object, not {_kind(value)}")
+    return value
+
+
 def json_value(record: Record, name: str) -> Any:
     """Any annotation that is JSON (RFC 8259: no NaN, no Infinity)."""
     try:
@@ -86,7 +97,7 @@ def mask(record: Record, name: str = "mask") -> np.ndarray:
     if not is_png(data):
         raise AnnotationError(f"annotation {name!r}: not a PNG")
     try:
-        image = Image.open(io.BytesIO(data), formats=("PNG",))
+        image = Image.open(io.BytesIO(without_texts(data)), formats=("PNG",))
         bits, colour = data[_BIT_DEPTH], data[_COLOUR_TYPE]
         if colour not in (_GREY, _PALETTE):
             raise AnnotationError(f"annotation {name!r}: a PNG of mode {image.mode}, not grey")
@@ -266,4 +277,5 @@ _READERS: dict[str, Callable[[Record, str], Any]] = {
     "conversations": conversations,
     "mask": mask,
     "depth": depth,
+    META: metadata,
 }

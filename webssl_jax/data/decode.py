@@ -9,19 +9,41 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import struct
 import warnings
 
 import numpy as np
 from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
 from PIL import Image, TiffImagePlugin
 
+from webssl_jax.data import extra_formats
+
 # Twice the pixels of an 8K frame. Everything beyond is a bomb or a map, and costs 200 MB to decode.
 MAX_PIXELS = 1 << 26
 # Named, because Pillow otherwise tries all it knows, among them EPS, which starts Ghostscript.
 # AVIF and JPEG 2000 are optional parts of a Pillow build. JPEG brings MPO, phones' JPEG, with it.
 _KNOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
+EXTRA = tuple(extra_formats.MODULES)  # read where they are installed
 Image.init()
-FORMATS = tuple(name for name in _KNOWN if name in Image.OPEN)
+extra_formats.register()
+FORMATS = tuple(name for name in (*_KNOWN, *EXTRA) if name in Image.OPEN)
+_MAGIC = (
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
+    (8, b"WEBP", "WEBP"),
+    (0, b"GIF8", "GIF"),
+    (0, b"BM", "BMP"),
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (4, b"ftypavi", "AVIF"),
+    (4, b"jP  ", "JPEG2000"),
+    *((4, b"ftyp" + brand, "HEIF") for brand in (b"hei", b"hev", b"mif1", b"msf1")),
+    (0, b"\xff\x0a", "JXL"),
+    (0, b"\0\0\0\x0cJXL \r\n\x87\n", "JXL"),
+)
+MAGIC_BYTES = 16  # of a file's beginning, that format_of looks at
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _DRAFTABLE = ("JPEG", "MPO")
 _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
@@ -60,6 +82,10 @@ class DecodeError(ValueError):
 
 class TooManyPixelsError(DecodeError):
     """An image whose header promises more pixels than ``MAX_PIXELS``: a bomb, or a map."""
+
+
+class MissingDecoderError(DecodeError):
+    """An image of a format whose decoder is not installed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +173,30 @@ class DecodedImage:
         return resized if turn is None else resized.transpose(turn)
 
 
+def format_of(data: bytes) -> str | None:
+    """The format of an image file by its first bytes, None if it is none of these. What has no
+    such mark (TGA, PPM) is not told."""
+    for at, magic, name in _MAGIC:
+        if data.startswith(magic, at):
+            return name
+    return None
+
+
+def without_texts(data: bytes) -> bytes:
+    """A PNG without its texts and its colour profile, which do not change a pixel here, and which
+    may be of any size. Other data as they are."""
+    if not data.startswith(_PNG) or not any(mark in data for mark in _PNG_TEXTS):
+        return data
+    parts, at = [_PNG], len(_PNG)
+    while at + 12 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + size
+        if kind not in _PNG_TEXTS:
+            parts.append(data[at:end])
+        at = end
+    return b"".join([*parts, data[at:]])
+
+
 def open_image(data: bytes) -> OpenedImage:
     """Reads the header of an encoded image.
 
@@ -155,8 +205,14 @@ def open_image(data: bytes) -> OpenedImage:
       TooManyPixelsError: if there are more than ``MAX_PIXELS`` pixels.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if format_of(data) == "JXL":
+            _check_pixels(*extra_formats.jxl_size(data))
+        image = Image.open(io.BytesIO(without_texts(data)), formats=FORMATS)
+    except TooManyPixelsError:
+        raise
     except Image.UnidentifiedImageError:
+        if (kind := format_of(data)) in EXTRA and kind not in FORMATS:
+            raise MissingDecoderError(f"{kind}: pip install 'webssl_jax[formats]'") from None
         head = bytes(data[:8])
         raise DecodeError(
             f"not an image of a known format ({len(data)} bytes, starting {head!r})"
@@ -166,16 +222,20 @@ def open_image(data: bytes) -> OpenedImage:
     except Exception as error:  # as above
         raise DecodeError(_reason(error)) from None
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise TooManyPixelsError(
-            f"{width} x {height} pixels are more than the limit of {MAX_PIXELS:,}"
-        )
+    _check_pixels(width, height)
     if width * height == 0:
         raise DecodeError(f"{width} x {height} pixels: empty")
     orientation = _orientation(image)
     if orientation in _SWAPS_AXES:
         width, height = height, width
     return OpenedImage(image, orientation, width, height)
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise TooManyPixelsError(
+            f"{width} x {height} pixels are more than the limit of {MAX_PIXELS:,}"
+        )
 
 
 def decode_image(data: bytes, min_size: int | None = None) -> Image.Image:
@@ -205,8 +265,10 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 where there is none. Pillow turns TIFF by itself."""
-    if "exif" not in image.info or image.format == "TIFF":
+    """The EXIF orientation, 1 where there is none. TIFF and JPEG XL come turned, the latter unless
+    it holds a whole JPEG."""
+    turned = image.format == "TIFF" or (image.format == "JXL" and not getattr(image, "jpeg", False))
+    if "exif" not in image.info or turned:
         return 1
     try:
         return image.getexif().get(_EXIF_ORIENTATION, 1)

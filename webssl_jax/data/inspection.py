@@ -13,17 +13,14 @@ import collections
 import dataclasses
 import hashlib
 import heapq
-import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent import futures
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from webssl_jax.config import UserError
 from webssl_jax.data import annotations as annotation
 from webssl_jax.data import processes, records
-from webssl_jax.data.decode import DecodeError, open_image
+from webssl_jax.data.decode import DecodeError, format_of, open_image
 from webssl_jax.data.sources import ArrayRecordSource, DamagedRecord
 
 SPAN = 2048  # records
@@ -33,17 +30,6 @@ SIDE_EDGES = (32, 64, 128, 224, 256, 384, 512, 768, 1024, 2048)
 CAPTION_EDGES = (0, 16, 32, 64, 128, 256, 512, 1024)
 COUNT_EDGES = (0, 1, 2, 3, 5, 10)
 EXAMPLES = 5
-_MAGIC = (
-    (0, b"\xff\xd8\xff", "JPEG"),
-    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
-    (8, b"WEBP", "WEBP"),
-    (0, b"GIF8", "GIF"),
-    (0, b"BM", "BMP"),
-    (0, b"II*\0", "TIFF"),
-    (0, b"MM\0*", "TIFF"),
-    (4, b"ftypavif", "AVIF"),
-    (4, b"jP  ", "JPEG2000"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +177,7 @@ def inspect(
     damaged = 0
     spans = ((at, min(at + SPAN, len(source))) for at in range(0, len(source), SPAN))
     examine = _Examination(source, verify, sample, seed)
-    for (start, stop), tally in _in_order(examine, spans, workers):
+    for (start, stop), tally in processes.in_order(examine, spans, workers):
         _add(total, tally, sample)
         whole[tally.indices] = True
         digests[:, tally.indices] = tally.key_digests, tally.image_digests
@@ -268,7 +254,7 @@ def _count(tally: Tally, record: records.Record, index: int) -> None:
     w, h = record.width, record.height
     tally.sides = _widen(tally.sides, [w, w, h, h])
     tally.shorter_side[_edge(min(w, h), SIDE_EDGES)] += 1
-    tally.formats[_format(record.image)] += 1
+    tally.formats[format_of(record.image) or "other"] += 1
     tally.captions += len(record.captions)
     tally.captions_per_image[_edge(len(record.captions), COUNT_EDGES)] += 1
     for caption in record.captions:
@@ -331,50 +317,6 @@ def _duplicates(digests: np.ndarray, whole: np.ndarray) -> tuple[int, list[list[
     return int(again.sum()), groups
 
 
-def _in_order(
-    work: Callable[[Any], Any], tasks: Iterator[Any], workers: int
-) -> Iterator[tuple[Any, Any]]:
-    """(task, work(task)) in the order of the tasks, with a few in work."""
-    if workers == 1:
-        yield from ((task, work(task)) for task in tasks)
-        return
-    # Spawned, not forked: the record reader has threads.
-    pool = futures.ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(work,)
-    )
-    waiting: collections.deque[tuple[Any, futures.Future]] = collections.deque()
-    try:
-        for task in tasks:
-            waiting.append((task, pool.submit(_do, task)))
-            if len(waiting) == 4 * workers:
-                task, future = waiting.popleft()
-                yield task, future.result()
-        while waiting:
-            task, future = waiting.popleft()
-            yield task, future.result()
-    except futures.process.BrokenProcessPool:
-        raise UserError(
-            "a worker process died, perhaps for lack of memory; start the same command again with "
-            "fewer --workers"
-        ) from None
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-_WORK: Callable[[Any], Any] | None = None  # a worker's, sent once and not with every task
-
-
-def _start_worker(work: Callable[[Any], Any]) -> None:
-    global _WORK
-    _WORK = work
-    processes.start_worker()
-
-
-def _do(task: Any) -> Any:
-    assert _WORK is not None  # _start_worker has set it
-    return _WORK(task)
-
-
 def _place(source: ArrayRecordSource, index: int) -> dict[str, Any]:
     file, position = source.locate(index)
     return {"shard": file, "record": position, "key": records.decode(source[index]).key}
@@ -382,13 +324,6 @@ def _place(source: ArrayRecordSource, index: int) -> dict[str, Any]:
 
 def _digest(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
-
-
-def _format(data: bytes) -> str:
-    for at, magic, name in _MAGIC:
-        if data.startswith(magic, at):
-            return name
-    return "other"
 
 
 def _bounded(counts: Mapping[str, Any], name: str) -> str:
