@@ -1,12 +1,13 @@
 """Claims about exact duplicates across a conversion."""
 
+import contextlib
 import tracemalloc
 
 import numpy as np
 
 from tests.data.conversions import counts, read_shards, run_engine
 from tests.data.test_converter import picture
-from webssl_jax.data.converter import duplicates, items
+from webssl_jax.data.converter import duplicates, items, plan, runners, work
 from webssl_jax.data.converter.folder_reader import FolderReader, list_folder
 
 
@@ -28,6 +29,7 @@ def test_the_first_in_the_order_of_the_plan_stays_whatever_the_memory(tmp_path):
     paths = write(tmp_path, shards)
     for budget in (1 << 22, 100, 7):
         assert [list(places) for places in duplicates.find(paths, budget)] == wanted
+    assert [list(places) for places in duplicates.find(paths, 100, workers=2)] == wanted
 
 
 def test_digests_come_back_in_the_order_of_the_records(tmp_path):
@@ -74,3 +76,29 @@ def test_duplicates_are_dropped_across_shards_before_reencoding_and_counts_follo
     rules = items.Rules(max_side=64, keep_duplicates=True)
     stats = run_engine(tmp_path / "all", reader, units, rules, shards=3)
     assert stats["kept"] == 6 and counts(stats["dropped"]) == {}
+
+
+def test_the_first_shards_are_final_before_the_last_input_is_staged(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for i in range(12):  # every second one has come before
+        (tmp_path / "in" / f"{i:02d}.png").write_bytes(picture(40, 40, i // 4))
+    reader = FolderReader(str(tmp_path / "in"), "x")
+    dealt = {"train": plan.deal(list_folder(tmp_path / "in"), 12)}
+    done = []
+
+    @contextlib.contextmanager
+    def here():
+        def do(function, shards, progress):
+            for shard in shards:
+                function(shard, progress)
+                done.append((function, shard.index))
+
+        yield do
+
+    for name, workers in (("waves", 1), ("whole", 12)):
+        plan.prepare(tmp_path / name, {}, lambda: ({}, dealt))
+        found = runners.convert(tmp_path / name, reader, items.Rules(), here, wave=workers)
+        assert counts(found["train"]["dropped"]) == {"duplicate": 9}
+    assert done.index((work.finish_shard, 0)) < done.index((work.stage_shard, 1))
+    assert list(read_shards(tmp_path / "waves")) == list(read_shards(tmp_path / "whole"))
+    assert runners.waves(100, 3) == [(0, 3), (3, 15), (15, 75), (75, 100)]

@@ -8,6 +8,7 @@ of ``work``; only they know of processes or pipelines.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import shlex
 import threading
@@ -33,7 +34,13 @@ Runner = Callable[[], contextlib.AbstractContextManager[Do]]
 
 
 def convert(
-    output: Path, reader: Reader, rules: Rules, runner: Runner, progress: Progress = no_progress
+    output: Path,
+    reader: Reader,
+    rules: Rules,
+    runner: Runner,
+    progress: Progress = no_progress,
+    workers: int = 1,
+    wave: int = 1 << 30,
 ) -> dict[str, dict[str, Any]]:
     """Does what is not done of a plan.
 
@@ -41,9 +48,11 @@ def convert(
       output: a folder that :func:`plan.prepare` has seen.
       progress: called with the size of the inputs done since the last call, several times a second;
         first with those of the shards that were staged before.
+      workers: processes for the duplicates.
+      wave: shards of the first wave; see :func:`waves`.
 
     Returns:
-      {split: statistics}, also written to ``<output>/<split>.summary.json``.
+      {split: statistics}, also written to ``<output>/<split>.summary.json`` (but ``listed``).
 
     Raises:
       UserError: if the disk is full, a worker dies, or another process writes there. What is
@@ -61,9 +70,11 @@ def convert(
         try:
             if not all(shard.finished for shard in shards):
                 with runner() as do:
-                    do(work.stage_shard, [s for s in shards if not s.staged], progress)
-                    mark_duplicates(shards, rules)
-                    do(work.finish_shard, [s for s in shards if not s.finished], no_progress)
+                    for begin, end in waves(len(shards), wave):
+                        new, known = shards[begin:end], shards[:end]
+                        do(work.stage_shard, [s for s in new if not s.staged], progress)
+                        mark_duplicates(known, rules, workers)
+                        do(work.finish_shard, [s for s in known if not s.finished], no_progress)
         except BrokenProcessPool:
             raise UserError(
                 f"a worker process died, perhaps for lack of memory ({_done(shards)}); start the "
@@ -84,22 +95,34 @@ def convert(
                 read_json(shard.aside(".stats.json")) for shard in shards if shard.split == split
             ]
             summary = {"split": split, "shards": len(parts), **stats.total_stats(parts)}
-            write_json(output / f"{split}.summary.json", summary)
+            # As long as a list of the user's: for the caller, who has it.
+            told = {name: value for name, value in summary.items() if name != "listed"}
+            write_json(output / f"{split}.summary.json", told)
             summaries[split] = summary
         return summaries
 
 
-def mark_duplicates(shards: Sequence[work.Shard], rules: Rules) -> None:
-    """Writes, for every shard that is not finished, which of its records come again.
+def waves(count: int, first: int) -> list[tuple[int, int]]:
+    """Shards are staged and finished in waves, each four times what came before: a duplicate is
+    what came earlier in the plan, so the first shards do not wait for the last."""
+    ends = [0]
+    while ends[-1] < count:
+        ends.append(min(count, ends[-1] * 5 or max(1, first)))
+    return list(itertools.pairwise(ends))
+
+
+def mark_duplicates(shards: Sequence[work.Shard], rules: Rules, workers: int = 1) -> None:
+    """Writes, for every shard that is not finished, which of its records come again. Of the shards
+    of a plan these must be the first.
 
     Keys are unique in any case; images may come again if the rules say so.
     """
     if all(shard.finished for shard in shards):
         return
-    keys = duplicates.find([shard.aside(".keys") for shard in shards])
+    keys = duplicates.find([shard.aside(".keys") for shard in shards], workers=workers)
     images = [np.zeros(0, np.uint32)] * len(shards)
     if not rules.keep_duplicates:
-        images = duplicates.find([shard.aside(".images") for shard in shards])
+        images = duplicates.find([shard.aside(".images") for shard in shards], workers=workers)
     for shard, image_places, key_places in zip(shards, images, keys, strict=True):
         if not shard.finished:
             np.savez(shard.aside(".repeats.npz"), images=image_places, keys=key_places)
