@@ -7,6 +7,12 @@
     python tools/make_records.py parquet --input 'cc3m/*.parquet' --output shards/ \\
         --image-column image --caption-column caption
     python tools/make_records.py tfds --input cifar10 --output shards/ --tfds-split train
+    python tools/make_records.py records --input shards/ more/ --output merged/ \\
+        --without takedowns.txt --by meta.url --min meta.score=5
+
+The last one merges sets of records, selects (``--keys FILE``) and removes (``--without FILE``) by
+the key, or by another field: source, label, or NAME.FIELD of an annotation that is a JSON object.
+Values of a list that are in no record are told and written to ``<split>.unmatched.txt``.
 
 ``--annotation NAME=WHERE`` adds what evaluations need beside an image, one flag for each. WHERE is
 a path relative to --input with {path}, {folder} or {stem} of the image in it, a member's extension
@@ -24,16 +30,22 @@ that ending, {path#START} is {path} without that beginning:
     python tools/make_records.py tfds --input oxford_iiit_pet --output shards/ \\
         --image-feature image --annotation mask=segmentation_mask
 
-The names labels, questions, conversations, mask and depth have a fixed meaning, others are free
-(webssl_jax/data/annotations.py). An annotation that is missing or damaged is counted and named, and
-the image is kept without it; ``--require-annotations`` drops the image. ``--max-side`` shrinks
-masks and depth with the image, but not positions in JSON. An image that comes again with other
-annotations is a duplicate all the same: ``--keep-duplicates`` keeps both.
+The names labels, questions, conversations, mask, depth and meta have a fixed meaning, others are
+free (webssl_jax/data/annotations.py). What else a crawl says of an image (the rest of the json in a
+tar, other columns of parquet) becomes the annotation meta: ``--no-metadata`` leaves it out. An
+annotation that is missing or damaged is counted and named, and the image is kept without it;
+``--require-annotations`` drops the image. ``--max-side`` shrinks masks and depth with the image,
+but not positions in JSON. An image that comes again with other annotations is a duplicate all the
+same: ``--keep-duplicates`` keeps both.
 
-The same command again continues where it was stopped, by whatever. It writes
+HEIC and JPEG XL are read with ``pip install 'webssl_jax[formats]'``, and become JPEG.
+
+The same command again continues where it was stopped, by whatever; if there are new inputs, or an
+input is another file than it was, it is refused and says which. It writes
 ``<split>-00000-of-00004.arrayrecord`` and ``<split>.summary.json`` with what was kept, what was
 dropped and why, and which files are damaged. Exit codes as everywhere in webssl_jax: 0 done, 2 bad
-input or full disk (one line says what), 130 stopped by Ctrl-C. Damaged or missing inputs beside
+input or full disk (one line says what; also if samples of a tar were not read as they should),
+130 stopped by Ctrl-C. Damaged or missing inputs beside
 whole ones leave it at 0: the last line on stderr says how many there are.
 
 ``--runner beam`` does the same work on Apache Beam (``pip install '.[beam]'``, in an environment of
@@ -52,40 +64,23 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from webssl_jax import cli
 from webssl_jax.config import UserError
-from webssl_jax.data.converter import flags, items, plan, runners, stats
-from webssl_jax.data.converter import folder_reader as folders
-from webssl_jax.data.converter import parquet_reader as parquet
-from webssl_jax.data.converter import tar_reader as tars
-from webssl_jax.data.converter import tfds_reader as tfds
+from webssl_jax.data.converter import flags, items, kinds, plan, runners, stats
+from webssl_jax.data.converter.records_reader import list_digest, read_list
+from webssl_jax.files import write_text
 from webssl_jax.telemetry.progress import Progress
-
-Facts = dict[str, Any]  # what listing found out and the reader needs; plain JSON, kept in the plan
-
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """A kind of input. ``unit`` is what sizes of its units count, ``annotation`` what names the
-    place of an annotation."""
-
-    help: str
-    unit: str
-    annotation: str
-    add_flags: Callable[[cli.ArgumentParser], None]
-    find: Callable[[Any], tuple[Facts, list[items.Unit]]]
-    reader: Callable[[Any, Facts], items.Reader]
 
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point. Returns an exit code of cli.py."""
     parser = cli.ArgumentParser(description=__doc__)
     parsers = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    for name, kind in KINDS.items():
+    for name, kind in kinds.KINDS.items():
         mine = parsers.add_parser(name, help=kind.help)
         kind.add_flags(mine)
         _add_annotation(mine, kind.annotation)
@@ -98,211 +93,18 @@ def main(argv: list[str] | None = None) -> int:
     if args.beam_options and args.runner != "beam":
         raise UserError("--beam-options: only with --runner beam")
     args.annotation.sort()  # their order changes no byte
-    for (name, _), (following, _) in itertools.pairwise(_annotations(args)):
+    for (name, _), (following, _) in itertools.pairwise(kinds.wanted(args)):
         if name == following:
             raise UserError(f"--annotation {name}: given twice; each name has one place")
     if args.require_annotations and not args.annotation:
         raise UserError("--require-annotations: only with --annotation")
-    return _convert(args, KINDS[args.kind])
-
-
-# ----------------------------------------------------------------------------------- kinds of input
-
-
-def _folder_flags(parser: cli.ArgumentParser) -> None:
-    parser.add_argument("--input", type=Path, required=True, metavar="DIR")
-    parser.add_argument(
-        "--label-from",
-        choices=folders.LABELS,
-        default="none",
-        help="folder: the first folder below --input",
-    )
-    parser.add_argument(
-        "--captions",
-        choices=folders.CAPTIONS,
-        default="none",
-        help="sidecar-txt: each line of NAME.txt beside NAME.jpg",
-    )
-    parser.add_argument(
-        "--test-fraction",
-        type=flags.fraction,
-        default=0.0,
-        metavar="F",
-        help="put this share of the images, chosen by a digest of the key, into a split named test",
-    )
-
-
-def _folder_find(args) -> tuple[Facts, list[items.Unit]]:
-    progress = Progress(None, "listing", "images")
-    units = folders.list_folder(args.input, progress.update, _annotations(args))
-    progress.close()
-    return {"root": str(args.input), "source": args.input.name or "images"}, units
-
-
-def _folder_reader(args, facts: Facts) -> items.Reader:
-    return folders.FolderReader(
-        **facts, label_from=args.label_from, captions=args.captions, annotations=_annotations(args)
-    )
-
-
-def _tar_flags(parser: cli.ArgumentParser) -> None:
-    _add_patterns(parser)
-    _add_label_field(parser)
-
-
-def _tar_find(args) -> tuple[Facts, list[items.Unit]]:
-    root, units = tars.list_tars(args.input)
-    return {"root": str(root), "source": root.name}, units
-
-
-def _tar_reader(args, facts: Facts) -> items.Reader:
-    wanted = tuple((name, where.lstrip(".").lower()) for name, where in _annotations(args))
-    return tars.TarReader(**facts, label_field=args.label_field, annotations=wanted)
-
-
-def _metaclip_flags(parser: cli.ArgumentParser) -> None:
-    parser.add_argument("--input", type=Path, required=True, metavar="DIR")
-    parser.add_argument(
-        "--first", type=flags.natural, metavar="N", help="first shard (default: all)"
-    )
-    parser.add_argument("--last", type=flags.natural, metavar="N", help="last shard (default: all)")
-    _add_label_field(parser)
-
-
-def _metaclip_find(args) -> tuple[Facts, list[items.Unit]]:
-    units = tars.list_metaclip(args.input, args.first, args.last)
-    return {"root": str(args.input), "source": args.input.name}, units
-
-
-def _parquet_flags(parser: cli.ArgumentParser) -> None:
-    _add_patterns(parser)
-    parser.add_argument(
-        "--image-column",
-        default="image",
-        metavar="NAME",
-        help="bytes, paths, or Hugging Face's struct of both",
-    )
-    parser.add_argument(
-        "--image-root",
-        type=Path,
-        metavar="DIR",
-        help="what paths are relative to; none outside is read (default: the parquet's folder)",
-    )
-    parser.add_argument("--caption-column", nargs="+", default=[], metavar="NAME")
-    parser.add_argument("--key-column", metavar="NAME", help="default: file and row")
-    parser.add_argument("--label-column", metavar="NAME")
-
-
-def _columns(args) -> parquet.Columns:
-    captions = tuple(args.caption_column)
-    key, label = args.key_column, args.label_column
-    return parquet.Columns(args.image_column, captions, key, label, _annotations(args))
-
-
-def _parquet_find(args) -> tuple[Facts, list[items.Unit]]:
-    root, units = parquet.list_parquet(args.input, _columns(args))
-    image_root = os.path.abspath(args.image_root or root)
-    return {"root": str(root), "source": root.name, "image_root": image_root}, units
-
-
-def _parquet_reader(args, facts: Facts) -> items.Reader:
-    return parquet.ParquetReader(**facts, columns=_columns(args))
-
-
-def _tfds_flags(parser: cli.ArgumentParser) -> None:
-    parser.add_argument(
-        "--input", required=True, metavar="DIR|NAME", help="a prepared folder, or coco/2017"
-    )
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where datasets by name lie")
-    parser.add_argument(
-        "--tfds-split", default="train", metavar="SPLIT", help="train, train[:10%%], train+test"
-    )
-    parser.add_argument("--image-feature", metavar="PATH", help="default: the only one there is")
-    parser.add_argument(
-        "--caption-feature", nargs="+", default=[], metavar="PATH", help="captions/text, say"
-    )
-    parser.add_argument("--key-feature", metavar="PATH", help="default: file and number")
-    parser.add_argument(
-        "--label-feature", metavar="PATH", help="default: the class label, if there is one"
-    )
-
-
-def _tfds_find(args) -> tuple[Facts, list[items.Unit]]:
-    captions, key, label = tuple(args.caption_feature), args.key_feature, args.label_feature
-    asked = tfds.Features(args.image_feature, captions, key, label, _annotations(args))
-    root, source, features, units = tfds.list_tfds(
-        args.input, args.data_dir, args.tfds_split, asked
-    )
-    facts = {"root": str(root), "source": source, "features": dataclasses.asdict(features)}
-    return facts, units
-
-
-def _tfds_reader(args, facts: Facts) -> items.Reader:
-    lists = {"captions": facts["features"]["captions"], "annotations": _annotations(args)}
-    features = facts["features"] | {name: tuple(value) for name, value in lists.items()}
-    return tfds.TfdsReader(**facts | {"features": tfds.Features(**features)})
-
-
-def _add_patterns(parser: cli.ArgumentParser) -> None:
-    parser.add_argument(
-        "--input", nargs="+", required=True, metavar="GLOB", help="files; ** goes into folders"
-    )
-
-
-def _add_label_field(parser: cli.ArgumentParser) -> None:
-    parser.add_argument(
-        "--label-field", metavar="NAME", help="field of the json that is the label (beside .cls)"
-    )
-
-
-KINDS = {
-    "folder": Kind(
-        "a folder tree of image files",
-        "images",
-        "a path relative to --input with {path}, {folder} or {stem} of the image in it",
-        _folder_flags,
-        _folder_find,
-        _folder_reader,
-    ),
-    "tar": Kind(
-        "tars of img2dataset or webdataset; plain, gzip or zstd",
-        "kB",
-        "a member's extension, such as seg.png",
-        _tar_flags,
-        _tar_find,
-        _tar_reader,
-    ),
-    "metaclip": Kind(
-        "MetaCLIP's tars DIR/{n %% 100}/{n}.tar",
-        "kB",
-        "a member's extension, such as json",
-        _metaclip_flags,
-        _metaclip_find,
-        _tar_reader,
-    ),
-    "parquet": Kind(
-        "parquet files with images or their paths",
-        "rows",
-        "a column",
-        _parquet_flags,
-        _parquet_find,
-        _parquet_reader,
-    ),
-    "tfds": Kind(
-        "a TFDS dataset, without TensorFlow",
-        "examples",
-        "the path of a feature",
-        _tfds_flags,
-        _tfds_find,
-        _tfds_reader,
-    ),
-}
-
-
-# -------------------------------------------------------------------------------------- all of them
+    return _convert(args, kinds.KINDS[args.kind])
 
 
 def _add_annotation(parser: cli.ArgumentParser, where: str) -> None:
+    if not where:  # of records all stay as they are
+        parser.set_defaults(annotation=[], require_annotations=False)
+        return
     parser.add_argument(
         "--annotation",
         action="append",
@@ -316,10 +118,6 @@ def _add_annotation(parser: cli.ArgumentParser, where: str) -> None:
         action="store_true",
         help="drop images that lack one of these (default: keep)",
     )
-
-
-def _annotations(args: Any) -> items.Wanted:
-    return tuple(tuple(text.split("=", 1)) for text in args.annotation)
 
 
 def _add_common(parser: cli.ArgumentParser, unit: str) -> None:
@@ -370,11 +168,20 @@ def _add_common(parser: cli.ArgumentParser, unit: str) -> None:
     parser.add_argument(
         "--require-caption", action="store_true", help="drop images without one (default: keep)"
     )
-    parser.add_argument(
-        "--keep-duplicates",
-        action="store_true",
-        help="keep images whose bytes came before (default: the first in order stays)",
-    )
+    if unit == "records":
+        parser.set_defaults(min_side=1, max_aspect=1e9)  # the rules were applied once
+        parser.add_argument(
+            "--drop-duplicates",
+            action="store_false",
+            dest="keep_duplicates",
+            help="drop images whose bytes came before (default: keep)",
+        )
+    else:
+        parser.add_argument(
+            "--keep-duplicates",
+            action="store_true",
+            help="keep images whose bytes came before (default: the first in order stays)",
+        )
     parser.add_argument("--workers", type=flags.positive, default=os.cpu_count(), metavar="N")
     parser.add_argument(
         "--runner", choices=("pool", "beam"), default="pool", help="pool: processes of this machine"
@@ -384,16 +191,24 @@ def _add_common(parser: cli.ArgumentParser, unit: str) -> None:
     )
 
 
-def _convert(args: Any, kind: Kind) -> int:
+def _convert(args: Any, kind: kinds.Kind) -> int:
     begun = time.monotonic()
     args.input = _absolute(args.input)
+    for name in ("keys", "without"):
+        if getattr(args, name, None):
+            setattr(args, name, getattr(args, name).resolve())
     settings = {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()}
     for name in ("output", "workers", "runner", "beam_options", "traceback"):
         del settings[name]  # they change no byte
+    lists = {
+        name: str(getattr(args, name)) for name in ("keys", "without") if getattr(args, name, None)
+    }
+    for name, file in lists.items():
+        settings[name] = f"{file} ({list_digest(file)})"
     if args.kind in ("folder", "metaclip") and not args.input.is_dir():
         kind.find(args)  # says what is wrong with it, before anything is made
 
-    def make() -> tuple[Facts, plan.Dealt]:
+    def make() -> tuple[kinds.Facts, plan.Dealt]:
         facts, units = kind.find(args)
         return facts | ({"source": args.source} if args.source else {}), _deal(units, args)
 
@@ -418,7 +233,12 @@ def _convert(args: Any, kind: Kind) -> int:
     names = [field.name for field in dataclasses.fields(items.Rules)]
     rules = items.Rules(**{name: getattr(args, name) for name in names})
     try:
-        summaries = runners.convert(args.output, kind.reader(args, facts), rules, runner, update)
+        reader = kind.reader(args, facts)
+        # A job of Beam starts slowly: all at once.
+        first = {"wave": args.workers} if args.runner == "pool" else {}
+        summaries = runners.convert(
+            args.output, reader, rules, runner, update, workers=args.workers, **first
+        )
     except KeyboardInterrupt:
         progress.close()
         print("stopped; the same command continues", file=sys.stderr)
@@ -435,14 +255,45 @@ def _convert(args: Any, kind: Kind) -> int:
         if count := stats.damaged(summary):
             inputs = "1 input (or part of one)" if count == 1 else f"{count:,} inputs (or parts)"
             where = args.output / f"{split}.summary.json"
-            print(f'{inputs} damaged or missing; see "notes" in {where}', file=sys.stderr)
+            print(f'{inputs} damaged, missing or empty; see "notes" in {where}', file=sys.stderr)
+    _tell_unmatched(args, set().union(*map(read_list, lists.values())), summaries)
+    for summary in summaries.values():
+        _refuse_misread(args, summary)
     return 0
+
+
+def _tell_unmatched(args: Any, listed: set[str], summaries: Mapping[str, Any]) -> None:
+    """Tells the values of lists that are in no record."""
+    left = sorted(listed.difference(*(summary["listed"] for summary in summaries.values())))
+    if left:
+        path = args.output / f"{args.split}.unmatched.txt"
+        write_text(path, "".join(f"{value}\n" for value in left))
+        print(
+            f"{len(left):,} of {len(listed):,} listed values of {args.by!r} are in no record "
+            f"({', '.join(left[:3])}{', ...' if len(left) > 3 else ''}): {path}",
+            file=sys.stderr,
+        )
+
+
+def _refuse_misread(args: Any, summary: Mapping[str, Any]) -> None:
+    """Raises UserError if what is lost would be there had the input been read as it should."""
+    for reason, advice in items.MISREAD.items():
+        for row in (summary["dropped"].get(reason), summary["notes"].get(reason)):
+            if row:
+                raise UserError(
+                    f"--input {' '.join(args.input)}: {row['count']:,} x {reason} "
+                    f"({row['examples'][0]}, ...); {advice}, and convert into another folder: "
+                    f"{args.output} lacks them"
+                )
 
 
 def _absolute(value: Any) -> Any:
     """Inputs as they are named in the plan: the same from whatever folder the command is given."""
     if isinstance(value, list):
-        return [os.path.abspath(one) if "://" not in one else one for one in value]
+        return [
+            one if "://" in one or one.startswith("corpus:") else os.path.abspath(one)
+            for one in value
+        ]
     if isinstance(value, Path):
         return value.resolve()
     return os.path.abspath(value) if os.path.isdir(value) else value  # else a dataset's name
@@ -450,6 +301,8 @@ def _absolute(value: Any) -> Any:
 
 def _deal(units: Sequence[items.Unit], args: Any) -> dict[str, list[list[items.Unit]]]:
     """Splits and shards. A test set never takes all, and takes one image at least."""
+    others = [unit for unit in units if "count" in unit]  # no images: a part of the first shard
+    units = [unit for unit in units if "count" not in unit]
     parts: dict[str, list[items.Unit]] = {args.split: list(units)}
     fraction = getattr(args, "test_fraction", 0.0)
     if fraction:
@@ -472,6 +325,7 @@ def _deal(units: Sequence[items.Unit], args: Any) -> dict[str, list[list[items.U
         # As many shards as units: one each, whatever their sizes.
         one_each = [[unit] for unit in mine]
         dealt[split] = one_each if wanted >= len(mine) else plan.deal(mine, max(1, wanted))
+    dealt[args.split][0] += others
     return dealt
 
 

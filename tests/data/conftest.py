@@ -1,5 +1,6 @@
 """Tiny image shards for the data tests, and the converter's command in this process."""
 
+import contextlib
 import pathlib
 import runpy
 import sys
@@ -8,7 +9,10 @@ import numpy as np
 import pytest
 
 from tests.data.image_shards import encode_image, make_record, smooth_image, write_shard
+from tools import make_records as tool
+from webssl_jax.config import UserError
 from webssl_jax.data import records
+from webssl_jax.data.converter import runners
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +37,27 @@ def shards(tmp_path_factory, image_records):
         items = [records.encode(r) for r in image_records[16 * index : 16 * (index + 1)]]
         write_shard(folder / records.shard_name("train", index, 4), items)
     return folder
+
+
+@pytest.fixture
+def make_records(monkeypatch, capsys):
+    """make_records without a pool, in this process: (exit code, stdout, stderr or the error)."""
+
+    @contextlib.contextmanager
+    def here(workers):
+        yield lambda function, shards, progress: [function(s, progress) for s in shards]
+
+    monkeypatch.setattr(runners, "pool", here)
+
+    def call(*args):
+        capsys.readouterr()
+        try:
+            code = tool.main([str(arg) for arg in args])
+        except UserError as error:
+            return 2, capsys.readouterr().out, str(error)
+        return code, *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture

@@ -215,7 +215,7 @@ def test_members_of_a_sample_become_annotations_by_their_extension(tmp_path):
 def test_members_that_were_not_asked_for_are_what_they_were(tmp_path):
     stats, found = convert_tar(tmp_path, ("1.seg.png", image(1)), ("1.jpg", image(2)))
     assert found["0/1"].annotations == {}
-    assert counts(stats["dropped"]) == {"second image of a sample": 1}
+    assert counts(stats["notes"]) == {"image beside the one taken, ignored: .seg.png": 1}
 
 
 def test_a_large_or_second_annotation_of_a_sample_is_noted(tmp_path, monkeypatch):
@@ -310,10 +310,9 @@ def test_values_that_json_cannot_hold_and_files_that_are_gone_are_damage(tmp_pat
         {"parts": b"[]"},
     ]
     assert counts(stats["notes"]) == {
-        "damaged annotation 'score'": 1,
         "damaged annotation 'parts'": 1,
         "damaged annotation 'mask'": 2,
-        "no annotation 'score'": 1,
+        "no annotation 'score'": 2,
         "no annotation 'mask'": 1,
     }
     assert stats["notes"]["damaged annotation 'mask'"]["examples"] == [
@@ -387,7 +386,9 @@ def test_the_command_takes_annotations_and_a_begun_folder_keeps_to_them(tmp_path
     code, out, err = invoke(*args, *wanted, *more)
     assert code == 0 and "annotations  labels 4, mask 2" in out
     assert "no annotation 'mask': 3.jpg" in out
-    assert err.splitlines()[-1].startswith("1 input (or part of one) damaged or missing; see")
+    assert err.splitlines()[-1].startswith(
+        "1 input (or part of one) damaged, missing or empty; see"
+    )
     before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.arrayrecord")}
     code, _, err = invoke(*args, *more, *wanted)  # their order is no other question
     assert code == 0 and "continuing" in err

@@ -50,7 +50,9 @@ def test_tar_and_metaclip_commands_convert_continue_and_summarise(tmp_path, invo
     args = ("metaclip", "--input", tmp_path / "mc", "--output", tmp_path / "mc-out")
     code, out, err = invoke(*args, "--first", 101, "--last", 102, "--source", "mc400m")
     assert code == 0 and "shard missing: 2/102.tar" in out
-    assert err.splitlines()[-1].startswith("1 input (or part of one) damaged or missing; see")
+    assert err.splitlines()[-1].startswith(
+        "1 input (or part of one) damaged, missing or empty; see"
+    )
     (record,) = read_shards(tmp_path / "mc-out").values()
     assert record.captions == ("A text",) and record.source == "mc400m"
 
@@ -99,7 +101,7 @@ def test_damage_beside_whole_inputs_is_the_last_line_and_exit_0(tmp_path, invoke
     for _ in range(2):  # a finished conversion says it, too
         code, _, err = invoke(*args)
         where = tmp_path / "out/train.summary.json"
-        line = f'2 inputs (or parts) damaged or missing; see "notes" in {where}'
+        line = f'2 inputs (or parts) damaged, missing or empty; see "notes" in {where}'
         assert code == 0 and err.splitlines()[-1] == line
     whole = ("tar", "--input", tars / "00001.tar", "--output", tmp_path / "whole")
     code, out, err = invoke(*whole, "--workers", 1)

@@ -13,7 +13,7 @@ import pytest
 from tests.data.conversions import counts, read_shards, run_engine
 from tests.data.image_shards import encode_image, smooth_image
 from webssl_jax.config import UserError
-from webssl_jax.data.converter import items, tar_reader, tar_stream
+from webssl_jax.data.converter import fields, items, tar_reader, tar_stream
 from webssl_jax.data.converter.tar_reader import TarReader, list_metaclip, list_tars
 
 
@@ -158,7 +158,7 @@ def test_a_required_caption_drops_images_without_one(convert):
 
 
 def test_bad_texts_beside_an_image_keep_the_image_and_are_noted(convert, monkeypatch):
-    monkeypatch.setattr(items, "MAX_TEXT_BYTES", 1000)
+    monkeypatch.setattr(fields, "MAX_TEXT_BYTES", 1000)
     monkeypatch.setattr(tar_reader, "MAX_TEXT_BYTES", 1000)
     data = pack(
         ("1.jpg", image(1)),
@@ -181,7 +181,8 @@ def test_bad_texts_beside_an_image_keep_the_image_and_are_noted(convert, monkeyp
     assert counts(stats["notes"]) == {
         "bad json beside an image": 2,
         "caption not UTF-8, mended": 2,
-        "member of another kind, ignored": 1,
+        "caption is a number, ignored": 1,
+        "member of another kind, ignored: .npy": 1,
         "text larger than the limit, ignored": 1,
     }
     assert stats["notes"]["bad json beside an image"]["examples"] == ["000/1", "000/4"]
@@ -197,7 +198,7 @@ def test_keys_that_come_again_and_second_images_are_dropped(convert):
         ("1.txt", b"late"),
     )
     stats, found = convert(data)
-    assert counts(stats["dropped"]) == {"second image of a sample": 2, "duplicate key": 1}
+    assert counts(stats["dropped"]) == {items.SECOND_IMAGE: 2, "duplicate key": 1}
     assert found["000/1"].image == image(1) and found["000/2"].image == image(3)
 
 
@@ -294,6 +295,31 @@ def test_memory_does_not_grow_with_the_tar(tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0] < 3_000_000
+
+
+def test_one_large_tar_is_split_between_samples_over_many_units(tmp_path, monkeypatch):
+    members = samples(40)
+    members[30:30] = [("x" * 200 + ".jpg", image(50))]  # a header of its own for the name
+    apart = [*members[0::3], *members[1::3]]
+    for name, data in (
+        ("a", pack(*members)),
+        ("b", gzip.compress(pack(*members))),
+        ("c", pack(*apart)),
+        ("d", pack(*members)[:-20000]),
+    ):
+        (tmp_path / f"{name}.tar").write_bytes(data)
+    root, whole = list_tars([str(tmp_path / "*.tar")])
+    assert len(whole) == 4
+    monkeypatch.setattr(tar_reader, "PIECE", 15_000)
+    _, units = list_tars([str(tmp_path / "*.tar")])
+    pieces = [unit for unit in units if unit["path"] == "a.tar"]
+    assert len(pieces) > 4 and len(units) == len(pieces) + 3
+    reader = TarReader(str(root), "web")
+    found = [item for unit in pieces for item in reader.read(unit)]
+    assert found == list(reader.read(whole[0])) and len(found) == 41
+    (tmp_path / "a.tar").write_bytes(pack(*members)[: pieces[2]["end"]])
+    last = list(reader.read(pieces[-1]))
+    assert [type(item) for item in last] == [items.Note]  # a piece that is gone is damage
 
 
 def test_inputs_that_are_no_tars_are_refused_with_one_line(tmp_path):

@@ -120,6 +120,11 @@ class ArrayRecordSource:
         shard, position = self._locate(index)
         return self.files[shard], position
 
+    @property
+    def counts(self) -> list[int]:
+        """Records of each of ``files``."""
+        return [end - start for start, end in itertools.pairwise([0, *self._ends])]
+
     def describe(self, index: int) -> str:
         """The same for logs and errors: ``FILE record 17``."""
         file, position = self.locate(index)

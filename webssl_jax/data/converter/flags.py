@@ -6,6 +6,7 @@ value: '0'".
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from webssl_jax.data.records import ANNOTATION_NAME
@@ -40,6 +41,13 @@ def annotation(text: str) -> str:
     return text
 
 
+def limit(text: str) -> tuple[str, float]:
+    field, equals, number = text.rpartition("=")
+    if not equals or not field or not math.isfinite(float(number)):
+        raise ValueError
+    return field, float(number)
+
+
 def _number(text: str, kind: type, low: float, high: float | None) -> Any:
     value = kind(text)
     if not value >= low or (high is not None and value > high):
@@ -51,3 +59,4 @@ positive.__name__, natural.__name__ = "positive whole number", "whole number"
 aspect.__name__, fraction.__name__ = "ratio (1 or more)", "share (0 to 0.9)"
 name.__name__ = "name (letters, digits, _)"
 annotation.__name__ = "NAME=WHERE (NAME of lower-case letters, digits, _)"
+limit.__name__ = "FIELD=NUMBER"

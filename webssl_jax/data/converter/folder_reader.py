@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import os
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from webssl_jax.config import UserError
+from webssl_jax.data.converter.fields import captions_of
 from webssl_jax.data.converter.items import (
     MAX_BYTES,
     MISSING,
@@ -18,14 +20,18 @@ from webssl_jax.data.converter.items import (
     Candidate,
     Dropped,
     Item,
+    Note,
     Unit,
     Wanted,
-    clean_captions,
     no_progress,
 )
+from webssl_jax.data.decode import MAGIC_BYTES, format_of
 
 LABELS = ("none", "folder")
 CAPTIONS = ("none", "sidecar-txt", "filename")
+EXAMPLES = 5  # names kept of files that are no images
+# Of these no file is opened to look: there may be one beside each image.
+_NO_IMAGES = frozenset(".txt .json .xml .csv .tsv .yaml .npy .npz .pt .md .html".split())
 _FIELD = re.compile(r"\{(path|folder|stem)(?:([%#])([^{}]+))?\}")
 
 
@@ -45,6 +51,10 @@ class FolderReader:
     annotations: Wanted = ()
 
     def read(self, unit: Unit, advance: Callable[[int], None] = no_progress) -> Iterator[Item]:
+        if "count" in unit:
+            for place in range(unit["count"]):
+                yield Note(unit["examples"][min(place, len(unit["examples"]) - 1)], unit["note"])
+            return
         path = PurePosixPath(unit["path"])
         key = key_of(unit["path"])
         if "drop" in unit:
@@ -56,7 +66,7 @@ class FolderReader:
             yield Dropped(key, problem)
             return
         texts, lost = self._captions(full)
-        captions, notes = clean_captions(texts)
+        captions, notes = captions_of(texts)
         folder = path.parts[0] if len(path.parts) > 1 else None
         label = key_of(folder) if self.label_from == "folder" and folder else None
         found = {name: self._annotation(pattern, path) for name, pattern in self.annotations}
@@ -127,17 +137,21 @@ def annotation_path(pattern: str, path: str) -> str:
 
 
 def list_folder(
-    root: Path, progress: Callable[[int], None] = no_progress, annotations: Wanted = ()
+    root: Path,
+    progress: Callable[[int], None] = no_progress,
+    annotations: Wanted = (),
+    captions: str = "none",
 ) -> list[Unit]:
-    """Every file with an image's suffix below ``root``, by path, but none that is the annotation of
-    another.
+    """Every image below ``root``, by path, but none that is the annotation of another. What is an
+    image is told by the suffix, of other files by their first bytes; those that are none are
+    counted by suffix, in a last unit for each.
 
     Links are followed, loops are not: a folder is entered once. What cannot be opened is listed
     too, so that it is counted.
 
     Args:
       progress: called with the number of files found since the last call.
-      annotations: as the reader has them.
+      annotations, captions: as the reader has them.
 
     Raises:
       UserError: if there is no such folder, or no image in it; if a pattern of an annotation
@@ -154,6 +168,9 @@ def list_folder(
         raise UserError(f"--input {root}: {'not a folder' if root.exists() else 'no such folder'}")
     found: list[str] = []
     broken: list[str] = []
+    others: dict[str, list[str]] = collections.defaultdict(list)
+    used = {os.path.splitext(pattern)[1].lower() for _, pattern in annotations}
+    used |= {".txt"} if captions == "sidecar-txt" else set()
     entered = {(root.stat().st_dev, root.stat().st_ino)}
 
     def unreadable(error: OSError) -> None:
@@ -164,11 +181,19 @@ def list_folder(
         subfolders[:] = [name for name in subfolders if _enter(Path(folder, name), entered)]
         before = len(found)
         for name in files:
-            if os.path.splitext(name)[1].lower() in SUFFIXES:
-                found.append(os.path.relpath(os.path.join(folder, name), root))
+            path = os.path.relpath(os.path.join(folder, name), root)
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in SUFFIXES or _is_image(suffix, os.path.join(folder, name)):
+                found.append(path)
+            elif suffix not in used:
+                others[suffix].append(path)
         progress(len(found) - before)
     if not found:
         detail = f" ({len(broken)} folders could not be read)" if broken else ""
+        kinds = ", ".join(
+            f"{len(paths):,} of {name or 'no suffix'}" for name, paths in others.items()
+        )
+        detail += f"; other files: {kinds}" if others else ""
         raise UserError(f"--input {root}: no image files in it{detail}")
     units: list[Unit] = [{"path": path, "drop": "unreadable folder"} for path in broken]
     patterns = [pattern for _, pattern in annotations]
@@ -179,7 +204,25 @@ def list_folder(
             units.append({"path": path, "drop": "annotation without image"})
         elif path not in taken:
             units.append({"path": path})
-    return sorted(units, key=lambda unit: os.fsencode(unit["path"]))
+    units.sort(key=lambda unit: os.fsencode(unit["path"]))
+    for suffix, paths in sorted(others.items()):
+        note = f"file of another kind, ignored: {key_of(suffix) or 'no suffix'}"
+        examples = [key_of(path) for path in sorted(paths)[:EXAMPLES]]
+        more = {"note": note, "count": len(paths), "examples": examples}
+        units.append({"path": suffix, "size": 0, **more})
+    return units
+
+
+def _is_image(suffix: str, path: str) -> bool:
+    """Whether a file of an unknown suffix begins as images do."""
+    if suffix in _NO_IMAGES:
+        return False
+    try:
+        with open(path, "rb", opener=lambda p, f: os.open(p, f | os.O_NONBLOCK)) as file:
+            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            return regular and format_of(file.read(MAGIC_BYTES)) is not None
+    except OSError:
+        return False
 
 
 def _enter(folder: Path, entered: set[tuple[int, int]]) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from PIL import Image
@@ -14,23 +15,32 @@ from webssl_jax.data import decode, records
 
 # Of one encoded image or annotation; what MAX_PIXELS allows fits, and so does a worker.
 MAX_BYTES = 1 << 27
-MAX_TEXT_BYTES = 1 << 20  # of one caption or one json beside an image
 JPEG_QUALITY = 92  # of what --max-side re-encodes, without chroma subsampling: text stays legible
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .avif .jp2 .tga .mpo".split()
+    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .avif .jp2 .tga .mpo "
+    ".heic .heif .hif .jxl".split()
 )
 
 Unit = Mapping[str, Any]  # one line of a plan, plain JSON; "size" is its share of the work (or 1)
 # Annotations that are asked for: (name, where a reader finds it). Pairs, because they must hash.
 Wanted = tuple[tuple[str, str], ...]
 MISSING = "missing"
+EMPTY = "empty"  # how notes of an input that holds nothing begin
+SECOND_IMAGE, APART = "second image of a sample", "caption apart from its image"
+# What is lost by reading an input in a way that it does not fit: what to do about each.
+MISREAD = {
+    SECOND_IMAGE: "members whose names are alike up to the first dot are one sample: name the "
+    "image with --image-member, or give --cut-names last-dot",
+    APART: "the members of a sample must lie side by side: pack the tar again (tar --sort=name)",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
     """An image found in an input, before any rule. ``data`` is the encoded file; ``notes`` are
     reasons as in :class:`Note`, about this image. ``annotations`` has an entry for each that is
-    asked for: its bytes, ``MISSING``, or what is wrong with it."""
+    asked for: its bytes, ``MISSING``, or what is wrong with it. ``source``: if not the reader's.
+    ``listed``: the value of a list of the user's that it was found by."""
 
     key: str
     data: bytes
@@ -38,15 +48,23 @@ class Candidate:
     label: str | None = None
     notes: tuple[str, ...] = ()
     annotations: Mapping[str, bytes | str] = dataclasses.field(default_factory=dict)
+    source: str | None = None
+    listed: str = ""
+
+    @property
+    def identity(self) -> str:
+        """What is unique in a conversion."""
+        return self.key if self.source is None else f"{self.source}\0{self.key}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Dropped:
     """An image that will not be in the shards. ``reason`` is a short fixed phrase: it is
-    counted."""
+    counted. ``listed`` as of a candidate."""
 
     key: str
     reason: str
+    listed: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +85,9 @@ def no_progress(size: int) -> None:
 class Reader(Protocol):
     """Opens one input. Must pickle, and must depend on nothing but its fields and the input."""
 
-    source: str
+    @property
+    def source(self) -> str:
+        """What records name as their source."""
 
     def read(self, unit: Unit, advance: Callable[[int], None] = no_progress) -> Iterator[Item]:
         """Yields what is in one line of the plan. Bad input is a ``Dropped`` or a ``Note``, never
@@ -80,7 +100,8 @@ class Rules:
     """What an image must be. Sides in pixels after EXIF rotation; ``max_side`` 0 keeps every size.
 
     Larger images than ``max_side`` are shrunk and encoded as JPEG, and with them their annotations
-    that are PNG; the bytes of all others stay.
+    that are PNG. Images that need the extra "formats" (HEIC, JPEG XL) are encoded as JPEG, so that
+    who reads the shards does not need it. The bytes of all others stay.
     """
 
     max_side: int = 0
@@ -91,27 +112,24 @@ class Rules:
     keep_duplicates: bool = False
 
 
-def text_of(value: str | bytes) -> tuple[str, bool]:
-    """Text that UTF-8 can hold, stripped, and whether characters had to be replaced by U+FFFD."""
-    data = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
-    text = data.decode("utf-8", "replace")
-    return text.removeprefix("\ufeff").strip(), text.encode() != data
+def metadata_of(fields: Mapping[str, Any], taken: Mapping[str, Any]) -> dict[str, bytes | str]:
+    """What a data set says of an image besides, as the annotation ``META``: numbers that JSON does
+    not know (NaN) are null. Nothing if there is nothing, or if an annotation of that name is taken
+    from elsewhere."""
+    if not fields or annotation.META in taken:
+        return {}
+    try:
+        return {annotation.META: annotation.encode_json(_finite(fields))}
+    except annotation.AnnotationError as error:
+        return {annotation.META: str(error)}
 
 
-def clean_captions(values: Sequence[str | bytes]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Captions without blanks and repeats, in order, and the notes about them."""
-    captions: dict[str, None] = {}
-    notes: dict[str, None] = {}
-    for value in values:
-        if len(value) > MAX_TEXT_BYTES:
-            notes["text larger than the limit, ignored"] = None
-            continue
-        text, mended = text_of(value)
-        if mended:
-            notes["caption not UTF-8, mended"] = None
-        if text:
-            captions[text] = None
-    return tuple(captions), tuple(notes)
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def make_record(
@@ -123,6 +141,7 @@ def make_record(
     if isinstance(decoded, Dropped):
         return decoded, []
     image, width, height = decoded
+    source = source if item.source is None else item.source
     record = records.Record(item.data, item.captions, item.key, width, height, source, item.label)
     kept: dict[str, bytes] = {}
     missing, damaged = [], []
@@ -140,6 +159,8 @@ def make_record(
     record = dataclasses.replace(record, annotations=kept)
     if rules.max_side and max(width, height) > rules.max_side:
         record = _shrink(record, image, rules.max_side)
+    elif decode.format_of(item.data) in decode.EXTRA:
+        record = dataclasses.replace(record, image=_jpeg(image))
     return record, missing + damaged
 
 
@@ -155,6 +176,8 @@ def _decode(item: Candidate, rules: Rules) -> tuple[Image.Image, int, int] | Dro
         opened = decode.open_image(item.data)
     except decode.TooManyPixelsError:
         return Dropped(item.key, "more pixels than the limit")
+    except decode.MissingDecoderError as error:
+        return Dropped(item.key, f"no decoder for {error}")
     except decode.DecodeError:
         return Dropped(item.key, "undecodable")
     width, height = opened.width, opened.height
@@ -182,13 +205,17 @@ def _problem(record: records.Record, name: str, data: bytes) -> str:
 def _shrink(record: records.Record, image: Image.Image, max_side: int) -> records.Record:
     scale = max_side / max(record.width, record.height)
     width, height = (max(1, round(side * scale)) for side in (record.width, record.height))
-    file = io.BytesIO()
     small = image.resize((width, height), Image.Resampling.BICUBIC)
-    small.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     kept = dict(record.annotations)
     for name, data in kept.items():
         if annotation.is_png(data):
             kept[name] = annotation.shrink_png(record, name, width, height)
     return dataclasses.replace(
-        record, image=file.getvalue(), width=width, height=height, annotations=kept
+        record, image=_jpeg(small), width=width, height=height, annotations=kept
     )
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return file.getvalue()

@@ -3,7 +3,9 @@ them (a struct of ``bytes`` and ``path``).
 
 A unit is one row group; of it only some pages and rows are in memory. Class names of integer labels
 are taken from the metadata that Hugging Face's ``datasets`` leaves in the schema. Of annotations,
-bytes and text stay as they are, an image's struct becomes its file, and all else JSON.
+bytes and text stay as they are, an image's struct becomes its file, and all else JSON. A column is
+named by its path, ``a.b`` for the field ``b`` of an object, also of each in a list. The other
+columns of texts, numbers and dates become the annotation ``meta``.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ import pyarrow.parquet as pq
 
 from webssl_jax.config import UserError, suggest
 from webssl_jax.data.annotations import AnnotationError, encode_json
+from webssl_jax.data.converter.fields import captions_of, key_of_value, label_of, plain
 from webssl_jax.data.converter.folder_reader import key_of, read_file
 from webssl_jax.data.converter.items import (
+    EMPTY,
     MISSING,
     Candidate,
     Dropped,
@@ -29,11 +33,10 @@ from webssl_jax.data.converter.items import (
     Note,
     Unit,
     Wanted,
-    clean_captions,
+    metadata_of,
     no_progress,
-    text_of,
 )
-from webssl_jax.data.converter.plan import find_files
+from webssl_jax.data.converter.plan import find_files, stamp
 
 _ROWS = 16  # decoded at once
 _BUFFER = 1 << 20
@@ -42,13 +45,15 @@ _DAMAGED = "damaged parquet file: rows are lost"
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Names of columns; every file must have those that are named."""
+    """Paths of columns; every file must have those that are named. ``metadata``: also take what
+    else there is, see above."""
 
     image: str = "image"
     captions: tuple[str, ...] = ()
     key: str | None = None
     label: str | None = None
     annotations: Wanted = ()
+    metadata: bool = True
 
     def names(self) -> list[str]:
         named = (self.image, *self.captions, self.key, self.label)
@@ -90,30 +95,31 @@ class ParquetReader:
 
     def _item(self, row: dict[str, Any], key: str, is_path: bool, class_names: list[str]) -> Item:
         columns = self.columns
-        if columns.key and row[columns.key] is not None:
-            key = text_of(_text(row[columns.key]))[0] or key
-        data, path = row[columns.image], None
+        if columns.key:
+            key = key_of_value(_value(row, columns.key)) or key
+        data, path = _value(row, columns.image), None
+        while isinstance(data, list) and len(data) == 1:
+            data = data[0]
+        if isinstance(data, list) and data:
+            return Dropped(key, "several images in the row")
         if isinstance(data, dict):
             data, path = data["bytes"], data.get("path")
         elif is_path:
             data, path = None, data
-        if data is None:
+        if not isinstance(data, bytes):
             if not isinstance(path, bytes):
                 return Dropped(key, "no image in the row")
             data, problem = self._file(os.fsdecode(path))
             if problem:
                 return Dropped(key, problem)
-        texts: list[str | bytes] = []
-        for column in columns.captions:
-            found = row[column] if isinstance(row[column], list) else [row[column]]
-            texts += [_text(value) for value in found if value is not None]
-        captions, notes = clean_captions(texts)
-        label = row[columns.label] if columns.label else None
-        if isinstance(label, int) and 0 <= label < len(class_names):
-            label = class_names[label]
-        label = None if label is None else text_of(_text(label))[0] or None
-        found = {name: self._annotation(row[column]) for name, column in columns.annotations}
-        return Candidate(key, data, captions, label, notes, found)
+        captions, notes = captions_of([_value(row, column) for column in columns.captions])
+        label, more = label_of(_value(row, columns.label) if columns.label else None, class_names)
+        found = {name: self._annotation(_value(row, at)) for name, at in columns.annotations}
+        if columns.metadata:
+            used = {n if n in row else n.split(".")[0] for n in columns.names()}
+            rest = {name: _plain_text(one) for name, one in row.items() if name not in used}
+            found |= metadata_of(rest, found)
+        return Candidate(key, data, captions, label, notes + more, found)
 
     def _annotation(self, value: Any) -> bytes | str:
         """A value's bytes, or what is wrong with it."""
@@ -122,7 +128,7 @@ class ParquetReader:
                 data, problem = self._file(os.fsdecode(value["path"]))
                 return data or problem
             value = value["bytes"]
-        if value is None:
+        if plain(value) is None:
             return MISSING
         try:
             return value if isinstance(value, bytes) else encode_json(_with_text(value))
@@ -156,25 +162,19 @@ def list_parquet(patterns: list[str], columns: Columns) -> tuple[Path, list[Unit
                 sizes = [
                     file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)
                 ]
-                fields = {name: schema.field(name).type for name in schema.names}
         except Exception as error:  # as in ``_batches``
             damage = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             units.append({"path": path, "note": "damaged parquet file: cannot be opened"})
             continue
-        for name in columns.names():
-            if name not in fields:
-                raise UserError(
-                    f"--input {root / path}: no column {name!r}; {suggest(name, fields)}"
-                )
-        if _image_kind(fields[columns.image]) is None:
-            raise UserError(
-                f"--image-column {columns.image}: holds {fields[columns.image]} in {root / path}; "
-                "images are binary, paths (string), or a struct of bytes and path"
-            )
-        first = 0
+        _check_columns(columns, schema, root / path)
+        if not sum(sizes):
+            units.append({"path": path, "note": f"{EMPTY} parquet file: no row in it"})
+            continue
+        first, marks = 0, stamp(root / path)
         for group, rows in enumerate(sizes):
-            units.append({"path": path, "group": group, "first": first, "size": max(rows, 0)})
-            first += max(rows, 0)
+            size = max(rows, 0)
+            units.append({"path": path, "group": group, "first": first, "size": size, **marks})
+            first += size
     if all("note" in unit for unit in units):
         raise UserError(
             f"--input {root / paths[0]}: cannot be read as parquet: {damage or 'empty'}"
@@ -182,8 +182,71 @@ def list_parquet(patterns: list[str], columns: Columns) -> tuple[Path, list[Unit
     return root, units
 
 
-def _text(value: Any) -> str | bytes:
-    return value if isinstance(value, str | bytes) else str(value)
+def _check_columns(columns: Columns, schema: pa.Schema, file: Path) -> None:
+    """Raises UserError if a column is missing, or holds what it cannot be taken for."""
+    for name in columns.names():
+        if _type_of(schema, name) is None:
+            raise UserError(f"--input {file}: no column {name!r}; {suggest(name, schema.names)}")
+    kind = _type_of(schema, columns.image)
+    if _image_kind(_item(kind)) is None:
+        raise UserError(
+            f"--image-column {columns.image}: holds {kind} in {file}; "
+            "images are binary, paths (string), or a struct of bytes and path"
+        )
+    flags = [("caption", name) for name in columns.captions]
+    flags += [("key", columns.key or ""), ("label", columns.label or "")]
+    for flag, name in flags:
+        kind = _item(_type_of(schema, name)) if name else None
+        if kind is not None and pa.types.is_struct(kind):
+            fields = " or ".join(f"{name}.{field.name}" for field in kind)
+            raise UserError(
+                f"--{flag}-column {name}: holds objects in {file}; name a field of it: {fields}"
+            )
+
+
+def _item(kind: Any) -> Any:
+    """What lies in a list of lists of it; itself if it is none."""
+    while kind is not None and _is_list(kind):
+        kind = kind.value_type
+    return kind
+
+
+def _type_of(schema: pa.Schema, path: str) -> pa.DataType | None:
+    """The type of a column or of a field in it; None if there is none."""
+    names = [path] if path in schema.names else path.split(".")
+    fields: Any = {name: schema.field(name).type for name in schema.names}
+    kind = None
+    for name in names:
+        kind = fields.get(name)
+        if kind is None:
+            return None
+        inner = _item(kind)
+        fields = {one.name: one.type for one in inner} if pa.types.is_struct(inner) else {}
+    return kind
+
+
+def _value(row: Any, path: str) -> Any:
+    """The value at a column's path; of objects in a list, a list."""
+    if isinstance(row, list):
+        return [_value(one, path) for one in row]
+    if row is None or path in row:
+        return None if row is None else row[path]
+    name, _, rest = path.partition(".")
+    return _value(row[name], rest)
+
+
+def _plain_text(value: Any) -> Any:
+    """A value of ``meta``: numbers as they are, dates and the like as text."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
+def _is_metadata(kind: pa.DataType) -> bool:
+    """Whether a column is taken for ``meta``: what is no list, object or bytes."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return _is_text(kind) or (pa.types.is_primitive(kind) or pa.types.is_decimal(kind))
 
 
 def _with_text(value: Any) -> Any:
@@ -205,7 +268,9 @@ def _open(path: Path) -> pq.ParquetFile:
     )
 
 
-def _image_kind(kind: pa.DataType) -> str | None:
+def _image_kind(kind: pa.DataType | None) -> str | None:
+    if kind is None:
+        return None
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if _is_text(kind):
@@ -213,12 +278,29 @@ def _image_kind(kind: pa.DataType) -> str | None:
     if pa.types.is_struct(kind):
         fields = {field.name: _image_kind(field.type) for field in kind}
         return "struct" if fields.get("bytes") == "bytes" else None
-    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    return "bytes" if is_bytes or pa.types.is_fixed_size_binary(kind) else None
+    tests = (
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_binary_view,
+        pa.types.is_fixed_size_binary,
+    )
+    return "bytes" if any(test(kind) for test in tests) else None
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in tests)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    tests = (
+        pa.types.is_list,
+        pa.types.is_large_list,
+        pa.types.is_fixed_size_list,
+        pa.types.is_list_view,
+        pa.types.is_large_list_view,
+    )
+    return any(test(kind) for test in tests)
 
 
 def _class_names(schema: pa.Schema, label: str | None) -> list[str]:
@@ -241,11 +323,15 @@ def _batches(
 
     Raises: _DamageError, and nothing else: an error in what is done with the rows is no damage.
     """
-    names = columns.names()
     try:
         with _open(path) as file:
-            is_path = _image_kind(file.schema_arrow.field(columns.image).type) == "path"
-            class_names = _class_names(file.schema_arrow, columns.label)
+            schema = file.schema_arrow
+            is_path = _image_kind(_item(_type_of(schema, columns.image))) == "path"
+            class_names = _class_names(schema, columns.label)
+            named = [n if n in schema.names else n.split(".")[0] for n in columns.names()]
+            if columns.metadata:
+                named += [n for n in schema.names if _is_metadata(schema.field(n).type)]
+            names = list(dict.fromkeys(named))
             for batch in file.iter_batches(
                 _ROWS, row_groups=[group], columns=names, use_threads=False
             ):
@@ -269,7 +355,7 @@ def _plain(array: pa.Array) -> list[Any]:
         rows = (dict(zip(names, row, strict=True)) for row in zip(*fields, strict=True))
         there = array.is_valid().to_pylist()
         return [row if valid else None for row, valid in zip(rows, there, strict=True)]
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if _is_list(kind):
         values = iter(_plain(array.flatten()))
         lengths = array.value_lengths().to_pylist()
         return [None if n is None else [next(values) for _ in range(n)] for n in lengths]

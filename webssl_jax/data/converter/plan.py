@@ -18,10 +18,11 @@ from typing import Any
 
 from webssl_jax.config import UserError
 from webssl_jax.data.converter.items import Unit
+from webssl_jax.data.records import shard_name
 from webssl_jax.files import write_text
 
 PLAN_FOLDER = ".plan"
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Dealt = Mapping[str, Sequence[Sequence[Unit]]]  # split -> shard -> inputs
@@ -68,6 +69,12 @@ def find_files(patterns: Sequence[str], what: str) -> tuple[Path, list[str]]:
     return root, sorted((os.path.relpath(path, root) for path in found), key=os.fsencode)
 
 
+def stamp(path: Path) -> dict[str, int]:
+    """What tells a file that is replaced: fields of its units."""
+    status = path.stat()
+    return {"bytes": status.st_size, "mtime": status.st_mtime_ns}
+
+
 def prepare(
     output: Path, settings: Mapping[str, Any], make: Callable[[], tuple[dict[str, Any], Dealt]]
 ) -> tuple[dict[str, Any], bool]:
@@ -76,16 +83,17 @@ def prepare(
     Args:
       output: folder of the shards, made if missing.
       settings: plain JSON; whatever changes the output. Another run must bring the same.
-      make: returns facts that the reader needs (plain JSON), and split -> shard -> inputs. Called
-        only when there is no plan yet.
+      make: returns facts that the reader needs (plain JSON), and split -> shard -> inputs. Where
+        there is a plan, it is compared with these inputs.
 
     Returns:
       The facts, and True if an earlier plan is continued.
 
     Raises:
       UserError: if the folder cannot be written, is in use by another process, holds a plan of
-        other settings, or holds shards without a plan.
-      Whatever ``make`` raises. Then the folder is left as it was.
+        other settings or inputs, or holds shards without a plan.
+      Whatever ``make`` raises. Then the folder is left as it was. But inputs of a conversion that
+        is finished may be gone.
     """
     settings = json.loads(json.dumps({"plan_version": PLAN_VERSION, **settings}))
     plan = output / PLAN_FOLDER
@@ -100,6 +108,13 @@ def prepare(
     with lock(output):  # a second command would write its plan among the lines of this one
         if (plan / "settings.json").exists():
             compare(output, json.loads((plan / "settings.json").read_text("utf-8")), settings)
+            try:
+                _, now = make()
+            except UserError:
+                if not _finished(output):
+                    raise
+            else:
+                _compare_inputs(output, _planned_inputs(plan), _inputs(now))
             return json.loads((plan / "facts.json").read_text("utf-8")), True
         try:
             refuse_foreign(output)
@@ -126,6 +141,47 @@ def _write(plan: Path, settings: Mapping[str, Any], facts: Mapping[str, Any], de
     write_text(plan / "shards.json", json.dumps(sizes))
     write_text(plan / "facts.json", json.dumps(facts))
     write_text(plan / "settings.json", json.dumps(settings, indent=1))  # last: the plan is complete
+
+
+def _inputs(dealt: Dealt) -> dict[str, Any]:
+    """{path: what tells that the file is another, None if nothing does}."""
+    units = (unit for parts in dealt.values() for part in parts for unit in part)
+    return {
+        u["path"]: [u["bytes"], u["mtime"]] if "bytes" in u else None
+        for u in units
+        if "count" not in u
+    }
+
+
+def _planned_inputs(plan: Path) -> dict[str, Any]:
+    files = plan.glob("*-[0-9]*.jsonl")
+    return _inputs({"": [[json.loads(line) for line in open(f, encoding="utf-8")] for f in files]})
+
+
+def _compare_inputs(output: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises UserError for inputs that are new, or are other files than they were. Those that are
+    gone are noted when they are to be read."""
+    new = sorted(set(now) - set(then))
+    changed = sorted(path for path in set(now) & set(then) if now[path] != then[path])
+    said = [
+        f"{len(paths):,} {what} ({', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''})"
+        for paths, what in ((new, "new"), (changed, "changed"))
+        if paths
+    ]
+    if said:
+        raise UserError(
+            f"--output {output}: was begun with {len(then):,} inputs; now there are "
+            f"{' and '.join(said)}; convert new ones into another folder (training takes several, "
+            "'make_records records' joins them), changed ones again into another folder"
+        )
+
+
+def _finished(output: Path) -> bool:
+    return all(
+        (output / shard_name(split, index, len(sizes))).exists()
+        for split, sizes in planned(output).items()
+        for index in range(len(sizes))
+    )
 
 
 def planned(output: Path) -> dict[str, list[int]]:

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from webssl_jax.data import records
-from webssl_jax.data.converter.items import Candidate, Dropped, Item, Note
+from webssl_jax.data.converter.items import EMPTY, Candidate, Dropped, Item, Note
 
 EXAMPLES = 5  # names kept for each reason
 # Beginnings of the notes that tell of inputs, or parts of them, that could not be read.
-_DAMAGE = ("damaged ", "unreadable file", "zeros inside a tar", "shard missing")
+_DAMAGE = ("damaged ", "unreadable file", "zeros inside a tar", "shard missing", EMPTY + " ")
 _SUMS = ("inputs", "kept", "reencoded", "captioned", "bytes")
 _EDGES = {
     "shorter_side": (32, 64, 128, 224, 256, 384, 512, 768, 1024, 2048),
@@ -32,8 +32,9 @@ TITLES = {
 
 def new_stats() -> dict[str, Any]:
     """``inputs`` is the number of images met: ``kept`` and those under ``dropped`` add up to it.
-    ``notes`` counts what is not an image: damaged files, ignored members."""
-    names = ("dropped", "notes", *_EDGES, "labels", "annotations")
+    ``notes`` counts what is not an image: damaged files, ignored members. ``listed``: the values of
+    lists of the user's that images were found by."""
+    names = ("dropped", "notes", *_EDGES, "labels", "annotations", "listed")
     return {**dict.fromkeys(_SUMS, 0), **{name: {} for name in names}}
 
 
@@ -43,6 +44,8 @@ def count_item(stats: dict[str, Any], item: Item, outcome: records.Record | Drop
         _name(stats["notes"], item.reason, item.key)
         return
     stats["inputs"] += 1
+    if item.listed:
+        _raise(stats["listed"], item.listed, 1)
     for reason in item.notes if isinstance(item, Candidate) else ():
         _name(stats["notes"], reason, item.key)
     if isinstance(outcome, Dropped):
@@ -109,7 +112,7 @@ def total_stats(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 mine = total[table].setdefault(reason, {"count": 0, "examples": []})
                 mine["count"] += row["count"]
                 mine["examples"] = (mine["examples"] + row["examples"])[:EXAMPLES]
-        for name in (*_EDGES, "labels", "annotations"):
+        for name in (*_EDGES, "labels", "annotations", "listed"):
             for key, n in part[name].items():
                 _raise(total[name], key, n)
     for name, edges in _EDGES.items():
@@ -124,9 +127,9 @@ def total_stats(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def damaged(summary: Mapping[str, Any]) -> int:
-    """How many inputs, or parts of them, could not be read, by the summary's notes."""
-    notes = summary["notes"].items()
-    return sum(row["count"] for reason, row in notes if reason.startswith(_DAMAGE))
+    """How many inputs, or parts of them, could not be read, by the summary."""
+    rows = [*summary["notes"].items(), *summary["dropped"].items()]
+    return sum(row["count"] for reason, row in rows if reason.startswith(_DAMAGE))
 
 
 def table(summary: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -46,12 +47,14 @@ class Member:
     """``kind`` is "file", "folder", "other" (links, devices, sparse files) or "gap": there are
     members behind an end marker, so the tar was joined from several, or a part was overwritten.
 
-    ``data`` is None where the file is larger than the limit given for its name.
+    ``data`` is None where the file is larger than the limit given for its name. ``offset``: of its
+    first header, in the tar's own bytes.
     """
 
     name: str
     kind: str
     data: bytes | None = None
+    offset: int = 0
 
 
 def open_tar(file: BinaryIO) -> Any:
@@ -69,19 +72,37 @@ def open_tar(file: BinaryIO) -> Any:
     return file
 
 
-def members(stream: Any, limit: Callable[[str], int]) -> Iterator[Member]:
+class Piece:
+    """A part of a plain tar, as a stream."""
+
+    def __init__(self, file: BinaryIO, begin: int, end: int):
+        file.seek(begin)
+        self._file, self._left = file, end - begin
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(min(size, self._left))
+        self._left -= len(data)
+        return data
+
+
+def members(
+    stream: Any, limit: Callable[[str], int], begin: int = 0, last: bool = True, seek: bool = False
+) -> Iterator[Member]:
     """Members in the order of the archive, one in memory at a time.
 
     Args:
       stream: what :func:`open_tar` returned.
       limit: from a member's name the largest file to load, in bytes; negative: none.
+      begin, last: of a piece where it begins in the tar, and whether it is the last.
+      seek: what is not loaded is jumped over instead of read. For plain files.
 
     Raises:
       TarDamage: when nothing more can be read, after all members that lie before.
     """
-    source = _Source(stream)
+    source = _Source(stream, begin, seek)
     overrides: dict[str, str] = {}
     ended = 0  # bytes of zeros
+    offset = begin  # of the first header of a member
     while block := source.block():
         if not block.strip(b"\0"):
             ended += _BLOCK
@@ -93,7 +114,8 @@ def members(stream: Any, limit: Callable[[str], int]) -> Iterator[Member]:
             raise TarDamage(source.offset - _BLOCK, where) from None
         if ended:
             ended = 0
-            yield Member(f"byte {source.offset - _BLOCK:,}", "gap")
+            offset = source.offset - _BLOCK
+            yield Member(f"byte {offset:,}", "gap")
         size = _number(overrides.get("size", header.size), source)
         if header.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
             overrides |= _pax(source.extension(size), source)
@@ -115,10 +137,11 @@ def members(stream: Any, limit: Callable[[str], int]) -> Iterator[Member]:
             if header.type in _WITHOUT_DATA:  # whatever their size says (POSIX)
                 size = 0
             wanted = kind == "file" and size <= limit(name)
-            yield Member(name, kind, source.read(size, wanted))
+            yield Member(name, kind, source.read(size, wanted), offset)
+            offset = source.offset
     if overrides:
         raise TarDamage(source.offset, "ends before the member that a long name announces")
-    if not ended:
+    if not ended and last:
         problem = "ends without its end marker" if source.offset else "zero bytes"
         raise TarDamage(source.offset, problem)
     if ended > _MOST_PADDING:
@@ -128,9 +151,9 @@ def members(stream: Any, limit: Callable[[str], int]) -> Iterator[Member]:
 class _Source:
     """Reads whole blocks and knows where it is."""
 
-    def __init__(self, stream: Any):
-        self._stream = stream
-        self.offset = 0
+    def __init__(self, stream: Any, offset: int, seek: bool):
+        self._stream, self._seek = stream, seek
+        self.offset = offset
 
     def _exactly(self, size: int) -> bytes:
         parts, left = [], size
@@ -162,6 +185,10 @@ class _Source:
                 raise TarDamage(self.offset, "truncated")
             return data
         left = size + padding
+        if self._seek:
+            self._stream.seek(left, os.SEEK_CUR)
+            self.offset += left
+            return None
         while left:
             part = len(self._exactly(min(left, _CHUNK)))
             if not part:

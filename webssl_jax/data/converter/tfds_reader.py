@@ -23,6 +23,7 @@ from array_record.python import array_record_module
 
 from webssl_jax.config import UserError, suggest
 from webssl_jax.data.annotations import AnnotationError, encode_json, encode_mask
+from webssl_jax.data.converter.fields import captions_of, key_of_value, label_of
 from webssl_jax.data.converter.folder_reader import key_of
 from webssl_jax.data.converter.items import (
     MAX_BYTES,
@@ -32,10 +33,9 @@ from webssl_jax.data.converter.items import (
     Note,
     Unit,
     Wanted,
-    clean_captions,
     no_progress,
-    text_of,
 )
+from webssl_jax.data.converter.plan import stamp
 
 _DAMAGED = "damaged TFDS file: examples are lost"
 _BATCH = 16
@@ -86,24 +86,16 @@ class TfdsReader:
     def _item(self, example: Any, key: str, class_names: list[str]) -> Item:
         features = self.features
         if features.key:
-            key = text_of(_text(_value(example, features.key)))[0] or key
+            key = key_of_value(_value(example, features.key)) or key
         assert features.image is not None  # list_tfds has found it
         data = _value(example, features.image)
         if not isinstance(data, bytes):
             return Dropped(key, "no image in the example")
-        texts: list[str | bytes] = []
-        for path in features.captions:
-            found = _value(example, path)
-            many = isinstance(found, list | tuple) or bool(getattr(found, "ndim", 0))
-            texts += [_text(value) for value in (found if many else [found])]
-        captions, notes = clean_captions(texts)
+        captions, notes = captions_of([_value(example, path) for path in features.captions])
         label = _value(example, features.label) if features.label else None
-        if label is not None and class_names:
-            # TFDS writes -1 where a split has no labels.
-            label = class_names[int(label)] if 0 <= int(label) < len(class_names) else None
-        label = None if label is None else text_of(_text(label))[0] or None
+        label, more = label_of(label, class_names)
         found = {name: _annotation(_value(example, path)) for name, path in features.annotations}
-        return Candidate(key, data, captions, label, notes, found)
+        return Candidate(key, data, captions, label, notes + more, found)
 
 
 def list_tfds(
@@ -154,7 +146,12 @@ def list_tfds(
         ) from None
     root = Path(builder.data_dir)
     units: list[Unit] = [
-        {"path": os.path.relpath(i.filename, root), "skip": i.skip, "size": i.take}
+        {
+            "path": os.path.relpath(i.filename, root),
+            "skip": i.skip,
+            "size": i.take,
+            **(stamp(Path(i.filename)) if os.path.exists(i.filename) else {}),
+        }
         for i in instructions
     ]
     suffix = sorted({_format(unit["path"]) for unit in units} - {"array_record", "tfrecord"})
@@ -260,10 +257,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(one) for name, one in value.items()}
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-def _text(value: Any) -> str | bytes:
-    return value if isinstance(value, str | bytes) else str(value)
 
 
 def _format(path: str) -> str:

@@ -102,7 +102,7 @@ def stage_shard(shard: Shard, progress: Callable[[int], None] = no_progress) -> 
                     if isinstance(item, Candidate) and isinstance(outcome, records.Record):
                         writer.write(records.encode(outcome))
                         images.append(digest(item.data))
-                        keys.append(digest(item.key.encode()))
+                        keys.append(digest(item.identity.encode()))
                 advance(left)
         return stats["kept"]
 
