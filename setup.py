@@ -37,6 +37,7 @@ CORE = [
     "matplotlib>=3.10,<4",
     "safetensors>=0.5,<1",
     "tensorboardX>=2.6.4,<3",
+    "tenacity>=9,<10",  # tries again
     "ftfy>=6.3,<7",  # CLIP's tokenizer is defined by both
     "regex>=2024.11",
 ]

@@ -68,10 +68,21 @@ def base() -> ConfigDict:
             "model": {},
             "method": {},
             "data": {
-                "train": "",  # ArrayRecord shards: a folder, a glob, or corpus:train
+                # ArrayRecord shards: a folder, a glob, or corpus:train; several with commas between
+                "train": "",
                 "workers": 0,  # decoding processes a host; 0 decodes in threads
                 "threads": 16,  # reading and decoding threads a process
                 "read_ahead": 2,  # batches kept ready; memory is read_ahead x batch
+                # for so long storage that fails is tried again, then the run saves and ends with
+                # 75; 0 = not at all, and loader processes that die are not started again either
+                "retry_minutes": 5.0,
+                # the share of shards that may be missing, damaged or out of reach, and are passed
+                # over; 0 = the run refuses the first
+                "max_lost_shards": 0.0,
+                # the share of images that may be replaced by others because they are damaged,
+                # judged from 10,000 on; 0 = the first ends the run
+                "max_damaged_records": 1.0,
+                "allow_change": False,  # go on though the records are not those of the run's start
             },
             "optim": {
                 # at the peak, for batches of lr_batch images; the run's own rate follows from

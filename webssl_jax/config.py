@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import hashlib
 import json
 import math
 import os
@@ -171,7 +172,7 @@ def _override_evals(
 
 
 def _unknown_key(config: ml_collections.ConfigDict, bad: str, path: str) -> NoReturn:
-    keys = [key for key, _ in _leaves(config)]
+    keys = [key for key, _ in leaves(config)]
     near = difflib.get_close_matches(path, keys, n=1, cutoff=0.5)
     if not near:  # the right name in the wrong group
         near = [key for key in keys if key.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]][:1]
@@ -192,12 +193,13 @@ def _same_duration(node: ml_collections.ConfigDict, path: str) -> str | None:
     return next(f"{name}_{other}" for other in DURATIONS[stem] if f"{name}_{other}" in node)
 
 
-def _leaves(config: ml_collections.ConfigDict, prefix: str = "") -> list[tuple[str, Any]]:
+def leaves(config: ml_collections.ConfigDict, prefix: str = "") -> list[tuple[str, Any]]:
+    """(dotted key, value) of all keys that are no groups."""
     rows = []
     for key in config:
         value = config[key]
         if isinstance(value, ml_collections.ConfigDict):
-            rows += _leaves(value, f"{prefix}{key}.")
+            rows += leaves(value, f"{prefix}{key}.")
         else:
             rows.append((prefix + key, value))
     return rows
@@ -279,7 +281,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
                 node = node[part]
             raise ConfigError(f"config.{key} = {node!r}: must be {must}")
 
-    for key, value in _leaves(config):
+    for key, value in leaves(config):
         check(not isinstance(value, float) or math.isfinite(value), key, "a finite number")
     check(0 <= config.seed < 2**32, "seed", "in [0, 2**32)")
     check(config.global_batch > 0, "global_batch", "a positive number of images")
@@ -291,7 +293,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     )
     for stem, units in DURATIONS.items():
         keys = [f"{stem}_{unit}" for unit in units]
-        given = [key for key, _ in _leaves(config) if key in keys]
+        given = [key for key, _ in leaves(config) if key in keys]
         if len(given) != 1:
             raise ConfigError(
                 f"config.{stem}: must be given once, as one of {', '.join(keys)}; "
@@ -363,6 +365,15 @@ def validate(config: ml_collections.ConfigDict) -> None:
     check(config.data.workers >= 0, "data.workers", "zero (threads only) or positive")
     check(config.data.threads > 0, "data.threads", "positive")
     check(config.data.read_ahead > 0, "data.read_ahead", "at least one batch")
+    check(config.data.retry_minutes >= 0, "data.retry_minutes", "zero (no second try) or positive")
+    stuck = config.host.stuck_minutes
+    check(
+        stuck == 0 or config.data.retry_minutes < stuck,
+        "data.retry_minutes",
+        f"less than host.stuck_minutes = {stuck:g}, or that limit ends the run before",
+    )
+    for key in ("max_lost_shards", "max_damaged_records"):
+        check(0 <= config.data[key] <= 1, f"data.{key}", "a share, from 0 to 1")
 
 
 def tracker_names(asked: str) -> tuple[str, ...]:
@@ -493,6 +504,14 @@ def environment() -> dict[str, Any]:
         "git_revision": git_revision(),
         "command": sys.argv,
     }
+
+
+def code_digest() -> str:
+    """12 hexadecimal digits of the package's Python files, wherever they lie."""
+    root, digest = pathlib.Path(__file__).resolve().parent, hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def git_revision() -> str:

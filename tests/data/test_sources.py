@@ -1,5 +1,8 @@
 """Sources: what is refused at the start, and what is survived later."""
 
+import contextlib
+import errno
+import logging
 import os
 import pathlib
 import pickle
@@ -16,8 +19,8 @@ import pytest
 
 from tests.data.image_shards import write_shard
 from webssl_jax import corpus
-from webssl_jax.config import UserError
-from webssl_jax.data import records
+from webssl_jax.config import TransientError, UserError
+from webssl_jax.data import records, sources
 from webssl_jax.data.sources import ArrayRecordSource, DamagedRecord
 
 
@@ -31,7 +34,9 @@ def test_records_are_read_in_the_order_of_shards_and_positions(shards, image_rec
 def test_a_glob_a_folder_and_a_list_of_files_mean_the_same_shards(shards):
     files = sorted(str(f) for f in shards.iterdir())
     for pattern in (f"{shards}/", f"{shards}/*.arrayrecord", f"{shards}/train-*-of-00004*", files):
-        assert ArrayRecordSource(pattern).files == tuple(map(str.strip, files))
+        assert ArrayRecordSource(pattern).files == tuple(files)
+    some = ArrayRecordSource(f"{files[2]}, {files[0]}")
+    assert some.files == (files[2], files[0])
 
 
 def test_the_corpus_is_named_by_its_split(shards, monkeypatch):
@@ -152,7 +157,7 @@ def shrink(path):
 )
 def test_a_shard_that_changes_under_a_run_stops_it(shards, tmp_path, change, says, opened):
     folder = shutil.copytree(shards, tmp_path / "set")
-    source = ArrayRecordSource(str(folder))
+    source = ArrayRecordSource(str(folder), patience=0)
     victim = folder / "train-00003-of-00004.arrayrecord"
     last = source[63] if opened else None
     change(victim)
@@ -163,6 +168,147 @@ def test_a_shard_that_changes_under_a_run_stops_it(shards, tmp_path, change, say
         source[63]
     assert "\n" not in str(error.value)
     assert records.decode(source[3]).key == "0003"
+
+
+class WhenTold(logging.Handler):
+    """Does something at the first warning that storage is tried again."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.act, self.told = act, []
+
+    def emit(self, record):
+        if "trying again" in record.getMessage() and not self.told:
+            self.told.append(record.getMessage())
+            self.act()
+
+
+@contextlib.contextmanager
+def when_told(act):
+    handler, logger = WhenTold(act), logging.getLogger("webssl_jax.data.sources")
+    logger.addHandler(handler)
+    try:
+        yield handler.told
+    finally:
+        logger.removeHandler(handler)
+
+
+def test_a_shard_that_is_taken_away_and_brought_back_is_waited_for(shards, tmp_path):
+    folder = shutil.copytree(shards, tmp_path / "set")
+    source = ArrayRecordSource(str(folder))
+    victim, away = folder / "train-00003-of-00004.arrayrecord", tmp_path / "away"
+    victim.rename(away)
+    with when_told(lambda: away.rename(victim)) as told:
+        assert records.decode(source[63]).key == "0063"
+    assert "train-00003-of-00004.arrayrecord: cannot be read any more (No such file" in told[0]
+
+
+def test_at_the_start_a_name_is_waited_for_if_the_run_had_it_and_a_failing_disk_always(
+    shards, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(shards, tmp_path / "set")
+    known = ArrayRecordSource(str(folder)).shards
+    victim, away = folder / "train-00003-of-00004.arrayrecord", tmp_path / "away"
+    victim.rename(away)
+    with when_told(lambda: away.rename(victim)) as told:
+        with pytest.raises(UserError, match="this shard is missing"):
+            ArrayRecordSource(str(folder))
+        assert not told
+        assert len(ArrayRecordSource(str(folder), known=known)) == 64
+    ask, failures = sources._size, iter([errno.EIO, errno.ESTALE])
+
+    def fail(file):
+        if code := next(failures, None):
+            raise OSError(code, os.strerror(code))
+        return ask(file)
+
+    monkeypatch.setattr(sources, "_size", fail)
+    assert len(ArrayRecordSource(str(folder))) == 64
+
+
+class Flaky:
+    """A reader of the module, which fails as it does where the disk fails."""
+
+    says = "pread() failed: Input/output error; reading {file}; at byte 10670"
+
+    def __init__(self, real, failures):
+        self._real, self._failures = real, failures
+
+    def __getattr__(self, name):
+        return getattr(self._real, name)
+
+    def read(self, *span):
+        if next(self._failures, False):
+            raise RuntimeError(self.says)
+        return self._real.read(*span)
+
+
+@pytest.mark.parametrize("patience, error", [(10, None), (0, TransientError)])
+def test_a_read_that_fails_for_the_disk_is_tried_again_and_never_taken_for_damage(
+    shards, monkeypatch, patience, error
+):
+    source, real = ArrayRecordSource(str(shards), patience=patience), sources.array_record_module
+    failures = iter([True] * 4)
+
+    class Module:
+        def ArrayRecordReader(*args, **options):
+            return Flaky(real.ArrayRecordReader(*args, **options), failures)
+
+    monkeypatch.setattr(sources, "array_record_module", Module)
+    if error:
+        with pytest.raises(error, match="Input/output error.*start the same command again"):
+            source[5]
+    else:
+        assert records.decode(source[5]).key == "0005"
+
+
+def test_closing_a_source_ends_its_waiting(shards, tmp_path):
+    folder = shutil.copytree(shards, tmp_path / "set")
+    source = ArrayRecordSource(str(folder), patience=3600)
+    (folder / "train-00003-of-00004.arrayrecord").unlink()
+    with when_told(source.close), pytest.raises(TransientError, match="cannot be read any more"):
+        source[63]
+
+
+def test_lost_shards_are_passed_over_as_far_as_they_may_be(shards, tmp_path, caplog):
+    folder = shutil.copytree(shards, tmp_path / "set")
+    known = ArrayRecordSource(str(folder)).shards
+    (folder / "train-00001-of-00004.arrayrecord").write_bytes(b"\x89PNG" * 50_000)
+    with pytest.raises(UserError, match="train-00001-of-00004.arrayrecord: "):
+        ArrayRecordSource(str(folder))
+    source = ArrayRecordSource(str(folder), max_lost=0.25)
+    assert "train-00001-of-00004.arrayrecord: " in caplog.text
+    assert source.lost_share == 0.25
+    left = [*range(16), *range(32, 64)]
+    assert [int(records.decode(source[i]).key) for i in range(len(source))] == left
+    # In a run that goes on all other records keep their numbers.
+    options = {"max_lost": 0.25, "known": known, "patience": 0}
+    source = pickle.loads(pickle.dumps(ArrayRecordSource(str(folder), **options)))
+    assert source.shards == known
+    assert [int(records.decode(source[i]).key) for i in left] == left
+    with pytest.raises(DamagedRecord, match="its shard is lost: .*train-00001"):
+        source[20]
+    # One that was lost at the beginning stays so when it is mended.
+    begun = ArrayRecordSource(str(folder), max_lost=0.25).shards
+    shutil.copy(shards / "train-00001-of-00004.arrayrecord", folder)
+    assert ArrayRecordSource(str(folder), max_lost=0.25, known=begun).shards == begun
+    for index in (0, 2):
+        (folder / records.shard_name("train", index, 4)).unlink()
+    with pytest.raises(UserError, match="2 of 4 shards are lost, more than the share of 0.25") as e:
+        ArrayRecordSource(str(folder), max_lost=0.25)
+    assert "train-00000-of" in str(e.value) and "train-00002-of" in str(e.value)
+
+
+def test_a_shard_that_is_lost_under_a_run_counts_as_damaged_if_it_may(shards, tmp_path):
+    folder = shutil.copytree(shards, tmp_path / "set")
+    source = ArrayRecordSource(str(folder), patience=0, max_lost=0.25)
+    for index in (1, 3):
+        (folder / records.shard_name("train", index, 4)).unlink()
+    for index in (20, 21):
+        with pytest.raises(DamagedRecord, match="its shard is lost: .*train-00001"):
+            source[index]
+    with pytest.raises(TransientError, match="train-00003.*cannot be read any more"):
+        source[63]
 
 
 def test_a_broken_link_and_a_path_through_a_file_are_refused_by_name(shards, tmp_path):

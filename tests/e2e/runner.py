@@ -28,6 +28,7 @@ MICRO = {
     "pictures.kinds": "none",
     "checkpoint.every_steps": 3,
     "data.threads": 2,
+    "data.retry_minutes": 1,
     # whoever hangs prints its stacks, well before a test gives up on it
     "host.stuck_minutes": 3,
     "host.stuck_pause_minutes": 4,

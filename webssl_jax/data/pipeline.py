@@ -28,9 +28,10 @@ from typing import Any, Protocol
 
 import grain
 import numpy as np
+import tenacity
 from absl import flags
 
-from webssl_jax.config import UserError
+from webssl_jax.config import TransientError, UserError
 from webssl_jax.data import processes, records
 from webssl_jax.data.captioned import CaptionedView
 from webssl_jax.data.decode import DecodeError
@@ -45,7 +46,12 @@ ImageView = Callable[[bytes], np.ndarray]
 DAMAGE = (DamagedRecord, records.RecordError, DecodeError)
 _SUBSTITUTES = 20  # consecutive failures that no healthy data set produces
 _CHUNK = 16
+_JUDGED_FROM = 10_000  # images: among fewer the share of damaged ones is chance
 _logger = logging.getLogger(__name__)
+
+
+class _WorkerDied(TransientError):
+    """A worker process was killed."""
 
 
 class Source(Protocol):
@@ -77,6 +83,9 @@ class Damage:
 class TrainLoader:
     """An endless iterator over the batches of a training run, from ``start_step`` on.
 
+    A worker process that is killed, as for lack of memory, is started again: a batch is made anew
+    from its number. ``restarts`` counts that.
+
     Each batch is a dict of arrays with ``len(rows)`` rows: what the view returns (``image``: (b, H,
     W, 3) uint8), ``record``: (b,) int64, the index of the record that was due, and ``substituted``:
     (b,) bool, True where that record is damaged and another stands in for it. The stand-in is a
@@ -96,10 +105,16 @@ class TrainLoader:
         cores.
       threads: decoding threads in each process. Pillow decodes without holding Python's lock.
       read_ahead: batches kept ready. Bounds the memory: about ``read_ahead + 1`` batches.
+      max_damaged: the share of images that may be replaced for damage, judged from 10,000 images
+        on; 0: the first is an error.
+      worker_starts: how often workers that die are started before one batch.
+      on_damage: called once with each damaged record's index and reason, in this process.
 
     Raises:
       UserError: for numbers that do not fit together; while iterating, when 20 substitutes in a row
-        are damaged, a shard vanished or changed, or a worker process was killed.
+        are damaged, more records than may be, or a shard has become another one.
+      TransientError: while iterating, when storage failed for longer than the source has patience,
+        or worker processes were killed again and again.
     """
 
     def __init__(
@@ -114,6 +129,9 @@ class TrainLoader:
         workers: int = 0,
         threads: int = 16,
         read_ahead: int = 2,
+        max_damaged: float = 1.0,
+        worker_starts: int = 5,
+        on_damage: Callable[[int, str], None] | None = None,
     ):
         if len(source) < 1:
             raise UserError("the data source holds no record")
@@ -148,6 +166,9 @@ class TrainLoader:
             )
         self.step = start_step
         self.damage = Damage(np.zeros(len(rows), np.int32))
+        self.restarts = 0
+        self._delivered, self._max_damaged, self._on_damage = 0, max_damaged, on_damage
+        self._worker_starts = worker_starts
         self.wait_seconds = 0.0
         self._source = source
         self._load = _Load(source, view, seed)
@@ -158,17 +179,19 @@ class TrainLoader:
             .repeat(None)
             .random_map(self._load)
         )
-        make_chunks = functools.partial(
+        self._make_chunks = functools.partial(
             _Chunks, stream, global_batch=global_batch, rows=rows.tolist()
         )
-        self._all_chunks = make_chunks(start_step=0)
+        self._all_chunks = self._make_chunks(start_step=0)
         self._per_batch = self._all_chunks.per_batch
-        self._iterator = _iterate(
-            make_chunks(start_step=start_step),
-            workers,
-            threads,
-            buffered=read_ahead * self._per_batch,
-        )
+        self._workers, self._threads = workers, threads
+        self._buffered = read_ahead * self._per_batch
+        self._start()
+
+    def _start(self) -> None:
+        """Threads or workers that make the batches from ``step`` on."""
+        chunks = self._make_chunks(start_step=self.step)
+        self._iterator = _iterate(chunks, self._workers, self._threads, self._buffered)
         # Also when the loader is dropped without close(): a worker left behind would keep Python
         # from exiting.
         self._close = weakref.finalize(self, self._iterator.close)
@@ -178,19 +201,48 @@ class TrainLoader:
 
     def __next__(self) -> Batch:
         started = time.perf_counter()
-        try:
-            batch = _concatenate([next(self._iterator) for _ in range(self._per_batch)])
-        except RuntimeError as error:
-            if "process was terminated unexpectedly" not in str(error):
-                raise
-            raise UserError(
-                f"a loader process died at step {self.step}, killed or for lack of memory; start "
-                "the same command again, perhaps with fewer config.data.workers"
-            ) from None
+        attempts = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_WorkerDied),
+            stop=tenacity.stop_after_attempt(self._worker_starts),
+            wait=tenacity.wait_exponential(multiplier=0.5),
+            before_sleep=self._restart,
+            reraise=True,
+        )
+        batch = attempts(self._take)
         self.wait_seconds += time.perf_counter() - started
+        self._delivered += len(batch["record"])
         self._note_damage(batch)
         self.step += 1
         return batch
+
+    def _take(self) -> Batch:
+        try:
+            return _concatenate([next(self._iterator) for _ in range(self._per_batch)])
+        except RuntimeError as error:
+            if "process was terminated unexpectedly" not in str(error):
+                raise
+            raise _WorkerDied(
+                f"a loader process died at step {self.step}, killed or for lack of memory; start "
+                "the same command again, perhaps with fewer config.data.workers"
+            ) from None
+
+    def _restart(self, state: tenacity.RetryCallState) -> None:
+        assert state.next_action is not None
+        self.restarts += 1
+        _logger.warning(
+            "a loader process died at step %d, killed or for lack of memory; starting all of them "
+            "again in %.1f s (%d in all)",
+            self.step,
+            state.next_action.sleep,
+            self.restarts,
+        )
+        self._close()
+        self._start()
+
+    @property
+    def lost_share(self) -> float:
+        """Of the source's shards: those that are passed over."""
+        return getattr(self._source, "lost_share", 0.0)
 
     def batch_at(self, step: int) -> Batch:
         """Batch ``step``, made on the spot, for replay and tests. Neither counted nor timed."""
@@ -219,6 +271,15 @@ class TrainLoader:
                 _logger.warning(
                     "damaged record replaced: %s: %s", self._source.describe(index), reason
                 )
+                if self._on_damage:
+                    self._on_damage(index, reason)
+        replaced, judged = self.damage.substituted, max(self._delivered, _JUDGED_FROM)
+        if replaced > self._max_damaged * judged:
+            raise UserError(
+                f"{self._source.describe(index)}: {self.damage.records[index]}; with it "
+                f"{replaced:,} of {self._delivered:,} images were replaced for damage, more than "
+                f"the share of {self._max_damaged:g} that may be (config.data.max_damaged_records)"
+            )
 
 
 class _Load:

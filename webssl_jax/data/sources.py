@@ -3,7 +3,8 @@
 A source is anything with ``len(source)``, ``source[index] -> bytes`` and
 ``source.describe(index)``. What can be known to be wrong before training is refused when the source
 is made (:class:`UserError`, one line, naming the file); a record that turns out to be unreadable
-later raises :class:`DamagedRecord`, which the loader survives.
+later raises :class:`DamagedRecord`, which the loader survives. Storage that fails is tried again
+for a while, and then raises :class:`TransientError`.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ import logging
 import re
 import resource
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
-from typing import Any
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from array_record.python import array_record_module
 from etils import epath
 
-from webssl_jax.config import UserError
+from webssl_jax.config import TransientError, UserError
+from webssl_jax.data.patience import PATIENCE_SECONDS, may_pass, patiently
 
 SUFFIX = ".arrayrecord"
 # Random access wants no readahead. The buffer holds one typical record; the module's default of
@@ -30,21 +32,36 @@ _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _READER_BUFFER = 32 * 1024
 _OPENING_THREADS = 64  # opening is waiting: for a disk, or for a bucket
 _TROUBLES = 5  # unreadable shards named in full
+_QUICK_TRIES = 3  # of the module, which reports a failure to open as a shard of nothing
+_MISSING = (
+    "this shard is missing; finish or copy the set, name single files, or allow for lost ones"
+    " (config.data.max_lost_shards)"
+)
 _SPARE_FILES = 256  # file descriptors left to the rest of the process
 _SET_NAME = re.compile(r"(?P<prefix>.*)-(?P<index>\d+)-of-(?P<total>\d+)(?P<suffix>\.[^/]*)?$")
 _logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class DamagedRecord(ValueError):
     """A record that cannot be read from its shard. The message gives the reason, not the place."""
 
 
+class Shard(NamedTuple):
+    """name: without its folder. size: bytes; 0 if it was lost when this was first asked."""
+
+    name: str
+    size: int
+    records: int
+
+
 class ArrayRecordSource:
     """All records of some ArrayRecord shards, ordered by pattern, then by file name.
 
     ``pattern`` is one or several of: a glob, a file, a folder (every ``*.arrayrecord`` in it), or
-    ``corpus:train`` and ``corpus:test`` for the shards inside the package. Paths may be anything
-    ``etils.epath`` opens, so also ``gs://`` with the ``gcp`` extra.
+    ``corpus:train`` and ``corpus:test`` for the shards inside the package. In one text they are
+    separated by commas; ``?`` stands for a comma in a name. Paths may be anything ``etils.epath``
+    opens, so also ``gs://`` with the ``gcp`` extra.
 
     Pickles as a list of names, sizes and counts; each process opens its own readers, at the first
     record it needs from a shard. Reading is thread-safe. An open reader holds the shard's index in
@@ -54,19 +71,47 @@ class ArrayRecordSource:
     was written or is damaged. The limit: a shard that is overwritten in place, while it is open, by
     another of the same size cannot be told from the first.
 
+    A shard is lost when it is missing from its set, truncated or damaged as a whole, or becomes so
+    later. ``max_lost`` says how many are passed over. The records of a lost shard whose number is
+    ``known`` count as damaged, so that all other records keep their numbers; of one that is not
+    known, none is counted.
+
+    Args:
+      patience: seconds for which storage that fails is tried again.
+      max_lost: the share of shards that may be lost.
+      known: the shards as they were before (:attr:`shards`), if they are those of a run that goes
+        on. One that was lost then stays so, and any trouble is worth the ``patience``.
+
     Raises:
-      UserError: if a pattern matches nothing or cannot be read, a set ``-00000-of-0000N`` lacks a
-        shard, a file is matched twice, a shard is truncated or not an ArrayRecord, or all are
-        empty. (Single ones may be: of a tar without one usable image, the converter leaves one.)
+      UserError: if a pattern matches nothing or cannot be read, a file is matched twice, too many
+        shards are lost, or all are empty. (Single ones may be: of a tar without one usable image,
+        the converter leaves one.)
+      TransientError: if storage fails for longer than ``patience``.
     """
 
-    def __init__(self, pattern: str | Sequence[str]):
-        patterns = (pattern,) if isinstance(pattern, str) else tuple(pattern)
-        if not patterns:
-            raise UserError(
-                "no data pattern was given: name a glob, a folder or a file of *.arrayrecord shards"
-            )
-        self.files: tuple[str, ...] = tuple(f for p in patterns for f in _expand(p))
+    def __init__(
+        self,
+        pattern: str | Sequence[str],
+        *,
+        patience: float = PATIENCE_SECONDS,
+        max_lost: float = 0.0,
+        known: Sequence[Shard] = (),
+    ):
+        self._patience, self._max_lost = patience, max_lost
+        self._known = tuple(known)
+        self._make_transient_parts()
+        self._open_all(_patterns(pattern))
+
+    def _open_all(self, patterns: Sequence[str]) -> None:
+        # At a first start nobody waits for a name that was mistyped.
+        kind = UserError if self._known else TransientError
+        self._wait_for(lambda: self._measure_all(patterns), kind)
+        if not len(self):
+            raise UserError(f"{self.files[0]}: no record in this shard, nor in any beside it")
+
+    def _measure_all(self, patterns: Sequence[str]) -> None:
+        listed = [found for pattern in patterns for found in _expand(pattern)]
+        self.files: tuple[str, ...] = tuple(file for file, _ in listed)
         seen: set[str] = set()
         for file in self.files:
             if file in seen:
@@ -76,19 +121,64 @@ class ArrayRecordSource:
             seen.add(file)
         _allow_open_files(len(self.files))
         with futures.ThreadPoolExecutor(min(_OPENING_THREADS, len(self.files))) as pool:
-            results = list(pool.map(_try_to_measure, self.files))
-        if troubles := [str(result) for result in results if isinstance(result, UserError)]:
-            more = len(troubles) - _TROUBLES
-            raise UserError(
-                "; ".join(troubles[:_TROUBLES]) + (f"; and {more} more shards" if more > 0 else "")
-            )
-        measured = [result for result in results if not isinstance(result, UserError)]
+            results = list(pool.map(self._try_to_measure, *zip(*listed, strict=True)))
+        same = [shard.name for shard in self._known] == [_name(file) for file in self.files]
+        known = self._known if same else ()
+        for i, shard in enumerate(known):
+            if not shard.size and not isinstance(results[i], UserError):
+                results[i] = UserError(
+                    f"{self.files[i]}: was lost when the run began, and stays so"
+                )
+        lost = {i: found for i, found in enumerate(results) if isinstance(found, UserError)}
+        if len(lost) > self._max_lost * len(self.files):
+            self._refuse(list(lost.values()))
+        measured = [(0, 0) if isinstance(found, UserError) else found for found in results]
+        for i in lost if known else ():
+            measured[i] = known[i].size, known[i].records
         self._sizes = [size for size, _ in measured]
         self._ends = list(itertools.accumulate(count for _, count in measured))
-        if not len(self):
-            raise UserError(f"{self.files[0]}: no record in this shard, nor in any beside it")
-        self._readers: dict[int, array_record_module.ArrayRecordReader] = {}
-        self._lock = threading.Lock()
+        self.lost = {i: str(trouble) for i, trouble in lost.items()}
+        for trouble in itertools.islice(self.lost.values(), _TROUBLES):
+            _logger.warning("lost shard passed over: %s", trouble)
+        if lost:
+            _logger.warning("%d of %d shards are lost", len(lost), len(self.files))
+
+    def _refuse(self, troubles: Sequence[UserError]) -> NoReturn:
+        lasting = [trouble for trouble in troubles if not isinstance(trouble, TransientError)]
+        shown = (lasting or troubles)[:_TROUBLES]
+        more = len(troubles) - len(shown)
+        text = "; ".join(map(str, shown)) + (f"; and {more} more shards" if more else "")
+        if self._max_lost:
+            text = (
+                f"{len(troubles)} of {len(self.files)} shards are lost, more than the share of "
+                f"{self._max_lost:g} that may be: {text}"
+            )
+        raise (UserError if lasting else TransientError)(text)
+
+    def _try_to_measure(self, file: str, trouble: str) -> tuple[int, int] | UserError:
+        try:
+            if trouble:
+                raise UserError(f"{file}: {trouble}")
+            return self._wait_for(lambda: _measure(file), TransientError)
+        except UserError as error:  # all bad shards are to be named, not the first alone
+            return error
+
+    def _wait_for(self, action: Callable[[], T], kind: type[UserError]) -> T:
+        """What ``action`` returns, tried again for errors of ``kind``. Each is told once, and not
+        of all shards at once."""
+        told: list[str] = []
+
+        def say(error: UserError) -> None:
+            if str(error) not in told and self._troubles < _TROUBLES:
+                _logger.warning("%s; trying again for up to %.0f s", error, self._patience)
+                self._troubles += not told
+                told.append(str(error))
+
+        found = patiently(action, self._patience, kind, say, self._closed)
+        if told:
+            self._troubles -= 1
+            _logger.warning("%s: works again", told[0].partition(": ")[0])
+        return found
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -97,23 +187,70 @@ class ArrayRecordSource:
         """The bytes of one record.
 
         Raises:
-          DamagedRecord: if they cannot be read, or do not match their checksum.
+          DamagedRecord: if they cannot be read, or do not match their checksum, or their shard is
+            lost.
           IndexError: outside ``[0, len)``.
-          UserError: if the shard vanished or changed since the source was made. A shard that is
+          TransientError: if storage failed for longer than the source has patience. A shard that is
             already open stays readable after its name is gone.
+          UserError: if the shard has become another one since the source was made.
         """
         shard, position = self._locate(index)
+        if shard in self.lost:
+            raise DamagedRecord(f"its shard is lost: {self.lost[shard]}")
         try:
             return self._read(shard, position)
-        except RuntimeError:
-            # A network file system fails now and then, and a reader that failed may stay failed. So
-            # damage is what a fresh reader finds too: otherwise a hiccup would change the batch.
+        except (RuntimeError, UserError):
+            return self._read_again(shard, position)
+
+    def _read_again(self, shard: int, position: int) -> bytes:
+        """With a fresh reader: one that failed may stay failed. Damage is what such a one finds
+        too: otherwise a hiccup would change the batch."""
+
+        def read() -> bytes:
             with self._lock:
                 self._readers.pop(shard, None)
-        try:
             return self._read(shard, position)
+
+        try:
+            return self._wait_for(read, UserError)
         except RuntimeError as error:
             raise DamagedRecord(f"unreadable: {error}") from None
+        except UserError as error:
+            if not self._lose(shard, str(error)):
+                raise
+            raise DamagedRecord(f"its shard is lost: {error}") from None
+
+    def _lose(self, shard: int, why: str) -> bool:
+        """From now on this shard is lost, if as many may be."""
+        with self._lock:
+            if shard not in self.lost:
+                if len(self.lost) + 1 > self._max_lost * len(self.files):
+                    return False
+                self.lost[shard] = why
+                _logger.warning("lost shard passed over: %s", why)
+            return True
+
+    def close(self) -> None:
+        """Ends all waiting for storage, at once."""
+        self._closed.set()
+
+    def __enter__(self) -> ArrayRecordSource:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+    @property
+    def shards(self) -> list[Shard]:
+        """What each file holds."""
+        counts = [end - start for start, end in zip([0, *self._ends], self._ends)]
+        names = [_name(file) for file in self.files]
+        return [Shard(*one) for one in zip(names, self._sizes, counts, strict=True)]
+
+    @property
+    def lost_share(self) -> float:
+        """Of the shards: those that this process passes over."""
+        return len(self.lost) / len(self.files)
 
     def locate(self, index: int) -> tuple[str, int]:
         """Where a record lies: its shard's name, and its number there, counted from 0."""
@@ -139,13 +276,18 @@ class ArrayRecordSource:
         return f"ArrayRecordSource({self})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"files": self.files, "_sizes": self._sizes, "_ends": self._ends}
+        names = ("files", "_sizes", "_ends", "_patience", "_max_lost")
+        return {name: self.__dict__[name] for name in names} | {"lost": dict(self.lost)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._make_transient_parts()
         _allow_open_files(len(self.files))
-        self._readers = {}
-        self._lock = threading.Lock()
+
+    def _make_transient_parts(self) -> None:
+        self._readers: dict[int, array_record_module.ArrayRecordReader] = {}
+        self._lock, self._closed = threading.Lock(), threading.Event()
+        self._troubles = 0  # that are told and waited for now
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
@@ -160,7 +302,15 @@ class ArrayRecordSource:
                 reader = self._readers.get(shard) or self._open(shard)
                 self._readers[shard] = reader
         # The range form takes 4 us, the list form 60 us: the latter goes through a thread pool.
-        data = reader.read(position, position + 1)[0]
+        try:
+            data = reader.read(position, position + 1)[0]
+        except RuntimeError as error:
+            if not may_pass(error):
+                raise
+            raise TransientError(
+                f"{self.files[shard]}: cannot be read now ({_line(error)}); start the same command "
+                "again"
+            ) from None
         if not data:  # what the module returns beyond the end of a file that has been cut
             raise RuntimeError("no bytes")
         return data
@@ -168,9 +318,9 @@ class ArrayRecordSource:
     def _open(self, shard: int) -> array_record_module.ArrayRecordReader:
         file = self.files[shard]
         try:
-            size = epath.Path(file).stat().length
+            size = _size(file)
         except OSError as error:
-            raise UserError(
+            raise TransientError(
                 f"{file}: cannot be read any more ({_cause(error)}); put the shard back and start "
                 "the same command again"
             ) from None
@@ -191,15 +341,27 @@ class ArrayRecordSource:
         return reader
 
 
-def _expand(pattern: str) -> list[str]:
-    """The files a pattern means, sorted. Whole sets, unless the pattern names a single file."""
+def _patterns(pattern: str | Sequence[str]) -> list[str]:
+    parts = pattern.split(",") if isinstance(pattern, str) else pattern
+    patterns = [part.strip() for part in parts if part.strip()]
+    if not patterns:
+        raise UserError(
+            "no data pattern was given: name a glob, a folder or a file of *.arrayrecord shards"
+        )
+    return patterns
+
+
+def _expand(pattern: str) -> list[tuple[str, str]]:
+    """The files a pattern means, sorted, each with what is known to be wrong with it, or "". Whole
+    sets, unless the pattern names a single file."""
     try:
         return _list_files(pattern)
     except OSError as error:
-        raise UserError(f"data pattern {pattern}: cannot be read ({_cause(error)})") from None
+        kind = TransientError if may_pass(error) else UserError
+        raise kind(f"data pattern {pattern}: cannot be read ({_cause(error)})") from None
 
 
-def _list_files(pattern: str) -> list[str]:
+def _list_files(pattern: str) -> list[tuple[str, str]]:
     if pattern.startswith("corpus:"):
         split = pattern.removeprefix("corpus:")
         if split not in ("train", "test"):
@@ -223,14 +385,14 @@ def _list_files(pattern: str) -> list[str]:
                 "tools/make_records.py"
             )
     elif epath.Path(root).exists():
-        return [root]
+        return [(root, "")]
     else:
         raise UserError(f"data pattern {pattern}: no such file or folder")
     names = sorted(str(file) for file in files)
     if not names:
         raise UserError(f"data pattern {pattern}: matches no file")
-    _check_sets(names)
-    return names
+    missing = _missing_from_sets(names)
+    return sorted([(name, "") for name in names] + [(name, _MISSING) for name in missing])
 
 
 def _try_to_list(folder: str) -> None:
@@ -247,7 +409,13 @@ def _split_at_wildcard(pattern: str) -> tuple[str, str]:
     return pattern[:cut] or ".", pattern[cut:]
 
 
-def _check_sets(names: Sequence[str]) -> None:
+def _missing_from_sets(names: Sequence[str]) -> list[str]:
+    """What the sets of ``names``, such as -00000-of-00004, lack.
+
+    Raises:
+      UserError: if two sets share their name.
+    """
+    lacking: list[str] = []
     sets: dict[tuple[str, str], dict[int, list[re.Match]]] = {}
     for name in names:
         if match := _SET_NAME.match(name):
@@ -260,46 +428,40 @@ def _check_sets(names: Sequence[str]) -> None:
                 f"{' and of '.join(map(str, totals))} shards; narrow the pattern to one"
             )
         for total, matches in totals.items():
-            missing = sorted(set(range(total)) - {int(m["index"]) for m in matches})
-            if missing:
-                index, width = missing[0], len(matches[0]["index"])
-                name = f"{prefix}-{index:0{width}d}-of-{matches[0]['total']}{suffix}"
-                more = f" (and {len(missing) - 1} more of its set)" if len(missing) > 1 else ""
-                raise UserError(
-                    f"{name}: this shard is missing{more}; finish or copy the set, or name single "
-                    "files"
-                )
-
-
-def _try_to_measure(file: str) -> tuple[int, int] | UserError:
-    try:
-        return _measure(file)
-    except UserError as error:  # all bad shards are to be named, not the first alone
-        return error
+            width = len(matches[0]["index"])
+            lacking += [
+                f"{prefix}-{index:0{width}d}-of-{matches[0]['total']}{suffix}"
+                for index in sorted(set(range(total)) - {int(m["index"]) for m in matches})
+            ]
+    return lacking
 
 
 def _measure(file: str) -> tuple[int, int]:
     """(bytes, records), the latter from the footer. The module reports most failures as 0 records,
     but without the writer's options, which a healthy empty shard has."""
-    try:
-        size = epath.Path(file).stat().length
+    for _ in range(_QUICK_TRIES):
+        try:
+            size = _size(file)
+        except OSError as error:
+            kind = TransientError if may_pass(error) else UserError
+            raise kind(f"{file}: the shard cannot be read ({_cause(error)})") from None
         if size == 0:
             raise UserError(f"{file}: the shard is a file of 0 bytes; write it again")
-        with epath.Path(file).open("rb") as readable:
-            readable.read(1)
-    except OSError as error:
-        raise UserError(f"{file}: the shard cannot be read ({_cause(error)})") from None
-    try:
-        reader = array_record_module.ArrayRecordReader(
-            file, options=_READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER
-        )
-        count, options = reader.num_records(), reader.writer_options_string() or ""
-        reader.close()
-    except RuntimeError as error:
-        raise UserError(
-            f"{file}: the shard cannot be read: {' '.join(str(error).split())}; it is truncated, "
-            "damaged or not an ArrayRecord: write or copy it again"
-        ) from None
+        try:
+            reader = array_record_module.ArrayRecordReader(
+                file, options=_READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER
+            )
+            count, options = reader.num_records(), reader.writer_options_string() or ""
+            reader.close()
+        except RuntimeError as error:
+            if may_pass(error):
+                raise TransientError(f"{file}: the shard cannot be read: {_line(error)}") from None
+            raise UserError(
+                f"{file}: the shard cannot be read: {_line(error)}; it is truncated, damaged or "
+                "not an ArrayRecord: write or copy it again"
+            ) from None
+        if count or options:
+            break
     if count == 0 and not options:
         raise UserError(
             f"{file}: no record can be read from this shard ({size:,} bytes): it is truncated or "
@@ -313,6 +475,26 @@ def _measure(file: str) -> tuple[int, int]:
             group[1],
         )
     return size, count
+
+
+def _name(file: str) -> str:
+    return file.rpartition("/")[2]
+
+
+def _size(file: str) -> int:
+    """Its bytes, of a file that can be opened and read: why one can't, the module does not say.
+
+    Raises:
+      OSError: if it cannot.
+    """
+    path = epath.Path(file)
+    with path.open("rb") as readable:
+        readable.read(1)
+    return path.stat().length
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _cause(error: OSError) -> str:
