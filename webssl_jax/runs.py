@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from webssl_jax import params as paths
 from webssl_jax.checkpoints import Checkpointer, CheckpointError, directory
 from webssl_jax.cli import first_line, is_storage_trouble
 from webssl_jax.config import ConfigError, TransientError, UserError
+from webssl_jax.data.identity import Identity
+from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.files import try_writing, write_json
 from webssl_jax.methods.base import Method, Variables
 from webssl_jax.models.sizes import ViTConfig
@@ -32,6 +35,15 @@ from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import distributed
 from webssl_jax.sharding import mesh as meshes
 
+_DATA = "data.json"  # in the workdir: the records that the run is trained on
+_OF_A_HOST = {
+    "data.train",
+    "data.workers",
+    "data.threads",
+    "data.read_ahead",
+    "host.compilation_cache",
+    "checkpoint.local_folder",
+}
 _OWNER = "run_id"  # a file in the workdir and in checkpoint.folder, the same in both
 _WRITTEN = ("checkpoints", "bad_steps", "eval", "pictures", "profile", "tensorboard")
 log = logging.getLogger(__name__)
@@ -295,6 +307,70 @@ def refuse_another(
     for key in sorted(now):
         if before.get(key) != now[key] and key != "derived":
             log.info("config.%s has changed: %s -> %s", key, before.get(key), now[key])
+
+
+def open_records(config: ConfigDict, workdir: Path) -> ArrayRecordSource:
+    """The records that a run trains on, with the patience and the losses that its config allows.
+
+    Raises:
+      UserError, TransientError: as :class:`ArrayRecordSource`.
+    """
+    known = _known_records(config, workdir)
+    data = config.data
+    return ArrayRecordSource(
+        data.train,
+        patience=60 * data.retry_minutes,
+        max_lost=data.max_lost_shards,
+        known=known.shards if known else (),
+    )
+
+
+def _known_records(config: ConfigDict, workdir: Path) -> Identity | None:
+    """What the run, or the one that it continues, was trained on."""
+    found = Identity.read(workdir / _DATA)
+    if found is None and config.resume_from:
+        found = Identity.read(Path(config.resume_from) / _DATA)
+    return found
+
+
+def check_records(config: ConfigDict, workdir: Path, records: Identity, step: int) -> None:
+    """Refuses to go on at ``step`` with other records than those that the run was trained on: none
+    of its batches would be the one that is due. All processes call it; the first one writes
+    ``data.json``.
+
+    Raises:
+      UserError: if they have changed, and ``config.data.allow_change`` is not set.
+    """
+    with distributed.error_barrier():
+        before = _known_records(config, workdir) if step else None
+        changes = before.changes(records) if before else []
+        words = f"the records of config.data.train = {config.data.train} are not those that the "
+        words += f"run was trained on until step {step:,}: {'; '.join(changes)}"
+        if changes and not config.data.allow_change:
+            raise UserError(
+                f"{words}; put them back, or go on with other batches by "
+                "--config.data.allow_change=true"
+            )
+        if changes:
+            log.warning("%s; going on (config.data.allow_change)", words)
+        if step and before is None:
+            log.warning("%s has no %s: changed records would not be noticed", workdir, _DATA)
+    with distributed.error_barrier():  # behind the one above: others still read it there
+        if jax.process_index() == 0 and (changes or not step or not (workdir / _DATA).exists()):
+            records.write(workdir / _DATA)
+
+
+def settings(config: ConfigDict, flags: Mapping[str, Any]) -> dict[str, str]:
+    """What must not differ between the processes of a run: flags, config, code and packages. Keys
+    that may: those of speed, and folders of a machine's own. (Records are compared themselves.)"""
+    found = {f"--{name}": str(value) for name, value in flags.items()}
+    found |= {
+        f"config.{key}": repr(value)
+        for key, value in configs.leaves(config)
+        if key not in _OF_A_HOST
+    }
+    found |= {f"the version of {name}": v for name, v in configs.package_versions().items()}
+    return found | {"the code of webssl_jax": configs.code_digest()}
 
 
 def load_run(

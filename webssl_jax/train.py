@@ -28,6 +28,8 @@ from webssl_jax.bad_steps.saving import BadSteps, GuardedStep
 from webssl_jax.checkpoints import directory
 from webssl_jax.checkpoints.saver import Saver
 from webssl_jax.config import ConfigError, UserError
+from webssl_jax.data.damage_list import DamageList
+from webssl_jax.data.identity import Identity
 from webssl_jax.data.pipeline import TrainLoader
 from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.evaluators import fed, suite, tables
@@ -56,6 +58,7 @@ def main() -> int:
     args, config, method = _read_flags()  # their errors come before all else
     workdir = Path(args.workdir)
     with Session(args, config.host) as session:
+        distributed.check_same(runs.settings(config, {"replay": args.replay}))
         mesh = meshes.create(config.sharding)
         meshes.check_batch(config, mesh)
         if args.replay is not None:
@@ -77,7 +80,9 @@ def train(
     """Trains from whatever the run starts from to its last step, or until it is asked to stop.
     Returns an exit code of cli.py."""
     with distributed.error_barrier():
-        source = ArrayRecordSource(config.data.train)
+        source = runs.open_records(config, workdir)
+        found = Identity.of(source, config.data.threads)
+    distributed.check_same({"what config.data.train finds": str(found)})
     log.info("training on %s", source)
 
     # The state: from a checkpoint, from weights, or fresh.
@@ -92,6 +97,7 @@ def train(
         message = "finished: step %d of %d is saved in %s; nothing to do"
         log.info(message, start, total_steps, saver.directory)
         return 0
+    runs.check_records(config, workdir, found, start)
     runs.write_config(workdir, config)
     session.goodput.begin(start)
 
@@ -106,6 +112,9 @@ def train(
         workers=config.data.workers,
         threads=config.data.threads,
         read_ahead=config.data.read_ahead,
+        max_damaged=config.data.max_damaged_records,
+        worker_starts=5 if config.data.retry_minutes else 1,
+        on_damage=DamageList(workdir / f"damaged-{jax.process_index():05d}.jsonl", source),
     )
     evaluations = _Evaluations(config, method, workdir, source)
     logbook = Logbook(config, method, mesh, workdir, loader, session.goodput, start)
@@ -117,7 +126,7 @@ def train(
     bad_steps = BadSteps(workdir, config, mesh, source, loader, config.guard.save_bad_steps)
     take_step = GuardedStep(step_fn, mesh, bad_steps)
 
-    with logbook, loader, Profiler(workdir, config.profile) as profiler, saver:
+    with logbook, loader, Profiler(workdir, config.profile) as profiler, saver, source:
         if start == 0:
             logbook.draw(0, lambda: {"crops": fed.picture(source, loader.batch_at(0), method)})
             with session.goodput.of("evaluation"):
@@ -166,9 +175,20 @@ def _loop(
         return step == total_steps or every_steps > 0 and step % every_steps == 0
 
     for step in range(start + 1, total_steps + 1):
+        try:
+            batch = next(batches)
+        except UserError:  # the batch cannot be had: what was trained is not lost with it
+            if jax.process_count() == 1 and step > start + 1:
+                take_step.finish_last(state)
+                logbook.write_last()
+                with session.pause("checkpoint"):
+                    saver.save(state)
+                    saver.wait()
+                log.info("saved at step %d of %d", step - 1, total_steps)
+            raise
         # Starts the step, and returns when the one before it is complete. So the host reads all
         # figures one step late, while the device computes this step.
-        state, metrics = take_step(step, state, next(batches))
+        state, metrics = take_step(step, state, batch)
         session.watchdog.step_started(step)
         profiler.step_started(step, metrics, look=due(config.log.every_steps))
         logbook.step_started(step, metrics)

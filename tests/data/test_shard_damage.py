@@ -131,7 +131,7 @@ def attempt(folder, victim, whole, when, seed):
     if when == "before":
         name = damage(victim, whole, r)
     try:
-        source = ArrayRecordSource(str(folder))
+        source = ArrayRecordSource(str(folder), patience=0)
     except UserError as error:
         return name, "refused", str(error), 0
     if when == "open":
@@ -238,30 +238,41 @@ def test_a_training_refuses_a_damaged_set_and_names_every_bad_shard(shards, tmp_
     assert "train-00003-of-00004.arrayrecord: the shard is a file of 0 bytes" in error
 
 
-def test_a_training_whose_shards_vanish_ends_in_one_line(image_records, tmp_path):
+def test_a_training_whose_shards_vanish_saves_and_asks_to_be_started_again(image_records, tmp_path):
     for number in range(400):
         item = records.encode(image_records[number % 64])
         write_shard(tmp_path / f"s{number:03d}.arrayrecord", [item])
-    overrides = {"data.train": tmp_path, "total_steps": 5000, "checkpoint.every_steps": 5000}
+    overrides = {"data.train": tmp_path} | ENDLESS
     run = tmp_path / "run"
     process = runner.start(run, overrides)
     wait_for_step(process, run, 1)
     for path in tmp_path.glob("*.arrayrecord"):
         path.unlink()
     output, _ = process.communicate(timeout=120)
-    (error,) = errors_of(output)
-    assert process.returncode == 2
+    error = saved_and_ended(process, output, run)
     assert ".arrayrecord: cannot be read any more (No such file or directory)" in error
 
 
-def test_a_training_whose_loader_process_is_killed_ends_in_one_line(shards, tmp_path):
-    overrides = {"data.train": shards, "data.workers": 1, "total_steps": 50_000}
+ENDLESS = {"total_steps": 50_000, "checkpoint.every_steps": 50_000, "data.retry_minutes": 0}
+
+
+def saved_and_ended(process, output, run):
+    """The one error of a training that has saved the last step that it logged."""
+    (error,) = errors_of(output)
+    assert process.returncode == 75, output
+    step = runner.last_step(run / "metrics.jsonl")
+    assert f"saved at step {step} of 50000" in output
+    assert (run / "checkpoints" / str(step) / "meta").is_dir()
+    return error
+
+
+def test_a_training_whose_loader_processes_die_saves_and_asks_to_be_started_again(shards, tmp_path):
+    overrides = {"data.train": shards, "data.workers": 1} | ENDLESS
     process = runner.start(tmp_path, overrides)
     wait_for_step(process, tmp_path, 1)
     runner.kill_loader_worker(process)
     output, _ = process.communicate(timeout=120)
-    (error,) = errors_of(output)
-    assert process.returncode == 2 and "a loader process died at step" in error
+    assert "a loader process died at step" in saved_and_ended(process, output, tmp_path)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import argparse
 import functools
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import sys
 import jax
 import pytest
 
-from webssl_jax import cli
+from webssl_jax import cli, runs
+from webssl_jax import config as configs
 from webssl_jax.config import UserError
 from webssl_jax.sharding import distributed
 
@@ -152,13 +154,31 @@ def test_one_process_alone_raises_its_own_error_and_shares_with_itself(tmp_path)
     distributed.check_shared(tmp_path / "need not exist")
 
 
+@pytest.mark.parametrize(
+    "overrides, differ",
+    [
+        (["optim.lr=1"], ["config.optim.lr"]),
+        (["seed=1", "global_batch=32"], ["config.global_batch", "config.seed"]),
+        (["data.threads=3", "data.train=elsewhere", "checkpoint.local_folder=/mnt/2"], []),
+    ],
+)
+def test_what_processes_compare_is_all_that_changes_a_step(overrides, differ):
+    here, there = (
+        runs.settings(configs.load("web_mae:size=tiny", some), {"replay": None})
+        for some in ([], overrides)
+    )
+    assert here.keys() == there.keys() and len(here) > 80
+    assert sorted(name for name in here if here[name] != there[name]) == differ
+    assert {"the code of webssl_jax", "the version of jax", "--replay"} < here.keys()
+
+
 # Two real processes of four devices each, in a mesh whose order is not theirs.
 SCRIPT = """
 import argparse, pathlib, sys
 import jax, numpy as np
 from ml_collections import ConfigDict
 from webssl_jax import cli
-from webssl_jax.config import UserError
+from webssl_jax.config import TransientError, UserError
 from webssl_jax.sharding import distributed
 from webssl_jax.sharding import mesh as meshes
 
@@ -188,13 +208,17 @@ def report(name, call, *args):
         call(*args)
         words = "ok"
     except UserError as error:
-        words = str(error)
+        words = ("later: " if isinstance(error, TransientError) else "") + str(error)
     sys.stdout.write(f"{name} {words}\\n")  # in one piece: Gloo prints between pieces
     sys.stdout.flush()
 
 
 report("none", distributed.raise_on_all, None)
 report("second", distributed.raise_on_all, UserError("shard 7 is gone") if me == 1 else None)
+report("later", distributed.raise_on_all, TransientError("shard 7") if me == 1 else None)
+report("same", distributed.check_same, {"config.seed": "0", "the records": "64"})
+report("other", distributed.check_same, {"config.seed": "0", "the records": str(64 + 16 * me)})
+report("more", distributed.check_same, {"config.seed": "0"} | ({"config.x": "1"} if me else {}))
 report("both", distributed.raise_on_all, UserError(f"mine {me}"))
 report("shared", distributed.check_shared, root / "shared")
 report("apart", distributed.check_shared, root / f"own{me}")
@@ -230,6 +254,17 @@ def test_two_processes_assemble_batches_and_raise_on_both(tmp_path):
     assert first["none"] == second["none"] == "ok"
     assert first["second"] == "process 1 stopped: see its line"
     assert second["second"] == "shard 7 is gone"
+    # Both end with the exit code of the one that failed: trouble that passes stays that.
+    assert first["later"] == "later: process 1 stopped: see its line"
+    assert second["later"] == "later: shard 7"
+    assert first["same"] == second["same"] == "ok"
+    assert first["other"] == second["other"] and first["more"] == second["more"]
+    assert re.fullmatch(
+        r"the records is 80 on process 1 \(host \S+\) and 64 on process 0 \(host \S+\); start all "
+        "processes with the same command, code and data",
+        first["other"],
+    )
+    assert first["more"].startswith("config.x is 1 on process 1")
     assert (first["both"], second["both"]) == ("mine 0", "mine 1")
     assert first["shared"] == second["shared"] == "ok"
     for line, folder in ((first["apart"], "own0"), (second["apart"], "own1")):

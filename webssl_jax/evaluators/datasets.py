@@ -12,10 +12,9 @@ import grain
 import numpy as np
 
 from webssl_jax.config import UserError
+from webssl_jax.data import identity
 from webssl_jax.data.pipeline import Source
-from webssl_jax.data.sources import ArrayRecordSource, DamagedRecord
-
-_SAMPLED = 256  # records whose bytes go into the fingerprint
+from webssl_jax.data.sources import ArrayRecordSource
 
 LABELLED, CAPTIONED = "label", "captions"
 _WORDS = {LABELLED: "labelled", CAPTIONED: "captioned"}
@@ -89,11 +88,8 @@ def sampled_digest(source: Source, indices: Sequence[int] | np.ndarray, known: s
     """16 hexadecimal digits of what is ``known`` of some records and of the bytes of 256 of them,
     evenly spaced."""
     digest = hashlib.sha256(known.encode())
-    for place in np.unique(np.linspace(0, len(indices) - 1, _SAMPLED).astype(int)):
-        try:
-            digest.update(source[int(indices[place])])
-        except DamagedRecord:  # whoever reads it says so
-            digest.update(b"damaged")
+    for place in identity.sampled(len(indices)):
+        digest.update(identity.bytes_of(source, int(indices[place])))
     return digest.hexdigest()[:16]
 
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import hashlib
+import json
 import os
 import pathlib
 import secrets
+import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NoReturn, Protocol
 
 import jax
 import numpy as np
@@ -24,7 +27,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from webssl_jax import cli
-from webssl_jax.config import UserError
+from webssl_jax.config import TransientError, UserError
 from webssl_jax.sharding import compiler_options
 
 _FAILED_KEY = "webssl_jax/failed"  # in jax's coordination service: the first failure of any process
@@ -175,13 +178,65 @@ def raise_on_all(error: Exception | None) -> None:
       UserError: see :func:`error_barrier`.
     """
     if jax.process_count() > 1:
-        failed = np.flatnonzero(gather(error is not None))
-        if failed.size:
-            global _raised_on_all
-            _raised_on_all = error or UserError(f"process {failed[0]} stopped: see its line")
-            raise _raised_on_all
+        codes = gather(_exit_code(error))
+        if codes.any():
+            first = int(np.flatnonzero(codes)[0])
+            kind = TransientError if codes[first] == cli.EXIT_RESTART else UserError
+            _end_all(error or kind(f"process {first} stopped: see its line"))
     if error is not None:
         raise error
+
+
+def _exit_code(error: Exception | None) -> int:
+    if isinstance(error, TransientError):
+        return cli.EXIT_RESTART
+    return 0 if error is None else cli.EXIT_FAILURE
+
+
+def _end_all(error: Exception) -> NoReturn:
+    """Raises an error that all processes raise at the same place: none must tell the others."""
+    global _raised_on_all
+    _raised_on_all = error
+    raise error
+
+
+def check_same(settings: Mapping[str, str]) -> None:
+    """Checks that all processes have the same settings. A collective.
+
+    Args:
+      settings: {what it is: its value}, in which two processes of one run must not differ.
+
+    Raises:
+      UserError: on all processes, naming the first setting that differs and the two processes.
+    """
+    if jax.process_count() == 1:
+        return
+    text = json.dumps(dict(settings), sort_keys=True)
+    digests = gather(list(hashlib.sha256(text.encode()).digest()))
+    if (digests == digests[0]).all():
+        return
+    host = socket.gethostname()
+    everyone = [json.loads(found) for found in _gather_texts(json.dumps([host, dict(settings)]))]
+    (first_host, first), index = everyone[0], int((digests != digests[0]).any(axis=1).argmax())
+    other_host, other = everyone[index]
+    name = next(name for name in sorted({*first, *other}) if first.get(name) != other.get(name))
+    _end_all(
+        UserError(
+            f"{name} is {other.get(name, 'not there')} on process {index} (host {other_host}) and "
+            f"{first.get(name, 'not there')} on process 0 (host {first_host}); start all processes "
+            "with the same command, code and data"
+        )
+    )
+
+
+def _gather_texts(text: str) -> list[str]:
+    """Every process's ``text``, of any length. A collective."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    sizes = gather(len(data))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: len(data)] = data
+    rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
+    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
 
 
 def check_shared(workdir: pathlib.Path) -> None:
@@ -236,7 +291,7 @@ def first_says(flag: bool) -> bool:
     return bool(from_first("yes" if flag else ""))
 
 
-def gather(value: bool | int | list[int]) -> np.ndarray:
+def gather(value: bool | int | Sequence[float]) -> np.ndarray:
     """(processes, ...): every process's ``value``, all of the same shape. A collective."""
     found = np.asarray(multihost_utils.process_allgather(np.asarray(value)))
     return found.reshape(jax.process_count(), *np.shape(value))

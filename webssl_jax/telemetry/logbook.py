@@ -103,6 +103,14 @@ class Logbook:
             self._progress.update(1, self._note)
         self._pending = (step, metrics)
 
+    def write_last(self) -> None:
+        """Writes the row of the last step that was started, if that is due, to disk: for a run that
+        ends here, against its plan."""
+        if self._pending and self._pending[0] % self._config.log.every_steps == 0:
+            if self._pending[0] != self._fetched_step:
+                self.write(self._pending[0], self.fetch())
+        self.flush()
+
     def fetch(self) -> Row:
         """The figures of the last step that was started, once it is done: what it computed, and the
         rates since the last ``fetch``."""
@@ -115,6 +123,9 @@ class Logbook:
         row["perf/goodput"] = self._goodput.fraction()
         by_row = meshes.to_global({"rows": self._loader.damage.by_row}, self._mesh)["rows"]
         row["data/substituted_images"] = float(jnp.sum(by_row))  # of all hosts
+        restarts, lost = distributed.gather([self._loader.restarts, self._loader.lost_share]).T
+        row["data/loader_restarts"] = float(restarts.sum())
+        row["data/lost_shards"] = float(lost.max())  # a share; hosts need not have lost the same
         self._fetched_step = step
         return row
 
