@@ -14,6 +14,7 @@ from webssl_jax.data import records
 from webssl_jax.data.damage_list import DamageList
 from webssl_jax.data.identity import Identity
 from webssl_jax.data.sources import ArrayRecordSource, Shard
+from webssl_jax.evaluators.datasets import CAPTIONED, open_dataset
 
 LAST = "train-00003-of-00004.arrayrecord"
 
@@ -94,6 +95,7 @@ def test_a_record_that_was_damaged_since_is_no_other_record(shards, tmp_path):
     file.write_bytes(data)
     now = found(folder)
     assert now.samples.count("") == 1 and before.changes(now) == now.changes(before) == []
+    assert len(open_dataset(str(folder), CAPTIONED)) == 64  # nor does an evaluation end with it
     file.unlink()
     lost = found(folder, max_lost=0.25, known=before.shards, patience=0)
     assert lost.samples.count("") == 16 and before.changes(lost) == []

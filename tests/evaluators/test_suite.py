@@ -67,6 +67,19 @@ def test_an_evaluation_is_added_by_one_file_and_one_row(shards, runs, tmp_path):
     assert list((tmp_path / ".cache").iterdir()) == []  # what no one needs any more
 
 
+def test_processes_compare_the_records_that_they_evaluate_before_they_begin(
+    shards, runs, tmp_path, monkeypatch
+):
+    def compare(settings):
+        assert runs() == []
+        raise UserError(f"compared: {settings}")
+
+    monkeypatch.setattr(distributed, "check_same", compare)
+    rows = made(toy_row(shards), tmp_path)
+    with pytest.raises(UserError, match="compared: {'what the evaluation grey finds': '[^']+'}"):
+        rows.run(small_mae(), tmp_path / "eval", 7)
+
+
 def test_what_was_done_is_not_done_again(shards, runs, tmp_path):
     rows = toy_row(shards, blocks=(0, 2))
     first = made(rows, tmp_path).run(small_mae(), tmp_path / "eval", 7)
@@ -265,6 +278,7 @@ def test_what_the_first_process_cannot_write_ends_the_others(shards, runs, tmp_p
     monkeypatch.setattr(suite_, "_extract", lambda model, names: None)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "check_same", lambda settings: None)
     monkeypatch.setattr(distributed, "gather", lambda flag: np.array([True, flag]))
     with pytest.raises(UserError, match="process 0 stopped"):
         suite_.run(small_mae(), tmp_path / "eval", 3)

@@ -174,11 +174,17 @@ class Suite:
         there. step: of a run; 0 of weights that have none.
 
         Raises:
-          UserError: if no figure can come from this model on these data, or if the first process
-            cannot write; on all processes alike.
+          UserError: if no figure can come from this model on these data, if processes have other
+            data, or if the first process cannot write; on all processes alike.
         """
         found: dict[str, Outcome] = {}
         known = {name: self._known(name, model) for name in (self.rows if names is None else names)}
+        distributed.check_same(
+            {
+                f"what the evaluation {name} finds": str(facts["data"])
+                for name, facts in known.items()
+            }
+        )
         todo = []
         for name, facts in known.items():
             done = self._done(outcome.step_path(folder / name, step), facts)
