@@ -66,7 +66,7 @@ class Shard:
 
     def open(self) -> ArrayRecordSource:
         """Raises UserError if the shard is not what it was when the index was begun."""
-        source = ArrayRecordSource(self.file)
+        source = ArrayRecordSource((self.file,))  # a text would be split at commas
         if (epath.Path(self.file).stat().length, len(source)) != (self.bytes, self.records):
             raise UserError(
                 f"{self.file}: is not the shard that was there when matching began; match into "
