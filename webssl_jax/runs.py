@@ -132,7 +132,7 @@ def check_writable(workdir: Path, config: ConfigDict) -> None:
 
 def identity(workdir: Path) -> list[Path]:
     """The files by which a later start knows the run."""
-    return [workdir / name for name in (_OWNER, "config.json", "environment.json")]
+    return [workdir / name for name in (_OWNER, _DATA, "config.json", "environment.json")]
 
 
 def run_id(workdir: str | os.PathLike) -> str:
