@@ -42,6 +42,15 @@ def test_a_program_ends_in_time_with_its_code_and_its_words_find_a_way_out():
         assert done.stdout == ("error: words\n" if code else "words\n")
 
 
+def test_a_caller_that_catches_the_end_goes_on_without_a_time_limit():
+    """As a notebook does, or these tests."""
+    lines = ["import time", "from webssl_jax import cli", "cli._LONGEST_END = 0.05"]
+    lines += ["try: cli.run(lambda: 0)", "except SystemExit: time.sleep(0.5)", "print('goes on')"]
+    code = "\n".join(lines)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "goes on\n"), done.stderr
+
+
 def test_a_stream_that_breaks_raises_nothing_and_says_why():
     reader, writer = os.pipe()
     piped, full = cli.Stream(open(writer, "w")), cli.Stream(open("/dev/full", "w"))

@@ -255,12 +255,17 @@ def _exit(error: BaseException, code: int, line: str) -> NoReturn:
 def _end(code: int) -> NoReturn:
     """Ends the program. Python waits for all threads then, and one of a library may wait for ever,
     as orbax's do after a save that failed: so this has a time limit."""
+    # Called when the program really ends, before the waiting: whoever catches SystemExit goes on.
+    threading._register_atexit(_limit_end, code)  # type: ignore[attr-defined]
+    sys.exit(code)
+
+
+def _limit_end(code: int) -> None:
     limit = threading.Timer(_LONGEST_END, os._exit, [code])
     limit.daemon = True
     limit.start()
     # Called first of all, when the threads have ended: jax may wait longer for other processes.
     atexit.register(limit.cancel)
-    sys.exit(code)
 
 
 def _wants_traceback() -> bool:

@@ -127,7 +127,7 @@ def test_only_steps_that_all_seeds_have_are_compared(run):
 
 
 def test_where_checkpoints_lie_and_when_lines_are_written_is_no_difference(run):
-    elsewhere = {"checkpoint.folder": "gs://b/two", "log.every_steps": 7, "host.stuck_minutes": 1}
+    elsewhere = {"checkpoint.folder": "gs://b/two", "log.every_steps": 7, "host.stuck_minutes": 9}
     assert read_seeds("mine", [run(0), run(1, **elsewhere)]).last == 20
 
 
