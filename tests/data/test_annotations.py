@@ -208,6 +208,13 @@ def test_a_text_in_a_mask_is_no_damage_however_long():
     image.save(file, "PNG", pnginfo=texts)
     record = records.Record(b"", (), "k", 6, 4, "s", annotations={"mask": file.getvalue()})
     assert (annotations.mask(record) == 7).all()
+    texts.add_text("units_per_metre", "256")
+    deep = Image.fromarray(np.full((4, 6), 512, np.uint16))
+    for order in (texts, None):  # without a text of its own there is no unit
+        file = io.BytesIO()
+        deep.save(file, "PNG", pnginfo=order)
+        record = dataclasses.replace(record, annotations={"depth": file.getvalue()})
+        assert (annotations.depth(record) == (2 if order else np.float32(0.512))).all()
 
 
 def test_masks_that_do_not_fit_their_image_are_refused():

@@ -31,7 +31,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from webssl_jax.config import suggest
-from webssl_jax.data.decode import without_texts
+from webssl_jax.data.decode import png_text, without_texts
 from webssl_jax.data.records import Record, RecordError
 
 META = "meta"
@@ -221,9 +221,7 @@ def shrink_png(record: Record, name: str, width: int, height: int) -> bytes:
 
 def _stored_scale(data: bytes, name: str) -> float | None:
     """The units of a metre that a PNG states; None where it states none."""
-    image = Image.open(io.BytesIO(data), formats=("PNG",))
-    image.load()  # texts may stand behind the pixels
-    text = getattr(image, "text", {}).get(_SCALE)
+    text = png_text(data, _SCALE)
     if text is None:
         return None
     try:

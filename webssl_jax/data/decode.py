@@ -11,6 +11,7 @@ import io
 import math
 import struct
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
@@ -187,14 +188,30 @@ def without_texts(data: bytes) -> bytes:
     may be of any size. Other data as they are."""
     if not data.startswith(_PNG) or not any(mark in data for mark in _PNG_TEXTS):
         return data
-    parts, at = [_PNG], len(_PNG)
+    parts, end = [_PNG], len(_PNG)
+    for kind, begin, end in _png_chunks(data):
+        if kind not in _PNG_TEXTS:
+            parts.append(data[begin:end])
+    return b"".join([*parts, data[end:]])
+
+
+def png_text(data: bytes, keyword: str) -> str | None:
+    """The plain (tEXt) text of a PNG under a keyword. Others are not unpacked, as they may be of
+    any size."""
+    head = keyword.encode("latin-1") + b"\0"
+    for kind, begin, end in _png_chunks(data):
+        if kind == b"tEXt" and data.startswith(head, begin + 8):
+            return data[begin + 8 + len(head) : end - 4].decode("latin-1")
+    return None
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, begin, end) of each."""
+    at = len(_PNG)
     while at + 12 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, at)
-        end = at + 12 + size
-        if kind not in _PNG_TEXTS:
-            parts.append(data[at:end])
-        at = end
-    return b"".join([*parts, data[at:]])
+        yield kind, at, at + 12 + size
+        at += 12 + size
 
 
 def open_image(data: bytes) -> OpenedImage:
