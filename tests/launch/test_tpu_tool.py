@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import shutil
 import signal
 import stat
 import subprocess
@@ -15,9 +16,11 @@ import pytest
 
 from tests.e2e.runner import ROOT
 from webssl_jax.config import UserError
-from webssl_jax.launch import job
+from webssl_jax.launch import gcloud, job
+from webssl_jax.sharding import slices
 
 HOST = ROOT / "webssl_jax" / "launch" / "host.sh"
+GCLOUD = shutil.which("gcloud")  # before a test puts its stand-in on PATH
 COMMON = ["run", "--zone=z", "--project=p"]
 TINY = "configs/web_mae.py:size=tiny"
 TRAINING = [f"--config={TINY}", "--workdir=/w", "--workdir-is-shared"]
@@ -267,3 +270,34 @@ def test_the_command_keeps_its_words_whatever_is_in_them():
     ).stdout.splitlines()
     assert words[:2] == ["env", "X=1 2"]
     assert words[-2:] == ["--workdir=/a b", "--config.data.train=/x/*.arrayrecord"]
+
+
+@pytest.mark.skipif(GCLOUD is None, reason="gcloud is not installed here")
+def test_the_real_gcloud_knows_every_command_and_flag_that_is_run(tmp_path, monkeypatch):
+    """Each command as it is run, and one flag that does not exist: gcloud then names the flags that
+    it does not know, and does nothing."""
+    commands = []
+
+    def execute(command, seconds):
+        commands.append(command)
+        answer = '{"name": "run", "networkEndpoints": []}'
+        return subprocess.CompletedProcess(command, 0, answer, "")
+
+    monkeypatch.setattr(gcloud, "execute", execute)
+    cloud = gcloud.Gcloud("z", "p", ssh_flags=["--tunnel-through-iap"], say=lambda words: None)
+    cloud.describe("run")
+    cloud.hosts(gcloud.Resource("run", "ACTIVE", "v5p-8", ("run",), ""))
+    cloud.ssh("run", "ls")
+    cloud.copy("run", "file")
+    cloud.delete("run")
+    v5p = slices.find("v5p-8")
+    cloud.create(gcloud.Request("run", v5p, flags=("--network=n", "--internal-ips")))
+    cloud.create(gcloud.Request("run", v5p, 2, "reserved"))
+    quiet = {"CLOUDSDK_CONFIG": str(tmp_path), "CLOUDSDK_CORE_DISABLE_USAGE_REPORTING": "true"}
+    environment = os.environ | quiet
+    for command in commands:
+        says = subprocess.run(
+            [GCLOUD, *command[1:], "--qqqq"], env=environment, capture_output=True, text=True
+        ).stderr
+        (line,) = [line for line in says.splitlines() if line.startswith("ERROR:")]
+        assert line.rstrip().endswith("unrecognized arguments: --qqqq"), (command, says)

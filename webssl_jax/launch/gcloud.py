@@ -5,7 +5,8 @@ about it is asked from gcloud each time; nothing is kept in a file here, which c
 
 The commands, their flags and the states are those of Google's reference (``gcloud compute tpus
 queued-resources {create,describe,delete,ssh,scp}`` and ``tpu-vm describe``; REST v2
-``QueuedResource``). They were read, not run: nobody here has a project.
+``QueuedResource``). A test has gcloud itself say that it knows commands and flags; what they do was
+read, not run: nobody here has a project.
 """
 
 from __future__ import annotations
