@@ -13,6 +13,7 @@ than ``--config.key=value`` can change, write a file with ``get_config(arg)`` in
         config.method.koleo_weight = 0.05
         return config
 
-or copy files from here. They import each other as ``from .common import base``, so a copy gets the
+A key that no config has is refused: start from a shipped config or from common.base(). Or copy
+files from here. They import each other as ``from .common import base``, so a copy gets the
 common.py beside it, and a copy without one says so. The rules: webssl_jax/config_files.py.
 """

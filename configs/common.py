@@ -91,7 +91,11 @@ def base() -> ConfigDict:
                 "lr_batch": 256,
                 "lr_scaling": "linear",
                 "final_lr": 0.0,  # at the end, as it is: not scaled
+                # cosine: falls to final_lr at the end. constant: stays at the peak, so that a run
+                # has no end it must know; over the last cooldown it falls linearly to final_lr
+                "lr_schedule": "cosine",
                 "warmup_images": 0,
+                "cooldown_images": 0,
                 "warmup_ends_at_peak": False,  # DINOv2's; else the first step after it (MAE's)
                 "weight_decay": 0.05,
                 "final_weight_decay": None,  # None: as weight_decay

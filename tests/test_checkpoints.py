@@ -1,6 +1,7 @@
 import collections
 import errno
 import json
+import math
 import os
 import shutil
 import types
@@ -13,7 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from webssl_jax import config as configs
-from webssl_jax import runs, train, train_state
+from webssl_jax import methods, runs, train, train_state
 from webssl_jax.checkpoints import Checkpointer, CheckpointError, StorageError, checksums, directory
 from webssl_jax.checkpoints.saver import Saver
 from webssl_jax.config import ConfigError, TransientError, UserError
@@ -300,10 +301,38 @@ def test_a_workdir_whose_config_was_edited_by_hand_is_refused_by_its_key(tmp_pat
         runs.refuse_another(tmp_path, config, "--workdir")
 
     refuse(total_steps=4, model={k: v for k, v in values["model"].items() if k != "remat"})
-    with pytest.raises(ConfigError, match=r"config.seed differs from what .*\(--workdir\)"):
+    with pytest.raises(ConfigError, match=r"\(--workdir\) was .* config.seed: None -> 0; put"):
         refuse(seed=None)
+    method = {**values["method"], "decoder": {**values["method"]["decoder"], "width": 32}}
+    both = "config.global_batch: 32 -> 64, config.method.decoder.width: 32 -> 96; put"
+    with pytest.raises(ConfigError, match=both):
+        refuse(global_batch=32, method=method)
     with pytest.raises(UserError, match="another program's"):
         refuse(model="micro")
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "pictures", "eval", "tensorboard", "bad_steps"])
+def test_a_file_in_the_place_of_a_folder_is_refused_at_the_start(tmp_path, name):
+    (tmp_path / name).write_text("")
+    with pytest.raises(UserError, match=f"{name}: is no folder, and a run needs one; move it"):
+        runs.check_places(tmp_path)
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused_at_the_start(tmp_path):
+    runs.check_places(tmp_path)
+    for name in ("metrics.jsonl", "goodput.json", "environment.json", "config.json"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(UserError, match=f"{name}: is a folder, and a run needs a file; move"):
+            runs.check_places(tmp_path)
+        (tmp_path / name).rmdir()
+
+
+def test_checkpoints_without_the_config_of_their_run_are_refused(tmp_path):
+    config = configs.load("web_mae:size=tiny")
+    runs.refuse_another(tmp_path, config, "--workdir")  # an empty workdir is a new run
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds checkpoints, but .* has no config.json, so whose"):
+        runs.refuse_another(tmp_path, config, "--workdir")
 
 
 def test_a_run_goes_on_with_another_attention_and_another_rematerialisation(tmp_path):
@@ -312,6 +341,55 @@ def test_a_run_goes_on_with_another_attention_and_another_rematerialisation(tmp_
     runs.write_config(tmp_path, config)
     config.model.attention, config.model.remat = "pallas", "named"
     runs.refuse_another(tmp_path, config, "--workdir")
+
+
+def _warned(caplog, tmp_path, before, now, step, spec="web_mae:size=tiny"):
+    """What a run says that was started with the overrides ``before`` and goes on with ``now``."""
+    runs.write_config(tmp_path, configs.load(spec, before))
+    caplog.clear()
+    config = configs.load(spec, now)
+    runs.log_changes(tmp_path, config, methods.create(config), step)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_a_run_made_longer_says_both_rates_at_the_seam(tmp_path, caplog):
+    """A cosine of 100 steps, of 200; and a constant rate, which knows no end."""
+    peak = ["optim.warmup_steps=0", "optim.lr=1.0", "optim.lr_scaling=none"]
+    short, long = ["total_steps=100", *peak], ["total_steps=200", *peak]
+    (says,) = _warned(caplog, tmp_path, short, long, 100)
+    last, first = (0.5 + 0.5 * math.cos(math.pi * at) for at in (99 / 100, 100 / 200))
+    assert f"learning_rate jumps from {last:.3g} at step 100 to {first:.3g} at step 101" in says
+    assert "lr_schedule = constant" in says
+    assert _warned(caplog, tmp_path, short, short, 50) == []
+    assert _warned(caplog, tmp_path, short, long, 0) == []  # nothing was trained
+    constant = ["optim.lr_schedule=constant"]
+    assert _warned(caplog, tmp_path, short + constant, long + constant, 100) == []
+    cooled = [*long, *constant, "optim.cooldown_steps=50"]
+    assert _warned(caplog, tmp_path, short + constant, cooled, 100) == []
+    spec = "web_dino:size=tiny"  # its momentum and weight decay have an end too
+    (says,) = _warned(caplog, tmp_path, short + constant, long + constant, 100, spec)
+    assert "momentum jumps" in says and "weight_decay jumps" in says and "rate jumps" not in says
+    other = tmp_path / "other"
+    other.mkdir()
+    config = configs.load("web_mae:size=tiny", [*long, f"resume_from={tmp_path}"])
+    runs.write_config(tmp_path, configs.load("web_mae:size=tiny", short))
+    caplog.clear()
+    runs.log_changes(other, config, methods.create(config), 100)
+    assert "learning_rate jumps" in caplog.text
+
+
+def test_a_start_under_other_packages_than_the_last_one_says_so(tmp_path, caplog):
+    assert _warned(caplog, tmp_path, [], [], 5) == []
+    file = tmp_path / "environment.json"
+    found = json.loads(file.read_text())
+    jax_now, found["packages"]["jax"] = found["packages"]["jax"], "0.1.2"
+    file.write_text(json.dumps(found))
+    config = configs.load("web_mae:size=tiny")
+    runs.log_changes(tmp_path, config, methods.create(config), 5)
+    assert f"last start: jax 0.1.2 -> {jax_now}; losses may differ" in caplog.text
+    file.write_bytes(b"\xff")
+    runs.log_changes(tmp_path, config, methods.create(config), 5)
+    assert "environment.json: cannot be read" in caplog.text
 
 
 def test_what_fails_on_one_process_alone_ends_all(tmp_path, monkeypatch):

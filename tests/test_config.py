@@ -12,6 +12,7 @@ from webssl_jax import cli, config_files, methods
 from webssl_jax import config as configs
 from webssl_jax.config import ConfigError
 from webssl_jax.configs import common
+from webssl_jax.errors import suggest
 
 ROOT = pathlib.Path(__file__).parent.parent
 MAE = str(ROOT / "configs" / "web_mae.py")
@@ -27,6 +28,12 @@ def error(spec, *overrides):
 def test_an_unknown_key_is_refused_with_the_nearest_real_one():
     assert "did you mean --config.optim.lr?" in error(MAE, "optim.lrr=1")
     assert "did you mean --config.optim.weight_decay?" in error(MAE, "weight_decay=1")
+    assert "did you mean --config.optim.lr?" in error(MAE, "learning_rate=1")
+    assert "did you mean --config.optim.lr?" in error(MAE, "optim.learning_rate=1")
+    assert "did you mean --config.global_batch?" in error(MAE, "batch_size=1")
+    assert "did you mean --config.total_images?" in error(MAE, "epochs=1")
+    assert "did you mean --config.optim.warmup_images?" in error(MAE, "warmup_epochs=1")
+    assert "did you mean --config.optim.final_lr?" in error(MAE, "optim.min_lr=1")
 
 
 def test_a_value_of_the_wrong_type_is_refused():
@@ -185,6 +192,10 @@ def test_lists_of_the_optimiser_are_read_as_written():
         ("total_images=10", "at least one step"),
         ("optim.clip=both", "none, global or per_module"),
         ("optim.warmup_steps=999999999", "shorten it"),
+        ("total_steps=1000", "as by --config.optim.warmup_percent=10, or lengthen the run"),
+        ("optim.lr_schedule=linear", "cosine or constant"),
+        ("optim.cooldown_percent=10", "only config.optim.lr_schedule = 'constant' has one"),
+        ("optim.cooldown_percent=101", "cooldown_percent=10"),
         ("sharding.fsdp=0", "-1 for all"),
         ("data.threads=0", "positive"),
         ("sharding.tensor=-1", "only axis"),
@@ -312,6 +323,7 @@ GOOD = "from webssl_jax.configs.web_mae import get_config as web_mae\n"
         ("def get_config(arg):\n  raise ValueError('two\\nlines')\n", 2, "ValueError: two lines"),
         ("from webssl_jax.configs.common import vit\nvit()\n", 2, "TypeError: vit() missing"),
         ("def get_config(): pass\n", None, "takes 0 positional arguments but 1 was given"),
+        ("raise SystemExit(3)\n", None, "ends the program (3) instead of giving a config"),
         ("def get_config(arg): return {}\n", None, "returned dict; it must return a ConfigDict"),
         ("", None, "has no get_config(arg)"),
     ],
@@ -347,11 +359,59 @@ def test_a_resolved_config_reads_back_as_the_same_config():
     assert isinstance(again, ml_collections.ConfigDict)
 
 
-def test_a_run_from_before_lr_scaling_keeps_its_rate():
-    config = configs.load(MAE, ["global_batch=1024"])
-    with config.unlocked():
-        del config.optim.lr_scaling, config.optim.lr_batch
-    assert configs.learning_rate(config) == 1.6e-3
+def own(tmp_path, *lines):
+    file = tmp_path / "own.py"
+    body = "".join(f"    {line}\n" for line in lines)
+    file.write_text(
+        f"{GOOD}def get_config(arg):\n    config = web_mae(arg)\n{body}    return config\n"
+    )
+    return str(file)
+
+
+def test_a_key_that_a_config_file_adds_is_refused_at_its_line(tmp_path):
+    says = error(own(tmp_path, "config.seed = 1", "config.optim.lrr = 1.0"))
+    assert (
+        says == f"{tmp_path}/own.py:5: config.optim.lrr: no such key; did you mean config.optim.lr?"
+    )
+    says = error(own(tmp_path, "config.evalss = {'a': 1}"))
+    assert "own.py:4: config.evalss: no such key; did you mean config.evals?" in says
+    assert "own.py:4: config.log.every: no such" in error(own(tmp_path, "config.log.every = 5"))
+    assert "has no config.optim.abort_after_skipped; a" in error(own(tmp_path, "config.optim = {}"))
+    assert "has no config.method; a" in error(own(tmp_path, "del config.method"))
+    two = own(tmp_path, "del config.optim.warmup_images", "config.optim.warmup_percent = 1.0")
+    assert configs.load(two).optim.warmup_percent == 1.0
+
+
+def test_a_printed_config_is_a_config_and_yaml_is_refused(tmp_path):
+    config = configs.load("web_dino:size=tiny", ["optim.warmup_percent=3"])
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(configs.resolved(config)))
+    again = configs.load(str(file), ["optim.lr=0.5", "method.view.jitter=0.2"])
+    assert again.optim.lr == 0.5 and methods.create(again).view.jitter == 0.2
+    assert configs.resolved(configs.load(str(file))) == configs.resolved(config)
+    assert "takes no arguments" in error(f"{file}:size=tiny")
+    values = configs.resolved(config)
+    values["optim"]["lrr"] = 1.0
+    file.write_text(json.dumps(values, indent=1))
+    assert f"{file}:" in error(str(file)) and "config.optim.lrr: no such key" in error(str(file))
+    values = configs.resolved(config) | {"seed": "x"}
+    file.write_text(json.dumps(values, indent=1))
+    assert "config.seed = 'x': must be of type int" in error(str(file))
+    file.write_text("{")
+    assert "its JSON cannot be read" in error(str(file))
+    file.write_text("[]")
+    assert "no object of keys" in error(str(file))
+    assert "YAML is not read; give a FILE.py, or a FILE.json" in error("config.yaml")
+
+
+def test_differences_name_each_key_with_both_values():
+    before = {"model": {"width": 32, "depth": 2}, "seed": 1, "evals": {"knn": {"kind": "knn"}}}
+    now = {"model": {"width": 48, "depth": 2, "heads": None}, "seed": 1, "evals": {}}
+    assert configs.differences(before, now) == [
+        ("evals.knn.kind", "knn", "unset"),
+        ("model.heads", "unset", None),
+        ("model.width", 32, 48),
+    ]
 
 
 GOLDEN = json.loads(update.FILE.read_text())
@@ -391,6 +451,30 @@ def test_a_change_of_what_all_share_changes_one_entry_of_the_goldens(tmp_path):
     made = update.golden(config_files.get_config(str(bare), ""), load, specs)
     assert made.pop("common") != GOLDEN["common"]
     assert made == {spec: GOLDEN[spec] for spec in specs}
+
+
+@pytest.mark.parametrize(
+    "name, known, meant",
+    [
+        ("WebDINO", ["web_dino", "dinov2"], "web_dino"),
+        ("mae", ["clip", "web_mae"], "web_mae"),
+        ("dinov2", ["dinov2-pth", "hf-dinov2"], "hf-dinov2"),
+        ("tars", ["folder", "tar", "parquet"], "tar"),
+        ("webdataset", ["folder", "tar", "parquet"], "tar"),
+        ("linear", ["knn", "logistic", "retrieval"], "logistic"),
+    ],
+)
+def test_the_first_suggestion_points_right(name, known, meant):
+    assert suggest(name, known).startswith(f"did you mean {meant!r}? (known: ")
+
+
+def test_a_wrong_choice_of_a_flag_names_the_nearest(capsys):
+    parser = cli.ArgumentParser()
+    parser.add_argument("kind", metavar="KIND", choices=["folder", "tar"])
+    with pytest.raises(SystemExit):
+        parser.parse_args(["tra"])
+    says = "error: argument KIND: no such choice 'tra'; did you mean 'tar'? (known: folder, tar)\n"
+    assert capsys.readouterr().err == says
 
 
 @pytest.mark.parametrize("rest", [["--config.seed", "--config.name=a"], ["--config.seed"]])

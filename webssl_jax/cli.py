@@ -53,6 +53,12 @@ class ArgumentParser(argparse.ArgumentParser):
         print(f"error: {message}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """As argparse's own, with the nearest choice."""
+        if action.choices is not None and value not in action.choices:
+            hint = suggest(str(value), map(str, action.choices))
+            raise argparse.ArgumentError(action, f"no such choice {value!r}; {hint}")
+
     def parse_with_overrides(
         self, argv: list[str] | None = None, prefix: str = "--config."
     ) -> tuple[argparse.Namespace, list[str]]:
@@ -76,11 +82,15 @@ class ArgumentParser(argparse.ArgumentParser):
         return args, overrides
 
 
-def log_to_stderr(level: int = logging.INFO) -> None:
-    """Plain lines without prefix. Of libraries only errors are shown, and none of orbax (which logs
-    through absl): it raises in the main thread what its threads log."""
+TIME = "%m-%d %H:%M:%S "  # before the lines of what runs for long
+
+
+def log_to_stderr(level: int = logging.INFO, timed: bool = False) -> None:
+    """Plain lines, with the time before them if ``timed``. Of libraries only errors are shown, and
+    none of orbax (which logs through absl): it raises in the main thread what its threads log."""
     # absl has installed a handler of its own
-    logging.basicConfig(level=level, format="%(message)s", force=True)
+    form = "%(asctime)s%(message)s" if timed else "%(message)s"
+    logging.basicConfig(level=level, format=form, datefmt=TIME, force=True)
     logging.getLogger("jax").setLevel(logging.ERROR)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     for name in ("gcsfs", "fsspec"):  # their callers report what they raise
@@ -163,6 +173,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             _fail(error, line, EXIT_RESTART)
         _fail_with_traceback(error)
     except Exception as error:
+        if words := _platform_trouble(error):
+            _fail(error, words)
         _fail_with_traceback(error)
     _end(code or 0)
 
@@ -224,6 +236,19 @@ def log_failure() -> str:
     """Why the log of this program cannot be written; empty while it can."""
     failure = sys.stderr.failure if isinstance(sys.stderr, Stream) else None
     return (failure.strerror or str(failure)) if failure else ""
+
+
+def _platform_trouble(error: Exception) -> str:
+    """One line for a platform that jax cannot use, which it tells in many ways."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames or not frames[-1].filename.endswith("jax/_src/xla_bridge.py"):
+        return ""
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    says = f" ({first_line(error)})" if str(error) else ""
+    return (
+        f"JAX_PLATFORMS={asked}: jax cannot use this platform here{says}; unset it, or install "
+        "what it needs (pip install '.[tpu]' or '.[cuda12]')"
+    )
 
 
 def _fail(error: Exception, line: str, code: int | None = None) -> NoReturn:

@@ -17,7 +17,6 @@ What depends on several keys is a rule, evaluated after the overrides: ``total_s
 from __future__ import annotations
 
 import ast
-import difflib
 import hashlib
 import json
 import math
@@ -33,31 +32,75 @@ from typing import Any, NoReturn
 import ml_collections
 
 from webssl_jax import config_files
-from webssl_jax.errors import ConfigError, suggest
+from webssl_jax.errors import ConfigError, nearest, suggest
 from webssl_jax.errors import TransientError as TransientError
 from webssl_jax.errors import UserError as UserError
 
 # The durations that may be given in another unit. All other lengths have one unit, their key's.
-DURATIONS = {"total": ("steps", "images"), "optim.warmup": ("steps", "images", "percent")}
+DURATIONS = {
+    "total": ("steps", "images"),
+    "optim.warmup": ("steps", "images", "percent"),
+    "optim.cooldown": ("steps", "images", "percent"),
+}
+LR_SCHEDULES = ("cosine", "constant")
 # name -> factor of the peak learning rate, from global_batch / optim.lr_batch
 LR_SCALINGS = {"linear": lambda ratio: ratio, "sqrt": math.sqrt, "none": lambda ratio: 1.0}
+# Keys that change memory and speed and not results.
+COSTS = (
+    "model.remat",
+    "model.attention",
+    "method.text.remat",
+    "method.text.attention",
+    "method.stream_prototypes",
+)
 MOMENT_DTYPES = ("float32", "bfloat16")
 MOST_PICTURES = 64
 TRACKERS = ("tensorboard", "wandb", "mlflow")  # webssl_jax/telemetry/trackers.py
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+# Other projects' words for keys here.
+_OTHER_WORDS = {
+    "learning_rate": "optim.lr",
+    "base_lr": "optim.lr",
+    "blr": "optim.lr",
+    "min_lr": "optim.final_lr",
+    "wd": "optim.weight_decay",
+    "betas": "optim.b1",
+    "beta1": "optim.b1",
+    "beta2": "optim.b2",
+    "dim": "model.width",
+    "embed_dim": "model.width",
+    "hidden_size": "model.width",
+    "num_layers": "model.depth",
+    "num_heads": "model.heads",
+    "image_size": "method.view.image_size",
+    "save_every": "checkpoint.every_steps",
+    "path": "data.train",
+    "batch": "global_batch",
+    "batch_size": "global_batch",
+    "accum_iter": "accumulation_steps",
+    "steps": "total_steps",
+    "max_steps": "total_steps",
+    "num_steps": "total_steps",
+    "epochs": "total_images",
+    "num_workers": "data.workers",
+    "dataset": "data.train",
+    "resume": "resume_from",
+    "pretrained": "init_from",
+}
 _WORDS = {"true": True, "false": False, "none": None}
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
-    """Reads ``NAME[:ARG]`` or ``FILE.py[:ARG]``, applies ``key.path=value`` overrides and checks
-    the result. NAME is a shipped config, whatever the current folder; what a FILE may import says
-    config_files.py.
+    """Reads ``NAME[:ARG]``, ``FILE.py[:ARG]`` or ``FILE.json``, applies ``key.path=value``
+    overrides and checks the result. NAME is a shipped config, whatever the current folder; what a
+    FILE may import says config_files.py.
 
     Raises:
       ConfigError: for a config that is not there or fails, an argument or override that it does not
         know, or a bad value.
     """
     config = _made_by(spec, "--config")
+    _check_keys(config, spec.partition(":")[0])
     config.lock()
     apply_overrides(config, overrides)
     validate(config)
@@ -110,6 +153,66 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
             raise ConfigError(f"config argument {item!r}: write {name}=VALUE")
         values[name] = _parse(f"config argument {name}", text, defaults[name])
     return values
+
+
+def _check_keys(config: ml_collections.ConfigDict, where: str) -> None:
+    """Refuses keys that no config has, and a config that lacks one. Those of ``model`` and
+    ``method`` the method checks, those of ``evals`` each evaluation."""
+    free = ("model", "method", "evals")
+
+    def by_stem(node: ml_collections.ConfigDict) -> dict[str, str]:
+        found = {}
+        for key, _ in leaves(node):
+            stem = key.rpartition("_")[0]
+            found[stem if stem in DURATIONS else key] = key
+        return {stem: key for stem, key in found.items() if key.split(".")[0] not in free}
+
+    def refuse(key: str, words: str) -> NoReturn:
+        place = config_files.place_of(key.rpartition(".")[2], where)
+        raise ConfigError(f"{place}: config.{key}{words}")
+
+    base = config_files.base(where)
+    every, given, usual = by_stem(base), by_stem(config), dict(leaves(base))
+    for stem, key in given.items():
+        if stem not in every:
+            group = key.split(".")[0]
+            known = list(every.values()) if group in base else list(base)
+            key = key if group in base else group
+            near = _nearest_key(key, known)
+            refuse(key, ": no such key" + (f"; did you mean config.{near}?" if near else ""))
+    for key, value in leaves(config):
+        if key in usual and not _is_like(value, usual[key]):
+            refuse(key, f" = {value!r}: must be of type {type(usual[key]).__name__}")
+    missing = [key for stem, key in every.items() if stem not in given]
+    missing += [key for key in free if not isinstance(config.get(key), ml_collections.ConfigDict)]
+    if missing:
+        raise ConfigError(
+            f"--config {where}: has no config.{missing[0]}; a config has every key of "
+            "configs/common.py: start from its base()"
+        )
+
+
+def _is_like(value: Any, like: Any) -> bool:
+    if like is None:
+        return True
+    if isinstance(like, (tuple, list)):
+        return isinstance(value, (tuple, list))
+    if isinstance(value, bool) != isinstance(like, bool):
+        return False
+    return isinstance(value, (int, float) if isinstance(like, float) else type(like))
+
+
+def differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted key, value before, value now) of all that differs in two resolved configs. What one
+    of them lacks is "unset"."""
+    if not isinstance(before, dict) and not isinstance(now, dict):
+        return [] if before == now else [(key, before, now)]
+    before, now = (side if isinstance(side, dict) else {} for side in (before, now))
+    rows = []
+    for name in sorted({*before, *now}):
+        inner = f"{key}.{name}" if key else name
+        rows += differences(before.get(name, "unset"), now.get(name, "unset"), inner)
+    return rows
 
 
 def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
@@ -172,16 +275,25 @@ def _override_evals(
 
 
 def _unknown_key(config: ml_collections.ConfigDict, bad: str, path: str) -> NoReturn:
-    keys = [key for key, _ in leaves(config)]
-    near = difflib.get_close_matches(path, keys, n=1, cutoff=0.5)
-    if not near:  # the right name in the wrong group
-        near = [key for key in keys if key.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]][:1]
+    near = _nearest_key(path, [key for key, _ in leaves(config)])
     hint = (
-        f"did you mean --config.{near[0]}?"
-        if near
-        else f"the groups are {', '.join(sorted(config))}"
+        f"did you mean --config.{near}?" if near else f"the groups are {', '.join(sorted(config))}"
     )
     raise ConfigError(f"--config.{bad}: no such key; {hint}")
+
+
+def _nearest_key(path: str, keys: Sequence[str]) -> str | None:
+    """The key that ``path`` stands for: its name in another group, another word for it, or what is
+    spelled nearly so."""
+    name = path.rsplit(".", 1)[-1]
+    same = [key for key in keys if key.rsplit(".", 1)[-1] == name]
+    same += [key for key in keys if key == _OTHER_WORDS.get(name)]
+    if same:
+        return same[0]
+    stem, _, unit = path.rpartition("_")
+    if unit in ("steps", "images", "percent", "epochs"):  # a length, in a unit that it has not
+        same = [key for key in keys if key.rsplit("_", 1)[0].endswith(stem)]
+    return same[0] if same else nearest(path, keys, cutoff=0.6)
 
 
 def _same_duration(node: ml_collections.ConfigDict, path: str) -> str | None:
@@ -256,8 +368,6 @@ def learning_rate(config: ml_collections.ConfigDict) -> float:
     sqrt: lr * sqrt(batch / lr_batch) (DINOv2, lr_batch 1024). none: lr (CLIP).
     """
     optim = config.optim
-    if "lr_scaling" not in optim:  # a run from before this key: its lr was the rate itself
-        return float(optim.lr)
     return float(optim.lr * LR_SCALINGS[optim.lr_scaling](config.global_batch / optim.lr_batch))
 
 
@@ -302,12 +412,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if total_steps(config) < 1:
         length = "total_steps" if "total_steps" in config else "total_images"
         check(False, length, f"at least one step of global_batch = {config.global_batch} images")
-    warmup = steps(config.optim, "warmup", config)
-    if not 0 <= warmup <= total_steps(config):
-        raise ConfigError(
-            f"config.optim.warmup is {warmup} steps: must lie within the run's "
-            f"{total_steps(config)} steps; shorten it or lengthen the run"
-        )
+    _validate_lengths(config)
     _validate_optim(config.optim, check)
     guard = config.guard
     check(
@@ -394,10 +499,32 @@ def tracker_names(asked: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def _validate_lengths(config: ml_collections.ConfigDict) -> None:
+    total = total_steps(config)
+    parts = {name: steps(config.optim, name, config) for name in ("warmup", "cooldown")}
+    for name, length in parts.items():
+        if not 0 <= length <= total:
+            raise ConfigError(
+                f"config.optim.{name} is {length:,} steps: must lie within the run's {total:,} "
+                f"steps; shorten it, as by --config.optim.{name}_percent=10, or lengthen the run"
+            )
+    if sum(parts.values()) > total:
+        raise ConfigError(
+            f"config.optim.cooldown is {parts['cooldown']:,} steps and the warm-up "
+            f"{parts['warmup']:,}: together they must lie within the run's {total:,} steps"
+        )
+    if parts["cooldown"] and config.optim.lr_schedule != "constant":
+        raise ConfigError(
+            f"config.optim.cooldown is {parts['cooldown']:,} steps: only "
+            "config.optim.lr_schedule = 'constant' has one; a cosine falls by itself"
+        )
+
+
 def _validate_optim(optim: ml_collections.ConfigDict, check: Callable[..., None]) -> None:
     check(optim.lr > 0, "optim.lr", "positive")
     check(optim.lr_batch > 0, "optim.lr_batch", "a positive number of images")
     check(optim.lr_scaling in LR_SCALINGS, "optim.lr_scaling", "linear, sqrt or none")
+    check(optim.lr_schedule in LR_SCHEDULES, "optim.lr_schedule", " or ".join(LR_SCHEDULES))
     check(optim.final_lr >= 0, "optim.final_lr", "zero or positive")
     check(optim.weight_decay >= 0, "optim.weight_decay", "zero or positive")
     check(
@@ -453,6 +580,7 @@ def resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
         "derived": {
             "total_steps": total_steps(config),
             "warmup_steps": steps(config.optim, "warmup", config),
+            "cooldown_steps": steps(config.optim, "cooldown", config),
             "learning_rate": learning_rate(config),
         }
     }
@@ -460,10 +588,12 @@ def resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def drop_costs(values: dict[str, Any]) -> None:
     """Takes out of a resolved config, in place, what changes memory and speed and not results."""
-    for tower in (values["model"], values["method"].get("text") or {}):
-        tower.pop("remat", None)
-        tower.pop("attention", None)
-    values["method"].pop("stream_prototypes", None)
+    for key in COSTS:
+        *groups, name = key.split(".")
+        node = values
+        for group in groups:
+            node = node.get(group) or {}
+        node.pop(name, None)
 
 
 def from_resolved(values: dict[str, Any]) -> ml_collections.ConfigDict:

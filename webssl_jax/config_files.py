@@ -1,4 +1,5 @@
-"""Where configs come from: a shipped one by its name, any other by the path of its file.
+"""Where configs come from: a shipped one by its name, any other by the path of its file: a
+``get_config`` in Python, or every key in JSON, as ``config.json`` of a run.
 
 The shipped ones are the package ``webssl_jax.configs``. Any other folder with config files is
 loaded as a package of its own, under a name in ``sys.modules`` that no other folder has. So a
@@ -18,6 +19,7 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import json
 import re
 import sys
 import traceback
@@ -50,15 +52,9 @@ def get_config(where: str, arg: str, flag: str = "--config") -> ConfigDict:
       ConfigError: for a config that does not exist or has no ``get_config``, an import that would
         get the wrong file, and any error in a config file, with the file and line of it.
     """
-    if where.endswith(".py") or "/" in where:
-        file = Path(where).resolve()
-        if file.suffix != ".py" or not file.is_file():
-            raise ConfigError(f"{flag} {where}: no such file; {_hint(where, flag)}")
-    else:
-        if where not in names(flag):
-            known = suggest(where, names(flag))
-            raise ConfigError(f"{flag} {where}: no such config; {known}; or give a FILE.py")
-        file = _folder_of(flag) / f"{where}.py"
+    file = _file(where, flag)
+    if file.suffix == ".json":
+        return _read_json(file, arg, flag)
     with _errors_in(file):
         module = _import(file)
         if not hasattr(module, "get_config"):
@@ -68,6 +64,72 @@ def get_config(where: str, arg: str, flag: str = "--config") -> ConfigDict:
         kind = type(config).__name__
         raise ConfigError(f"{file}: get_config returned {kind}; it must return a ConfigDict")
     return config
+
+
+def files(where: str, flag: str = "--config") -> list[Path]:
+    """The file that ``where`` names, and those of its folder that it imported when
+    :func:`get_config` read it. Of a shipped config none.
+
+    Raises:
+      ConfigError: for a config that does not exist.
+    """
+    file = _file(where, flag)
+    if file.parent == _folder_of(flag):
+        return []
+    package = _package(file.parent)
+    modules = [module for name, module in sys.modules.items() if name.startswith(f"{package}.")]
+    beside = {Path(path) for module in modules if (path := getattr(module, "__file__", None))}
+    return [file, *sorted(beside - {file})]
+
+
+def base(where: str, flag: str = "--config") -> ConfigDict:
+    """Every key that the config ``where`` may have: those of the shipped common.py, and of the one
+    beside its file, if it imported that."""
+    keys = importlib.import_module(f"{shipped.__name__}.common").base()
+    own = sys.modules.get(f"{_package(_file(where, flag).parent)}.common")
+    if own is not None and hasattr(own, "base"):
+        keys.update(own.base())
+    return keys
+
+
+def place_of(word: str, where: str, flag: str = "--config") -> str:
+    """``FILE:LINE`` where the files of a config first have ``word``, or the first of them."""
+    found = files(where, flag) or [_file(where, flag)]
+    for file in found:
+        for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+            if re.search(rf"\b{re.escape(word)}\b", line):
+                return f"{file}:{number}"
+    return str(found[0])
+
+
+def _read_json(file: Path, arg: str, flag: str) -> ConfigDict:
+    if arg:
+        raise ConfigError(f"{flag} {file}:{arg}: a JSON file takes no arguments")
+    try:
+        values = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{flag} {file}: its JSON cannot be read ({error})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{flag} {file}: is no object of keys, as the config.json of a run is")
+    return ConfigDict({key: value for key, value in values.items() if key != "derived"})
+
+
+def _file(where: str, flag: str) -> Path:
+    suffix = Path(where).suffix
+    if suffix in (".yaml", ".yml", ".toml"):
+        raise ConfigError(
+            f"{flag} {where}: {suffix[1:].upper()} is not read; give a FILE.py, or a FILE.json as "
+            "train --print-config prints it"
+        )
+    if suffix in (".py", ".json") or "/" in where:
+        file = Path(where).resolve()
+        if file.suffix not in (".py", ".json") or not file.is_file():
+            raise ConfigError(f"{flag} {where}: no such file; {_hint(where, flag)}")
+        return file
+    if where not in names(flag):
+        known = suggest(where, names(flag))
+        raise ConfigError(f"{flag} {where}: no such config; {known}; or give a FILE.py")
+    return _folder_of(flag) / f"{where}.py"
 
 
 def _shipped_folder() -> Path:
@@ -145,6 +207,10 @@ def _errors_in(file: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except SystemExit as error:
+        raise ConfigError(
+            f"{file}: ends the program ({error}) instead of giving a config"
+        ) from error
     except SyntaxError as error:
         raise ConfigError(f"{error.filename}:{error.lineno}: {error.msg}") from error
     except Exception as error:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -34,6 +35,7 @@ from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import distributed
 from webssl_jax.sharding import mesh as meshes
+from webssl_jax.train_step import run_schedules
 
 _DATA = "data.json"  # in the workdir: the records that the run is trained on
 _OF_A_HOST = {
@@ -133,6 +135,20 @@ def check_writable(workdir: Path, config: ConfigDict) -> None:
 def identity(workdir: Path) -> list[Path]:
     """The files by which a later start knows the run."""
     return [workdir / name for name in (_OWNER, _DATA, "config.json", "environment.json")]
+
+
+def check_places(workdir: Path) -> None:
+    """Refuses a workdir in which a file stands where a run needs a folder, or the other way round.
+
+    Raises:
+      UserError: naming it.
+    """
+    for name in ("checkpoints", "pictures", "tensorboard", "eval", "bad_steps", "profile"):
+        if (workdir / name).exists() and not (workdir / name).is_dir():
+            raise UserError(f"{workdir / name}: is no folder, and a run needs one; move it away")
+    for name in ("config.json", "environment.json", "metrics.jsonl", "goodput.json", _OWNER):
+        if (workdir / name).is_dir():
+            raise UserError(f"{workdir / name}: is a folder, and a run needs a file; move it away")
 
 
 def run_id(workdir: str | os.PathLike) -> str:
@@ -284,6 +300,12 @@ def refuse_another(
       UserError: as :func:`read_config`.
     """
     if not (workdir / "config.json").exists():
+        found = directory(workdir)  # who owns config.checkpoint.folder says claim_folder
+        if flag == "--workdir" and any(found.glob("[0-9]*")):
+            raise UserError(
+                f"{found}: holds checkpoints, but {workdir} has no config.json, so whose they are "
+                "is not known; put it back, or go on in a new workdir with --config.resume_from"
+            )
         return
     earlier = read_config(workdir)
     folder = earlier.checkpoint.folder
@@ -295,18 +317,76 @@ def refuse_another(
             f"lie in {directory(workdir, folder)}; leave it as it was, or use another workdir with "
             "--config.resume_from"
         )
-    before, now = earlier.to_dict(), configs.resolved(config)
-    for values in (before, now):
-        configs.drop_costs(values)
-    for key in ("seed", "global_batch", "method", "model"):
-        if before.get(key) != now[key]:
-            raise ConfigError(
-                f"config.{key} differs from what {workdir} ({flag}) was started with; use another "
-                "workdir, or --config.init_from to take its weights"
-            )
-    for key in sorted(now):
-        if before.get(key) != now[key] and key != "derived":
-            log.info("config.%s has changed: %s -> %s", key, before.get(key), now[key])
+    changed = [
+        (key, f"config.{key}: {before} -> {after}")
+        for key, before, after in configs.differences(
+            earlier.to_dict(), configs.from_resolved(configs.resolved(config)).to_dict()
+        )
+    ]
+    fixed = [words for key, words in changed if _defines_a_run(key)]
+    if fixed:
+        more = f" and {len(fixed) - 8} more" if len(fixed) > 8 else ""
+        raise ConfigError(
+            f"{workdir} ({flag}) was started with other settings: {', '.join(fixed[:8])}{more}; "
+            "put them back, or use another workdir, with --config.init_from to take its weights"
+        )
+    for _, words in changed:
+        log.info("changed: %s", words)
+
+
+def _defines_a_run(key: str) -> bool:
+    groups = ("seed", "global_batch", "method", "model")
+    return key.split(".")[0] in groups and key not in configs.COSTS
+
+
+def log_changes(workdir: Path, config: ConfigDict, method: Method, step: int) -> None:
+    """Warns when a run goes on at ``step`` with other versions of packages than at its last start,
+    or with schedules that jump there, as they do in a run that is made longer."""
+    if step == 0 or jax.process_index() > 0:
+        return
+    if not (workdir / "config.json").exists():
+        if not config.resume_from:
+            return
+        workdir = Path(config.resume_from)
+    for words in (*_changed_versions(workdir), *_jumps(read_config(workdir), config, method, step)):
+        log.warning("%s", words)
+
+
+def _changed_versions(workdir: Path) -> list[str]:
+    try:
+        before = dict(json.loads((workdir / "environment.json").read_text())["packages"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return [f"{workdir}/environment.json: cannot be read, so the versions before are not known"]
+    now = configs.package_versions()
+    changed = [
+        f"{name} {was} -> {now[name]}"
+        for name, was in before.items()
+        if name in now and now[name] != was
+    ]
+    if not changed:
+        return []
+    return [f"packages have changed since the last start: {', '.join(changed)}; losses may differ"]
+
+
+def _jumps(earlier: ConfigDict, config: ConfigDict, method: Method, step: int) -> list[str]:
+    try:
+        before = run_schedules(earlier, method)
+    except (AttributeError, KeyError) as error:
+        return [f"the schedules before are not known: config.json lacks {first_line(error)}"]
+    found = []
+    for name, schedule in run_schedules(config, method).items():
+        last, due, now = (
+            float(f(jnp.int32(at)))  # steps count from 0 here
+            for f, at in ((before[name], step - 1), (before[name], step), (schedule, step))
+        )
+        if abs(now - due) > 1e-5 * abs(due):
+            found.append(f"{name} jumps from {last:.3g} at step {step:,} to {now:.3g}")
+    if not found:
+        return []
+    return [
+        f"the schedules have changed: {', '.join(found)} at step {step + 1:,}; with "
+        "config.optim.lr_schedule = constant a run can be made longer without a jump"
+    ]
 
 
 def open_records(config: ConfigDict, workdir: Path) -> ArrayRecordSource:

@@ -49,7 +49,8 @@ class Session:
         distributed.initialize(args)
         self.watchdog = Watchdog(host)
         # Each host reports its own damaged records. All else is logged by the first process alone.
-        cli.log_to_stderr(logging.INFO if jax.process_index() == 0 else logging.WARNING)
+        level = logging.INFO if jax.process_index() == 0 else logging.WARNING
+        cli.log_to_stderr(level, timed=True)
         use_compilation_cache(host.compilation_cache)
         self._lock: runs.WorkdirLock | None = None
 
@@ -64,6 +65,7 @@ class Session:
           UserError: if another run uses the workdir, or not all processes see it.
         """
         with distributed.error_barrier():
+            runs.check_places(workdir)
             runs.check_writable(workdir, config)
             if jax.process_index() == 0:
                 self._lock = runs.WorkdirLock(workdir)

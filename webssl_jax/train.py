@@ -12,6 +12,7 @@ name does not occur here: see methods/base.py for what a method is.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -56,6 +57,9 @@ def main() -> int:
     """The entry point. Returns an exit code of cli.py."""
     began = time.time()
     args, config, method = _read_flags()  # their errors come before all else
+    if args.print_config:
+        print(json.dumps(configs.resolved(config), indent=2))
+        return 0
     workdir = Path(args.workdir)
     with Session(args, config.host) as session:
         distributed.check_same(runs.settings(config, {"replay": args.replay}))
@@ -98,6 +102,7 @@ def train(
         log.info(message, start, total_steps, saver.directory)
         return 0
     runs.check_records(config, workdir, found, start)
+    runs.log_changes(workdir, config, method, start)
     runs.write_config(workdir, config)
     session.goodput.begin(start)
 
@@ -314,13 +319,20 @@ class _Evaluations:
 def _read_flags() -> tuple[argparse.Namespace, ConfigDict, Method]:
     """Flags, config and method, as far as they can be checked without devices and data."""
     parser = cli.ArgumentParser(prog="python -m webssl_jax.train", description=__doc__)
-    parser.add_argument("--config", required=True, help="configs/NAME.py[:key=value,...]")
-    parser.add_argument("--workdir", required=True, help="folder of the run; seen by all hosts")
+    parser.add_argument(
+        "--config", required=True, help="NAME or FILE.py, and [:key=value,...]; or FILE.json"
+    )
+    parser.add_argument("--workdir", help="folder of the run; seen by all hosts")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print every key as JSON, and end"
+    )
     parser.add_argument("--replay", type=int, metavar="STEP", help="a step of WORKDIR/bad_steps")
     parser.add_argument("--compiled", metavar="FILE", help="the step as plan --save wrote it")
     distributed.add_flags(parser)
     args, overrides = parser.parse_with_overrides()
-    if "://" in args.workdir:
+    if not args.workdir and not args.print_config:
+        parser.error("--workdir: give the folder of the run")
+    if "://" in (args.workdir or ""):
         raise UserError(f"--workdir {args.workdir}: give a path; mount buckets with gcsfuse")
     config = configs.load(args.config, overrides)
     method = methods.create(config)
@@ -355,6 +367,8 @@ def _compile(
     """The train step, compiled here or read from a file of ``plan --save``. Logs the memory that it
     takes."""
     began = time.perf_counter()
+    what = f"reading the step from {file}" if file else "compiling the step"
+    log.info("%s, which may take minutes for a large network", what)
     lowered = lower_train_step(config, method, optimizer, template, mesh)
     if file:
         with distributed.error_barrier():  # a host may have another file, or none

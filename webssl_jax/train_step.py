@@ -23,7 +23,7 @@ from webssl_jax import params as paths
 from webssl_jax.methods.base import LossOutput, Method, Params
 from webssl_jax.optim.guard import FINE, Guard
 from webssl_jax.optim.optimizer import Optimizer
-from webssl_jax.optim.schedules import Schedule, warmup_cosine
+from webssl_jax.optim.schedules import Schedule, warmup_constant, warmup_cosine
 from webssl_jax.sharding import compiler_options, rules
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.train_state import TrainState
@@ -47,15 +47,21 @@ Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics, Healt
 def run_schedules(config: ConfigDict, method: Method) -> dict[str, Schedule]:
     """{name: f(step)} of a run: the method's own, the learning rate and the weight decay."""
     total_steps = configs.total_steps(config)
-    warmup = configs.steps(config.optim, "warmup", config)
-    peak, last = configs.learning_rate(config), config.optim.final_lr
     decay, last_decay = configs.weight_decays(config)
     return method.schedules(total_steps, config.global_batch) | {
-        "learning_rate": warmup_cosine(
-            peak, last, total_steps, warmup, reach_base_in_warmup=config.optim.warmup_ends_at_peak
-        ),
+        "learning_rate": _rate(config, total_steps),
         "weight_decay": warmup_cosine(decay, last_decay, total_steps),
     }
+
+
+def _rate(config: ConfigDict, total_steps: int) -> Schedule:
+    optim = config.optim
+    peak, last, early = configs.learning_rate(config), optim.final_lr, optim.warmup_ends_at_peak
+    warmup = configs.steps(optim, "warmup", config)
+    if optim.lr_schedule == "constant":
+        cooldown = configs.steps(optim, "cooldown", config)
+        return warmup_constant(peak, last, total_steps, warmup, cooldown, early)
+    return warmup_cosine(peak, last, total_steps, warmup, reach_base_in_warmup=early)
 
 
 def make_train_step(

@@ -1,5 +1,7 @@
 """What a person mistypes: one line, exit code 2, no traceback, before anything compiles."""
 
+import re
+
 from tests.e2e import runner
 
 BAD = [
@@ -41,7 +43,7 @@ def test_a_workdir_belongs_to_one_experiment_and_its_weights_are_a_start(tmp_pat
     first, second, third = tmp_path / "a", tmp_path / "b", tmp_path / "c"
     assert runner.train(first, {"total_steps": 3}).code == 0
     result = runner.train(first, {"global_batch": 32})
-    assert result.code == 2 and "config.global_batch differs" in result.output
+    assert result.code == 2 and "config.global_batch: 16 -> 32; put" in result.output
 
     result = runner.train(second, {"init_from": first, "total_steps": 3})
     assert result.code == 0 and "starting from the weights" in result.output
@@ -51,4 +53,9 @@ def test_a_workdir_belongs_to_one_experiment_and_its_weights_are_a_start(tmp_pat
     assert sorted(runner.losses(third)) == [4, 5]
 
     # longer is allowed, and told
-    assert runner.train(first, {"total_steps": 4}).code == 0
+    result = runner.train(first, {"total_steps": 4})
+    assert result.code == 0 and "changed: config.total_steps: 3 -> 4" in result.output
+    assert "learning_rate jumps from" in result.output
+    stamp = r"^\d\d-\d\d \d\d:\d\d:\d\d "
+    for words in ("compiling the step, which", "finished 4 steps", "train 4/4 steps"):
+        assert len(re.findall(stamp + words, result.output, re.MULTILINE)) == 1, result.output

@@ -133,7 +133,7 @@ def test_where_checkpoints_lie_and_when_lines_are_written_is_no_difference(run):
 
 def test_what_is_not_comparable_is_refused_by_name(run):
     first = run(0)
-    with pytest.raises(UserError, match="config.total_images differs"):
+    with pytest.raises(UserError, match="another seed: config.total_images: "):
         read_seeds("mine", [first, run(1, total_images=1000)])
     with pytest.raises(UserError, match="different items"):
         read_seeds("mine", [first, run(1, data="other")])

@@ -38,3 +38,16 @@ def test_warmup_cosine_equals_maes_schedule():
 def test_a_schedule_keeps_its_final_value():
     schedule = schedules.warmup_cosine(1.0, 0.25, total_steps=10)
     assert float(schedule(10)) == float(schedule(1000)) == 0.25
+
+
+def test_a_constant_rate_knows_no_end_until_its_cooldown():
+    """Counted by hand: warm-up 0, 1/2, then 1, and over the last 4 of 10 steps linear to 0.2."""
+    short = schedules.warmup_constant(1.0, 0.2, total_steps=10, warmup_steps=2, cooldown_steps=4)
+    values = [float(short(step)) for step in range(12)]
+    wanted = [0, 0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0.2]
+    np.testing.assert_allclose(values, wanted, rtol=1e-6)
+    endless = schedules.warmup_constant(1.0, 0.2, total_steps=10, warmup_steps=2)
+    longer = schedules.warmup_constant(1.0, 0.2, total_steps=99, warmup_steps=2, cooldown_steps=9)
+    for schedule in (endless, longer):
+        assert [float(schedule(step)) for step in range(7)] == values[:7]
+        assert float(schedule(50)) == 1.0

@@ -5,6 +5,7 @@ import types
 
 import pytest
 
+from webssl_jax.config import UserError
 from webssl_jax.telemetry.progress import Progress, format_seconds
 from webssl_jax.telemetry.throughput import Throughput
 from webssl_jax.telemetry.writer import MetricWriter, read_rows
@@ -26,7 +27,9 @@ def clock(monkeypatch):
     made = Clock()
     for name in ("progress", "throughput"):
         module = importlib.import_module(f"webssl_jax.telemetry.{name}")
-        stand_in = types.SimpleNamespace(monotonic=made.read, perf_counter=made.read)
+        stand_in = types.SimpleNamespace(
+            monotonic=made.read, perf_counter=made.read, strftime=lambda form: "NOW "
+        )
         monkeypatch.setattr(module, "time", stand_in)
     return made
 
@@ -67,6 +70,20 @@ def test_a_log_file_gets_plain_lines_now_and_then(clock):
     assert all("steps" in line for line in lines)
 
 
+def test_a_slow_rate_reads_as_seconds_a_step_and_the_last_line_comes_once(clock):
+    stream = io.StringIO()
+    progress = Progress(5, "train", "steps", stream, timed=True)
+    for _ in range(2):
+        clock.sleep(4)
+        progress.update(force=True)
+    progress.close()
+    lines = stream.getvalue().splitlines()
+    assert lines == [
+        "NOW train 1/5 steps (20%) | 4.0 s/step | 16s left",
+        "NOW train 2/5 steps (40%) | 4.0 s/step | 12s left",
+    ]
+
+
 def test_the_rate_follows_the_work_and_not_the_pauses(clock):
     progress = Progress(1000, "train", "steps", io.StringIO(), window=10)
     clock.sleep(0.3)  # an evaluation, say
@@ -100,6 +117,17 @@ def test_rows_after_the_restored_step_and_half_rows_are_dropped(tmp_path):
     writer.close()
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4] and rows[-1]["train/loss"] == 9.0
+
+
+def test_a_file_of_metrics_that_is_none_ends_in_words(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"step": 1, "a": "\xff"}\n')
+    with pytest.raises(UserError, match="metrics.jsonl: cannot be read .it is not UTF-8.; move it"):
+        MetricWriter(tmp_path, step=1)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(UserError, match="metrics.jsonl: cannot be read .Is a directory.; move it"):
+        MetricWriter(tmp_path, step=1)
 
 
 def test_a_process_that_is_not_the_first_writes_nothing(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from webssl_jax.config import UserError, drop_costs
+from webssl_jax.config import UserError, differences, drop_costs
 from webssl_jax.evaluators import outcome, tables
 from webssl_jax.evaluators.outcome import Difference, Outcome
 from webssl_jax.evaluators.probes.labelled import MAJORITY
@@ -103,11 +103,9 @@ def read_seeds(name: str, workdirs: Sequence[str]) -> Seeds:
         for row in config["evals"].values():
             row.pop("every_steps", None)
         first = first or config
-        differs = sorted(k for k in first.keys() | config.keys() if first.get(k) != config.get(k))
-        if differs:
-            raise UserError(
-                f"{workdir}: is not {workdirs[0]} with another seed: config.{differs[0]} differs"
-            )
+        if differs := differences(first, config):
+            words = ", ".join(f"config.{key}: {one} -> {other}" for key, one, other in differs[:8])
+            raise UserError(f"{workdir}: is not {workdirs[0]} with another seed: {words}")
         folder = pathlib.Path(workdir) / "eval"
         steps = outcome.row_steps(folder)
         if not steps:

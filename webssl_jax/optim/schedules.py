@@ -31,14 +31,45 @@ def warmup_cosine(
     ``linspace`` that includes its end point, so the last warm-up step is already at ``base``:
     ``reach_base_in_warmup=True``.
     """
-    rise = max(warmup_steps - 1, 1) if reach_base_in_warmup else max(warmup_steps, 1)
     fall = max(total_steps - warmup_steps, 1)
+
+    def after(step: jax.Array) -> jax.Array:
+        progress = jnp.clip((step - warmup_steps) / fall, 0.0, 1.0)
+        return final + 0.5 * (base - final) * (1 + jnp.cos(jnp.pi * progress))
+
+    return _after_warmup(after, base, warmup_steps, start, reach_base_in_warmup)
+
+
+def warmup_constant(
+    base: float,
+    final: float,
+    total_steps: int,
+    warmup_steps: int = 0,
+    cooldown_steps: int = 0,
+    reach_base_in_warmup: bool = False,
+) -> Schedule:
+    """Linear from 0 to ``base`` as in :func:`warmup_cosine`, then ``base``, and over the last
+    ``cooldown_steps`` linear to ``final``, which it is from ``total_steps`` on. Before the cooldown
+    nothing depends on ``total_steps``. (Zhai et al., arXiv 2106.04560; Haegele et al., 2405.18392.)
+    """
+
+    def after(step: jax.Array) -> jax.Array:
+        if not cooldown_steps:
+            return jnp.full((), base, jnp.float32)
+        left = jnp.clip((total_steps - step) / cooldown_steps, 0.0, 1.0)
+        return final + (base - final) * left
+
+    return _after_warmup(after, base, warmup_steps, 0.0, reach_base_in_warmup)
+
+
+def _after_warmup(
+    after: Schedule, base: float, warmup_steps: int, start: float, reach_base_in_warmup: bool
+) -> Schedule:
+    rise = max(warmup_steps - 1, 1) if reach_base_in_warmup else max(warmup_steps, 1)
 
     def schedule(step: jax.Array) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
         warm = start + (base - start) * step / rise
-        progress = jnp.clip((step - warmup_steps) / fall, 0.0, 1.0)
-        cosine = final + 0.5 * (base - final) * (1 + jnp.cos(jnp.pi * progress))
-        return jnp.where(step < warmup_steps, warm, cosine)
+        return jnp.where(step < warmup_steps, warm, after(step))
 
     return schedule

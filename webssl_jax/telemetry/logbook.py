@@ -83,7 +83,9 @@ class Logbook:
             jax.device_count(),
         )
         stream = sys.stderr if self._is_first else open(os.devnull, "w")
-        self._progress = Progress(self._total_steps, "train", "steps", stream, done=start)
+        self._progress = Progress(
+            self._total_steps, "train", "steps", stream, done=start, timed=True
+        )
         self._note = ""  # of the progress line
         self._pending: tuple[int, dict[str, jax.Array]] | None = None  # still on the device
         self._fetched_step, self._not_finite = start, 0

@@ -12,6 +12,8 @@ import sys
 import time
 from typing import TextIO
 
+from webssl_jax.cli import TIME
+
 
 def format_seconds(seconds: float) -> str:
     """``59s``, ``12:05``, ``3:12:05`` or ``2d 03:12``."""
@@ -30,7 +32,8 @@ class Progress:
     """Counts ``unit``s of work up to ``total`` (None if it is not known) and prints a line.
 
     The rate is that of the last ``window`` updates, so that it follows a machine that slows down.
-    Pauses after which the caller calls :meth:`resume`, such as evaluations, do not count.
+    Pauses after which the caller calls :meth:`resume`, such as evaluations, do not count. ``timed``
+    lines in a log file begin with the time, as those of ``cli.log_to_stderr``.
     """
 
     def __init__(
@@ -43,14 +46,15 @@ class Progress:
         done: int = 0,
         window: int = 50,
         plain_every_seconds: float = 10.0,
+        timed: bool = False,
     ):
         self.total, self.label, self.unit = total, label, unit
         self.done = done
         self._stream = stream or sys.stderr
-        self._live = self._stream.isatty()
+        self._live, self._timed = self._stream.isatty(), timed
         self._every = 0.1 if self._live else plain_every_seconds
         self._marks: collections.deque[tuple[float, int]] = collections.deque(maxlen=window)
-        self._printed_at = 0.0
+        self._printed_at, self._printed_done = 0.0, -1
         self._width = 0
         self.resume()
 
@@ -82,11 +86,17 @@ class Progress:
             self._print(note)
 
     def close(self, note: str = "") -> None:
-        """Prints the last state and ends the line."""
-        self._print(note)
+        """Prints the last state, unless it was printed, and ends the line."""
+        if self._live or self.done != self._printed_done:
+            self._print(note)
         if self._live:
             self._stream.write("\n")
             self._stream.flush()
+
+    def _speed(self) -> str:
+        if self.rate < 1:
+            return f"{1 / self.rate:,.1f} s/{self.unit.removesuffix('s')}"
+        return f"{self.rate:,.1f}/s" if self.rate < 100 else f"{self.rate:,.0f}/s"
 
     def _print(self, note: str) -> None:
         if self.total:
@@ -95,16 +105,18 @@ class Progress:
         else:
             parts = [f"{self.label} {self.done:,} {self.unit}"]
         if self.rate:
-            parts.append(f"{self.rate:,.1f}/s" if self.rate < 100 else f"{self.rate:,.0f}/s")
+            parts.append(self._speed())
         left = self.seconds_left
         if left is not None and left > 0:
             parts.append(f"{format_seconds(left)} left")
         if note:
             parts.append(note)
         line = " | ".join(parts)
+        self._printed_done = self.done
         if self._live:
             self._stream.write("\r" + line.ljust(self._width))
             self._width = len(line)
         else:
-            self._stream.write(line + "\n")
+            stamp = time.strftime(TIME) if self._timed else ""
+            self._stream.write(f"{stamp}{line}\n")
         self._stream.flush()

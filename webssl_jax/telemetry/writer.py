@@ -25,14 +25,21 @@ def read_rows(path: str | os.PathLike) -> list[dict]:
     was killed, is left out.
 
     Raises:
-      UserError: if another line is no row.
+      UserError: if another line is no row, or the file cannot be read as text.
     """
     path = pathlib.Path(path)
     if not path.exists():
         return []
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise UserError(
+            f"{path}: cannot be read ({reason}); move it away and start again"
+        ) from None
     # A complete line ends in a newline, so the last item is empty or incomplete.
     rows = []
-    for number, line in enumerate(path.read_text().split("\n")[:-1], start=1):
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
         try:
             row = json.loads(line)
             row["step"]
