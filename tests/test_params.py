@@ -19,6 +19,11 @@ def test_flatten_and_unflatten_are_inverse():
     assert list(again) == list(flat) and all(np.array_equal(again[k], flat[k]) for k in flat)
 
 
+def test_the_total_is_a_whole_number_where_a_parameter_is_a_scalar():
+    tree = {"scale": jnp.ones(()), "kernel": jnp.ones((1000, 2))}
+    assert params.describe(tree).endswith("\nTotal: 2,001 -- 8,004 bytes")
+
+
 def test_a_path_cannot_be_leaf_and_folder():
     with pytest.raises(ValueError, match="a/b"):
         params.unflatten({"a": 1, "a/b": 2})

@@ -93,4 +93,6 @@ def num_bytes(tree: Tree) -> int:
 def describe(tree: Tree, stats: str | None = None) -> str:
     """A table of name, shape and size (``stats="sharding"`` adds the partition specs), one row a
     parameter."""
-    return parameter_overview.get_parameter_overview(tree, include_stats=stats or False)
+    table = parameter_overview.get_parameter_overview(tree, include_stats=stats or False)
+    rows = table.rpartition("\n")[0]  # its own total is a float where a parameter is a scalar
+    return f"{rows}\nTotal: {count(tree):,} -- {num_bytes(tree):,} bytes"

@@ -140,10 +140,17 @@ def test_one_decode_at_the_least_scale_serves_all_crops(monkeypatch):
     assert reductions > {4}
 
 
+def test_there_may_be_no_local_crops():
+    view = MultiCropView(global_size=40, local_size=20, local_count=0, **PLAIN)
+    data = encode_image(smooth_image(np.random.default_rng(0), 64, 48), "JPEG")
+    made = view(data, np.random.default_rng(0))
+    assert {name: crop.shape for name, crop in made.items()} == {"global_crops": (2, 40, 40, 3)}
+
+
 def test_bad_input_is_refused():
     with pytest.raises(DecodeError):
         MultiCropView()(b"<html>404</html>", np.random.default_rng(0))
-    with pytest.raises(ValueError, match="local_count 0 is below 1"):
-        MultiCropView(local_count=0)
+    with pytest.raises(ValueError, match="local_count -1 is below 0"):
+        MultiCropView(local_count=-1)
     with pytest.raises(ValueError, match="crops of 4 pixels are too small"):
         MultiCropView(local_size=4)

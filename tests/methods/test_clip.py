@@ -16,6 +16,7 @@ from jax.sharding import AxisType
 from ml_collections import ConfigDict
 
 from tests.e2e import runner
+from webssl_jax import config as configs
 from webssl_jax import methods, params
 from webssl_jax.config import ConfigError
 from webssl_jax.methods.base import Variables
@@ -118,6 +119,12 @@ def test_a_wrong_config_is_refused_in_one_line(change, says):
     with pytest.raises(ConfigError) as error:
         methods.create(wrong)
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_batch_of_one_has_nothing_to_contrast():
+    with pytest.raises(ConfigError, match="global_batch = 1: .* 2 is the least"):
+        methods.create(configs.load("clip:size=tiny", ["global_batch=1"]))
+    methods.create(configs.load("clip:size=tiny", ["global_batch=2"]))
 
 
 def test_ids_that_the_tokenizer_does_not_have_are_refused_before_anything_is_read():

@@ -131,6 +131,15 @@ def test_a_fresh_network_knows_nothing():
     assert -1e-4 < float(out.report["teacher_student_kl"]) < 5
     assert 1 <= float(out.report["prototypes_used"]) <= 2 * BATCH
 
+    # Without local crops the pair of global ones is the whole DINO loss.
+    few = dataclasses.replace(method, view=View(global_size=32, local_size=16, local_count=0))
+    assert list(few.batch_spec(2)) == ["global_crops"]
+    out = jax.jit(few.loss)(*variables, crops(0, few), jax.random.key(1), VALUES)
+    assert float(out.terms["dino_global"]) == pytest.approx(math.log(64), rel=0.1)
+    assert float(out.terms["dino_local"]) == 0
+    assert few.train_flops() < method.train_flops()
+    assert "train/dino_local" not in {sign.metric for sign in few.vitals(16).signs}
+
 
 def test_softmax_centering_uses_the_centre_of_the_steps_before(variables):
     method = dataclasses.replace(MICRO, centering="softmax")

@@ -45,13 +45,14 @@ class MultiCropView:
     distortion: Distortion = Distortion()
 
     def __post_init__(self) -> None:
-        if self.local_count < 1:
-            raise ValueError(f"MultiCropView: local_count {self.local_count} is below 1")
+        if self.local_count < 0:
+            raise ValueError(f"MultiCropView: local_count {self.local_count} is below 0")
         if (least := min(self.global_size, self.local_size)) < 5:
             raise ValueError(f"MultiCropView: crops of {least} pixels are too small to be blurred")
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """``{"global_crops": (2, G, G, 3), "local_crops": (local_count, L, L, 3)}``, uint8.
+        """``{"global_crops": (2, G, G, 3), "local_crops": (local_count, L, L, 3)}``, uint8; without
+        local crops the first alone.
 
         Raises:
           DecodeError: if the image cannot be decoded.
@@ -73,4 +74,5 @@ class MultiCropView:
             if rng.random() < self.flip:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             crops.append(distort(image, rng))
-        return {"global_crops": np.stack(crops[:2]), "local_crops": np.stack(crops[2:])}
+        groups = {"global_crops": crops[:2], "local_crops": crops[2:]}
+        return {name: np.stack(group) for name, group in groups.items() if group}

@@ -90,13 +90,24 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
     Raises:
       ConfigError: naming the sizes.
     """
-    ways = batch_shards(mesh)
+    check_batch_over(config, batch_shards(mesh))
+
+
+def check_batch_over(config: ConfigDict, ways: int) -> None:
+    """:func:`check_batch` for a mesh of so many batch shards.
+
+    Raises:
+      ConfigError: naming the sizes, and the nearest batches that fit.
+    """
     micro = config.global_batch // config.accumulation_steps
     if micro % ways:
+        least = ways * config.accumulation_steps
+        below = config.global_batch // least * least
+        fit = f"{below or ''}{' or ' if below else ''}{below + least}"
         raise ConfigError(
             f"config.global_batch = {config.global_batch} in {config.accumulation_steps} "
             f"accumulation step(s) gives {micro} images, which do not divide over {ways} batch "
-            "shards"
+            f"shards; the nearest that fits: {fit}"
         )
 
 

@@ -89,6 +89,10 @@ class CLIP:
         Raises:
           ValueError: for an unknown or ill-fitting field; one line.
         """
+        if config.get("global_batch", 2) < 2:
+            raise ValueError(
+                "global_batch = 1: an image is to find its text among others; 2 is the least"
+            )
         method = {key: value for key, value in config.method.items() if key != "name"}
         view = sizes.construct(View, dict(method.pop("view", None) or {}), "method.view")
         # None stands for the size's own value, so that every field is a key that can be overridden.

@@ -75,9 +75,9 @@ class View:
     solarize: tuple[float, ...] = (0.0, 0.2, 0.0)
 
     def __post_init__(self) -> None:
-        for name in ("global_size", "local_size", "local_count"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+        for name, least in (("global_size", 1), ("local_size", 1), ("local_count", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least {least}")
         for name in ("global_scale", "local_scale"):
             scale = getattr(self, name)
             if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
@@ -270,8 +270,10 @@ class DINO:
         # Crops of an image stay together, so that images stay on their devices.
         global_crops = pixels.normalise(batch["global_crops"], self.mean, self.std)
         global_crops = rearrange(global_crops, "b v h w c -> (b v) h w c")
-        local_crops = pixels.normalise(batch["local_crops"], self.mean, self.std)
-        local_crops = rearrange(local_crops, "b l h w c -> (b l) h w c")
+        sizes = [global_crops]
+        if self.view.local_count:
+            local_crops = pixels.normalise(batch["local_crops"], self.mean, self.std)
+            sizes.append(rearrange(local_crops, "b l h w c -> (b l) h w c"))
 
         teacher_global = ViT(self.encoder).apply({"params": teacher["encoder"]}, global_crops)
         assert isinstance(teacher_global, ViTOutput)  # flax does not say what a module returns
@@ -286,18 +288,16 @@ class DINO:
         )
 
         student = dataclasses.replace(self.encoder, drop_path_group=crops)
-        student_global, student_local = ViT(student).apply(
+        outputs = ViT(student).apply(
             {"params": params["encoder"]},
-            (global_crops, local_crops),
-            mask=(rearrange(masks, "g m n -> (g m) n"), None),
+            tuple(sizes),
+            mask=(rearrange(masks, "g m n -> (g m) n"), None)[: len(sizes)],
             train=True,
             rngs={"drop_path": drop_rng},
         )
-        assert isinstance(student_global, ViTOutput) and isinstance(student_local, ViTOutput)
-        global_cls, local_cls = (
-            rearrange(x.cls, "(b v) d -> b v d", b=b) for x in (student_global, student_local)
-        )
-        cls = jnp.concatenate([global_cls, local_cls], axis=1)
+        views = [output for output in outputs if isinstance(output, ViTOutput)]  # all, for mypy
+        student_global = views[0]
+        cls = jnp.concatenate([rearrange(x.cls, "(b v) d -> b v d", b=b) for x in views], axis=1)
         student_cls = self._scores("dino_head", params, cls)  # (B, V + L, K)
         student_patches = self._scores("ibot_head", params, at_masks(student_global.patches))
 
@@ -411,6 +411,7 @@ class DINO:
                 ("global_crops", GLOBAL_CROPS, v.global_size),
                 ("local_crops", v.local_count, v.local_size),
             )
+            if count
         }
 
     def schedules(self, total_steps: int, global_batch: int) -> dict[str, Schedule]:
@@ -493,7 +494,8 @@ class DINO:
         hidden = self.masks.most(GLOBAL_CROPS * group, self._patches) / group
         dino, ibot = self.dino_head.flops(e.width), self._patch_head.flops(e.width)
         student = trunk(v.global_size, GLOBAL_CROPS, e.drop_path)
-        student += trunk(v.local_size, v.local_count, e.drop_path)
+        if v.local_count:
+            student += trunk(v.local_size, v.local_count, e.drop_path)
         student += (GLOBAL_CROPS + v.local_count) * dino + hidden * ibot
         teacher = trunk(v.global_size, GLOBAL_CROPS, 0.0) + GLOBAL_CROPS * dino + hidden * ibot
         return 3.0 * student + teacher
