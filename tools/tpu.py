@@ -36,14 +36,14 @@ import sys
 import time
 
 from webssl_jax import cli, methods
-from webssl_jax import config as configs
 from webssl_jax.config import UserError
+from webssl_jax.launch import own_config
 from webssl_jax.launch.babysitter import Babysitter
 from webssl_jax.launch.cost import Cost, read_price
 from webssl_jax.launch.gcloud import TIERS, Gcloud, GcloudError, Request
 from webssl_jax.launch.job import ROOT, Job, train_command
 from webssl_jax.sharding import slices
-from webssl_jax.sharding.mesh import mesh_shape
+from webssl_jax.sharding.mesh import check_batch_over, mesh_shape
 
 WANTS = ("create", "resume", "babysit")  # commands that may create
 RUNS = ("run", "resume", "babysit")  # commands that may start a training
@@ -81,13 +81,13 @@ def main(argv: list[str] | None = None) -> int:
             tuple(args.create_flag),
         )
         cost = Cost(request, read_price(request, args.price, args.prices))
-    command = ""
+    command, sent = "", {}
     if args.action in RUNS:
-        _check_config(args, overrides, request)
+        config, sent = _check_config(args, overrides, request)
         if request is not None:
             _check_workdir(args, mounts)
-        command = train_command(args.config, args.workdir, overrides, args.env)
-    job = Job(gcloud, args.name, command, mounts)
+        command = train_command(config, args.workdir, overrides, args.env)
+    job = Job(gcloud, args.name, command, mounts, sent)
     try:
         return _ACTIONS[args.action](args, gcloud, job, request, cost)
     except GcloudError as error:
@@ -145,16 +145,19 @@ def _parser() -> cli.ArgumentParser:
     return parser
 
 
-def _check_config(args, overrides: list[str], request: Request | None) -> None:
-    """What the training would refuse after minutes that cost money, it refuses here."""
+def _check_config(
+    args, overrides: list[str], request: Request | None
+) -> tuple[str, dict[str, pathlib.Path]]:
+    """What the training would refuse after minutes that cost money, it refuses here. Returns the
+    ``--config`` of the machines, and files to send."""
     if not args.config or not args.workdir:
         raise UserError(f"{args.action}: give --config and --workdir")
     if not args.workdir.startswith("/"):
         raise UserError(f"--workdir {args.workdir}: give an absolute path, seen by all machines")
-    config = configs.load(args.config, overrides)
+    config, spec, sent = own_config.prepare(args.config, overrides)
     methods.create(config)
     if request is None:
-        return
+        return spec, sent
     devices = request.chips * request.slice.chip.devices
     replica, fsdp, _ = mesh_shape(config.sharding, devices)
     if replica % request.slices:
@@ -162,13 +165,8 @@ def _check_config(args, overrides: list[str], request: Request | None) -> None:
             f"config.sharding.replica = {replica}: must be a multiple of the {request.slices} "
             "slices"
         )
-    micro = config.global_batch // config.accumulation_steps
-    if micro % (replica * fsdp):
-        raise UserError(
-            f"config.global_batch = {config.global_batch} in {config.accumulation_steps} "
-            f"accumulation step(s) does not divide over the {replica * fsdp} batch shards of "
-            f"{devices} devices"
-        )
+    check_batch_over(config, replica * fsdp)
+    return spec, sent
 
 
 def _check_workdir(args, mounts: list[tuple[str, str]]) -> None:

@@ -15,6 +15,7 @@ import time
 import pytest
 
 from tests.e2e.runner import ROOT
+from webssl_jax import config as configs
 from webssl_jax.config import UserError
 from webssl_jax.launch import gcloud, job
 from webssl_jax.sharding import slices
@@ -87,8 +88,8 @@ def test_a_training_that_asks_to_be_started_again_is_and_everything_is_deleted(
     for name in ("run-w-0", "run-w-1"):
         log = _log(machines, name)
         assert log.count("--- ") == 2
-        wanted = f"-m webssl_jax.train --config={TINY} --workdir=/w --config.optim.lr=1e-3"
-        assert log.count(f"{name}/webssl_jax: {wanted}\n") == 2
+        wanted = "-m webssl_jax.train --config=web_mae:size=tiny --workdir=/w"
+        assert log.count(f"{name}/webssl_jax: {wanted} --config.optim.lr=1e-3\n") == 2
     said = capsys.readouterr().out
     assert said.index("cost: v5e-16 spot = 16 chips x $2") < said.index("queued-resources create")
     assert "1 restarts asked for by the training" in said
@@ -183,6 +184,72 @@ def test_a_dry_run_prints_every_command_and_runs_none(tool, world_on_path, capsy
 def test_bad_input_is_one_line_before_anything_is_created(tool, world, arguments, words):
     with pytest.raises(UserError, match=words):
         tool([arguments[0], *COMMON, *arguments[1:]])
+    assert world.read()["asked"] == 0
+
+
+def test_a_config_file_of_the_user_is_sent_with_what_it_imports(
+    tool, machines, world_on_path, tmp_path
+):
+    _codes(machines, 0)
+    mine = tmp_path / "my configs"
+    (mine / "parts").mkdir(parents=True)
+    (mine / "a.py").write_text(
+        "from webssl_jax.configs import web_mae\n"
+        "from .parts.seed import SEED\n"
+        "def get_config(arg):\n"
+        "    config = web_mae.get_config(arg)\n"
+        "    config.seed = SEED\n"
+        "    return config\n"
+    )
+    (mine / "parts" / "seed.py").write_text("SEED = 7\n")
+    (mine / "other.py").write_text("")
+    training = [f"--config={mine}/a.py:size=tiny", "--workdir=/w", "--workdir-is-shared"]
+    arguments = ["babysit", *COMMON, *WANTED, *training, "--max-hours=1", "--poll-seconds=0.1"]
+    assert tool(arguments) == 0
+    tree = machines / "run-w-1" / "webssl_jax"
+    assert "--config=own_config/a.py:size=tiny --workdir=/w\n" in _log(machines, "run-w-1")
+    assert configs.load(f"{tree}/own_config/a.py:size=tiny").seed == 7
+    assert sorted(file.name for file in (tree / "own_config").rglob("*.py")) == ["a.py", "seed.py"]
+
+
+MAE = "from webssl_jax.configs.web_mae import get_config as mae\n"
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (f"{MAE}import beside\ndef get_config(a): return mae(a)\n", "a.py:2: import of beside"),
+        (
+            f"{MAE}import pathlib\ndef get_config(a):\n"
+            "  pathlib.Path(__file__).with_name('a.txt').read_text()\n  return mae(a)\n",
+            "what it imports are sent .*fails there .own_config/a.py:4: FileNotFoundError",
+        ),
+        (
+            f"{MAE}def get_config(a):\n  c = mae(a)\n  c.name = __file__\n  return c\n",
+            "gives another config in another folder",
+        ),
+        (
+            f"{MAE}def get_config(a):\n  c = mae(a)\n"
+            "  c.evals = {'x': {'kind': 'beside:Kind'}}\n  return c\n",
+            "config.evals.x.kind = beside:Kind: the machines will not have",
+        ),
+        (
+            f"{MAE}def get_config(a):\n  c = mae(a)\n  c.data.train = 'my/*'\n  return c\n",
+            "config.data.train = my/.*: give an absolute path, seen by all machines",
+        ),
+    ],
+)
+def test_a_config_that_machines_will_not_have_is_refused_before_anything_costs(
+    tool, world, tmp_path, monkeypatch, text, words
+):
+    (tmp_path / "on path").mkdir()
+    (tmp_path / "on path" / "beside.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path / "on path"))
+    (tmp_path / "a.txt").write_text("")
+    (tmp_path / "a.py").write_text(text)
+    training = [f"--config={tmp_path}/a.py:size=tiny", "--workdir=/w", "--workdir-is-shared"]
+    with pytest.raises(UserError, match=words):
+        tool(["babysit", *COMMON, *WANTED, *training, "--max-hours=1"])
     assert world.read()["asked"] == 0
 
 

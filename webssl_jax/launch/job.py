@@ -13,7 +13,7 @@ import re
 import shlex
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from webssl_jax.config import UserError
 from webssl_jax.launch.gcloud import Gcloud, GcloudError
@@ -56,13 +56,19 @@ class Job:
 
     Args:
       mounts: (bucket, folder) pairs that every machine mounts when it is installed.
+      sent: {place in the source tree on the machines: file that is sent with it}.
     """
 
     def __init__(
-        self, gcloud: Gcloud, name: str, command: str, mounts: Sequence[tuple[str, str]] = ()
+        self,
+        gcloud: Gcloud,
+        name: str,
+        command: str,
+        mounts: Sequence[tuple[str, str]] = (),
+        sent: Mapping[str, pathlib.Path] | None = None,
     ):
         self.gcloud, self.name, self.command = gcloud, name, command
-        self._mounts = list(mounts)
+        self._mounts, self._sent = list(mounts), dict(sent or {})
         self._packed: tempfile.TemporaryDirectory | None = None
         self.digest = hashlib.md5(command.encode()).hexdigest()[:12]
 
@@ -75,7 +81,7 @@ class Job:
         """
         if self._packed is None:
             self._packed = tempfile.TemporaryDirectory(prefix="webssl_jax-")
-            self._archive, self._tree = pack(pathlib.Path(self._packed.name))
+            self._archive, self._tree = pack(pathlib.Path(self._packed.name), self._sent)
         archive, digest = self._archive, self._tree
         self.gcloud.copy(self.name, str(archive))
         unpack = (
@@ -119,18 +125,23 @@ class Job:
             raise GcloudError(f"{len(done)} of {hosts} machines answered {wanted.split('|')[0]!r}")
 
 
-def pack(folder: pathlib.Path) -> tuple[pathlib.Path, str]:
-    """The source tree as ``folder/webssl_jax-DIGEST.tar.gz``, and its digest."""
-    files = []
+def pack(folder: pathlib.Path, sent: Mapping[str, pathlib.Path]) -> tuple[pathlib.Path, str]:
+    """The source tree, with ``sent`` in it, as ``folder/webssl_jax-DIGEST.tar.gz``, and its
+    digest."""
+    files = dict(sent)
     for top in _SHIPPED:
         path = ROOT / top
         found = [path] if path.is_file() else path.rglob("*")
-        files += [f for f in found if f.is_file() and "__pycache__" not in f.parts]
+        files |= {
+            str(f.relative_to(ROOT)): f
+            for f in found
+            if f.is_file() and "__pycache__" not in f.parts
+        }
     digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
+    for place, file in sorted(files.items()):
+        digest.update(place.encode() + file.read_bytes())
     archive = folder / f"webssl_jax-{digest.hexdigest()[:12]}.tar.gz"
     with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
-        for file in sorted(files):
-            tar.add(file, file.relative_to(ROOT))
+        for place, file in sorted(files.items()):
+            tar.add(file, place)
     return archive, digest.hexdigest()[:12]
