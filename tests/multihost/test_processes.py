@@ -83,7 +83,7 @@ def test_one_and_two_processes_continue_each_other_whatever_ended_them(tmp_path,
     # train_together waits.
     first, second = slice(0, 1), slice(1, 2)
     (left,) = runner.train_together(tmp_path, 2, 1, {}, 4, to=second, wait_for=first)
-    assert left.code not in (0, 75), left.output
+    assert left.code in (75, -6) and "Traceback" not in left.output, left.output
     assert max(runner.losses(tmp_path)) < 12
 
     # One process goes on, then two; then a part cannot be read, by one of them alone.

@@ -1,6 +1,7 @@
 """Joining the processes of a run, and what all do when one of them fails."""
 
 import argparse
+import concurrent.futures
 import functools
 import os
 import pathlib
@@ -15,7 +16,7 @@ import pytest
 from webssl_jax import cli, runs
 from webssl_jax import config as configs
 from webssl_jax.config import UserError
-from webssl_jax.sharding import distributed
+from webssl_jax.sharding import distributed, rendezvous
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 NO_FLAGS = argparse.Namespace(coordinator=None, num_processes=None, process_id=None)
@@ -27,6 +28,7 @@ class FakeJax:
     def __init__(self, monkeypatch, platforms, error=None, processes=1):
         self.calls, self.error, self.found = [], error, False
         monkeypatch.setattr(jax.distributed, "initialize", self.initialize)
+        monkeypatch.setattr(rendezvous, "meet", lambda *args: self.calls.append("met"))
         monkeypatch.setattr(jax.distributed, "is_initialized", lambda: self.found)
         monkeypatch.setattr(jax, "process_count", lambda: processes)
         monkeypatch.setattr(
@@ -81,7 +83,7 @@ def test_a_host_of_a_pod_that_found_no_other_is_refused(monkeypatch):
 def test_the_flags_name_the_processes_on_any_platform(monkeypatch):
     fake = FakeJax(monkeypatch, "cpu", processes=2)
     distributed.initialize(argparse.Namespace(coordinator="host:1", num_processes=2, process_id=1))
-    assert fake.calls == [("host:1", 2, 1), "monitor"]
+    assert fake.calls == ["met", ("host:1", 2, 1), "monitor"]
 
 
 @pytest.mark.parametrize(
@@ -109,17 +111,22 @@ def test_the_jax_in_use_says_that_it_found_no_cluster_in_the_expected_words():
     assert "coordinator_address should be defined" in result.stdout, result.stderr
 
 
+GLOO = ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer [127.0.0.1]:2744")
+CLOSED = jax.errors.JaxRuntimeError("Connection closed by peer")
+
+
 @pytest.mark.parametrize(
-    "error, told, ends",
+    "error, told, code, line",
     [
-        (jax.errors.JaxRuntimeError("Connection closed by peer"), "2 1 its disk is full", True),
-        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"), "1 0 my own", False),
-        (jax.errors.JaxRuntimeError("Connection closed by peer"), None, False),
-        (TypeError("a bug"), "2 1 its disk is full", False),
+        (CLOSED, "2 1 its disk is full", 2, "process 1 failed, so all end: its disk is full"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"), "1 0 my own", 1, None),
+        (CLOSED, None, 75, f"another process was killed, or its machine is gone ({CLOSED}); start"),
+        (GLOO, None, 75, f"another process was killed, or its machine is gone ({GLOO}); start"),
+        (TypeError("a bug"), "2 1 its disk is full", 1, None),
     ],
 )
 def test_a_collective_that_failed_with_another_process_prints_the_error_of_that_one(
-    monkeypatch, capfd, error, told, ends
+    monkeypatch, capfd, error, told, code, line
 ):
     """Before the thread that polls once a second has found it."""
 
@@ -133,6 +140,8 @@ def test_a_collective_that_failed_with_another_process_prints_the_error_of_that_
         raise SystemExit(code)
 
     monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(distributed, "_POLL_SECONDS", 0)
+    monkeypatch.setattr(distributed, "_report_failure", lambda error, code, line: end(code))
     monkeypatch.setattr(
         cli, "_before_traceback", [functools.partial(distributed._exit_if_other_failed, Client())]
     )
@@ -142,9 +151,11 @@ def test_a_collective_that_failed_with_another_process_prints_the_error_of_that_
         except Exception as met:
             cli._fail_with_traceback(met)  # cli.run would change this process's logging for good
     printed = capfd.readouterr().err
-    line = "error: process 1 failed, so all end: its disk is full\n"
-    assert (printed == line) == ends and ("Traceback" in printed) == (not ends)
-    assert ended.value.code == (2 if ends else 1)
+    assert ended.value.code == code
+    if line is None:
+        assert "Traceback" in printed
+    else:
+        assert printed.startswith(f"error: {line}") and printed.count("\n") == 1
 
 
 def test_one_process_alone_raises_its_own_error_and_shares_with_itself(tmp_path):
@@ -170,6 +181,53 @@ def test_what_processes_compare_is_all_that_changes_a_step(overrides, differ):
     assert here.keys() == there.keys() and len(here) > 80
     assert sorted(name for name in here if here[name] != there[name]) == differ
     assert {"the code of webssl_jax", "the version of jax", "--replay"} < here.keys()
+
+
+def _meet(calls, seconds=5.0):
+    """What each of ``calls`` (address, processes, process) met: "all", or its error."""
+
+    def one(call):
+        try:
+            rendezvous.meet(*call, seconds)
+        except UserError as error:
+            return f"{type(error).__name__}: {error}"
+        return "all"
+
+    with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(one, calls))
+
+
+def test_processes_that_meet_go_on_and_those_that_do_not_are_told_in_one_line():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    assert _meet([(address, 3, process) for process in (2, 0, 1)]) == ["all"] * 3
+    (alone,) = _meet([(address, 4, 0)], 0.1)
+    assert alone.startswith(f"TransientError: --coordinator {address}: of 4 processes these have")
+    assert "not come: 1, 2, 3;" in alone
+    (lost,) = _meet([(address, 2, 1)], 0.1)
+    assert lost.startswith(f"TransientError: --coordinator {address}: process 0 does not answer")
+    first, second = _meet([(address, 2, 0), (address, 3, 1)])
+    assert "process 1 has --num-processes 3, process 0 2" in first and first[-50:] in second
+    found = _meet([(address, 3, 0), (address, 3, 1), (address, 3, 1)])
+    assert sum("two processes have --process-id 1" in says for says in found) == 3
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        (says,) = _meet([(f"localhost:{port}", 2, 0)])
+    assert says.startswith(f"UserError: --coordinator localhost:{port}: port {port} cannot be used")
+    for wrong in ("localhost", "localhost:", "localhost:x", ":1", "localhost:99999"):
+        assert _meet([(wrong, 2, 0)]) == [f"UserError: --coordinator {wrong}: write HOST:PORT"]
+
+
+@pytest.mark.parametrize("platform", ["cuda", "banana"])
+def test_a_platform_that_jax_cannot_use_is_one_line_and_2(platform):
+    code = "import jax; from webssl_jax import cli; cli.run(jax.devices)"
+    environment = os.environ | {"JAX_PLATFORMS": platform}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert f"error: JAX_PLATFORMS={platform}: jax cannot use this platform here" in result.stderr
 
 
 # Two real processes of four devices each, in a mesh whose order is not theirs.

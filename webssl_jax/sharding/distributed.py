@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import secrets
 import socket
 import sys
@@ -28,10 +29,12 @@ from orbax.checkpoint import multihost
 
 from webssl_jax import cli
 from webssl_jax.config import TransientError, UserError
-from webssl_jax.sharding import compiler_options
+from webssl_jax.sharding import compiler_options, rendezvous
 
 _FAILED_KEY = "webssl_jax/failed"  # in jax's coordination service: the first failure of any process
 _POLL_SECONDS = 1.0
+# Of a collective whose other side closed its connection.
+_GONE = re.compile("(?i)connection (closed|reset|refused)|socket closed|broken pipe|read error")
 _raised_on_all: BaseException | None = None  # an error with which all processes end
 
 
@@ -52,7 +55,8 @@ def initialize(args: argparse.Namespace) -> None:
     run on CPUs never waits for other hosts.
 
     Raises:
-      UserError: if the three flags are not given together, or the hosts of a pod were not found.
+      UserError: if the three flags are not given together, or the hosts of a pod were not found;
+        and as ``rendezvous.meet``.
     """
     compiler_options.set_libtpu_flags()
     flags = (args.coordinator, args.num_processes, args.process_id)
@@ -65,6 +69,7 @@ def initialize(args: argparse.Namespace) -> None:
             raise UserError(
                 f"--process-id {args.process_id}: must lie in 0..{args.num_processes - 1}"
             )
+        rendezvous.meet(args.coordinator, args.num_processes, args.process_id)
         jax.distributed.initialize(args.coordinator, args.num_processes, args.process_id)
     elif "tpu" in (jax.config.values["jax_platforms"] or "").split(","):
         try:
@@ -120,10 +125,18 @@ def _report_failure(error: BaseException, code: int, line: str) -> None:
 
 
 def _exit_if_other_failed(client: _Client, error: Exception) -> None:
-    """Ends this process if ``error`` was raised by a collective because another process failed and
-    closed its connections. :func:`_monitor_failures` would do so a moment later."""
-    if isinstance(error, jax.errors.JaxRuntimeError):
-        _exit_if_failure_reported(client)
+    """Ends this process if ``error`` was raised by a collective because another process failed, or
+    was killed, and its connections closed. :func:`_monitor_failures` would do so a moment later."""
+    # jax raises what Gloo reports as a ValueError, too.
+    if not isinstance(error, jax.errors.JaxRuntimeError) and "Gloo" not in str(error):
+        return
+    if not _exit_if_failure_reported(client) and _GONE.search(str(error)):
+        for _ in range(2):  # a process that failed by itself may be about to say why
+            time.sleep(_POLL_SECONDS)
+            _exit_if_failure_reported(client)
+        line = f"another process was killed, or its machine is gone ({cli.first_line(error)})"
+        sys.stderr.write(f"error: {line}; start all processes again\n")
+        _report_failure(error, cli.EXIT_RESTART, line)
 
 
 def _monitor_failures(client: _Client) -> None:
