@@ -39,6 +39,11 @@ def test_a_glob_a_folder_and_a_list_of_files_mean_the_same_shards(shards):
     assert some.files == (files[2], files[0])
 
 
+def test_a_folder_with_a_bracket_in_its_name_is_a_folder(shards, tmp_path):
+    (tmp_path / "a[b]").symlink_to(shards)
+    assert len(ArrayRecordSource(str(tmp_path / "a[b]"))) == len(ArrayRecordSource(str(shards)))
+
+
 def test_the_corpus_is_named_by_its_split(shards, monkeypatch):
     monkeypatch.setattr(corpus, "pattern", lambda split: f"{shards}/{split}-*", raising=False)
     assert len(ArrayRecordSource("corpus:train")) == 64

@@ -243,7 +243,7 @@ class ArrayRecordSource:
     @property
     def shards(self) -> list[Shard]:
         """What each file holds."""
-        counts = [end - start for start, end in zip([0, *self._ends], self._ends)]
+        counts = [end - start for start, end in itertools.pairwise([0, *self._ends])]
         names = [_name(file) for file in self.files]
         return [Shard(*one) for one in zip(names, self._sizes, counts, strict=True)]
 
@@ -256,11 +256,6 @@ class ArrayRecordSource:
         """Where a record lies: its shard's name, and its number there, counted from 0."""
         shard, position = self._locate(index)
         return self.files[shard], position
-
-    @property
-    def counts(self) -> list[int]:
-        """Records of each of ``files``."""
-        return [end - start for start, end in itertools.pairwise([0, *self._ends])]
 
     def describe(self, index: int) -> str:
         """The same for logs and errors: ``FILE record 17``."""
@@ -377,9 +372,9 @@ def _list_files(pattern: str) -> list[tuple[str, str]]:
         if not files:
             _try_to_list(root)
     elif epath.Path(root).is_dir():
-        files = list(epath.Path(root).glob("*" + SUFFIX))
+        # No glob: it would take a bracket in the folder's own name for a pattern.
+        files = [p for p in epath.Path(root).iterdir() if p.name.endswith(SUFFIX)]
         if not files:
-            _try_to_list(root)
             raise UserError(
                 f"data folder {pattern}: no *{SUFFIX} file in it; make shards with "
                 "tools/make_records.py"

@@ -154,9 +154,11 @@ def list_records(patterns: list[str]) -> list[Unit]:
             raise UserError(f"--input {pattern}: only paths; mount a bucket (gcsfuse, for one)")
     source = ArrayRecordSource(patterns)
     units: list[Unit] = []
-    for file, count in zip(source.files, source.counts, strict=True):
+    for file, shard in zip(source.files, source.shards, strict=True):
         path = os.path.abspath(file)
         marks = stamp(Path(path))
-        for first in range(0, count, SPAN):
-            units.append({"path": path, "first": first, "size": min(SPAN, count - first), **marks})
+        for first in range(0, shard.records, SPAN):
+            units.append(
+                {"path": path, "first": first, "size": min(SPAN, shard.records - first), **marks}
+            )
     return units
