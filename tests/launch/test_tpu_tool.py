@@ -163,7 +163,7 @@ def test_a_dry_run_prints_every_command_and_runs_none(tool, world_on_path, capsy
         (["babysit", *WANTED, *TRAINING, "--max-hours=9", "--config.optim.lrr=1"], "optim.lr"),
         (["babysit", *WANTED, "--max-hours=9", f"--config={TINY}"], "give --config and --workdir"),
         (["babysit", *WANTED, *TRAINING, "--max-hours=9", "--slices=2"], "multiple of the 2 slic"),
-        (["resume", *WANTED, *TRAINING, "--config.global_batch=24"], "does not divide over the 16"),
+        (["resume", *WANTED, *TRAINING, "--config.global_batch=24"], "do not divide over 16 batch"),
         (["run", f"--config={TINY}", "--workdir=runs/a"], "give an absolute path"),
         (["run", *TRAINING, "--env=A"], "write NAME=VALUE"),
         (["install", "--mount=bucket"], "write BUCKET=/FOLDER"),
