@@ -21,7 +21,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,6 @@ from webssl_jax.checkpoints.errors import (
 from webssl_jax.cli import first_line
 from webssl_jax.config import UserError
 from webssl_jax.sharding import distributed, replicas
-from webssl_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)
 # orbax, through absl, warns of every manager that only reads; here that is what was asked for.
@@ -118,9 +117,21 @@ def directory(workdir: str | os.PathLike, folder: str = "") -> epath.Path:
     return epath.Path(folder.rstrip("/"))
 
 
+class Saved(Protocol):
+    """What can be saved: a NamedTuple of trees of arrays, as ``TrainState`` is one.
+
+    step: () int32.
+    """
+
+    @property
+    def step(self) -> jax.Array: ...
+
+    def _asdict(self) -> dict[str, Any]: ...
+
+
 class Checkpointer:
-    """Saves and restores :class:`TrainState` in :func:`directory`. All processes make it and call
-    its methods alike.
+    """Saves and restores states, those of runs above all, in :func:`directory`. All processes make
+    it and call its methods alike.
 
     Args:
       workdir: a path that every process sees.
@@ -188,7 +199,7 @@ class Checkpointer:
         """Step of the newest complete checkpoint, -1 when there is none."""
         return max(self.steps(), default=-1)
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: Saved) -> None:
         """Starts an asynchronous save; the arrays may be donated once this returns.
 
         Raises:
@@ -285,7 +296,7 @@ class Checkpointer:
         One that cannot be read or fails its checksums is skipped, with one line in the log.
 
         Args:
-          abstract: {field of TrainState: tree of ShapeDtypeStruct with shardings}. Fields left out
+          abstract: {field: tree of ShapeDtypeStruct with shardings}. Fields left out
             are not read.
 
         Raises:

@@ -13,13 +13,13 @@ import numpy as np
 
 from webssl_jax.data.records import Record, RecordError
 from webssl_jax.data.tokens import Tokenizer
-from webssl_jax.data.views import RandomResizedCropView
+from webssl_jax.data.views import RandomResizedCropView, RecordView
 
 UNCAPTIONED = ("empty", "replace")
 
 
 @dataclasses.dataclass(frozen=True)
-class CaptionedView:
+class CaptionedView(RecordView):
     """An image as ``crop`` gives it, and one of its captions in ``context`` tokens, filled up with
     ``pad``.
 

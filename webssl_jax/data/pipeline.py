@@ -33,13 +33,13 @@ from absl import flags
 
 from webssl_jax.config import TransientError, UserError
 from webssl_jax.data import processes, records
-from webssl_jax.data.captioned import CaptionedView
 from webssl_jax.data.decode import DecodeError
 from webssl_jax.data.sources import DamagedRecord
+from webssl_jax.data.views import RecordView
 
 Batch = dict[str, np.ndarray]
 # of an encoded image; or of a whole record
-TrainView = Callable[[bytes, np.random.Generator], Mapping[str, np.ndarray]] | CaptionedView
+TrainView = Callable[[bytes, np.random.Generator], Mapping[str, np.ndarray]] | RecordView
 ImageView = Callable[[bytes], np.ndarray]
 
 # What a record may do wrong. Anything else is a bug or a broken machine and stops the run.
@@ -94,7 +94,7 @@ class TrainLoader:
 
     Args:
       source: see :class:`Source`. With workers it must pickle.
-      view: from an encoded image (:class:`CaptionedView`: a record) and a generator to a dict of
+      view: from an encoded image (:class:`RecordView`: a record) and a generator to a dict of
         arrays. With workers it must pickle.
       global_batch: rows of a batch over all hosts.
       seed: 0 <= seed < 2**32.
@@ -303,7 +303,7 @@ class _Load:
 
     def _see(self, index: int, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
         record = records.decode(self.source[index])
-        if isinstance(self.view, CaptionedView):
+        if isinstance(self.view, RecordView):
             return self.view(record, rng)
         return self.view(record.image, rng)
 

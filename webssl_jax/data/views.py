@@ -8,6 +8,7 @@ config dump.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 
@@ -17,6 +18,7 @@ from PIL import Image
 from webssl_jax.colours import IMAGENET_MEAN, IMAGENET_STD
 from webssl_jax.colours import check as check_colours
 from webssl_jax.data.decode import MAX_PIXELS, Box, DecodeError, decode_image, open_image
+from webssl_jax.data.records import Record
 
 INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -53,6 +55,19 @@ def sample_crop(
     elif width / height > ratio[1]:
         w = round(height * ratio[1])
     return (width - w) // 2, (height - h) // 2, w, h
+
+
+class RecordView(abc.ABC):
+    """A view of a whole record, where the others see its encoded image alone."""
+
+    @abc.abstractmethod
+    def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Arrays of one shape for all records.
+
+        Raises:
+          DecodeError, RecordError: if the record does not hold what is wanted; the loader counts it
+            as damaged.
+        """
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,485 @@
+"""The one trainer of heads on frozen features: many at once, sharded, and resumed after a kill.
+
+A probe differs from another in a head, in what the head sees, in a loss and in a recipe. Here is
+what they share: batches whose features are made in passing or read from the cache, the optimiser,
+and a state that is saved. All heads of a grid (learning rates x weight decays) are one array with a
+leading axis, computed by ``vmap``; grids that see other parts of the same features share one pass
+of the network. Each head has its own parameters and its own loss, so that none knows of another.
+
+A head for dense outputs, with BatchNorm, on a loss that leaves pixels out:
+
+    @dataclasses.dataclass(frozen=True)
+    class PixelHead:
+        classes: int
+
+        def init(self, rng, features):                  # features: (b, h, w, D), or their shapes
+            d = features.shape[-1]
+            kernel = 0.01 * jax.random.normal(rng, (d, self.classes))
+            params = {"scale": jnp.ones(d), "shift": jnp.zeros(d), "kernel": kernel}
+            return params, {"mean": jnp.zeros(d), "var": jnp.ones(d)}
+
+        def apply(self, params, stats, features, train):
+            if train:                                   # of the whole batch, over all devices
+                mean, var = features.mean((0, 1, 2)), features.var((0, 1, 2))
+                moved = lambda old, new: 0.9 * old + 0.1 * new
+                stats = {"mean": moved(stats["mean"], mean), "var": moved(stats["var"], var)}
+            else:
+                mean, var = stats["mean"], stats["var"]
+            x = (features - mean) * jax.lax.rsqrt(var + 1e-5) * params["scale"] + params["shift"]
+            return x @ params["kernel"], stats          # logits (b, h, w, classes)
+
+    def loss(logits, batch):                            # a scalar; batch["mask"]: (b, H, W)
+        ...
+
+    grid = Grid(PixelHead(150), see=lambda features: features.patches, loss=loss, rates=(1e-3,))
+    data = Images(model, source, view, Want(cls=False), batch=16, seed=0)
+    recipe = Recipe(40_000, poly, optimizer="adamw", decay=1e-4)    # poly: step -> factor
+    fitted = fit({"lin": grid}, data, recipe, folder)
+    params, stats = fitted.head("lin", 0)               # for PixelHead.apply(..., train=False)
+
+``view`` is one of ``data.views``: of the encoded image, or, as a ``RecordView``, of the whole
+record with its masks. It returns ``image`` (H, W, 3) uint8 and what the loss wants; all of one
+shape, so that one compilation serves.
+
+Shape letters: b images of a batch, K heads of a grid, D width.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from webssl_jax import params as paths
+from webssl_jax.checkpoints import Checkpointer
+from webssl_jax.config import UserError
+from webssl_jax.data.pipeline import Source, TrainLoader, TrainView
+from webssl_jax.evaluators.features import Table
+from webssl_jax.model import Model
+from webssl_jax.models.features import Want
+from webssl_jax.optim.schedules import Schedule
+from webssl_jax.sharding import mesh as meshes
+from webssl_jax.telemetry.progress import Progress
+
+OPTIMIZERS = ("sgd", "adamw", "lars")
+TRUST = 0.001  # of LARS
+_WHOLE = 2**16  # numbers of a head's array below which every device has all of it
+_BIAS = "bias"
+_AHEAD = 8  # steps that the host may be ahead of the devices
+Batch = Mapping[str, jax.Array]
+Params = Any
+Stats = Any
+# A batch in parts, one behind the other along b: features, and what losses want besides.
+Parts = list[tuple[Any, Batch]]
+
+
+class Head(Protocol):
+    """What is learned on frozen features. A frozen dataclass, because it is part of a program."""
+
+    def init(self, rng: jax.Array, features: Any) -> tuple[Params, Stats]:
+        """Its parameters, and what it counts of batches (BatchNorm's statistics; {} for none). Of
+        ``features`` the shapes alone may be used."""
+
+    def apply(self, params: Params, stats: Stats, features: Any, train: bool) -> tuple[Any, Stats]:
+        """(outputs, new statistics)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Heads of one kind that differ in learning rate and weight decay alone, and start alike.
+
+    see: what they see, out of the features of a batch.
+    loss: (outputs, what else the batch holds) -> (), the mean over the batch.
+    rates: peak learning rates. decays: weight decays. The heads are all pairs of them, in this
+      order: all decays of the first rate come first.
+    at_once: heads that are computed at once; 0 for all. What does not fit is done in turns.
+    """
+
+    head: Head
+    see: Callable[[Any], Any]
+    loss: Callable[[Any, Batch], jax.Array]
+    rates: tuple[float, ...]
+    decays: tuple[float, ...] = (0.0,)
+    at_once: int = 0
+
+    @property
+    def pairs(self) -> tuple[tuple[float, float], ...]:
+        """(learning rate, weight decay) of each head."""
+        return tuple((rate, decay) for rate in self.rates for decay in self.decays)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How heads are trained.
+
+    steps: updates. schedule: of the step, a factor of all learning rates.
+    optimizer: ``sgd`` and ``adamw`` as torch has them; ``lars`` as MoCo v3 and MAE have it: vectors
+      get their plain gradient, without trust ratio and decay.
+    momentum: of sgd and lars. b1, b2, eps: of adamw; ``b1`` may be a schedule.
+    decay_biases: whether parameters called ``bias`` are decayed too (sgd, adamw).
+    save_every: steps between two saves, from which training goes on after a kill.
+    """
+
+    steps: int
+    schedule: Schedule
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    b1: float | Schedule = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    decay_biases: bool = True
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer = {self.optimizer!r} is not {', '.join(OPTIMIZERS)}")
+        if self.steps < 1 or self.save_every < 1:
+            raise ValueError("steps and save_every must be at least 1")
+
+
+class Batches(Protocol):
+    """Where batches come from. Batch k is a function of k alone, so that training goes on by its
+    step number."""
+
+    @property
+    def mesh(self) -> Mesh: ...
+
+    def start(self, step: int) -> Generator[Parts, None, None]:
+        """Batches from ``step`` on, on the devices, cut over the mesh. All processes call it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Augmented images, whose features are made in passing.
+
+    view: gives ``image`` (H, W, 3) uint8, and whatever losses want besides. batch: images of an
+    update. a_call: images a call of the network, a divisor of ``batch``; 0: all of them. targets:
+    {name: (records, ...)}, more that losses want, by the number of the record. The batch holds
+    ``substituted`` (b,) too: True where a damaged record's place is taken by another, so that its
+    targets are not to be used.
+
+    Raises:
+      UserError: for numbers that do not divide.
+    """
+
+    model: Model
+    source: Source
+    view: TrainView
+    want: Want
+    batch: int
+    seed: int
+    a_call: int = 0
+    targets: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    threads: int = 16
+
+    def __post_init__(self) -> None:
+        shards = meshes.batch_shards(self.mesh)
+        if self.batch % self._a_call or self._a_call % shards:
+            raise UserError(
+                f"batch = {self.batch} in calls of {self._a_call} images: they must divide, and a "
+                f"call over {shards} devices"
+            )
+
+    @property
+    def mesh(self) -> Mesh:
+        """The model's."""
+        if self.model.mesh is None:
+            raise ValueError("the model's parameters lie on no mesh: see model.load")
+        return self.model.mesh
+
+    @property
+    def _a_call(self) -> int:
+        return min(self.a_call or self.batch, self.batch)
+
+    def start(self, step: int) -> Generator[Parts, None, None]:
+        """See :class:`Batches`."""
+        calls = self.batch // self._a_call
+        loader = TrainLoader(
+            self.source,
+            self.view,
+            global_batch=self._a_call,
+            seed=self.seed,
+            rows=meshes.local_rows(self.mesh, self._a_call),
+            start_step=step * calls,
+            threads=self.threads,
+        )
+        with loader:
+            while True:
+                yield [self._call(next(loader)) for _ in range(calls)]
+
+    def _call(self, rows: dict[str, np.ndarray]) -> tuple[Any, Batch]:
+        record = rows.pop("record")
+        rows |= {name: of_all[record] for name, of_all in self.targets.items()}
+        placed = meshes.to_global(rows, self.mesh)
+        return self.model.features(placed.pop("image"), self.want), placed
+
+
+@dataclasses.dataclass(frozen=True)
+class Cached:
+    """Features that are there already, in the order of a fixed shuffle; each epoch has its own.
+
+    features: {name: (n, ...)}, and targets: {name: (n, ...)}, in memory or on disk. seed: of the
+    shuffle.
+    """
+
+    features: Mapping[str, Table]
+    targets: Mapping[str, Table]
+    mesh: Mesh
+    batch: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.batch % (shards := meshes.batch_shards(self.mesh)):
+            raise UserError(f"batch = {self.batch}: does not divide over {shards} devices")
+
+    def start(self, step: int) -> Generator[Parts, None, None]:
+        """See :class:`Batches`."""
+        count = len(next(iter(self.features.values())))
+        order = grain.MapDataset.range(count).seed(self.seed).shuffle().repeat(None)
+        own = meshes.local_rows(self.mesh, self.batch)
+        while True:
+            rows = np.array([order[int(step * self.batch + row)] for row in own], np.int64)
+            features, targets = (
+                meshes.to_global({name: x[rows] for name, x in given.items()}, self.mesh)
+                for given in (self.features, self.targets)
+            )
+            yield [(features, targets)]
+            step += 1
+
+
+Grids = tuple[tuple[str, Grid], ...]
+
+
+class State(NamedTuple):
+    """All that a training of heads is. step: () int32. params, stats, moments: {grid: tree}, every
+    leaf with a leading axis K."""
+
+    step: jax.Array
+    params: dict[str, Params]
+    stats: dict[str, Stats]
+    moments: dict[str, Any]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("params", "stats"), meta_fields=("grids",)
+)
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """Trained heads. A pytree: give it to a jitted function as an argument. grids: ((name, grid),
+    ...). params, stats: {name: tree}, every leaf with a leading axis K."""
+
+    grids: Grids
+    params: dict[str, Params]
+    stats: dict[str, Stats]
+
+    def head(self, name: str, number: int) -> tuple[Params, Stats]:
+        """Of one head of a grid what ``apply`` takes."""
+        take = functools.partial(jax.tree.map, lambda x: x[number])
+        return take(self.params[name]), take(self.stats[name])
+
+    def diverged(self) -> dict[str, np.ndarray]:
+        """{grid: (K,) bool}, whether a head holds numbers that are not finite."""
+
+        @jax.jit
+        def find(params: dict[str, Params]) -> dict[str, list[jax.Array]]:
+            return {
+                name: [~jnp.isfinite(x).all(axis=range(1, x.ndim)) for x in jax.tree.leaves(tree)]
+                for name, tree in params.items()
+            }
+
+        found = find(self.params)
+        return {name: np.any([meshes.whole(x) for x in bad], axis=0) for name, bad in found.items()}
+
+    def measure(self, features: Any, measure: Callable[[Any], Any]) -> dict[str, Any]:
+        """{grid: ``measure(outputs)`` of each of its heads, with a leading axis K}, under jit."""
+
+        def each(name: str, grid: Grid) -> Any:
+            seen = grid.see(features)
+
+            def one(held: tuple[Params, Stats]) -> Any:
+                return measure(grid.head.apply(*held, seen, False)[0])
+
+            return _over_heads(one, (self.params[name], self.stats[name]), grid)
+
+        with jax.default_matmul_precision("highest"):
+            return {name: each(name, grid) for name, grid in self.grids}
+
+
+def fit(
+    grids: Mapping[str, Grid],
+    data: Batches,
+    recipe: Recipe,
+    folder: str | os.PathLike,
+    seed: int = 0,
+) -> Fitted:
+    """Trains all heads of all grids. All processes call it.
+
+    A head whose loss is not finite goes on so and harms no other; its outputs are NaN.
+
+    Args:
+      folder: that every process sees, for saves. It is used for these heads, data and recipe alone:
+        where it holds a save, training goes on from it, and where that is the last step there is
+        nothing left to do.
+      seed: of the heads' first parameters.
+
+    Raises:
+      UserError: if saves cannot be written, or none of them can be read.
+    """
+    named = tuple(grids.items())
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    make = functools.partial(_start, named, recipe, seed)
+    with contextlib.closing(data.start(0)) as batches:
+        parts = next(batches)
+    shapes = jax.eval_shape(make, parts)
+    laid = _layout(shapes, data.mesh)
+    with contextlib.closing(Checkpointer(folder, keep_last=1)) as checkpointer:
+        abstract = jax.tree.map(_with_sharding, shapes, laid)
+        saved = checkpointer.restore_newest(abstract._asdict())
+        state = State(**saved) if saved else jax.jit(make, out_shardings=laid)(parts)
+        update = jax.jit(
+            functools.partial(_update, named, recipe),
+            donate_argnums=0,
+            out_shardings=(laid, meshes.replicated(data.mesh)),
+        )
+        with contextlib.closing(data.start(int(state.step))) as batches:
+            state = _train(state, update, batches, recipe, checkpointer)
+    return Fitted(named, state.params, state.stats)
+
+
+def _train(
+    state: State,
+    update: Callable[[State, Parts], tuple[State, jax.Array]],
+    batches: Iterator[Parts],
+    recipe: Recipe,
+    checkpointer: Checkpointer,
+) -> State:
+    at = int(state.step)
+    shown = None if jax.process_index() == 0 else open(os.devnull, "w")
+    progress = Progress(recipe.steps, "heads:", "steps", shown, done=at)
+    pending: collections.deque[jax.Array] = collections.deque()
+    while at < recipe.steps:
+        state, done = update(state, next(batches))
+        at += 1
+        pending.append(done)
+        if len(pending) > _AHEAD:
+            pending.popleft().block_until_ready()
+        progress.update()
+        if at % recipe.save_every == 0 or at == recipe.steps:
+            checkpointer.save(state)
+    progress.close()
+    return state
+
+
+def _start(grids: Grids, recipe: Recipe, seed: int, parts: Parts) -> State:
+    params, stats, moments = {}, {}, {}
+    for number, (name, grid) in enumerate(grids):
+        rng = jax.random.fold_in(jax.random.key(seed), number)
+        one = grid.head.init(rng, grid.see(parts[0][0]))
+        alike = functools.partial(_repeated, len(grid.pairs))
+        params[name], stats[name] = jax.tree.map(alike, one)
+        moments[name] = jax.vmap(_transform(recipe, jnp.int32(0)).init)(params[name])
+    return State(jnp.int32(0), params, stats, moments)
+
+
+def _update(grids: Grids, recipe: Recipe, state: State, parts: Parts) -> tuple[State, jax.Array]:
+    """(state, a loss), by which the host sees that the step is done."""
+    features, batch = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    factor = recipe.schedule(state.step)
+    transform = _transform(recipe, state.step)
+    made = {}
+    with jax.default_matmul_precision("highest"):
+        for name, grid in grids:
+            rates, decays = (jnp.array(x) for x in zip(*grid.pairs, strict=True))
+            held = state.params[name], state.stats[name], state.moments[name]
+            one = functools.partial(_update_one, grid, recipe, transform, grid.see(features), batch)
+            made[name] = _over_heads(one, (*held, rates * factor, decays), grid)
+    params, stats, moments, losses = ({name: x[i] for name, x in made.items()} for i in range(4))
+    return State(state.step + 1, params, stats, moments), losses[grids[0][0]][0]
+
+
+def _update_one(
+    grid: Grid,
+    recipe: Recipe,
+    transform: optax.GradientTransformation,
+    seen: Any,
+    batch: Batch,
+    held: tuple[Params, Stats, Any, jax.Array, jax.Array],
+) -> tuple[Params, Stats, Any, jax.Array]:
+    """One step of one head: (parameters, statistics, moments, loss)."""
+    params, stats, moments, rate, decay = held
+
+    def compute(params: Params) -> tuple[jax.Array, Stats]:
+        outputs, new = grid.head.apply(params, stats, seen, True)
+        return grid.loss(outputs, batch), new
+
+    def decayed(path: str, change: jax.Array, param: jax.Array) -> jax.Array:
+        if recipe.optimizer == "lars":
+            spared = param.ndim < 2
+        else:
+            spared = not recipe.decay_biases and path.rpartition("/")[2] == _BIAS
+        return change if spared else change + decay * param
+
+    (loss, stats), grads = jax.value_and_grad(compute, has_aux=True)(params)
+    decoupled = recipe.optimizer == "adamw"
+    if not decoupled:
+        grads = paths.map_with_path(decayed, grads, params)
+    changes, moments = transform.update(grads, moments, params)
+    if decoupled:
+        changes = paths.map_with_path(decayed, changes, params)
+    params = jax.tree.map(lambda param, change: param - rate * change, params, changes)
+    return params, stats, moments, loss
+
+
+def _transform(recipe: Recipe, step: jax.Array) -> optax.GradientTransformation:
+    """From gradients to what the learning rate is multiplied by."""
+    if recipe.optimizer == "adamw":
+        b1 = recipe.b1(step) if callable(recipe.b1) else recipe.b1
+        return optax.scale_by_adam(b1, recipe.b2, recipe.eps)
+    momentum = optax.trace(recipe.momentum)
+    if recipe.optimizer == "sgd":
+        return momentum
+    trust = optax.scale_by_trust_ratio(trust_coefficient=TRUST)
+    matrices = functools.partial(jax.tree.map, lambda x: x.ndim > 1)
+    return optax.chain(optax.masked(trust, matrices), momentum)
+
+
+def _over_heads(one: Callable[[Any], Any], held: Any, grid: Grid) -> Any:
+    """``one`` of each head: all at once, or so many in turn."""
+    if 0 < grid.at_once < len(grid.pairs):
+        return jax.lax.map(one, held, batch_size=grid.at_once)
+    return jax.vmap(one)(held)
+
+
+def _repeated(count: int, x: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(x, (count, *x.shape))
+
+
+def _with_sharding(x: jax.ShapeDtypeStruct, place: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+
+def _layout(shapes: Any, mesh: Mesh) -> Any:
+    """Large arrays are cut over ``fsdp`` along their longest axis that divides, but not along the
+    heads'."""
+
+    def place(x: jax.ShapeDtypeStruct) -> NamedSharding:
+        ways, axes = mesh.shape["fsdp"], [None] * len(x.shape)
+        cut = [i for i in range(1, len(x.shape)) if x.shape[i] % ways == 0]
+        if cut and x.size >= _WHOLE:
+            axes[max(cut, key=lambda i: x.shape[i])] = "fsdp"
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    return jax.tree.map(place, shapes)
