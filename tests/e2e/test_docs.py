@@ -80,7 +80,7 @@ def test_every_config_and_every_file_of_rows_loads_with_its_arguments(page, monk
         r"--config ((?:configs/)?[a-z_]+(?:\.py)?(?::[\w=,]+)?)(?![\w/])", text_of(page)
     ):
         configs.load(spec)
-    for spec in re.findall(r"--evals ([a-z]+(?::[\w=,]+)?)(?![\w./])", text_of(page)):
+    for spec in re.findall(r"--evals ([a-z_]+(?::[\w=,]+)?)(?![\w./])", text_of(page)):
         assert configs.load_rows(spec)
 
 

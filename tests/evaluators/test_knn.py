@@ -1,6 +1,8 @@
 """k-NN over eight devices against a slow reference, and its rules for ties, groups, clipping and
 choosing without test labels."""
 
+import pathlib
+
 import jax
 import numpy as np
 import pytest
@@ -72,6 +74,39 @@ def test_features_that_lie_on_disk_in_parts_are_searched_and_asked_alike(cluster
         bank = sharded.on_rows(cut(train, 100))
         on_disk = Search(bank, labels, np.arange(301), 5).predict(cut(queries, 7), KS, chunk=32)
     np.testing.assert_array_equal(on_disk[10], predict(train, labels, queries, 5)[10])
+
+
+def test_shares_of_votes_and_accuracies_are_those_of_dinov2():
+    """The weights add up to 1 over all 60 neighbours, so fewer have less than the whole."""
+    z = np.load(pathlib.Path(__file__).parent / "golden" / "j_probes.npz")
+    train, test = (
+        z[f"knn/{x}"] / np.linalg.norm(z[f"knn/{x}"], axis=1, keepdims=True)
+        for x in ("train", "test")
+    )
+    labels, truth = z["knn/train_labels"], z["knn/test_labels"]
+    similarity = test @ train.T
+    nearest = np.argsort(-similarity, axis=1)[:, :60]
+    found = knn.shares(np.take_along_axis(similarity, nearest, axis=1), labels[nearest], (5, 20), 6)
+    for ours, k in zip(found, (5, 20), strict=True):
+        np.testing.assert_allclose(ours, z[f"knn/probs_k{k}"], atol=1e-5, rtol=1e-5)
+    said = predict(z["knn/train"], labels, z["knn/test"], 6, (5, 20, 60))
+    assert [(said[k] == truth).mean() for k in (5, 20)] == pytest.approx([0.9285714] * 2)
+
+
+def test_few_shots_are_drawn_from_each_class_and_only_they_vote(clusters):
+    train, labels, queries, truth = clusters
+    drawn = knn.draw(labels, 3, seed=1)
+    assert np.bincount(labels[drawn]).tolist() == [3] * 5 and (np.diff(drawn) > 0).all()
+    problem = problem_of(labels, truth, 5)
+    options = knn.KNNOptions("x", "y", shots=(3, 1000), tries=2)
+    found = knn.few_shot(problem, {"cls": train}, {"cls": queries}, "cls, k = 20", options)
+    by_hand = []
+    for seed in range(2):
+        rows = knn.draw(labels, 3, seed)
+        by_hand.append((slow_knn(train[rows], labels[rows], queries, 5, 10, 15) == truth).mean())
+    assert found["3_shot_top1_k10"] == pytest.approx(np.mean(by_hand))
+    whole = knn.evaluate(problem, {"cls": train}, {"cls": queries}).metrics
+    assert found["1000_shot_top1_k20"] == pytest.approx(whole["cls_top1_k20"])
 
 
 def test_chunk_size_does_not_change_the_answer(clusters):

@@ -5,6 +5,8 @@ import time
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
+from scipy.special import logsumexp
 
 from tests.evaluators.problems import blobs, problem_of
 from webssl_jax.evaluators import sharded
@@ -69,8 +71,31 @@ def test_the_solver_reaches_the_optimum_of_the_penalised_problem(held_out):
         x[~np.isin(np.arange(301), kept)] += 50  # would pull mean, scale and weights far away
     expected = slow_fit(x[kept], y[kept], x, 4, 1e-3)
     given = {"kept": kept} if held_out else {}
-    (ours,) = logits_of(x, y, x, 4, (1e-3,), iterations=300, **given)
+    (ours,) = logits_of(x, y, x, 4, (1e-3,), rules=logistic.Rules(iterations=300), **given)
     assert_same_logits(ours[kept], expected[kept], atol=2e-3)
+
+
+def test_dinov2_s_protocol_minimises_the_sum_over_features_as_they_are():
+    """C * the sum of cross-entropies + |W|^2 / 2, by scipy's L-BFGS in float64."""
+    x, y = blobs(200, 3, 5, spread=1.0)
+    x = x * 3 + 1
+    rules = logistic.RULES["dinov2"]
+    assert len(rules.strengths) == 45 and rules.strengths[0] == 1e-6
+    assert rules.strengths[-1] == pytest.approx(1e5)
+    c = 0.01
+    (ours,) = logits_of(x, y, x, 3, (1 / (c * 200),), rules=rules)
+
+    def objective(flat):
+        w, b = flat[:15].reshape(5, 3), flat[15:]
+        logits = x.astype(np.float64) @ w + b
+        log_p = logits - logsumexp(logits, axis=1, keepdims=True)
+        excess = c * (np.exp(log_p) - np.eye(3)[y])
+        grad = np.concatenate([(x.T @ excess + w).ravel(), excess.sum(0)])
+        return -c * log_p[np.arange(200), y].sum() + (w**2).sum() / 2, grad
+
+    solved = minimize(objective, np.zeros(18), jac=True, tol=1e-12).x
+    wanted = x @ solved[:15].reshape(5, 3) + solved[15:]
+    assert_same_logits(ours, wanted, atol=2e-3)
 
 
 def test_predictions_are_the_largest_logits_of_real_rows():

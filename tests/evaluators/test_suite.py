@@ -186,7 +186,7 @@ def test_networks_without_what_a_row_needs_are_refused_by_the_row_s_name(runs):
 @pytest.mark.parametrize(
     "row, says",
     [
-        ({}, r"config.evals.a: has no kind; known: knn, logistic, retrieval, zero_shot"),
+        ({}, r"config.evals.a: has no kind; known: attentive, knn, linear, logistic, mae_linear, "),
         ({"kind": "kn"}, r"config.evals.a.kind = 'kn': did you mean 'knn'\? .*; or module:class"),
         ({"kind": "nowhere:Toy"}, "config.evals.a.kind = 'nowhere:Toy': cannot be imported"),
         ({"kind": "json:Toy"}, "config.evals.a.kind = 'json:Toy': cannot be imported .*Toy"),
@@ -198,6 +198,15 @@ def test_networks_without_what_a_row_needs_are_refused_by_the_row_s_name(runs):
         ({"kind": "knn", "train": "x"}, "config.evals.a: options: test = '': give labelled shards"),
         ({"kind": "knn", "train": "x", "test": "y", "max_images": -1}, "max_images = -1 must be"),
         ({"kind": "retrieval"}, "pairs = '': give captioned shards"),
+        ({"kind": "linear", "train": "x", "test": "y", "rates": "all"}, "rates = 'all' is not one"),
+        ({"kind": "linear", "train": "x", "test": "y", "held_out": 0.0}, "held_out = 0.0 must be"),
+        ({"kind": "attentive", "train": "x", "test": "y", "c": "z"}, "{corruption}-{level}"),
+        ({"kind": "mae_linear", "train": "x", "test": "y", "epochs": 0}, "epochs = 0 must be"),
+        ({"kind": "knn", "train": "x", "test": "y", "shots": (0,)}, "tries and shots must be"),
+        (
+            {"kind": "logistic", "train": "x", "test": "y", "protocol": "a"},
+            "not one of own, dinov2",
+        ),
         ({"kind": "retrieval", "pairs": "x", "max_images": -1}, "max_images = -1 must be zero"),
         ({"kind": "zero_shot"}, "test = '': give labelled shards"),
         ({"kind": "zero_shot", "test": "x", "templates": ""}, "templates = '': give a file, or"),
@@ -230,6 +239,7 @@ def test_rows_are_completed_with_the_defaults_of_their_kind():
         "test": "y",
         "max_images": 0,
         "last_blocks": 4,
+        "protocol": "own",
     }
 
 

@@ -39,6 +39,23 @@ class Dataset:
         return _WORDS[self.needed]
 
 
+@dataclasses.dataclass(frozen=True)
+class Subset:
+    """A source that holds of another the records with the numbers ``indices`` (n,)."""
+
+    source: Source
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.source[int(self.indices[index])]
+
+    def describe(self, index: int) -> str:
+        return self.source.describe(int(self.indices[index]))
+
+
 def check_options(max_images: int, needed: str, **shards: str) -> None:
     """Refuses keys of a row that name no records.
 

@@ -185,6 +185,31 @@ class Cache:
         size = 4 * text.config.embedding
         return self._extract(kept, model, dataset, compute, size)
 
+    def of_model(
+        self,
+        name: str,
+        model: Model,
+        dataset: Dataset,
+        compute: Callable[[jax.Array], dict[str, jax.Array]],
+        row_bytes: int,
+    ) -> Store:
+        """What ``compute`` makes of preprocessed images (b, H, W, 3) uint8 on the devices: {array:
+        (b, ...)}, cut over the model's mesh. name: says all that ``compute`` depends on besides
+        the model. All processes call it; raises as :meth:`pooled`."""
+        kept = self._of(model.fingerprint, dataset, model.preprocess) / name
+        if _is_done(kept):
+            return Store(kept)
+
+        def placed(images: np.ndarray) -> dict[str, Any]:
+            return compute(meshes.to_global({"x": images}, _mesh(model))["x"])
+
+        return self._extract(kept, model, dataset, placed, row_bytes)
+
+    def heads(self, model: Model, name: str) -> pathlib.Path:
+        """Where heads trained on a model's features are kept, as long as its features are. name:
+        says all that they depend on besides the model."""
+        return self.folder / f"{model.fingerprint}-heads-{name}"
+
     def of_pixels(
         self,
         name: str,

@@ -165,7 +165,7 @@ class Images:
     """Augmented images, whose features are made in passing.
 
     view: gives ``image`` (H, W, 3) uint8, and whatever losses want besides. batch: images of an
-    update. a_call: images a call of the network, a divisor of ``batch``; 0: all of them. targets:
+    update. a_call: images a call of the network at most; 0: all of them. targets:
     {name: (records, ...)}, more that losses want, by the number of the record. The batch holds
     ``substituted`` (b,) too: True where a damaged record's place is taken by another, so that its
     targets are not to be used.
@@ -185,12 +185,8 @@ class Images:
     threads: int = 16
 
     def __post_init__(self) -> None:
-        shards = meshes.batch_shards(self.mesh)
-        if self.batch % self._a_call or self._a_call % shards:
-            raise UserError(
-                f"batch = {self.batch} in calls of {self._a_call} images: they must divide, and a "
-                f"call over {shards} devices"
-            )
+        if self.batch % (shards := meshes.batch_shards(self.mesh)):
+            raise UserError(f"batch = {self.batch}: does not divide over {shards} devices")
 
     @property
     def mesh(self) -> Mesh:
@@ -199,19 +195,18 @@ class Images:
             raise ValueError("the model's parameters lie on no mesh: see model.load")
         return self.model.mesh
 
-    @property
-    def _a_call(self) -> int:
-        return min(self.a_call or self.batch, self.batch)
-
     def start(self, step: int) -> Generator[Parts, None, None]:
         """See :class:`Batches`."""
-        calls = self.batch // self._a_call
+        shards, most = meshes.batch_shards(self.mesh), self.a_call or self.batch
+        most = max(most, shards)
+        each = self.batch // shards  # of a shard
+        calls = next(n for n in range(1, each + 1) if each % n == 0 and each // n * shards <= most)
         loader = TrainLoader(
             self.source,
             self.view,
-            global_batch=self._a_call,
+            global_batch=self.batch // calls,
             seed=self.seed,
-            rows=meshes.local_rows(self.mesh, self._a_call),
+            rows=meshes.local_rows(self.mesh, self.batch // calls),
             start_step=step * calls,
             threads=self.threads,
         )
@@ -288,6 +283,19 @@ class Fitted:
         """Of one head of a grid what ``apply`` takes."""
         take = functools.partial(jax.tree.map, lambda x: x[number])
         return take(self.params[name]), take(self.stats[name])
+
+    def only(self, chosen: Mapping[str, tuple[str, int]]) -> Fitted:
+        """Some heads alone. chosen: {new name: (grid, number of the head)}."""
+        of = dict(self.grids)
+        grids, params, stats = [], {}, {}
+        for new, (name, number) in chosen.items():
+            rate, decay = of[name].pairs[number]
+            alone = dataclasses.replace(of[name], rates=(rate,), decays=(decay,), at_once=0)
+            grids.append((new, alone))
+            params[new], stats[new] = jax.tree.map(
+                lambda x, i=number: x[i : i + 1], (self.params[name], self.stats[name])
+            )
+        return Fitted(tuple(grids), params, stats)
 
     def diverged(self) -> dict[str, np.ndarray]:
         """{grid: (K,) bool}, whether a head holds numbers that are not finite."""
@@ -476,7 +484,8 @@ def _layout(shapes: Any, mesh: Mesh) -> Any:
     heads'."""
 
     def place(x: jax.ShapeDtypeStruct) -> NamedSharding:
-        ways, axes = mesh.shape["fsdp"], [None] * len(x.shape)
+        ways = mesh.shape["fsdp"]
+        axes: list[str | None] = [None] * len(x.shape)
         cut = [i for i in range(1, len(x.shape)) if x.shape[i] % ways == 0]
         if cut and x.size >= _WHOLE:
             axes[max(cut, key=lambda i: x.shape[i])] = "fsdp"

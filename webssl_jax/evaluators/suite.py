@@ -33,8 +33,11 @@ from webssl_jax.weights.networks import Networks
 
 # kind -> "module:class". Imported when used, so that what an evaluation needs is its own.
 KINDS = {
+    "attentive": "webssl_jax.evaluators.probes.attentive:Attentive",
     "knn": "webssl_jax.evaluators.probes.knn:KNN",
+    "linear": "webssl_jax.evaluators.probes.linear:Linear",
     "logistic": "webssl_jax.evaluators.probes.logistic:LogisticRegression",
+    "mae_linear": "webssl_jax.evaluators.probes.mae_linear:MAELinear",
     "retrieval": "webssl_jax.evaluators.texts.retrieval:Retrieval",
     "zero_shot": "webssl_jax.evaluators.texts.zero_shot:ZeroShot",
 }

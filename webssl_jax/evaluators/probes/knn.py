@@ -48,7 +48,19 @@ Features = Mapping[str, Table]
 
 @dataclasses.dataclass(frozen=True)
 class KNNOptions(LabelledOptions):
-    """The keys of a row; see :class:`LabelledOptions`."""
+    """The keys of a row; see :class:`LabelledOptions`.
+
+    shots: few-shot figures besides, with so many training images a class. tries: random draws of
+    them, over which the mean is taken.
+    """
+
+    shots: tuple[int, ...] = ()
+    tries: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tries < 1 or any(n < 1 for n in self.shots):
+            raise ValueError("tries and shots must be at least 1")
 
 
 class KNN:
@@ -58,7 +70,7 @@ class KNN:
     needs = frozenset({FEATURES})
 
     def __init__(self, options: KNNOptions):
-        self._pair = LabelledPair(options)
+        self._options, self._pair = options, LabelledPair(options)
         self.data = f"{self._pair.identity}-{PROTOCOL}"
         self.datasets = self._pair.datasets
 
@@ -72,9 +84,10 @@ class KNN:
         train, test = (cache.pooled(model, data, _WANT) for data in self.datasets)
         problem = self._pair.problem(train, test, model.preprocess, cache)
         names = ("cls", "patches")
-        found = evaluate(
-            problem, {x: train.array(x) for x in names}, {x: test.array(x) for x in names}
-        )
+        features = tuple({x: store.array(x) for x in names} for store in (train, test))
+        found = evaluate(problem, *features)
+        few = few_shot(problem, *features, found.chosen["top1"], self._options)
+        found = dataclasses.replace(found, metrics=found.metrics | few)
         trivial = self._pair.trivial_outcomes(problem, cache, f"knn-{PROTOCOL}", evaluate)
         return dataclasses.replace(found, baselines=trivial, chance=problem.chance())
 
@@ -120,6 +133,40 @@ def evaluate(problem: Problem, train: Features, test: Features) -> Outcome:
     )
     data = f"{problem.data}-{PROTOCOL}"
     return Outcome(("top1",), top | metrics, items, data, meaning, {"top1": chosen})
+
+
+def few_shot(
+    problem: Problem, train: Features, test: Features, chosen: str, options: KNNOptions
+) -> dict[str, float]:
+    """{"SHOTS_shot_top1_kK"}: accuracy where of each class so many training images vote, drawn
+    ``tries`` times; a class with fewer gives all. chosen: the headline's feature, as
+    :func:`evaluate` names it; here it is never whitened."""
+    if not options.shots:
+        return {}
+    name, n = chosen.partition(",")[0].removesuffix("_whitened"), len(problem.train_labels)
+    metrics: dict[str, float] = {}
+    with sharded.exact():
+        bank = sharded.on_rows(problem.train_rows_of(train[name]))
+        queries = problem.test_rows_of(test[name])
+        for shots in options.shots:
+            found: dict[int, list[float]] = {}
+            for seed in range(options.tries):
+                drawn = draw(problem.train_labels, shots, seed)
+                labels = np.full(n, -1)  # -1 has no vote
+                labels[drawn] = problem.train_labels[drawn]
+                search = Search(bank, labels, problem.groups, problem.num_classes)
+                predicted = search.predict(queries, _clip(KS, len(drawn)))
+                for k, classes in predicted.items():
+                    found.setdefault(k, []).append(float((classes == problem.test_labels).mean()))
+            metrics |= {f"{shots}_shot_top1_k{k}": float(np.mean(x)) for k, x in found.items()}
+    return metrics
+
+
+def draw(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
+    """Row numbers, rising: of each class ``shots`` at random, or all that there are."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    rows = [order[labels[order] == label][:shots] for label in np.unique(labels)]
+    return np.sort(np.concatenate(rows))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,12 +268,27 @@ def _vote(
         query_groups: jax.Array,
     ) -> jax.Array:
         value, label = search(bank, labels, groups, queries, query_groups)
-        # a row that must not vote weighs exp(-inf) = 0
-        weights = jax.nn.softmax(value / temperature, axis=-1)
-        ballots = weights[:, :, None] * jax.nn.one_hot(label, num_classes)
-        return jnp.stack([jnp.argmax(ballots[:, :k].sum(axis=1), axis=-1) for k in ks])
+        return shares(value, label, ks, num_classes, temperature).argmax(axis=-1)
 
     return vote
+
+
+def shares(
+    similarity: jax.Array,
+    labels: jax.Array,
+    ks: Sequence[int],
+    num_classes: int,
+    temperature: float = TEMPERATURE,
+) -> jax.Array:
+    """(len(ks), m, classes): each class's share of the votes of the first k neighbours, by weights
+    that add up to 1 over all of them.
+
+    Args:
+      similarity: (m, K), falling; -inf has no vote. labels: (m, K) int.
+    """
+    weights = jax.nn.softmax(similarity / temperature, axis=-1)
+    ballots = weights[:, :, None] * jax.nn.one_hot(labels, num_classes)
+    return jnp.stack([ballots[:, :k].sum(axis=1) for k in ks])
 
 
 @jax.jit

@@ -100,14 +100,14 @@ class LabelledPair:
         names = datasets.class_names(train.labels, of_train, least=2)
         rows, labels = datasets.class_ids(train.labels, names, of_train)
         test_rows, test_labels = datasets.class_ids(test.labels, names, of_test)
-        pixels = self._pixels(of_train, preprocess, cache).array(TRIVIAL[0])
+        pixels = self.thumbnails(of_train, preprocess, cache).array(TRIVIAL[0])
         groups = splits.look_alikes(_pick(pixels, rows), labels)
         data = datasets.fingerprint(self.identity, names, rows, labels, test_rows, test_labels)
         return Problem(names, rows, labels, test_rows, test_labels, groups, data, preprocess)
 
     def pixel_problem(self, preprocess: Preprocess, cache: Cache) -> Problem:
         """:meth:`problem` where there is no model: of the images alone."""
-        train, test = (self._pixels(data, preprocess, cache) for data in self.datasets)
+        train, test = (self.thumbnails(data, preprocess, cache) for data in self.datasets)
         return self.problem(train, test, preprocess, cache)
 
     def trivial_outcomes(
@@ -126,7 +126,7 @@ class LabelledPair:
             common = problem.classes[int(np.bincount(problem.train_labels).argmax())]
             chosen = {"top1": f"always {common!r}"}
             found = {MAJORITY: Outcome(("top1",), metrics, items, problem.data, chosen=chosen)}
-            stores = [self._pixels(data, problem.preprocess, cache) for data in self.datasets]
+            stores = [self.thumbnails(data, problem.preprocess, cache) for data in self.datasets]
             for name in TRIVIAL:
                 train, test = ({name: store.array(name)} for store in stores)
                 found[name] = evaluate(problem, train, test)
@@ -137,7 +137,8 @@ class LabelledPair:
         view = datasets.fingerprint(problem.preprocess.for_pixels())
         return cache.remember(f"trivial-{rules}-{problem.data}-{view}", make)
 
-    def _pixels(self, dataset: Dataset, preprocess: Preprocess, cache: Cache) -> Store:
+    def thumbnails(self, dataset: Dataset, preprocess: Preprocess, cache: Cache) -> Store:
+        """The trivial features of all readable records of a set. All processes call it."""
         return cache.of_pixels(
             "trivial", preprocess, dataset, trivial.trivial_features, trivial.ROW_BYTES
         )

@@ -42,7 +42,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from webssl_jax.evaluators import sharded
+from webssl_jax.evaluators import datasets, sharded
 from webssl_jax.evaluators.base import FEATURES
 from webssl_jax.evaluators.features import Cache, Rows, Table
 from webssl_jax.evaluators.outcome import Outcome, scored
@@ -64,17 +64,56 @@ HELD_OUT = 0.2
 SPLITS = 3
 
 
+OWN, DINOV2 = "own", "dinov2"
+
+
+class Rules(NamedTuple):
+    """How a head is fitted and its penalty is chosen.
+
+    strengths: penalties p (:data:`PENALTIES`); where ``of_sum`` is True, C of the other way to
+      write it, C * the sum of cross-entropies + |W|^2 / 2: so p = 1 / (C n).
+    standardise: whether features are. cautious: the largest penalty within a standard error of the
+      best, instead of the best.
+    """
+
+    strengths: tuple[float, ...] = PENALTIES
+    of_sum: bool = False
+    standardise: bool = True
+    cautious: bool = True
+    held_out: float = HELD_OUT
+    splits: int = SPLITS
+    iterations: int = ITERATIONS
+
+    def penalties(self, n: int) -> tuple[float, ...]:
+        """Those of the mean over ``n`` images."""
+        return tuple(1 / (c * n) for c in self.strengths) if self.of_sum else self.strengths
+
+
+# dinov2/eval/log_regression.py: 45 values of C, at most 1,000 steps. Its solver is L-BFGS; the
+# problem is convex, so the optimum is the same.
+_C = tuple(float(c) for c in 10.0 ** np.linspace(-6, 5, 45))
+RULES = {OWN: Rules(), DINOV2: Rules(_C, True, False, False, 0.1, 1, 1000)}
+
+
 @dataclasses.dataclass(frozen=True)
 class LogisticOptions(LabelledOptions):
-    """The keys of a row; see :class:`LabelledOptions`. last_blocks: the probe is offered the last
-    block, and so many of the last ones together; a network with fewer gives all it has."""
+    """The keys of a row; see :class:`LabelledOptions`.
+
+    last_blocks: the probe is offered the last block, and so many of the last ones together; a
+      network with fewer gives all it has.
+    protocol: ``own``, or ``dinov2``: CLS as it is, 45 penalties, the best of them on a tenth of the
+      training images.
+    """
 
     last_blocks: int = 4
+    protocol: str = OWN
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.last_blocks < 1:
             raise ValueError(f"last_blocks = {self.last_blocks} must be at least 1")
+        if self.protocol not in RULES:
+            raise ValueError(f"protocol = {self.protocol!r} is not one of {', '.join(RULES)}")
 
 
 class LogisticRegression:
@@ -91,6 +130,8 @@ class LogisticRegression:
     @classmethod
     def want(cls, options: LogisticOptions, networks: Networks) -> Want:
         """CLS and mean patches of the last blocks."""
+        if options.protocol == DINOV2:
+            return Want(patches="none")
         depth = encoder_of(networks).depth
         first = depth - min(options.last_blocks, depth)
         return Want(patches="mean", blocks=tuple(range(first, depth)))
@@ -100,14 +141,16 @@ class LogisticRegression:
         want = self.want(self._options, model.networks)
         train, test = (cache.pooled(model, data, want) for data in self.datasets)
         problem = self._pair.problem(train, test, model.preprocess, cache)
-        names = variants(want.blocks)
+        o = self._options
+        names = {"cls": ("cls",)} if o.protocol == DINOV2 else variants(want.blocks)
         of_train, of_test = (
             {name: Joined(tuple(map(store.array, parts))) for name, parts in names.items()}
             for store in (train, test)
         )
-        found = evaluate(problem, of_train, of_test)
-        rules = f"logistic-{PROTOCOL}"
-        trivial = self._pair.trivial_outcomes(problem, cache, rules, evaluate)
+        judge = functools.partial(evaluate, rules=RULES[o.protocol])
+        found = judge(problem, of_train, of_test)
+        rules = f"logistic-{PROTOCOL}" + (f"-{o.protocol}" if o.protocol != OWN else "")
+        trivial = self._pair.trivial_outcomes(problem, cache, rules, judge)
         return dataclasses.replace(found, baselines=trivial, chance=problem.chance())
 
 
@@ -158,7 +201,12 @@ class Selection(NamedTuple):
     accuracies: dict[str, float]
 
 
-def evaluate(problem: Problem, train: Mapping[str, Table], test: Mapping[str, Table]) -> Outcome:
+def evaluate(
+    problem: Problem,
+    train: Mapping[str, Table],
+    test: Mapping[str, Table],
+    rules: Rules = RULES[OWN],
+) -> Outcome:
     """Chooses on train, refits on train, looks at test once.
 
     Args:
@@ -171,9 +219,11 @@ def evaluate(problem: Problem, train: Mapping[str, Table], test: Mapping[str, Ta
         for name in train:  # one variant at a time lies on the devices
             x = sharded.on_rows(problem.train_rows_of(train[name]))
             penalties[name], accuracies[name] = choose_penalty(
-                x, problem.train_labels, problem.num_classes, problem.groups
+                x, problem.train_labels, problem.num_classes, problem.groups, rules=rules
             )
-            head = fit(x, problem.train_labels, problem.num_classes, (penalties[name],))
+            head = fit(
+                x, problem.train_labels, problem.num_classes, (penalties[name],), rules=rules
+            )
             queries = sharded.on_rows(problem.test_rows_of(test[name]))
             predicted = predict(head, queries, m)[0]
             hits[name] = predicted == problem.test_labels
@@ -188,30 +238,39 @@ def evaluate(problem: Problem, train: Mapping[str, Table], test: Mapping[str, Ta
         f"{n:,} images (features and penalty are chosen on held-out training images, never on the "
         "test images)."
     )
-    data = f"{problem.data}-{PROTOCOL}"
+    kind = "" if rules == RULES[OWN] else f"-{datasets.fingerprint(rules)}"
+    data = f"{problem.data}-{PROTOCOL}{kind}"
     return Outcome(("top1",), top | metrics, items, data, meaning, {"top1": words})
 
 
 def choose_penalty(
-    x: jax.Array, labels: np.ndarray, num_classes: int, groups: np.ndarray, seed: int = 0
+    x: jax.Array,
+    labels: np.ndarray,
+    num_classes: int,
+    groups: np.ndarray,
+    seed: int = 0,
+    rules: Rules = RULES[OWN],
 ) -> tuple[float, float]:
-    """(penalty, held-out accuracy): of all :data:`PENALTIES` the largest within one standard error
-    of the best on the held-out fifth of the training rows, over three random splits.
+    """(penalty, held-out accuracy): by default of all :data:`PENALTIES` the largest within one
+    standard error of the best on the held-out fifth of the training rows, over three random splits.
 
     Args:
       x: (N, d) over all devices. labels, groups: (n,) int.
     """
-    splits = [hold_out(labels, groups, HELD_OUT, seed * SPLITS + i) for i in range(SPLITS)]
+    first = seed * rules.splits
+    splits = [hold_out(labels, groups, rules.held_out, first + i) for i in range(rules.splits)]
     judged = sum(len(held_out) for _, held_out in splits)
-    hits = np.zeros(len(PENALTIES))
+    hits = np.zeros(len(rules.strengths))
     for kept, held_out in splits:
-        predicted = predict(fit(x, labels, num_classes, PENALTIES, kept), x, len(labels))
+        penalties = rules.penalties(len(kept))
+        head = fit(x, labels, num_classes, penalties, kept, rules)
+        predicted = predict(head, x, len(labels))
         hits += (predicted[:, held_out] == labels[held_out]).sum(axis=1)
     accuracy = hits / judged
     best = accuracy.max()
     good = accuracy >= best - np.sqrt(best * (1 - best) / judged)
-    chosen = int(np.flatnonzero(good)[-1])
-    return PENALTIES[chosen], float(accuracy[chosen])
+    chosen = int(np.flatnonzero(good)[-1] if rules.cautious else accuracy.argmax())
+    return rules.penalties(len(labels))[chosen], float(accuracy[chosen])
 
 
 class Head(NamedTuple):
@@ -230,10 +289,10 @@ def fit(
     num_classes: int,
     penalties: Sequence[float],
     kept: np.ndarray | None = None,
-    iterations: int = ITERATIONS,
+    rules: Rules = RULES[OWN],
 ) -> Head:
     """Softmax regression for each penalty p: minimises mean cross-entropy + p/2 |W|^2 (the bias is
-    free) over standardised features divided by sqrt(d).
+    free) over features as they are, or standardised and divided by sqrt(d).
 
     Args:
       x: (N, d) over all devices.
@@ -246,6 +305,8 @@ def fit(
     weights[kept] = 1 / len(kept)
     weights_on = sharded.on_rows(weights)
     scaling = sharded.scaling(x, weights_on)
+    if not rules.standardise:  # the mean goes into the bias, which is free
+        scaling = scaling._replace(scale=jnp.ones_like(scaling.scale))
     x = sharded.apply_scaling(scaling, x)
     # The penalty is blind to rotations, and the optimum lies in the span of the rows: nothing is
     # lost.
@@ -253,7 +314,9 @@ def fit(
     basis, curvature = (sharded.everywhere(a) for a in sharded.eigenbasis(gram, len(kept)))
     classes = sharded.on_rows(np.asarray(labels, np.int32))
     asked = sharded.everywhere(np.asarray(penalties, np.float32))
-    solution = _solve(x @ basis, classes, weights_on, curvature, asked, num_classes, iterations)
+    solution = _solve(
+        x @ basis, classes, weights_on, curvature, asked, num_classes, rules.iterations
+    )
     return Head(scaling, basis, *solution)
 
 
