@@ -12,7 +12,7 @@ A head for dense outputs, with BatchNorm, on a loss that leaves pixels out:
     class PixelHead:
         classes: int
 
-        def init(self, rng, features):                  # features: (b, h, w, D), or their shapes
+        def init(self, rng, features):                  # (b, h, w, D): their shape alone
             d = features.shape[-1]
             kernel = 0.01 * jax.random.normal(rng, (d, self.classes))
             params = {"scale": jnp.ones(d), "shift": jnp.zeros(d), "kernel": kernel}
@@ -77,7 +77,7 @@ OPTIMIZERS = ("sgd", "adamw", "lars")
 TRUST = 0.001  # of LARS
 _WHOLE = 2**16  # numbers of a head's array below which every device has all of it
 _BIAS = "bias"
-_AHEAD = 8  # steps that the host may be ahead of the devices
+_AHEAD = 2  # steps that the host may be ahead of the devices
 Batch = Mapping[str, jax.Array]
 Params = Any
 Stats = Any
@@ -89,8 +89,8 @@ class Head(Protocol):
     """What is learned on frozen features. A frozen dataclass, because it is part of a program."""
 
     def init(self, rng: jax.Array, features: Any) -> tuple[Params, Stats]:
-        """Its parameters, and what it counts of batches (BatchNorm's statistics; {} for none). Of
-        ``features`` the shapes alone may be used."""
+        """Its parameters, and what it counts of batches (BatchNorm's statistics; {} for none).
+        ``features``: the shapes and types of what it sees, ``jax.ShapeDtypeStruct``."""
 
     def apply(self, params: Params, stats: Stats, features: Any, train: bool) -> tuple[Any, Stats]:
         """(outputs, new statistics)."""
@@ -348,15 +348,17 @@ def fit(
     named = tuple(grids.items())
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    make = functools.partial(_start, named, recipe, seed)
     with contextlib.closing(data.start(0)) as batches:
-        parts = next(batches)
-    shapes = jax.eval_shape(make, parts)
+        features, _ = next(batches)[0]
+    seen = {name: jax.eval_shape(grid.see, features) for name, grid in named}
+    del features  # they may be large
+    make = functools.partial(_start, named, recipe, seed, seen)
+    shapes = jax.eval_shape(make)
     laid = _layout(shapes, data.mesh)
     with contextlib.closing(Checkpointer(folder, keep_last=1)) as checkpointer:
         abstract = jax.tree.map(_with_sharding, shapes, laid)
         saved = checkpointer.restore_newest(abstract._asdict())
-        state = State(**saved) if saved else jax.jit(make, out_shardings=laid)(parts)
+        state = State(**saved) if saved else jax.jit(make, out_shardings=laid)()
         update = jax.jit(
             functools.partial(_update, named, recipe),
             donate_argnums=0,
@@ -391,11 +393,11 @@ def _train(
     return state
 
 
-def _start(grids: Grids, recipe: Recipe, seed: int, parts: Parts) -> State:
+def _start(grids: Grids, recipe: Recipe, seed: int, seen: Mapping[str, Any]) -> State:
     params, stats, moments = {}, {}, {}
     for number, (name, grid) in enumerate(grids):
         rng = jax.random.fold_in(jax.random.key(seed), number)
-        one = grid.head.init(rng, grid.see(parts[0][0]))
+        one = grid.head.init(rng, seen[name])
         alike = functools.partial(_repeated, len(grid.pairs))
         params[name], stats[name] = jax.tree.map(alike, one)
         moments[name] = jax.vmap(_transform(recipe, jnp.int32(0)).init)(params[name])
