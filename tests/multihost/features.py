@@ -15,6 +15,7 @@ from webssl_jax.sharding import mesh as meshes
 
 DATA = {"train": "corpus:train", "test": "corpus:test", "max_images": 200}
 ROWS = {"knn": {"kind": "knn", **DATA}, "probe": {"kind": "logistic", "last_blocks": 1, **DATA}}
+ROWS["linear"] = {"kind": "linear", "last_blocks": 1, "iterations": 20, "batch": 32, **DATA}
 
 
 def compute(folder, names=("knn",)):

@@ -1,7 +1,8 @@
-"""As ``features``, with the linear probe too, which takes a minute."""
+"""As ``features``, with logistic regression and heads trained on augmented images too, which takes
+minutes."""
 
 from tests.multihost import features
 
 
 def compute(folder):
-    return features.compute(folder, ("knn", "probe"))
+    return features.compute(folder, ("knn", "probe", "linear"))
