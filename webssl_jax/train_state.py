@@ -41,6 +41,11 @@ class TrainState(NamedTuple):
         """What the functions of a method take."""
         return Variables(self.params, self.teacher, self.aux)
 
+    @property
+    def sound(self) -> bool:
+        """Whether no step was refused lately."""
+        return int(self.guard["trouble"]) == 0
+
 
 def _init(method: Method, optimizer: Optimizer, seed: int, batch: int) -> TrainState:
     init_key, step_key = jax.random.split(jax.random.key(seed))

@@ -120,11 +120,14 @@ def directory(workdir: str | os.PathLike, folder: str = "") -> epath.Path:
 class Saved(Protocol):
     """What can be saved: a NamedTuple of trees of arrays, as ``TrainState`` is one.
 
-    step: () int32.
+    step: () int32. sound: whether it may be relied on; see :class:`Checkpointer`.
     """
 
     @property
     def step(self) -> jax.Array: ...
+
+    @property
+    def sound(self) -> bool: ...
 
     def _asdict(self) -> dict[str, Any]: ...
 
@@ -212,12 +215,11 @@ class Checkpointer:
         with distributed.error_barrier():  # the disk of a single host may be full
             self._guard(lambda: self._check_space(paths.num_bytes(state)))
         sums = {path: int(value) for path, value in jax.device_get(checksums(state)).items()}
-        sound = int(state.guard["trouble"]) == 0
-        if not sound:
+        if not state.sound:
             self._keep_those_before(step)
         arguments = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state._asdict()),
-            meta=ocp.args.JsonSave({"step": step, "checksums": sums, "sound": sound}),
+            meta=ocp.args.JsonSave({"step": step, "checksums": sums, "sound": state.sound}),
         )
         self._guard(lambda: self._manager.save(step, args=arguments))
 
