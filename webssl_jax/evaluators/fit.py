@@ -265,7 +265,11 @@ class State(NamedTuple):
     params: dict[str, Params]
     stats: dict[str, Stats]
     moments: dict[str, Any]
-    sound = True  # for the checkpointer: a head that diverges harms no other
+
+    @property
+    def sound(self) -> bool:
+        """For the checkpointer: a head that diverges harms no other."""
+        return True
 
 
 @functools.partial(

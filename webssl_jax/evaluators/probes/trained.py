@@ -188,6 +188,8 @@ class TrainedProbe(abc.ABC):
         assert model.mesh is not None  # features are made on it
         if self._options.batch % (shards := meshes.batch_shards(model.mesh)):
             raise UserError(f"batch = {self._options.batch}: does not divide over {shards} devices")
+        if self._options.augment:
+            random_crops(model)  # refused before hours of work
         problem = self._pair.pixel_problem(model.preprocess, cache)
         want = self.want(self._options, model.networks)
         trial = self.trial(want, problem.num_classes, len(problem.train_labels))
@@ -262,8 +264,7 @@ class TrainedProbe(abc.ABC):
             tables = {part: problem.train_rows_of(store.array(part)) for part in parts}
             assert model.mesh is not None
             return Cached(tables, targets, model.mesh, o.batch, o.seed)
-        size = model.preprocess.size
-        view = RandomResizedCropView(size, CROP_SCALE) if o.augment else Plain(model.preprocess)
+        view = random_crops(model) if o.augment else Plain(model.preprocess)
         source = Subset(train.source, numbers)
         return Images(
             *(model, source, view, want, o.batch, o.seed, cache.batch, targets, cache.threads)
@@ -383,6 +384,21 @@ def best(accuracies: Mapping[str, np.ndarray]) -> Chosen:
     """Of {variant: (K,) accuracies} the best head; of equals the first one."""
     variant = max(accuracies, key=lambda name: accuracies[name].max())
     return Chosen(variant, int(accuracies[variant].argmax()))
+
+
+def random_crops(model: Model) -> RandomResizedCropView:
+    """The augmentation of all three papers, at the size that a model is judged at.
+
+    Raises:
+      UserError: for a model whose images are no squares.
+    """
+    size = model.preprocess.size
+    if isinstance(size, tuple):
+        raise UserError(
+            f"{model.origin.name}: takes images of {size[0]} x {size[1]} pixels, and random crops "
+            "are squares; give augment=False"
+        )
+    return RandomResizedCropView(size, CROP_SCALE)
 
 
 def judge_images(
