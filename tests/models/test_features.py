@@ -55,3 +55,31 @@ def test_a_word_or_a_block_that_is_not_there_is_refused():
 
 def test_a_want_from_a_config_is_hashable():
     assert hash(Want(blocks=[1, 2])) == hash(Want(blocks=(1, 2)))
+
+
+def test_blocks_without_the_final_norm_are_what_the_norm_makes_normed_blocks_of(
+    compute, everything
+):
+    tree = init(DINO)
+    raw = compute(Want(blocks=(1,), blocks_norm=False)).blocks[1]
+    scale, bias = (np.asarray(tree["norm"][x]) for x in ("scale", "bias"))
+    for x, normed in zip(raw, everything.blocks[1]):
+        x = np.asarray(x)
+        own = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + DINO.norm_eps)
+        np.testing.assert_allclose(own * scale + bias, normed, rtol=1e-4, atol=1e-5)
+
+
+def test_padded_images_are_zeros_around_the_normalised_ones():
+    tree = init(DINO)
+    cut = IMAGES[:, 1:-3, 3:-4]
+
+    @jax.jit
+    def compute(cut):
+        whole = np.zeros(IMAGES.shape, np.float32)
+        placed = jax.numpy.asarray(whole).at[:, 2:-2, 3:-4].set(cut)
+        return [
+            compute_features(DINO, tree, images, want).patches
+            for images, want in ((cut, Want(pad=True)), (placed, Want()))
+        ]
+
+    np.testing.assert_array_equal(*compute(cut))

@@ -151,6 +151,8 @@ class Cache:
         Raises:
           UserError: if a feature is not finite, or no record can be read.
         """
+        if not want.blocks_norm or want.pad:
+            raise ValueError(f"features that are kept are normed, of images as they are: {want}")
         want = _absolute(model, want)
         kept = self._of(model.fingerprint, dataset, model.preprocess)
         there = sorted(done.parent.name for done in kept.glob(f"*/{_DONE}"))
@@ -260,7 +262,7 @@ class Cache:
             preprocess, mesh, on_devices = subject.preprocess, _mesh(subject), True
         else:
             preprocess, mesh, on_devices = subject, None, False
-        share = _Share.of(mesh, self.batch)
+        share = Share.of(mesh, self.batch)
         size = max(self.batch, min(MOST_ROWS, CHUNK_BYTES // row_bytes // 256 * 256))
         chunks = [dataset.indices[i : i + size] for i in range(0, len(dataset), size)]
         with distributed.error_barrier():
@@ -299,7 +301,7 @@ class Cache:
         return store
 
 
-class _Share(NamedTuple):
+class Share(NamedTuple):
     """This process's part of a batch. rows: of each batch. group, groups: processes that hold the
     same rows are one group. writes: whether this one writes for its group."""
 
@@ -309,7 +311,7 @@ class _Share(NamedTuple):
     writes: bool
 
     @classmethod
-    def of(cls, mesh: Mesh | None, batch: int) -> _Share:
+    def of(cls, mesh: Mesh | None, batch: int) -> Share:
         me, count = jax.process_index(), jax.process_count()
         if mesh is None:
             return cls(-(-batch // count), me, count, True)

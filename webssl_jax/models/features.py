@@ -29,6 +29,10 @@ class Want:
       float32.
     blocks: 0-based numbers of blocks whose CLS and patches are wanted too; negative numbers count
       from the last.
+    blocks_norm: whether those of ``blocks`` go through the final norm. Pooled tokens, which take
+      the place of CLS in some networks, always do.
+    pad: images may have any sides. Where the patches do not divide one, it gets normalised zeros on
+      both sides (:func:`center_pad`), and the grid covers them too.
     registers: the register tokens.
     diagnostics: what pictures need of the last block; see :class:`Diagnostics`.
 
@@ -39,6 +43,8 @@ class Want:
     cls: bool = True
     patches: str = "grid"
     blocks: tuple[int, ...] = ()
+    blocks_norm: bool = True
+    pad: bool = False
     registers: bool = False
     diagnostics: bool = False
 
@@ -68,7 +74,8 @@ class Features(NamedTuple):
     """Frozen features of B images after the final norm, in float32; None where not wanted.
 
     cls: (B, D). patches: (B, h, w, D), or their mean (B, D). registers: (B, R, D). blocks:
-    {block, as it was asked for: (cls, patches)}, each through the final norm.
+    {block, as it was asked for: (cls, patches)}, each through the final norm unless it was wanted
+    without.
     """
 
     cls: jax.Array | None
@@ -85,14 +92,21 @@ def compute_features(
 
     Args:
       params: of the encoder.
-      images: normalised (B, H, W, 3), of any sides that the patch size divides.
+      images: normalised (B, H, W, 3), of any sides that the patch size divides; with ``want.pad``
+        of any sides.
 
     Raises:
       ValueError: for images that do not divide into patches, or a block that is not there.
     """
+    if want.pad:
+        images = center_pad(images, config.patch_size)
     grid = config.grid_of(*images.shape[1:3])
     seen = ViT(config).apply(
-        {"params": params}, images, layers=want.blocks, inside=want.diagnostics
+        {"params": params},
+        images,
+        layers=want.blocks,
+        layers_norm=want.blocks_norm,
+        inside=want.diagnostics,
     )
     assert isinstance(seen, ViTOutput)  # of images of one size
 
@@ -110,6 +124,13 @@ def compute_features(
         {b: (cls if want.cls else None, shaped(x)) for b, (cls, x) in seen.layers.items()},
         _diagnostics(config, params, seen, grid) if want.diagnostics else None,
     )
+
+
+def center_pad(images: jax.Array, multiple: int) -> jax.Array:
+    """Zeros around normalised images (B, H, W, 3), up to the next multiple on each axis; of an odd
+    number of rows or columns the larger part comes after (DINOv2's ``CenterPadding``)."""
+    wider = [-side % multiple for side in images.shape[1:3]]
+    return jnp.pad(images, ((0, 0), *((n // 2, n - n // 2) for n in wider), (0, 0)))
 
 
 def _diagnostics(

@@ -30,7 +30,8 @@ class ViTOutput(NamedTuple):
     the others are float32 and after the final norm.
 
     cls (B, D): CLS, or with pooling ``map`` the pooled tokens. patches (B, N or K, D). registers
-    (B, R, D). layers {block: (cls (B, D), patches (B, N or K, D))}. x_prenorm (B, T, D): the last
+    (B, R, D). layers {block: (cls (B, D), patches (B, N or K, D))}, without the norm where the call
+    asked for that. x_prenorm (B, T, D): the last
     block's output, before the final norm (DINOv2's name). last_block_input (B, T, D): None unless
     asked for.
     """
@@ -58,6 +59,7 @@ class ViT(nn.Module):
         keep: jax.Array | None = None,
         train: bool = False,
         layers: Sequence[int] = (),
+        layers_norm: bool = True,
         inside: bool = False,
     ) -> ViTOutput | tuple[ViTOutput, ...]:
         """Encodes normalised images.
@@ -70,6 +72,7 @@ class ViT(nn.Module):
         train: draw stochastic depth, from the rng collection ``drop_path`` when its rate is above
           0.
         layers: 0-based blocks whose outputs to return as well; negative numbers count from the end.
+        layers_norm: whether these go through the final norm.
         inside: return the last block's input as well (``last_block_input``).
 
         Raises:
@@ -100,7 +103,7 @@ class ViT(nn.Module):
         normalise = self._final_norm()
         outputs = {}
         for layer, index in wanted.items():
-            layer_cls, layer_patches, _ = normalise(store[stored.index(index)])
+            layer_cls, layer_patches, _ = normalise(store[stored.index(index)], layers_norm)
             outputs[layer] = (layer_cls, layer_patches)
         if before_last:
             last_block_input = store[stored.index(c.depth - 2)]
@@ -151,17 +154,20 @@ class ViT(nn.Module):
             out.append(norm(x))
         return tuple(out)
 
-    def _final_norm(self) -> Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
+    def _final_norm(self) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
         """A function that takes tokens (B, T, D) to CLS (or the pooled tokens), patches and
-        registers, all after the final norm."""
+        registers, all after the final norm; with False as they are, except what is pooled."""
         c = self.config
         norm = layer_norm(c, "norm", dtype="float32")
         pool = AttentionPool(c, name="pool") if c.pooling == "map" else None
 
-        def normalise(tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-            tokens, r = norm(tokens), c.num_registers
+        def normalise(
+            tokens: jax.Array, normed: bool = True
+        ) -> tuple[jax.Array, jax.Array, jax.Array]:
+            after, r = norm(tokens), c.num_registers
+            tokens = after if normed else tokens.astype(jnp.float32)
             if pool:
-                return pool(tokens), tokens[:, r:], tokens[:, :r]
+                return pool(after), tokens[:, r:], tokens[:, :r]
             return tokens[:, 0], tokens[:, 1 + r :], tokens[:, 1 : 1 + r]
 
         return normalise
