@@ -7,6 +7,8 @@
     python tools/make_records.py parquet --input 'cc3m/*.parquet' --output shards/ \\
         --image-column image --caption-column caption
     python tools/make_records.py tfds --input cifar10 --output shards/ --tfds-split train
+    python tools/make_records.py layout --layout ade20k --input ADEChallengeData2016.zip \\
+        --output shards/ --part val --split val
     python tools/make_records.py records --input shards/ more/ --output merged/ \\
         --without takedowns.txt --by meta.url --min meta.score=5
 
@@ -102,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _add_annotation(parser: cli.ArgumentParser, where: str) -> None:
-    if not where:  # of records all stay as they are
+    if not where:  # of records all stay as they are, a layout brings its own
         parser.set_defaults(annotation=[], require_annotations=False)
         return
     parser.add_argument(

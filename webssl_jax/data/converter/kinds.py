@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from webssl_jax import cli
-from webssl_jax.data.converter import flags, items
+from webssl_jax.data.converter import flags, items, layouts
 from webssl_jax.data.converter import folder_reader as folders
 from webssl_jax.data.converter import parquet_reader as parquet
 from webssl_jax.data.converter import records_reader as record_sets
@@ -230,6 +230,36 @@ def _add_patterns(parser: cli.ArgumentParser) -> None:
     )
 
 
+def _layout_flags(parser: cli.ArgumentParser) -> None:
+    parser.set_defaults(keep_duplicates=True)  # a published figure is of all images
+    parser.add_argument(
+        "--layout", choices=layouts.LAYOUTS, required=True, help="whose; pairs: of --list"
+    )
+    parser.add_argument("--input", type=Path, required=True, metavar="DIR|ZIP")
+    parser.add_argument(
+        "--part", default="train", help="of the data set: train, val, trainaug (default: train)"
+    )
+    parser.add_argument(
+        "--list", type=Path, metavar="FILE", help="of pairs: an image and its depth a line"
+    )
+    parser.add_argument(
+        "--annotation-root", type=Path, metavar="DIR", help="of pairs: if depths lie elsewhere"
+    )
+
+
+def _layout_find(args: Any) -> tuple[Facts, list[items.Unit]]:
+    root, other, units = layouts.list_layout(
+        args.layout, args.input, args.part, args.list, args.annotation_root
+    )
+    annotation = "mask" if args.layout in layouts.MASKS else "depth"
+    source = args.input.stem if args.layout == "pairs" else args.layout
+    return {"root": root, "other": other, "source": source, "annotation": annotation}, units
+
+
+def _layout_reader(args: Any, facts: Facts) -> items.Reader:
+    return layouts.PairReader(**facts)
+
+
 def _add_members(parser: cli.ArgumentParser) -> None:
     """What is taken from a sample of a tar."""
     parser.add_argument(
@@ -307,6 +337,14 @@ KINDS = {
         _tfds_flags,
         _tfds_find,
         _tfds_reader,
+    ),
+    "layout": Kind(
+        "ADE20K, VOC2012, Cityscapes, or lists of images and depths, as they are distributed",
+        "images",
+        "",
+        _layout_flags,
+        _layout_find,
+        _layout_reader,
     ),
     "records": Kind(
         "records: merges, selects, removes",
