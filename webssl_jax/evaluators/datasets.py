@@ -17,13 +17,14 @@ from webssl_jax.data.pipeline import Source
 from webssl_jax.data.sources import ArrayRecordSource
 
 LABELLED, CAPTIONED = "label", "captions"
-_WORDS = {LABELLED: "labelled", CAPTIONED: "captioned"}
+MASKS, DEPTH = "mask", "depth"  # annotations
+_WORDS = {LABELLED: "labelled", CAPTIONED: "captioned", MASKS: "masked", DEPTH: "depth"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """Records of a source: of those with the numbers ``indices`` (n,), rising, the ones that have
-    what is ``needed``, a label or captions. ``identity``: a fingerprint of them."""
+    what is ``needed``, a label, captions, or an annotation. ``identity``: a fingerprint of them."""
 
     source: Source
     indices: np.ndarray
@@ -35,7 +36,7 @@ class Dataset:
 
     @property
     def needed_word(self) -> str:
-        """For messages: ``labelled`` or ``captioned``."""
+        """For messages: ``labelled``, ``captioned``, ..."""
         return _WORDS[self.needed]
 
 
@@ -82,9 +83,9 @@ def open_dataset(pattern: str, needed: str, limit: int = 0) -> Dataset:
 
 
 def dataset_of(source: Source, needed: str, limit: int = 0) -> Dataset:
-    """The records of a source that have what is ``needed`` (:data:`LABELLED` or
-    :data:`CAPTIONED`), among at most ``limit`` of them (0: all), drawn evenly from the whole by a
-    fixed shuffle, because shards are often sorted by class.
+    """The records of a source that have what is ``needed`` (:data:`LABELLED`, :data:`CAPTIONED`,
+    :data:`MASKS` or :data:`DEPTH`), among at most ``limit`` of them (0: all), drawn evenly from the
+    whole by a fixed shuffle, because shards are often sorted by class.
 
     The fingerprint is of their number and of the bytes of 256 of them, evenly spaced: cheap for any
     number of records, and the same wherever the shards lie.

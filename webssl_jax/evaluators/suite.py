@@ -34,11 +34,14 @@ from webssl_jax.weights.networks import Networks
 # kind -> "module:class". Imported when used, so that what an evaluation needs is its own.
 KINDS = {
     "attentive": "webssl_jax.evaluators.probes.attentive:Attentive",
+    "depth": "webssl_jax.evaluators.dense.depth:Depth",
     "knn": "webssl_jax.evaluators.probes.knn:KNN",
+    "knn_segmentation": "webssl_jax.evaluators.dense.knn:KNNSegmentation",
     "linear": "webssl_jax.evaluators.probes.linear:Linear",
     "logistic": "webssl_jax.evaluators.probes.logistic:LogisticRegression",
     "mae_linear": "webssl_jax.evaluators.probes.mae_linear:MAELinear",
     "retrieval": "webssl_jax.evaluators.texts.retrieval:Retrieval",
+    "segmentation": "webssl_jax.evaluators.dense.segmentation:Segmentation",
     "zero_shot": "webssl_jax.evaluators.texts.zero_shot:ZeroShot",
 }
 # Keys that every row has besides its options.

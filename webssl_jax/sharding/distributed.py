@@ -304,7 +304,8 @@ def first_says(flag: bool) -> bool:
     return bool(from_first("yes" if flag else ""))
 
 
-def gather(value: bool | int | Sequence[float]) -> np.ndarray:
-    """(processes, ...): every process's ``value``, all of the same shape. A collective."""
+def gather(value: bool | int | Sequence[float] | np.ndarray) -> np.ndarray:
+    """(processes, ...): every process's ``value``, all of the same shape, in 32 bits. A
+    collective."""
     found = np.asarray(multihost_utils.process_allgather(np.asarray(value)))
     return found.reshape(jax.process_count(), *np.shape(value))
