@@ -37,9 +37,8 @@ A head for dense outputs, with BatchNorm, on a loss that leaves pixels out:
     fitted = fit({"lin": grid}, data, recipe, folder)
     params, stats = fitted.head("lin", 0)               # for PixelHead.apply(..., train=False)
 
-``view`` is one of ``data.views``: of the encoded image, or, as a ``RecordView``, of the whole
-record with its masks. It returns ``image`` (H, W, 3) uint8 and what the loss wants; all of one
-shape, so that one compilation serves.
+``view`` sees the encoded image, or, as a ``RecordView`` of ``data.views``, the record with its
+masks. It returns ``image`` (H, W, 3) uint8 and what the loss wants, of one shape for all.
 
 Shape letters: b images of a batch, K heads of a grid, D width.
 """
