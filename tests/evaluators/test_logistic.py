@@ -169,7 +169,7 @@ def test_of_penalties_the_largest_within_a_standard_error_of_the_best_is_chosen(
             row[kept] = 0  # must not count
         return out
 
-    monkeypatch.setattr(logistic, "fit", lambda x, y, c, penalties, kept: asked.append(kept))
+    monkeypatch.setattr(logistic, "fit", lambda x, y, c, penalties, kept, rules: asked.append(kept))
     monkeypatch.setattr(logistic, "predict", predicted)
     penalty, accuracy = logistic.choose_penalty(None, labels, 2, np.arange(500))
     assert penalty == logistic.PENALTIES[6] and accuracy == pytest.approx(0.69)
