@@ -1,6 +1,7 @@
 """Every test runs on the CPU, as eight devices, so that meshes are real."""
 
 import atexit
+import logging
 import os
 import shutil
 import signal
@@ -29,16 +30,30 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 import pytest
 
 from tests.e2e import runner
+from tests.once import once
 
 # A shell that starts something in the background has Ctrl-C ignored in it, and in all that it
 # starts in turn; the tests send Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """An entry point that a test calls sets up the logging of its process, for itself alone."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+
+
 @pytest.fixture(scope="session")
 def unbroken(tmp_path_factory):
     """The losses of a run that nobody disturbed."""
-    workdir = tmp_path_factory.mktemp("unbroken")
-    result = runner.train(workdir)
-    assert result.code == 0, result.output
-    return runner.losses(workdir)
+
+    def make(workdir):
+        result = runner.train(workdir)
+        assert result.code == 0, result.output
+        return runner.losses(workdir)
+
+    return {int(step): loss for step, loss in once(tmp_path_factory, "unbroken", make).items()}

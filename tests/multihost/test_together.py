@@ -10,6 +10,7 @@ import pytest
 
 from tests.e2e import runner
 from tests.multihost import contrasts, features, probes
+from tests.once import once
 
 
 def launch(folder, devices, *modules):
@@ -37,8 +38,8 @@ def launch(folder, devices, *modules):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
-    return launch(folder, 2, "contrasts", "local_disks", "features")
+    modules = ("contrasts", "local_disks", "features")
+    return once(tmp_path_factory, "two", lambda folder: launch(folder, 2, *modules))
 
 
 def test_contrasts_and_their_gradients_are_those_of_one_process(found):

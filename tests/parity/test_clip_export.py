@@ -51,7 +51,13 @@ def make_config():
             "model": {"size": "micro", "image_size": SIDE},
             "method": {"name": "clip", "view": {"image_size": SIDE}, "text": {"width": 32}},
             "data": {"train": "corpus:train"},
-            "optim": {"lr": 1e-2, "warmup_steps": 0},
+            "optim": {
+                "lr": 1e-2,
+                "warmup_steps": 0,
+                "cooldown_steps": 0,
+                "lr_scaling": "none",
+                "lr_batch": 2,
+            },
         }
     )
 

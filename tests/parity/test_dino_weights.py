@@ -186,7 +186,16 @@ def run():
     )
     student, teacher = (samples.make_params(networks, seed) for seed in (0, 1))
     config = {"name": "dino_run", "total_steps": 9, "global_batch": 2, "model": {}, "method": {}}
-    config |= {"data": {"train": "corpus:train"}, "optim": {"lr": 1e-3, "warmup_steps": 2}}
+    config |= {
+        "data": {"train": "corpus:train"},
+        "optim": {
+            "lr": 1e-3,
+            "warmup_steps": 2,
+            "cooldown_steps": 0,
+            "lr_scaling": "none",
+            "lr_batch": 2,
+        },
+    }
     return Run("nowhere", ConfigDict(config), 9, method, Variables(student, teacher, {}))
 
 

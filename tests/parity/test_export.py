@@ -65,7 +65,13 @@ def make_config(**model):
                 "view": {"image_size": SIDE},
             },
             "data": {"train": "corpus:train"},
-            "optim": {"lr": 1e-3, "warmup_steps": 2},
+            "optim": {
+                "lr": 1e-3,
+                "warmup_steps": 2,
+                "cooldown_steps": 0,
+                "lr_scaling": "none",
+                "lr_batch": 2,
+            },
         }
     )
 

@@ -7,6 +7,7 @@ Elsewhere three flags name them.
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import functools
 import hashlib
@@ -33,6 +34,7 @@ from webssl_jax.sharding import compiler_options, rendezvous
 
 _FAILED_KEY = "webssl_jax/failed"  # in jax's coordination service: the first failure of any process
 _POLL_SECONDS = 1.0
+_END_MILLISECONDS = 300_000  # as jax waits at its shutdown
 # Of a collective whose other side closed its connection.
 _GONE = re.compile("(?i)connection (closed|reset|refused)|socket closed|broken pipe|read error")
 _raised_on_all: BaseException | None = None  # an error with which all processes end
@@ -92,15 +94,29 @@ class _Client(Protocol):
 
     def key_value_try_get(self, key: str) -> str: ...
 
+    def wait_at_barrier(self, name: str, timeout_in_ms: int) -> None: ...
+
 
 def _start_failure_monitor() -> None:
     """From now on, when one process fails, all others end within seconds and print its error."""
     # The client is kept: jax drops it at its shutdown, while the thread may still need it.
     client = multihost.get_jax_distributed_client()
     cli.on_failure(functools.partial(_exit_if_other_failed, client), _report_failure)
-    threading.Thread(
-        target=_monitor_failures, args=(client,), name="failure-monitor", daemon=True
-    ).start()
+    stop = threading.Event()
+    monitor = threading.Thread(
+        target=_monitor_failures, args=(client, stop), name="failure-monitor", daemon=True
+    )
+    monitor.start()
+    atexit.register(_end_monitor, client, stop, monitor)
+
+
+def _end_monitor(client: _Client, stop: threading.Event, monitor: threading.Thread) -> None:
+    """Ends the thread before Python ends: coming back from C++ after that, it would abort the
+    process. Until all processes end well it goes on, for one may fail yet."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # jax's own shutdown says what failed
+        client.wait_at_barrier("webssl_jax/end", _END_MILLISECONDS)
+    stop.set()
+    monitor.join()
 
 
 def _report_failure(error: BaseException, code: int, line: str) -> None:
@@ -139,11 +155,11 @@ def _exit_if_other_failed(client: _Client, error: Exception) -> None:
         _report_failure(error, cli.EXIT_RESTART, line)
 
 
-def _monitor_failures(client: _Client) -> None:
+def _monitor_failures(client: _Client, stop: threading.Event) -> None:
     """A thread: ends this process, with the exit code of the other one, when another process has
     failed. The collective that the main thread waits in will never complete."""
-    while not _exit_if_failure_reported(client):
-        time.sleep(_POLL_SECONDS)
+    while not _exit_if_failure_reported(client) and not stop.wait(_POLL_SECONDS):
+        pass
 
 
 def _exit_if_failure_reported(client: _Client) -> bool:
