@@ -117,6 +117,13 @@ def test_python_md_opens_one_network_in_four_formats_and_finds_the_same_features
     assert names["known"].sizes["web-dino-7b"].depth == 32
 
 
+@pytest.mark.slow
+def test_language_md_reads_texts_and_embeddings(folder, monkeypatch):
+    names = run_page("docs/language.md", folder, monkeypatch)
+    assert names["states"].hidden.shape[:2] == (31, 2)
+    assert names["out"].logits.shape == (2, 4, 128_256) and len(names["out"].hidden) == 3
+
+
 def test_the_notebook_runs_from_its_first_cell_to_its_last(folder, monkeypatch):
     monkeypatch.chdir(folder)
     pattern = labelled_shard(folder, "notebook", 64)  # for speed, in the place of the corpus

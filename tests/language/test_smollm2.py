@@ -9,7 +9,7 @@ import pytest
 from gguf import quants
 
 from webssl_jax.language import gguf_file, model
-from webssl_jax.language.decoder import Decoder
+from webssl_jax.language.decoder import apply
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -52,7 +52,7 @@ def test_smollm2_gives_the_states_logits_and_answer_of_transformers(smollm2, gol
             wanted = arrays[f"text{i}/{name}_per_layer"]
             np.testing.assert_allclose(ours, wanted, atol=2e-3, rtol=2e-3)
         ids = np.array([smollm2.tokenizer.encode(text)])
-        out = Decoder(smollm2.config).apply({"params": smollm2.params}, ids)
+        out = apply(smollm2.config, smollm2.params, ids)
         logits = np.asarray(out.logits)[0, -1]
         top = np.argsort(-logits)[:20]
         np.testing.assert_array_equal(top, arrays[f"text{i}/top20_ids"])

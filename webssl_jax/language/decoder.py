@@ -116,10 +116,12 @@ class Attention(nn.Module):
 
         q, k, v = heads("q", c.heads), heads("k", c.kv_heads), heads("v", c.kv_heads)
         if cache is not None:
-            cache = tuple(
-                jax.lax.dynamic_update_slice(store, new[None], (block, 0, step.slot, 0, 0))
+            place = (block, 0, step.slot, 0, 0)
+            keys, values = (
+                jax.lax.dynamic_update_slice(store, new[None], place)
                 for store, new in zip(cache, (k, v))
             )
+            cache = keys, values
             k, v = (jax.lax.dynamic_index_in_dim(store, block, keepdims=False) for store in cache)
         out = jax.nn.dot_product_attention(q, k, v, mask=step.allowed[:, None])
         out = rearrange(out, "b t h d -> b t (h d)")
@@ -200,8 +202,10 @@ class Decoder(nn.Module):
         table = self.param("token_embed", c.init_scheme.text_token(), (c.vocabulary, c.width))
         if (ids is None) == (embeddings is None):
             raise ValueError("a decoder reads ids or embeddings, one of them")
-        x = jnp.take(table, ids, axis=0) if embeddings is None else embeddings
-        assert x is not None
+        x = embeddings
+        if x is None:
+            assert ids is not None
+            x = jnp.take(table, ids, axis=0)
         x = x.astype(c.dtype)
         if x.shape[1] > c.context:
             raise ValueError(f"texts of {x.shape[1]} tokens for a context of {c.context}")
@@ -220,7 +224,7 @@ class Decoder(nn.Module):
         else:
             logits = LMHead(c, name="lm_head")(x)
         if cache is not None and stores is not None:
-            cache = Cache(*stores, valid, cache.filled + mask.shape[1])
+            cache = Cache(stores[0], stores[1], valid, cache.filled + mask.shape[1])
         return DecoderOutput(logits, states, cache)
 
 
@@ -237,11 +241,21 @@ class LMHead(nn.Module):
         return jnp.matmul(x, kernel.astype(c.dtype), preferred_element_type=jnp.float32)
 
 
+def apply(
+    config: DecoderConfig, params: dict[str, Any], *inputs: Any, **named: Any
+) -> DecoderOutput:
+    """``Decoder(config)`` of these parameters; arguments and errors are its own."""
+    out = Decoder(config).apply({"params": params}, *inputs, **named)
+    assert isinstance(out, DecoderOutput)  # no state was asked for
+    return out
+
+
 def embed(params: dict[str, Any], ids: jax.Array) -> jax.Array:
     """The embeddings of ids (B, T): (B, T, D), as ``embeddings`` of :class:`Decoder` takes them."""
     return jnp.take(params["token_embed"], ids, axis=0)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init(config: DecoderConfig, rng: jax.Array) -> dict[str, Any]:
     """Fresh parameters: matrices and embeddings normal 0.02, norms 1, biases 0."""
     return Decoder(config).init(rng, jnp.zeros((1, 1), jnp.int32))["params"]

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from webssl_jax.language.decoder import Cache, Decoder, empty_cache
+from webssl_jax.language import decoder
+from webssl_jax.language.decoder import Cache, empty_cache
 from webssl_jax.language.sizes import DecoderConfig
 
 
@@ -72,7 +73,7 @@ def draw(logits: jax.Array, sampling: Sampling, rng: jax.Array) -> jax.Array:
 
 
 class _State(NamedTuple):
-    count: jax.Array
+    written: jax.Array
     token: jax.Array
     done: jax.Array
     cache: Cache
@@ -80,16 +81,16 @@ class _State(NamedTuple):
     rng: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("config", "new_tokens", "end_ids", "sampling"))
+@functools.partial(jax.jit, static_argnames=("config", "new_tokens", "sampling"))
 def generate(
     config: DecoderConfig,
     params: dict[str, Any],
     ids: jax.Array | None,
     mask: jax.Array,
     rng: jax.Array,
+    end_ids: jax.Array,
     *,
     new_tokens: int,
-    end_ids: tuple[int, ...] = (),
     sampling: Sampling = GREEDY,
     embeddings: jax.Array | None = None,
 ) -> Generated:
@@ -99,40 +100,40 @@ def generate(
       ids: (B, T) int32, or None with ``embeddings`` (B, T, D).
       mask: (B, T) bool, which tokens are real; padding on either side.
       rng: a key; not used where ``sampling`` is greedy.
+      end_ids: (E,) int32, the tokens that end an answer; there may be none.
       new_tokens: N, most tokens of an answer.
-      end_ids: the tokens that end an answer.
     """
-    model = Decoder(config)
     texts, length = mask.shape
-    ends = jnp.asarray(end_ids, jnp.int32)
+    fill = end_ids[0] if len(end_ids) else 0
     cache = empty_cache(config, texts, length + new_tokens)
     # of the last real token; its logits are the first token's
     last = length - 1 - jnp.argmax(mask[:, ::-1], axis=1)[:, None]
 
     def read(cache: Cache, **inputs: Any) -> tuple[jax.Array, Cache]:
-        out = model.apply({"params": params}, cache=cache, **inputs)
+        out = decoder.apply(config, params, cache=cache, **inputs)
+        assert out.cache is not None  # one was given
         return out.logits[:, 0], out.cache
 
     def choose(logits: jax.Array, rng: jax.Array, done: jax.Array) -> tuple[jax.Array, jax.Array]:
-        token = jnp.where(done, end_ids[0] if end_ids else 0, draw(logits, sampling, rng))
-        return token, done | (token[:, None] == ends).any(axis=1)
+        token = jnp.where(done, fill, draw(logits, sampling, rng))
+        return token, done | (token[:, None] == end_ids).any(axis=1)
 
     def step(state: _State) -> _State:
         real = ~state.done[:, None]
         logits, cache = read(state.cache, ids=state.token[:, None], mask=real)
         rng, use = jax.random.split(state.rng)
         token, done = choose(logits, use, state.done)
-        tokens = jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.count))
-        return _State(state.count + 1, token, done, cache, tokens, rng)
+        tokens = jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.written))
+        return _State(state.written + 1, token, done, cache, tokens, rng)
 
     logits, cache = read(cache, ids=ids, embeddings=embeddings, mask=mask, at=last)
     rng, use = jax.random.split(rng)
     token, done = choose(logits, use, jnp.zeros(texts, bool))
-    tokens = jnp.full((texts, new_tokens), end_ids[0] if end_ids else 0, jnp.int32)
+    tokens = jnp.full((texts, new_tokens), fill, jnp.int32)
     tokens = tokens.at[:, 0].set(token)
     state = _State(jnp.int32(1), token, done, cache, tokens, rng)
-    goes_on = lambda state: (state.count < new_tokens) & ~state.done.all()  # noqa: E731
+    goes_on = lambda state: (state.written < new_tokens) & ~state.done.all()  # noqa: E731
     tokens = jax.lax.while_loop(goes_on, step, state).tokens
-    ended = (tokens[..., None] == ends).any(axis=-1)
+    ended = (tokens[..., None] == end_ids).any(axis=-1)
     lengths = jnp.where(ended.any(axis=1), ended.argmax(axis=1) + 1, new_tokens)
     return Generated(tokens, lengths.astype(jnp.int32))

@@ -24,11 +24,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from webssl_jax.errors import UserError
+from webssl_jax.language import decoder, gguf_file, tokenizer
 from webssl_jax.language import generate as generating
-from webssl_jax.language import gguf_file, tokenizer
 from webssl_jax.language import load as files
-from webssl_jax.language.decoder import Decoder
 from webssl_jax.language.sizes import DecoderConfig
+from webssl_jax.language.tokenizer import Messages, Tokenizer
 from webssl_jax.models.sizes import DTYPES
 from webssl_jax.weights.stored import WeightsError
 
@@ -51,18 +51,21 @@ class LanguageModel:
 
     config: DecoderConfig
     params: dict[str, Any]
-    tokenizer: tokenizer.Tokenizer
+    tokenizer: Tokenizer
 
-    def encode(self, texts: Sequence[str], special: bool = True, room: int = 0) -> list[list[int]]:
-        """Ids of each text. special: with what the model wants before and after. room: tokens that
-        an answer takes.
+    def encode(
+        self, texts: Sequence[str], special: Sequence[bool] | bool = True, room: int = 0
+    ) -> list[list[int]]:
+        """Ids of each text. special: with what the model wants before and after, of each text or of
+        all. room: tokens that an answer takes.
 
         Raises:
           UserError: for no text, an empty one, or one that does not fit the context.
         """
         if not texts:
             raise UserError("no text was given")
-        rows = [self.tokenizer.encode(text, special) for text in texts]
+        each = [special] * len(texts) if isinstance(special, bool) else special
+        rows = [self.tokenizer.encode(text, wants) for text, wants in zip(texts, each)]
         for i, row in enumerate(rows):
             if not row:
                 raise UserError(f"text {i} is empty: it has no token")
@@ -85,7 +88,7 @@ class LanguageModel:
 
     def generate(
         self,
-        prompts: Sequence[str | tokenizer.Messages],
+        prompts: Sequence[str | Messages],
         new_tokens: int,
         sampling: generating.Sampling = generating.GREEDY,
         seed: int = 0,
@@ -94,26 +97,21 @@ class LanguageModel:
         ``{"role": ..., "content": ...}``), which goes through the chat template.
 
         Raises:
-          UserError: as :meth:`encode` and ``Tokenizer.render``, or for no new token.
+          UserError: as :meth:`encode` and ``Tokenizer.render``; for no new token.
         """
         if new_tokens < 1:
             raise UserError(f"new_tokens = {new_tokens} must be at least 1")
-        rows = []
-        for prompt in prompts:
-            plain = isinstance(prompt, str)
-            text = prompt if plain else self.tokenizer.render(prompt)  # type: ignore[arg-type]
-            # a template writes the special tokens itself
-            rows += self.encode([text], special=plain, room=new_tokens)  # type: ignore[list-item]
-        if not rows:
-            raise UserError("no prompt was given")
+        texts = [one if isinstance(one, str) else self.tokenizer.render(one) for one in prompts]
+        # a template writes the special tokens itself
+        rows = self.encode(texts, [isinstance(one, str) for one in prompts], room=new_tokens)
         batch = tokenizer.pad(rows, "left", self._bucket(new_tokens))
         made = generating.generate(
             self.config,
             self.params,
             *batch,
             jax.random.key(seed),
+            np.array(self.tokenizer.end_ids, np.int32),
             new_tokens=new_tokens,
-            end_ids=self.tokenizer.end_ids,
             sampling=sampling,
         )
         tokens, lengths = np.asarray(made.tokens), np.asarray(made.lengths)
@@ -177,5 +175,6 @@ def load(
 @functools.partial(jax.jit, static_argnums=0)
 def _hidden(config: DecoderConfig, params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
     nothing = jnp.zeros((len(ids), 0), jnp.int32)  # no logits
-    out = Decoder(config).apply({"params": params}, ids, mask=mask, hidden=True, at=nothing)
+    out = decoder.apply(config, params, ids, mask=mask, hidden=True, at=nothing)
+    assert out.hidden is not None  # they were asked for
     return out.hidden
