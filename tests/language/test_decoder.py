@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from ml_collections import ConfigDict
 
 from webssl_jax import params as params_lib
 from webssl_jax.language import load
@@ -141,11 +142,15 @@ def test_sampling_draws_from_the_tokens_that_top_k_and_top_p_leave():
 def test_files_of_several_shards_are_read_onto_a_mesh_and_written_back(tmp_path):
     theirs = make("llama", tmp_path / "theirs", shard_size="20KB")
     assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 2
-    mesh = jax.make_mesh((1, 4, 2), mesh_lib.AXES)
+    mesh = mesh_lib.create(ConfigDict(dict(replica=1, fsdp=4, tensor=2)))
     config = load.read_config(tmp_path / "theirs", "float32")
     params = load.read_params(tmp_path / "theirs", config, mesh)
     kernel = params["blocks"]["attn"]["q"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (3, 32 // 4, 32 // 2)
+    ids = np.arange(48).reshape(8, 6)
+    with jax.set_mesh(mesh), torch.no_grad():
+        logits = jax.jit(functools.partial(apply, config))(params, ids).logits
+        close(logits, theirs(torch.tensor(ids)).logits, np.ones(ids.shape, bool))
     load.write_folder(tmp_path / "ours", config, params, max_file_bytes=20_000)
     back, report = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", output_loading_info=True

@@ -60,5 +60,7 @@ def test_smollm2_gives_the_states_logits_and_answer_of_transformers(smollm2, gol
         assert np.abs(logits[top] - wanted).max() < 1e-5 * np.ptp(logits)
     greedy = meta["scalars"]["greedy_capital"]
     assert smollm2.tokenizer.encode(greedy["prompt"]) == greedy["prompt_ids"]
+    digits = [smollm2.tokenizer.inner.id_to_token(i) for i in smollm2.tokenizer.encode("a  123")]
+    assert digits == ["a", "ĠĠ", "1", "2", "3"]
     made = smollm2.generate([greedy["prompt"]], new_tokens=len(greedy["new_ids"]))
     assert made == [greedy["text"]]

@@ -183,7 +183,8 @@ def write_folder(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
 
 
 def read_gguf(file: GGUFFile) -> Tokenizer:
-    """The tokenizer in a GGUF file: byte-level BPE, with digits one by one (SmolLM2).
+    """The tokenizer in a GGUF file: byte-level BPE, with digits one by one (SmolLM2). transformers
+    passes over how GGUF says that texts are split, and differs after two spaces before a number.
 
     Raises:
       WeightsError: for another kind.
@@ -217,9 +218,10 @@ def read_gguf(file: GGUFFile) -> Tokenizer:
 
 def _library(where: object) -> Any:
     try:
+        import jinja2  # noqa: F401  (of chat templates; said here rather than at the first of them)
         import tokenizers
-    except ImportError:
-        raise WeightsError(f"{where}: needs the package tokenizers; {INSTALL}") from None
+    except ImportError as error:
+        raise WeightsError(f"{where}: needs the package {error.name}; {INSTALL}") from None
     return tokenizers
 
 
