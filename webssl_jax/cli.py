@@ -281,7 +281,7 @@ def _end(code: int) -> NoReturn:
     """Ends the program. Python waits for all threads then, and one of a library may wait for ever,
     as orbax's do after a save that failed: so this has a time limit."""
     # Called when the program really ends, before the waiting: whoever catches SystemExit goes on.
-    threading._register_atexit(_limit_end, code)  # type: ignore[attr-defined]
+    threading._register_atexit(_limit_end, code)  # type: ignore[attr-defined]  # CPython has it
     sys.exit(code)
 
 
