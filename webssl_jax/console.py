@@ -24,6 +24,7 @@ TOOLS = {
     "inspect_records": "say what is in records, and whether they are whole",
     "inspect_weights": "say what a weight file is, and whether it fits",
     "curate": "choose captioned records as MetaCLIP does",
+    "reference": "write a real DINOv2 ViT-S/14, out of a package, as weights",
     "mini_web": "assemble the mini-web corpus",
     "build_corpus": "build the embedded corpus anew",
     "plan_blocks": "compile two blocks of an encoder for a TPU slice",

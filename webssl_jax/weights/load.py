@@ -23,7 +23,7 @@ from webssl_jax.weights import clip, safetensors_io, shapes, state_dicts, tables
 from webssl_jax.weights.families import FAMILIES, Family
 from webssl_jax.weights.given import NOTHING, Given
 from webssl_jax.weights.networks import Networks, template_of
-from webssl_jax.weights.stored import Opened, Stored, WeightsError, shown
+from webssl_jax.weights.stored import Opened, Tensors, WeightsError, shown
 
 TORCH_FILE = "pytorch_model.bin"
 OPEN_CLIP_TORCH_FILE = "open_clip_pytorch_model.bin"
@@ -83,7 +83,13 @@ def open_(
       UserError: if something is given that no network can have, or for a network that is not there.
       WeightsError: naming what is missing, unexpected, misshapen or contradictory; one line.
     """
-    files = open_files(path)
+    return fitted(open_files(path), family, otherwise, **options)
+
+
+def fitted(
+    files: Opened, family: str | None = None, otherwise: Any = None, **options: Any
+) -> Loaded:
+    """:func:`open_` of files whose headers were read, or of tensors that never lay in one."""
     found = best_family(files, family)
     networks, dtype, assumed = describe(files, found, Given(**options), otherwise)
     template = template_of(networks)
@@ -192,7 +198,7 @@ def open_files(path: str | os.PathLike) -> Opened:
     )
 
 
-def _most_known(tensors: Mapping[str, Stored]) -> int:
+def _most_known(tensors: Tensors) -> int:
     """How many names the family knows that knows most of them."""
     return max(_known(tensors, family) for family in FAMILIES.values())
 
@@ -218,7 +224,7 @@ def best_family(files: Opened, name: str | None = None) -> Family:
     return order[0]
 
 
-def _known(tensors: Mapping[str, Stored], family: Family) -> int:
+def _known(tensors: Tensors, family: Family) -> int:
     """How many names in the file are the family's; none if one of its networks has no name
     there."""
     most = 0

@@ -29,7 +29,7 @@ from webssl_jax.weights.families import Family
 from webssl_jax.weights.given import NOTHING, Given
 from webssl_jax.weights.networks import HEADS, Networks, template_of
 from webssl_jax.weights.preprocessing import one_way, parse_size, size_in_words
-from webssl_jax.weights.stored import Opened, Stored, WeightsError, shown
+from webssl_jax.weights.stored import Opened, TensorOfTheirs, WeightsError, shown
 from webssl_jax.weights.tables import Row, Table
 
 # Published ViTs besides Web-SSL's: (width, depth): heads.
@@ -317,7 +317,7 @@ class Shapes:
         grid, facts["position"] = self._grid_of_table(number, patch.shape[2], table)
         return facts | {"image_size": one_way(tuple(side * patch.shape[2] for side in grid))}
 
-    def _grid_of_table(self, number: int, patch: int, tensor: Stored) -> tuple[Grid, str]:
+    def _grid_of_table(self, number: int, patch: int, tensor: TensorOfTheirs) -> tuple[Grid, str]:
         """(rows and columns of ``number`` patches, kind of positions). MAE's table is computed, so
         it tells its grid itself."""
         array = tensor.read()
@@ -445,10 +445,10 @@ class Shapes:
         key = re.escape(self._keys[path]).replace(r"\{i\}", r"\d+")
         return any(re.fullmatch(key, name) for name in self._names)
 
-    def _tensor(self, path: str, axes: int) -> Stored:
+    def _tensor(self, path: str, axes: int) -> TensorOfTheirs:
         return self._named(self._keys[path].format(i=0), axes)
 
-    def _named(self, key: str, axes: int) -> Stored:
+    def _named(self, key: str, axes: int) -> TensorOfTheirs:
         if key not in self._names:
             self._refuse(f"missing from the file: {key}")
         tensor = self._files.tensors[self._names[key]]

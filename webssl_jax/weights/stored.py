@@ -7,7 +7,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -29,6 +29,22 @@ def some(names: Sequence[object], limit: int = 6) -> str:
     """The first few of ``names``, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(map(shown, names[:limit])) + more
+
+
+class TensorOfTheirs(Protocol):
+    """What import needs of a tensor in a file; ``Stored`` is one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def read(self, part: int = 0, parts: int = 1) -> np.ndarray:
+        """Equal share number ``part`` of ``parts`` along the first axis."""
+
+
+Tensors = Mapping[str, TensorOfTheirs]  # a file of theirs: {name: tensor}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +101,7 @@ class Opened:
     its path, what our own ``.pth`` keeps beside the tensors, and ``preprocessor_config.json``."""
 
     path: pathlib.Path
-    tensors: dict[str, Stored]
+    tensors: Tensors
     inside: str = ""
     others: tuple[str, ...] = ()
     config: dict[str, Any] | None = None

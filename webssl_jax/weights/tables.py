@@ -17,30 +17,14 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from webssl_jax import params as params_lib
-from webssl_jax.weights.stored import WeightsError, shown
+from webssl_jax.weights.stored import TensorOfTheirs, Tensors, WeightsError, shown
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")  # that import takes; all become float32
-
-
-class TensorOfTheirs(Protocol):
-    """What import needs of a tensor in a file; ``stored.Stored`` is one."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> np.dtype: ...
-
-    def read(self, part: int = 0, parts: int = 1) -> np.ndarray:
-        """Equal share number ``part`` of ``parts`` along the first axis."""
-
-
-Tensors = Mapping[str, TensorOfTheirs]  # a file of theirs: {name: tensor}
 
 
 @dataclasses.dataclass(frozen=True)
