@@ -23,13 +23,12 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn, TextIO, cast
 
-from webssl_jax.errors import TransientError, UserError, suggest
+from webssl_jax.errors import DISK_FULL, TransientError, UserError, suggest
 
 EXIT_FAILURE = 1
 EXIT_BAD_INPUT = 2
 EXIT_RESTART = 75  # EX_TEMPFAIL of sysexits.h: what a launcher reads as "start me again"
 EXIT_INTERRUPTED = 130
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STORAGE = (errno.EIO, errno.EROFS, errno.ESTALE, errno.ENOTCONN, errno.EREMOTEIO, errno.ETIMEDOUT)
 _LONGEST_END = 10.0  # seconds that threads have to end with the program
 
@@ -166,7 +165,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         _exit(error, EXIT_INTERRUPTED, "interrupted")
     except OSError as error:
         place = error.filename or error
-        if error.errno in _FULL:
+        if error.errno in DISK_FULL:
             _fail(error, f"no space left: {place}; free some and start the same command again")
         if is_storage_trouble(error):
             line = f"{place}: {error.strerror}; mend that and start the same command again"

@@ -143,7 +143,7 @@ def check_places(workdir: Path) -> None:
     Raises:
       UserError: naming it.
     """
-    for name in ("checkpoints", "pictures", "tensorboard", "eval", "bad_steps", "profile"):
+    for name in _WRITTEN:
         if (workdir / name).exists() and not (workdir / name).is_dir():
             raise UserError(f"{workdir / name}: is no folder, and a run needs one; move it away")
     for name in ("config.json", "environment.json", "metrics.jsonl", "goodput.json", _OWNER):

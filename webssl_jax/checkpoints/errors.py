@@ -11,10 +11,10 @@ from typing import TypeVar
 
 from webssl_jax.cli import first_line
 from webssl_jax.config import TransientError, UserError
+from webssl_jax.errors import DISK_FULL
 
 _CODES = "PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED"
 _OS_CODE = r"os_error_code='(\d+)'"  # of the kernel, in texts of tensorstore
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _RETRY_SECONDS = 1.0
 T = TypeVar("T")
 
@@ -77,8 +77,8 @@ def is_full_disk(error: BaseException) -> bool:
     """Whether ``error`` or one of its causes says that no space is left."""
     return any(
         isinstance(cause, OSError)
-        and cause.errno in _FULL
-        or any(os.strerror(code) in str(cause) for code in _FULL)
+        and cause.errno in DISK_FULL
+        or any(os.strerror(code) in str(cause) for code in DISK_FULL)
         for cause in causes_of(error)
     )
 

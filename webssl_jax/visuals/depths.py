@@ -29,15 +29,9 @@ class Predicted(NamedTuple):
 
 def small(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, score: str) -> Predicted:
     """At most 256 pixels a side, so that many may be kept."""
-    height, width = truth.shape
-    scale = min(_SIDE / max(height, width), 1)
-    size = max(round(width * scale), 1), max(round(height * scale), 1)
-    picture = Image.fromarray(image).resize(size, Image.Resampling.BOX)
-    truth, predicted = (
-        np.asarray(Image.fromarray(x.astype(np.float32)).resize(size, Image.Resampling.NEAREST))
-        for x in (truth, predicted)
-    )
-    return Predicted(np.asarray(picture), truth, predicted, score)
+    maps = truth.astype(np.float32), predicted.astype(np.float32)
+    image, truth, predicted = drawing.shrunk(_SIDE, image, *maps)
+    return Predicted(image, truth, predicted, score)
 
 
 def sheet(shown: Sequence[Predicted], high: float, title: str) -> np.ndarray:

@@ -71,6 +71,17 @@ def enlarge(tokens: np.ndarray, height: int, width: int) -> np.ndarray:
     return tokens[rows][:, columns]
 
 
+def shrunk(side: int, image: np.ndarray, *maps: np.ndarray) -> list[np.ndarray]:
+    """An image (H, W, 3) uint8 and maps (h, w) that lie over it, as large as the maps, with at most
+    ``side`` pixels a side, so that many may be kept. Of maps no values are mixed."""
+    height, width = maps[0].shape
+    scale = min(side / max(height, width), 1)
+    size = max(round(width * scale), 1), max(round(height * scale), 1)
+    pictures = [Image.fromarray(image).resize(size, Image.Resampling.BOX)]
+    pictures += [Image.fromarray(x).resize(size, Image.Resampling.NEAREST) for x in maps]
+    return [np.asarray(picture) for picture in pictures]
+
+
 def cell_size(images: Images) -> int:
     """Side of a cell in pixels: the largest image, enlarged by a whole factor when tiny, at most
     256."""

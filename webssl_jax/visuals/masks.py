@@ -30,15 +30,8 @@ class Segmented(NamedTuple):
 
 def small(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, score: str) -> Segmented:
     """At most 256 pixels a side, so that many may be kept."""
-    height, width = truth.shape
-    scale = min(_SIDE / max(height, width), 1)
-    size = max(round(width * scale), 1), max(round(height * scale), 1)
-    picture = Image.fromarray(image).resize(size, Image.Resampling.BOX)
-    truth, predicted = (
-        np.asarray(Image.fromarray(x).resize(size, Image.Resampling.NEAREST))
-        for x in (truth, predicted)
-    )
-    return Segmented(np.asarray(picture), truth, predicted, score)
+    image, truth, predicted = drawing.shrunk(_SIDE, image, truth, predicted)
+    return Segmented(image, truth, predicted, score)
 
 
 def sheet(

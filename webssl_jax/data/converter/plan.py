@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import errno
 import fcntl
 import glob
 import itertools
@@ -19,11 +18,11 @@ from typing import Any
 from webssl_jax.config import UserError
 from webssl_jax.data.converter.items import Unit
 from webssl_jax.data.records import shard_name
+from webssl_jax.errors import DISK_FULL
 from webssl_jax.files import write_text
 
 PLAN_FOLDER = ".plan"
 PLAN_VERSION = 3
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Dealt = Mapping[str, Sequence[Sequence[Unit]]]  # split -> shard -> inputs
 

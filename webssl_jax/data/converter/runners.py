@@ -25,6 +25,7 @@ from webssl_jax.config import UserError
 from webssl_jax.data import processes
 from webssl_jax.data.converter import duplicates, plan, stats, work
 from webssl_jax.data.converter.items import Reader, Rules, no_progress
+from webssl_jax.errors import DISK_FULL
 from webssl_jax.files import write_json
 
 Progress = Callable[[int], None]
@@ -81,7 +82,7 @@ def convert(
                 "same command again with fewer --workers"
             ) from None
         except (OSError, RuntimeError) as error:
-            if not (getattr(error, "errno", 0) in plan.DISK_FULL or work.means_disk_full(error)):
+            if not (getattr(error, "errno", 0) in DISK_FULL or work.means_disk_full(error)):
                 raise
             raise UserError(
                 f"--output {output}: No space left on device ({_done(shards)}); make room and "

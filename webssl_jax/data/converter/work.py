@@ -26,7 +26,8 @@ from webssl_jax.data.converter.items import (
     make_record,
     no_progress,
 )
-from webssl_jax.data.converter.plan import DISK_FULL, PLAN_FOLDER, size_of
+from webssl_jax.data.converter.plan import PLAN_FOLDER, size_of
+from webssl_jax.errors import DISK_FULL
 from webssl_jax.files import write_text
 
 
