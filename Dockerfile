@@ -4,7 +4,7 @@
 #   docker build -t IMAGE --build-arg EXTRAS=cuda12,gcp .
 #   docker run --rm IMAGE train --help
 #
-# Versions are those of tools/constraints.txt, which the tests ran with. deploy/jobset.yaml runs it.
+# Versions are those of tools/constraints.txt, which the tests ran with. tools/jobset.yaml runs it.
 FROM python:3.11-slim
 ARG EXTRAS=tpu,gcp
 WORKDIR /src

@@ -76,7 +76,7 @@ def check(value, schema, where="manifest"):
 
 @pytest.fixture(scope="module")
 def manifest():
-    return yaml.safe_load((ROOT / "deploy" / "jobset.yaml").read_text("utf-8"))
+    return yaml.safe_load((ROOT / "tools" / "jobset.yaml").read_text("utf-8"))
 
 
 @pytest.fixture
