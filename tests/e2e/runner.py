@@ -1,15 +1,21 @@
 """Starts real training processes, small enough to finish in seconds, and kills them."""
 
+import atexit
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+
+from tests.e2e import forks
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 MICRO = {
@@ -48,7 +54,6 @@ def command(workdir, overrides=(), flags=(), spec=SPEC):
     """``overrides`` go before MICRO; one of None takes MICRO's away."""
     settings = {k: v for k, v in (MICRO | dict(overrides)).items() if v is not None}
     return [
-        sys.executable,
         "-m",
         "webssl_jax.train",
         "--config",
@@ -74,48 +79,42 @@ def start(
     workdir, overrides=(), devices=1, flags=(), largest_file_kib=None, processes=1, spec=SPEC
 ):
     arguments = command(workdir, overrides, flags, spec)
-    if largest_file_kib:
-        arguments = ["bash", "-c", f'ulimit -f {largest_file_kib}; exec "$@"', "-", *arguments]
-    return subprocess.Popen(
-        arguments,
-        env=environment(devices, processes),
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    return forks.Process(_server(), arguments, environment(devices, processes), largest_file_kib)
+
+
+@functools.cache
+def _server():
+    """The address of this process's own forking process (forks.py), which ends with it."""
+    address = pathlib.Path(tempfile.mkdtemp(prefix="webssl_forks_")) / "socket"
+    command = [sys.executable, "-m", "tests.e2e.forks", str(address)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    server = subprocess.Popen(command, env=environment(), cwd=ROOT, text=True, **pipes)
+
+    def end():
+        server.stdin.close()
+        server.wait(timeout=60)
+        shutil.rmtree(address.parent)
+
+    atexit.register(end)
+    assert server.stdout.readline() == "ready\n"
+    return address
 
 
 def train(workdir, overrides=(), devices=1, flags=(), largest_file_kib=None, spec=SPEC):
-    process = start(workdir, overrides, devices, flags, largest_file_kib, spec=spec)
-    output, _ = process.communicate(timeout=300)
-    return Result(process.returncode, output)
-
-
-def train_each(folder, runs):
-    """The results of ``(overrides, flags)`` one after the other, in forks of one process: for runs
-    that end at once."""
-    file = pathlib.Path(folder) / "runs.json"
-    arguments = [command(folder / "run", *run)[3:] for run in runs]
-    file.write_text(json.dumps(arguments))
-    done = python("-m", "tests.e2e.forks", file)
-    assert done.code == 0, done.output
-    codes = json.loads(done.output.splitlines()[-1])
-    return [Result(code, pathlib.Path(f"{file}.{i}").read_text()) for i, code in enumerate(codes)]
+    return _result(start(workdir, overrides, devices, flags, largest_file_kib, spec=spec), 300)
 
 
 def python(*arguments, timeout=300):
     """Runs an entry point or a tool of the project to its end."""
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        env=environment(),
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=timeout,
-    )
-    return Result(done.returncode, done.stdout)
+    return _result(forks.Process(_server(), list(map(str, arguments)), environment()), timeout)
+
+
+def _result(process, timeout):
+    try:
+        output, _ = process.communicate(timeout)
+    finally:
+        process.kill()
+    return Result(process.returncode, output)
 
 
 def train_together(

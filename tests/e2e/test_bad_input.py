@@ -31,8 +31,8 @@ def test_a_bad_config_or_flag_is_one_line_and_exit_code_2(tmp_path):
         (["--wrokdir", "x"], "did you mean '--workdir'?"),
         (["--config.seed"], "--config.seed: give a value"),  # the next flag is another override
     ]
-    runs = [(overrides, ()) for overrides, _ in BAD] + [((), given) for given, _ in flags]
-    found = runner.train_each(tmp_path, runs)
+    found = [runner.train(tmp_path / "run", overrides) for overrides, _ in BAD]
+    found += [runner.train(tmp_path / "run", flags=given) for given, _ in flags]
     for (given, says), result in zip([*BAD, *flags], found, strict=True):
         errors = [line for line in result.output.splitlines() if line.startswith("error: ")]
         assert result.code == 2 and len(errors) == 1 and says in errors[0], (given, result)
