@@ -17,7 +17,6 @@ import html
 import importlib.resources
 from collections.abc import Sequence
 
-import ftfy
 import numpy as np
 import regex
 
@@ -90,6 +89,8 @@ def clean(text: str) -> str:
     """``text`` mended, unescaped, in lower case, words one space apart."""
     if not (text.isascii() and text.isprintable() and "&" not in text):
         # mending takes longer than all the rest, and leaves plain text as it is
+        import ftfy  # a tenth of a second that every start of every program would pay
+
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
 

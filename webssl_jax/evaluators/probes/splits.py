@@ -9,7 +9,6 @@ to 0.02.
 from __future__ import annotations
 
 import numpy as np
-from scipy.sparse.csgraph import connected_components
 
 from webssl_jax.evaluators.features import Table
 from webssl_jax.evaluators.probes.trivial import THUMBNAIL
@@ -24,6 +23,8 @@ def look_alikes(thumbnails: Table, labels: np.ndarray, threshold: float = ALIKE)
     image, correlate above ``threshold``; groups are what links connect. Look-alikes of different
     classes give nothing away.
     """
+    from scipy.sparse.csgraph import connected_components  # takes a fifth of a second to import
+
     groups, count = np.zeros(len(labels), np.int64), 0
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
