@@ -84,6 +84,9 @@ def base() -> ConfigDict:
                 "max_damaged_records": 1.0,
                 "allow_change": False,  # go on though the records are not those of the run's start
             },
+            # instead of data.train, several sources and their shares: {NAME: {"train": shards,
+            # "share": 1.0, "selection": FILE}} (webssl_jax/data/mixture.py)
+            "mixture": {},
             "optim": {
                 # at the peak, for batches of lr_batch images; the run's own rate follows from
                 # global_batch by lr_scaling: linear, sqrt or none (config.learning_rate)

@@ -56,6 +56,7 @@ COSTS = (
 MOMENT_DTYPES = ("float32", "bfloat16")
 MOST_PICTURES = 64
 TRACKERS = ("tensorboard", "wandb", "mlflow")  # webssl_jax/telemetry/trackers.py
+_ROWS = ("evals", "mixture")  # groups of rows, whose names are the user's
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 # Other projects' words for keys here.
 _OTHER_WORDS = {
@@ -128,7 +129,7 @@ def override_rows(
     holder = ml_collections.ConfigDict({"evals": rows.to_dict()})
     for override in overrides:
         path, _, text = override.partition("=")
-        _override_evals(holder, f"evals.{path}", text, "--")
+        _override_rows(holder, f"evals.{path}", text, "--")
     return holder.evals.to_dict()
 
 
@@ -157,8 +158,9 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
 
 def _check_keys(config: ml_collections.ConfigDict, where: str) -> None:
     """Refuses keys that no config has, and a config that lacks one. Those of ``model`` and
-    ``method`` the method checks, those of ``evals`` each evaluation."""
-    free = ("model", "method", "evals")
+    ``method`` the method checks, those of ``evals`` each evaluation, those of ``mixture``
+    data/mixture.py."""
+    free = ("model", "method", *_ROWS)
 
     def by_stem(node: ml_collections.ConfigDict) -> dict[str, str]:
         found = {}
@@ -227,8 +229,8 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str])
             raise ConfigError(f"--config.{path}: write --config.{path}=VALUE")
         *folders, name = path.split(".")
         node = config
-        if path.split(".")[0] == "evals":
-            _override_evals(config, path, text)
+        if path.split(".")[0] in _ROWS:
+            _override_rows(config, path, text)
             continue
         for depth, folder in enumerate(folders):
             if folder not in node or not isinstance(node[folder], ml_collections.ConfigDict):
@@ -252,26 +254,29 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str])
         node[name] = _parse(f"--config.{path}", text, node[name])
 
 
-def _override_evals(
+def _override_rows(
     config: ml_collections.ConfigDict, path: str, text: str, prefix: str = "--config."
 ) -> None:
     """``evals.ROW.key=value`` changes or adds a row's key; ``evals.ROW=none`` takes a row out,
-    ``evals=none`` all of them. Which keys and values a row may have its evaluation says
-    (``evaluators/suite.py``)."""
-    _, *parts = path.split(".")
+    ``evals=none`` all of them; and so for each group of rows. Which keys and values a row may have
+    its evaluation says (``evaluators/suite.py``), or ``data/mixture.py``."""
+    group, *parts = path.split(".")
+    rows = config[group]
     with config.unlocked():
         if text.lower() == "none" and len(parts) < 2:
-            if parts and parts[0] not in config.evals:
-                raise ConfigError(f"{prefix}{path}: no such row; {suggest(parts[0], config.evals)}")
-            for row in parts or list(config.evals):
-                del config.evals[row]
+            if parts and parts[0] not in rows:
+                raise ConfigError(f"{prefix}{path}: no such row; {suggest(parts[0], rows)}")
+            for row in parts or list(rows):
+                del rows[row]
         elif len(parts) == 2:
             row, key = parts
-            if row not in config.evals:
-                config.evals[row] = ml_collections.ConfigDict()
-            config.evals[row][key] = _parse(f"{prefix}{path}", text, config.evals[row].get(key))
+            if row not in rows:
+                rows[row] = ml_collections.ConfigDict()
+            rows[row][key] = _parse(f"{prefix}{path}", text, rows[row].get(key))
         else:
-            raise ConfigError(f"{prefix}{path}={text}: write evals.ROW.KEY=VALUE or evals.ROW=none")
+            raise ConfigError(
+                f"{prefix}{path}={text}: write {group}.ROW.KEY=VALUE or {group}.ROW=none"
+            )
 
 
 def _unknown_key(config: ml_collections.ConfigDict, bad: str, path: str) -> NoReturn:
@@ -479,6 +484,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
     )
     for key in ("max_lost_shards", "max_damaged_records"):
         check(0 <= config.data[key] <= 1, f"data.{key}", "a share, from 0 to 1")
+    check(
+        not (config.mixture and config.data.train),
+        "data.train",
+        "empty, as config.mixture names the records",
+    )
 
 
 def tracker_names(asked: str) -> tuple[str, ...]:

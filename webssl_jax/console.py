@@ -21,6 +21,7 @@ TOOLS = {
     "health": "draw a run's vital signs on one page, with its alarms",
     "tpu": "train on Cloud TPU slices, through gcloud",
     "make_records": "convert folders, tar, parquet or TFDS to records",
+    "peek": "say and draw what a run will see of its sources",
     "inspect_records": "say what is in records, and whether they are whole",
     "inspect_weights": "say what a weight file is, and whether it fits",
     "curate": "choose captioned records as MetaCLIP does",

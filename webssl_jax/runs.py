@@ -11,8 +11,9 @@ import fcntl
 import json
 import logging
 import os
+import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ from webssl_jax import params as paths
 from webssl_jax.checkpoints import Checkpointer, CheckpointError, directory
 from webssl_jax.cli import first_line, is_storage_trouble
 from webssl_jax.config import ConfigError, TransientError, UserError
+from webssl_jax.data import mixture
 from webssl_jax.data.identity import Identity
-from webssl_jax.data.sources import ArrayRecordSource
+from webssl_jax.data.mixture import Mixture
+from webssl_jax.data.sources import ArrayRecordSource, Shard
 from webssl_jax.files import try_writing, write_json
 from webssl_jax.methods.base import Method, Variables
 from webssl_jax.models.sizes import ViTConfig
@@ -38,14 +41,11 @@ from webssl_jax.sharding import mesh as meshes
 from webssl_jax.train_step import run_schedules
 
 _DATA = "data.json"  # in the workdir: the records that the run is trained on
-_OF_A_HOST = {
-    "data.train",
-    "data.workers",
-    "data.threads",
-    "data.read_ahead",
-    "host.compilation_cache",
-    "checkpoint.local_folder",
-}
+Records = ArrayRecordSource | Mixture
+_OF_A_HOST = re.compile(
+    r"data\.(train|workers|threads|read_ahead)|mixture\..*\.(train|selection)"
+    r"|host\.compilation_cache|checkpoint\.local_folder"
+)
 _OWNER = "run_id"  # a file in the workdir and in checkpoint.folder, the same in both
 _WRITTEN = ("checkpoints", "bad_steps", "eval", "pictures", "profile", "tensorboard")
 log = logging.getLogger(__name__)
@@ -323,7 +323,11 @@ def refuse_another(
             earlier.to_dict(), configs.from_resolved(configs.resolved(config)).to_dict()
         )
     ]
-    fixed = [words for key, words in changed if _defines_a_run(key)]
+    fixed = [
+        words
+        for key, words in changed
+        if _defines_a_run(key) or _changes_the_mixture(key) and not config.data.allow_change
+    ]
     if fixed:
         more = f" and {len(fixed) - 8} more" if len(fixed) > 8 else ""
         raise ConfigError(
@@ -337,6 +341,11 @@ def refuse_another(
 def _defines_a_run(key: str) -> bool:
     groups = ("seed", "global_batch", "method", "model")
     return key.split(".")[0] in groups and key not in configs.COSTS
+
+
+def _changes_the_mixture(key: str) -> bool:
+    """Where its shards lie may change."""
+    return key.startswith("mixture") and not key.endswith(".train")
 
 
 def log_changes(workdir: Path, config: ConfigDict, method: Method, step: int) -> None:
@@ -389,20 +398,26 @@ def _jumps(earlier: ConfigDict, config: ConfigDict, method: Method, step: int) -
     ]
 
 
-def open_records(config: ConfigDict, workdir: Path) -> ArrayRecordSource:
+def open_records(config: ConfigDict, workdir: Path) -> Records:
     """The records that a run trains on, with the patience and the losses that its config allows.
 
     Raises:
-      UserError, TransientError: as :class:`ArrayRecordSource`.
+      ConfigError: for a row of ``config.mixture``.
+      UserError, TransientError: as :class:`ArrayRecordSource` and :class:`Mixture`.
     """
-    known = _known_records(config, workdir)
+    identity = _known_records(config, workdir)
+    known = identity.shards if identity else ()
     data = config.data
-    return ArrayRecordSource(
-        data.train,
-        patience=60 * data.retry_minutes,
-        max_lost=data.max_lost_shards,
-        known=known.shards if known else (),
-    )
+
+    def source(pattern: str, known: Sequence[Shard]) -> ArrayRecordSource:
+        patience, max_lost = 60 * data.retry_minutes, data.max_lost_shards
+        return ArrayRecordSource(pattern, patience=patience, max_lost=max_lost, known=known)
+
+    if not config.mixture:
+        return source(data.train, known)
+    parts = mixture.parts(config.mixture)
+    sources = [source(part.train, mixture.shards_of(part, known)) for part in parts]
+    return Mixture(parts, sources, config.global_batch, configs.total_steps(config))
 
 
 def _known_records(config: ConfigDict, workdir: Path) -> Identity | None:
@@ -424,8 +439,9 @@ def check_records(config: ConfigDict, workdir: Path, records: Identity, step: in
     with distributed.error_barrier():
         before = _known_records(config, workdir) if step else None
         changes = before.changes(records) if before else []
-        words = f"the records of config.data.train = {config.data.train} are not those that the "
-        words += f"run was trained on until step {step:,}: {'; '.join(changes)}"
+        where = "config.mixture" if config.mixture else f"config.data.train = {config.data.train}"
+        words = f"the records of {where} are not those that the run was trained on until step "
+        words += f"{step:,}: {'; '.join(changes)}"
         if changes and not config.data.allow_change:
             raise UserError(
                 f"{words}; put them back, or go on with other batches by "
@@ -447,7 +463,7 @@ def settings(config: ConfigDict, flags: Mapping[str, Any]) -> dict[str, str]:
     found |= {
         f"config.{key}": repr(value)
         for key, value in configs.leaves(config)
-        if key not in _OF_A_HOST
+        if not _OF_A_HOST.fullmatch(key)
     }
     found |= {f"the version of {name}": v for name, v in configs.package_versions().items()}
     return found | {"the code of webssl_jax": configs.code_digest()}

@@ -31,7 +31,7 @@ from webssl_jax.checkpoints.saver import Saver
 from webssl_jax.config import ConfigError, UserError
 from webssl_jax.data.damage_list import DamageList
 from webssl_jax.data.identity import Identity
-from webssl_jax.data.pipeline import TrainLoader
+from webssl_jax.data.pipeline import Source, TrainLoader
 from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.evaluators import fed, suite, tables
 from webssl_jax.evaluators.outcome import Outcome
@@ -86,7 +86,7 @@ def train(
     with distributed.error_barrier():
         source = runs.open_records(config, workdir)
         found = Identity.of(source, config.data.threads)
-    distributed.check_same({"what config.data.train finds": str(found)})
+    distributed.check_same({"what config.data.train or config.mixture finds": str(found)})
     log.info("training on %s", source)
 
     # The state: from a checkpoint, from weights, or fresh.
@@ -249,9 +249,7 @@ class _Evaluations:
         known = (*method.picture_names, *available(networks))
         return choose(config.pictures.kinds, known, "config.pictures.kinds")
 
-    def __init__(
-        self, config: ConfigDict, method: Method, workdir: Path, source: ArrayRecordSource
-    ):
+    def __init__(self, config: ConfigDict, method: Method, workdir: Path, source: Source):
         names = self.check(config, method)
         self._method, self._folder, self._seed = method, workdir / "eval", config.seed
         self._own = tuple(name for name in method.picture_names if name in names)

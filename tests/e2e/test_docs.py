@@ -11,6 +11,7 @@ import pytest
 from tests.e2e.runner import ROOT
 from webssl_jax import config as configs
 from webssl_jax import console
+from webssl_jax.data.mixture import Part
 from webssl_jax.evaluators import suite
 from webssl_jax.weights.families import FAMILIES
 
@@ -110,11 +111,12 @@ def row_keys():
 
 @present
 def test_every_config_key_exists(page):
-    keys, of_rows = config_keys(), row_keys()
+    keys = config_keys()
+    of_rows = {"evals": row_keys(), "mixture": {field.name for field in dataclasses.fields(Part)}}
     for path in re.findall(r"(?<![\w/])config\.((?:\w+\.)*\w+)", text_of(page)):
         group, *rest = path.split(".")
-        if group == "evals" and rest:
-            known = len(rest) == 1 or rest[1] in of_rows or rest[1] == "key"
+        if group in of_rows and rest:
+            known = len(rest) == 1 or rest[1] in of_rows[group] or rest[1] == "key"
             assert known, f"{page.name}: no key {path} of a row"
         elif path not in ("json", "py", "KEY"):
             assert path in keys, f"{page.name}: no config key {path}"

@@ -33,8 +33,7 @@ from webssl_jax import config as configs
 from webssl_jax.checkpoints import Checkpointer
 from webssl_jax.config import UserError
 from webssl_jax.data import records
-from webssl_jax.data.pipeline import DAMAGE, TrainLoader
-from webssl_jax.data.sources import ArrayRecordSource
+from webssl_jax.data.pipeline import DAMAGE, Source, TrainLoader
 from webssl_jax.files import write_json
 from webssl_jax.optim.guard import CAUSES, FINE
 from webssl_jax.sharding import distributed
@@ -96,7 +95,7 @@ class BadSteps:
         workdir: pathlib.Path,
         config: ConfigDict,
         mesh: Mesh,
-        source: ArrayRecordSource,
+        source: Source,
         loader: TrainLoader,
         limit: int,
     ):

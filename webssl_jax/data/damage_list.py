@@ -6,6 +6,7 @@ import json
 import logging
 from pathlib import Path
 
+from webssl_jax.data.mixture import Mixture
 from webssl_jax.data.sources import ArrayRecordSource
 
 _logger = logging.getLogger(__name__)
@@ -19,13 +20,13 @@ class DamageList:
     A disk that refuses the list does not end the run: all is in the log, too.
     """
 
-    def __init__(self, path: Path, source: ArrayRecordSource):
+    def __init__(self, path: Path, source: ArrayRecordSource | Mixture):
         self._path, self._source = path, source
         self._known: set[str] = set()
         if path.exists():
             self._known.update(path.read_text("utf-8").splitlines())
-        for shard, reason in source.lost.items():
-            self._add({"shard": source.files[shard], "reason": reason})
+        for shard, reason in source.lost_files.items():
+            self._add({"shard": shard, "reason": reason})
 
     def __call__(self, index: int, reason: str) -> None:
         """The record ``index`` of the source is damaged."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from webssl_jax.config import UserError
+from webssl_jax.data.mixture import Mixture
 from webssl_jax.data.pipeline import Source
 from webssl_jax.data.sources import ArrayRecordSource, DamagedRecord, Shard
 from webssl_jax.files import write_text
@@ -45,7 +46,7 @@ class Identity:
     samples: tuple[str, ...]
 
     @classmethod
-    def of(cls, source: ArrayRecordSource, threads: int = 16) -> Identity:
+    def of(cls, source: ArrayRecordSource | Mixture, threads: int = 16) -> Identity:
         """Reads 256 records, whatever the number of shards.
 
         Raises:

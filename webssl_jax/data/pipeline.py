@@ -34,6 +34,7 @@ from absl import flags
 from webssl_jax.config import TransientError, UserError
 from webssl_jax.data import processes, records
 from webssl_jax.data.decode import DecodeError
+from webssl_jax.data.mixture import Mixture, shuffled
 from webssl_jax.data.sources import DamagedRecord
 from webssl_jax.data.views import RecordView
 
@@ -66,9 +67,9 @@ class Source(Protocol):
 
 @dataclasses.dataclass
 class Damage:
-    """What this process met so far. ``by_row``: (rows of this process,) int32, how often each row
-    of its batches was delivered with another image than the one that was due. ``records``: {record
-    index: reason}."""
+    """What this process met so far. ``by_row``: (rows of this process, parts of the mixture or 1)
+    int32, how often each row of its batches was delivered with another image than the one that was
+    due, which was of that part. ``records``: {record index: reason}."""
 
     by_row: np.ndarray
     records: dict[int, str] = dataclasses.field(default_factory=dict)
@@ -165,20 +166,19 @@ class TrainLoader:
                 global_batch,
             )
         self.step = start_step
-        self.damage = Damage(np.zeros(len(rows), np.int32))
+        self.mixture = source if isinstance(source, Mixture) else None
+        parts = len(self.mixture.names) if self.mixture else 1
+        self.damage = Damage(np.zeros((len(rows), parts), np.int32))
         self.restarts = 0
         self._delivered, self._max_damaged, self._on_damage = 0, max_damaged, on_damage
         self._worker_starts = worker_starts
         self.wait_seconds = 0.0
         self._source = source
         self._load = _Load(source, view, seed)
-        stream = (
-            grain.MapDataset.range(len(source))
-            .seed(seed)
-            .shuffle()
-            .repeat(None)
-            .random_map(self._load)
-        )
+        order = shuffled(len(source), seed)
+        if isinstance(source, Mixture):
+            order = source.order(seed).seed(seed)
+        stream = order.random_map(self._load)
         self._make_chunks = functools.partial(
             _Chunks, stream, global_batch=global_batch, rows=rows.tolist()
         )
@@ -263,8 +263,9 @@ class TrainLoader:
         substituted = batch["substituted"]
         if not substituted.any():
             return
-        self.damage.by_row += substituted
-        for index in batch["record"][substituted].tolist():
+        for row in np.flatnonzero(substituted):
+            index = int(batch["record"][row])
+            self.damage.by_row[row, self.mixture.part_of(index) if self.mixture else 0] += 1
             if index not in self.damage.records:
                 reason = self._load.explain(index)
                 self.damage.records[index] = reason
@@ -309,10 +310,11 @@ class _Load:
 
     def _candidates(self, index: int) -> Iterator[int]:
         yield index
-        substitutes = np.random.default_rng([self.seed, index]).integers(
-            len(self.source), size=_SUBSTITUTES
-        )
-        yield from (int(s) for s in substitutes)
+        first, end = 0, len(self.source)
+        if isinstance(self.source, Mixture):  # of the same part
+            first, end = self.source.span(index)
+        generator = np.random.default_rng([self.seed, index])
+        yield from generator.integers(first, end, size=_SUBSTITUTES).tolist()
 
     def explain(self, index: int) -> str:
         """Why a record is damaged, found by trying it again."""

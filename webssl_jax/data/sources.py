@@ -248,6 +248,11 @@ class ArrayRecordSource:
         return [Shard(*one) for one in zip(names, self._sizes, counts, strict=True)]
 
     @property
+    def lost_files(self) -> dict[str, str]:
+        """{file: why} of the shards that this process passes over."""
+        return {self.files[shard]: why for shard, why in self.lost.items()}
+
+    @property
     def lost_share(self) -> float:
         """Of the shards: those that this process passes over."""
         return len(self.lost) / len(self.files)

@@ -87,6 +87,12 @@ def _check_paths(config: ConfigDict) -> None:
             for key in ("train", "test", "pairs")
             if row.get(key)
         },
+        **{
+            f"mixture.{name}.{key}": row[key]
+            for name, row in config.mixture.items()
+            for key in ("train", "selection")
+            if row.get(key)
+        },
     }
     for key, value in values.items():
         for path in value.split(","):

@@ -124,7 +124,13 @@ class Logbook:
         self._goodput.step_done(step, waited)
         row["perf/goodput"] = self._goodput.fraction()
         by_row = meshes.to_global({"rows": self._loader.damage.by_row}, self._mesh)["rows"]
-        row["data/substituted_images"] = float(jnp.sum(by_row))  # of all hosts
+        substituted = np.asarray(jnp.sum(by_row, 0))  # of all hosts
+        row["data/substituted_images"] = float(substituted.sum())
+        if mixture := self._loader.mixture:
+            seen = mixture.schedule.seen(step * self._config.global_batch) / mixture.counts
+            for name, epochs, replaced in zip(mixture.names, seen, substituted, strict=True):
+                row[f"data/{name}/epochs"] = float(epochs)
+                row[f"data/{name}/substituted_images"] = float(replaced)
         restarts, lost = distributed.gather([self._loader.restarts, self._loader.lost_share]).T
         row["data/loader_restarts"] = float(restarts.sum())
         row["data/lost_shards"] = float(lost.max())  # a share; hosts need not have lost the same
