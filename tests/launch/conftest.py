@@ -22,6 +22,9 @@ STAND_IN = runpy.run_path(str(SCRIPT))
 BLANK = STAND_IN["WORLD"]
 
 
+COMMAND = "env python -m webssl_jax.train --config=c --workdir=/w"
+
+
 class World:
     """The stand-in's world, and a clock whose sleeps move it."""
 
@@ -62,15 +65,22 @@ class World:
     def text(self):
         return "\n".join(self.said)
 
-    def babysitter(self, *, name="run", slice="v5e-16", count=1, price=2.0, mounts=(), **settings):
+    def babysitter(
+        self,
+        *,
+        name="run",
+        slice="v5e-16",
+        count=1,
+        price=2.0,
+        mounts=(),
+        command=COMMAND,
+        **settings,
+    ):
         cloud = Gcloud("z", "p", say=self.say)
         request = Request(name, slices.find(slice), count)
-        command = "env python -m webssl_jax.train --config=c --workdir=/w"
         training = Job(cloud, name, command, mounts)
-        settings = {"max_hours": 10_000, "poll_seconds": 600} | settings
-        return Babysitter(
-            cloud, request, training, Cost(request, price), clock=self, say=self.say, **settings
-        )
+        settings = {"max_hours": 10_000, "poll_seconds": 600, "clock": self} | settings
+        return Babysitter(cloud, request, training, Cost(request, price), say=self.say, **settings)
 
 
 @pytest.fixture
@@ -85,6 +95,26 @@ def world_on_path(tmp_path, monkeypatch):
     monkeypatch.setenv("STAND_IN", str(tmp_path / "world.json"))
     monkeypatch.setattr(job, "_SHIPPED", ("webssl_jax/launch", "pyproject.toml", "setup.py"))
     return World(tmp_path / "world.json")
+
+
+def bring_machines(world, folder, python, count=2):
+    """Commands sent to machines really run, in a folder each, which this returns the folder of.
+    Their python3 brings an environment whose python is the script ``python``."""
+    machines = folder / "machines"
+    training, python3 = folder / "training", folder / "bin" / "python3"
+    training.write_text(python)
+    python3.write_text(
+        "#!/bin/bash\n"
+        'case "$*" in "-m uv venv"*)\n'
+        f'    mkdir -p "${{@: -1}}/bin"; cp {training} "${{@: -1}}/bin/python" ;;\n'
+        "esac\n"
+    )
+    for file in (training, python3):
+        file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    world.change(local=str(machines), queue=[0.0], hosts=count)
+    for number in range(count):
+        (machines / f"run-w-{number}").mkdir(parents=True)
+    return machines
 
 
 @pytest.fixture

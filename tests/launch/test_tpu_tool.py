@@ -6,7 +6,6 @@ import os
 import pathlib
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ import time
 import pytest
 
 from tests.e2e.runner import ROOT
+from tests.launch.conftest import bring_machines
 from webssl_jax import config as configs
 from webssl_jax.config import UserError
 from webssl_jax.launch import gcloud, job
@@ -38,35 +38,20 @@ def tool(monkeypatch):
     return module.main
 
 
+TRAIN = """#!/bin/bash
+echo "$PWD: $*"
+trap 'echo saved; exit 75' TERM
+code=$(head -n 1 "$HOME/codes"); sed -i 1d "$HOME/codes"
+while [ "$code" = wait ]; do sleep 0.05; done
+exit "$code"
+"""
+
+
 @pytest.fixture
 def machines(world_on_path, tmp_path):
-    """Commands sent to machines really run, in a folder each. Their python3 brings an environment
-    whose python is this training: it writes what it is given, and ends as the file ``codes`` says,
-    one code an attempt; "wait" waits for SIGTERM, and ends with 75."""
-    folder = tmp_path / "machines"
-    folder.mkdir()
-    training = tmp_path / "training"
-    training.write_text(
-        "#!/bin/bash\n"
-        'echo "$PWD: $*"\n'
-        "trap 'echo saved; exit 75' TERM\n"
-        'code=$(head -n 1 "$HOME/codes"); sed -i 1d "$HOME/codes"\n'
-        'while [ "$code" = wait ]; do sleep 0.05; done\n'
-        'exit "$code"\n'
-    )
-    python3 = tmp_path / "bin" / "python3"
-    python3.write_text(
-        "#!/bin/bash\n"
-        'case "$*" in "-m uv venv"*)\n'
-        f'    mkdir -p "${{@: -1}}/bin"; cp {training} "${{@: -1}}/bin/python" ;;\n'
-        "esac\n"
-    )
-    for file in (training, python3):
-        file.chmod(file.stat().st_mode | stat.S_IXUSR)
-    world_on_path.change(local=str(folder), queue=[0.0])
-    for name in ("run-w-0", "run-w-1"):
-        (folder / name).mkdir()
-    return folder
+    """Two, whose training writes what it is given, and ends as the file ``codes`` says, one code an
+    attempt; "wait" waits for SIGTERM, and ends with 75."""
+    return bring_machines(world_on_path, tmp_path, TRAIN)
 
 
 def _codes(machines, *codes):
