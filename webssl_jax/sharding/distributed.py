@@ -25,12 +25,13 @@ from typing import NoReturn, Protocol
 
 import jax
 import numpy as np
+from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from webssl_jax import cli
 from webssl_jax.config import TransientError, UserError
-from webssl_jax.sharding import compiler_options, rendezvous
+from webssl_jax.sharding import compiler_options, coordinator, rendezvous
 
 _FAILED_KEY = "webssl_jax/failed"  # in jax's coordination service: the first failure of any process
 _POLL_SECONDS = 1.0
@@ -102,6 +103,9 @@ def _start_failure_monitor() -> None:
     # The client is kept: jax drops it at its shutdown, while the thread may still need it.
     client = multihost.get_jax_distributed_client()
     cli.on_failure(functools.partial(_exit_if_other_failed, client), _report_failure)
+    # set by jax, also where it found the other processes by itself
+    if address := jax_distributed.global_state.coordinator_address:
+        coordinator.end_in_words_when_lost(address)
     stop = threading.Event()
     monitor = threading.Thread(
         target=_monitor_failures, args=(client, stop), name="failure-monitor", daemon=True
@@ -117,6 +121,7 @@ def _end_monitor(client: _Client, stop: threading.Event, monitor: threading.Thre
         client.wait_at_barrier("webssl_jax/end", _END_MILLISECONDS)
     stop.set()
     monitor.join()
+    coordinator.forget()
 
 
 def _report_failure(error: BaseException, code: int, line: str) -> None:
