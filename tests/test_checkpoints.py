@@ -335,6 +335,23 @@ def test_checkpoints_without_the_config_of_their_run_are_refused(tmp_path):
         runs.refuse_another(tmp_path, config, "--workdir")
 
 
+def test_a_checkpoint_that_was_copied_from_another_run_is_refused_and_an_old_one_is_not(tmp_path):
+    """Also while reading, and whatever lies beside it."""
+    checkpointer, state, template = saved(tmp_path / "b", [7], run="bbbb")
+    checkpointer.close()
+    for run in ("aaaa", ""):
+        ours = Checkpointer(tmp_path / "a", run=run, keep_last=9)
+        ours.save(state._replace(step=jnp.asarray(5 if run else 6, jnp.int32)))
+        ours.wait()
+    copied = shutil.copytree(tmp_path / "b" / "checkpoints" / "7", tmp_path / "a/checkpoints/7")
+    reader = Checkpointer(tmp_path / "a", run="aaaa", read_only=True)
+    with pytest.raises(CheckpointError, match="points/7: was saved by another run .bbbb; this"):
+        reader.restore_newest(template)
+    shutil.rmtree(copied)
+    for step in (6, 5):  # without an id, and ours
+        assert_same(reader.restore(step, template), state, step)
+
+
 def test_a_run_goes_on_with_another_attention_and_another_rematerialisation(tmp_path):
     config = configs.load("configs/clip.py:size=tiny")
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)

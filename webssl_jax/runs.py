@@ -157,7 +157,7 @@ def run_id(workdir: str | os.PathLike) -> str:
     path = Path(workdir) / _OWNER
     if not path.exists():
         path.write_text(secrets.token_hex(8))
-    return path.read_text()
+    return path.read_text().strip()
 
 
 def claim_folder(workdir: str | os.PathLike, folder: str) -> None:
@@ -200,8 +200,14 @@ def checkpointer(workdir: str | os.PathLike, *, restore_once: bool = False) -> C
     Raises:
       UserError: if ``workdir`` is not a run.
     """
-    folder = read_config(workdir).checkpoint.folder
-    return Checkpointer(workdir, folder=folder, read_only=True, restore_once=restore_once)
+    folder, owner = read_config(workdir).checkpoint.folder, Path(workdir) / _OWNER
+    return Checkpointer(
+        workdir,
+        folder=folder,
+        read_only=True,
+        restore_once=restore_once,
+        run=owner.read_text().strip() if owner.exists() else "",
+    )
 
 
 def weights_of_run(workdir: str, abstract: dict[str, Any], encoder: ViTConfig) -> dict[str, Any]:

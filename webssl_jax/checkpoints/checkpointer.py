@@ -144,6 +144,8 @@ class Checkpointer:
       keep_every_steps: multiples of this are kept for good; 0 = none.
       read_only: nothing is written or cleaned up: for a run that may still be training.
       restore_once: the first replica reads and sends to the others (sharding/replicas.py).
+      run: the run's id (``runs.run_id``). A checkpoint that says another one is refused: somebody
+        has copied it here. One that says none is taken.
     """
 
     def __init__(
@@ -155,9 +157,10 @@ class Checkpointer:
         keep_every_steps: int = 0,
         read_only: bool = False,
         restore_once: bool = False,
+        run: str = "",
     ):
         self.directory = directory(workdir, folder)
-        self._read_only, self._restore_once = read_only, restore_once
+        self._read_only, self._restore_once, self._run = read_only, restore_once, run
         self._unsound: set[int] = set()
         policies: list[preservation_policy.PreservationPolicy]
         policies = [_LatestSound(keep_last, self._unsound)]
@@ -217,9 +220,9 @@ class Checkpointer:
         sums = {path: int(value) for path, value in jax.device_get(checksums(state)).items()}
         if not state.sound:
             self._keep_those_before(step)
+        meta = {"step": step, "checksums": sums, "sound": state.sound, "run": self._run}
         arguments = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(state._asdict()),
-            meta=ocp.args.JsonSave({"step": step, "checksums": sums, "sound": state.sound}),
+            state=ocp.args.PyTreeSave(state._asdict()), meta=ocp.args.JsonSave(meta)
         )
         self._guard(lambda: self._manager.save(step, args=arguments))
 
@@ -303,7 +306,7 @@ class Checkpointer:
 
         Raises:
           CheckpointError: if there are checkpoints but none is good, or one does not fit
-            ``abstract``.
+            ``abstract`` or is another run's.
         """
         damaged: dict[int, DamagedCheckpoint] = {}
         for step in reversed(self.steps()):
@@ -351,7 +354,7 @@ class Checkpointer:
 
         Raises:
           DamagedCheckpoint: if its bytes are not what was saved.
-          CheckpointError: if it was made by a config of other shapes.
+          CheckpointError: if it was made by a config of other shapes, or by another run.
           StorageError: if the storage failed.
         """
         state, failure = None, None
@@ -386,6 +389,7 @@ class Checkpointer:
         whole. No collectives."""
         folder, handler = self.directory / str(step), ocp.PyTreeCheckpointHandler()
         meta = read_with_retry("meta", lambda: ocp.JsonCheckpointHandler().restore(folder / "meta"))
+        self._check_owner(folder, meta.get("run", ""))
         saved = read_with_retry(
             "description", lambda: paths.flatten(handler.metadata(folder / "state").tree)
         )
@@ -400,6 +404,14 @@ class Checkpointer:
         )
         state = read_with_retry("arrays", lambda: handler.restore(folder / "state", args=arguments))
         return state, meta["checksums"]
+
+    def _check_owner(self, folder: epath.Path, run: str) -> None:
+        if self._run and run and run != self._run:
+            raise CheckpointError(
+                f"{folder}: was saved by another run ({run}; this one is {self._run}, by the file "
+                "run_id of its workdir); move it away, or go on from that run in a workdir of its "
+                "own, with --config.resume_from"
+            )
 
     def _check_fit(self, step: int, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
         where = self.directory / str(step)

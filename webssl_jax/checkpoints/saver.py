@@ -48,8 +48,13 @@ class Saver:
 
     def __init__(self, config: ConfigDict, workdir: Path, template: TrainState):
         self._config, self._template = config, template._asdict()
-        self._local = self._make_local(workdir)
         options = config.checkpoint
+        with distributed.error_barrier():
+            known = runs.run_id(workdir) if jax.process_index() == 0 else ""  # writes it
+        run = distributed.from_first(known)
+        self._local = None
+        if options.local_folder:
+            self._local = LocalCheckpoints(options.local_folder, run, self._template)
         with distributed.error_barrier():
             saved_locally = bool(self._local and self._local.steps())
             runs.refuse_another(workdir, config, "--workdir", saved_locally)
@@ -61,16 +66,8 @@ class Saver:
             keep_last=options.keep_last,
             keep_every_steps=options.keep_every_steps,
             restore_once=options.restore_once,
+            run=run,
         )
-
-    def _make_local(self, workdir: Path) -> LocalCheckpoints | None:
-        folder = self._config.checkpoint.local_folder
-        if not folder:
-            return None
-        with distributed.error_barrier():
-            if jax.process_index() == 0:
-                runs.run_id(workdir)  # writes it
-        return LocalCheckpoints(folder, runs.run_id(workdir), self._template)
 
     @property
     def directory(self) -> str:
