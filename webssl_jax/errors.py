@@ -20,6 +20,10 @@ class TransientError(UserError):
     out; the same command, started again later, goes on. Ends a command with the exit code 75."""
 
 
+class DivergedError(UserError):
+    """A run whose state is none to save."""
+
+
 class ConfigError(UserError):
     """A config that names a key, a type or a value that cannot be."""
 

@@ -2,12 +2,15 @@
 
     python -m webssl_jax.evaluate --model PATH [--model PATH ...] [--evals configs/evals/NAME.py]
         [--evals.ROW.key=value ...] [--step N | --watch] [--output DIR] [--batch N]
+        [--heads N] [--image-size HxW] ...
 
 Each row is an evaluation (webssl_jax/evaluators/base.py); without --evals the rows are those of the
 first run's config. All models stand in one table, beside chance and trivial features, compared item
 by item. Results lie in RUN/eval/ROW/STEP.json, of weights that are no run in
 DIR/NAME/eval/ROW/00000000.json; what is there is not done again, and what was interrupted goes on.
 
+A row that fails is named in the table, and the others are done; the exit code is that of its error.
+--heads, --image-size and so on say of weight files what they do not say themselves.
 --step 0 makes a run's untrained network anew, from its seed. --watch follows a run that is still
 training until its last step is evaluated. On several hosts run the same command on each.
 """
@@ -27,12 +30,14 @@ from webssl_jax import config as configs
 from webssl_jax import model as models
 from webssl_jax.config import UserError
 from webssl_jax.evaluators import outcome, tables
+from webssl_jax.evaluators import suite as suites
 from webssl_jax.evaluators.outcome import Outcome
 from webssl_jax.evaluators.suite import Suite, check_needs
 from webssl_jax.model import Model, Origin
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import distributed
 from webssl_jax.sharding import mesh as meshes
+from webssl_jax.weights import given
 from webssl_jax.weights import load as weight_files
 
 POLL_SECONDS = 20.0
@@ -68,9 +73,11 @@ def main(argv: list[str] | None = None) -> int:
         "--output", default="evaluations", help="for results of weights that are no run"
     )
     parser.add_argument("--batch", type=int, default=256, help="images a call")
+    given.add_flags(parser)
     distributed.add_flags(parser)
     args, overrides = parser.parse_with_overrides(argv, prefix="--evals.")
-    _check(args)
+    options = given.options(args)
+    _check(args, options)
     rows = _rows(args, overrides)
     distributed.initialize(args)
     cli.log_to_stderr(logging.INFO if jax.process_index() == 0 else logging.WARNING)
@@ -79,23 +86,50 @@ def main(argv: list[str] | None = None) -> int:
     suite = Suite(rows, _place(args, args.model[0], 0).folder / ".cache", args.batch)
     if args.watch:
         return _watch(args, suite, mesh)
-    found: dict[str, dict[str, Outcome]] = {}
+    results = _Results()
     for path in args.model:
-        model = load(path, args.step, mesh)
-        found |= _evaluate(args, suite, path, model)
-    _print(tables.report(found))
+        model = load(path, args.step, mesh, **options)
+        _evaluate(args, suite, path, model, results)
+    results.print()
+    results.raise_failed()
     return 0
 
 
-def load(path: str, step: int | None, mesh: jax.sharding.Mesh) -> Model:
+class _Results:
+    """outcomes: {model: {row: outcome}}. failed: {model: {row: its error}}."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, dict[str, Outcome]] = {}
+        self.failed: dict[str, dict[str, Exception]] = {}
+
+    def print(self) -> None:
+        why = {
+            name: {row: suites.words(error) for row, error in rows.items()}
+            for name, rows in self.failed.items()
+        }
+        if jax.process_index() == 0:
+            print(f"\n{tables.report(self.outcomes, why)}\n", flush=True)
+
+    def raise_failed(self) -> None:
+        """Raises the error of all rows that have failed."""
+        failed = {
+            f"{name}, {row}": e for name, rows in self.failed.items() for row, e in rows.items()
+        }
+        if failed:
+            raise suites.failure({}, failed)
+
+
+def load(path: str, step: int | None, mesh: jax.sharding.Mesh, **options: Any) -> Model:
     """``model.load``, and for step 0 of a run the network that it started from. The run keeps no
-    checkpoint of that: it is a function of config and seed alone.
+    checkpoint of that: it is a function of config and seed alone. options: of a weight file.
 
     Raises:
       UserError: also if the run started from other weights.
     """
     if step != 0 or not runs.is_run(path):
-        return models.load(path, step if runs.is_run(path) else None, mesh)
+        if runs.is_run(path):
+            return models.load(path, step, mesh)
+        return models.load(path, mesh=mesh, **options)
     config = runs.read_config(path)
     if config.init_from or config.resume_from:
         raise UserError(
@@ -108,8 +142,11 @@ def load(path: str, step: int | None, mesh: jax.sharding.Mesh) -> Model:
     return Model.of(method, state.variables, Origin(path, 0))
 
 
-def _check(args: Any) -> None:
+def _check(args: Any, options: dict[str, Any]) -> None:
     is_run = [runs.is_run(path) for path in args.model]
+    if options and all(is_run):
+        flag = next(iter(options)).replace("_", "-")
+        raise UserError(f"--{flag}: {args.model[0]} is a run, which knows that itself")
     if args.step is not None and not all(is_run):
         path = args.model[is_run.index(False)]
         raise UserError(f"--step {args.step}: {path} is no run, so it has no steps")
@@ -149,21 +186,26 @@ def _place(args: Any, path: str, step: int) -> Place:
     return Place(pathlib.Path(args.output) / pathlib.Path(path).resolve().name / "eval", 0)
 
 
-def _evaluate(args: Any, suite: Suite, path: str, model: Model) -> dict[str, dict[str, Outcome]]:
-    """{name: outcomes} of a model, and before it of the run's step 0, where that was measured."""
+def _evaluate(args: Any, suite: Suite, path: str, model: Model, results: _Results) -> None:
+    """Adds what a model gives, and before it the run's step 0, where that was measured."""
     check_needs(suite.rows, model.networks, model.origin.name, "evals")
     place = _place(args, path, model.origin.step or 0)
-    found = {}
     if place.step:
         first = outcome.read_rows(place.folder, 0)
         first = {row: one for row, one in first.items() if row in suite.rows}
-        found = {f"{model.origin._replace(step=0).name} (untrained)": first} if first else {}
-    return found | {model.origin.name: suite.run(model, place.folder, place.step)}
+        if first:
+            results.outcomes[f"{model.origin._replace(step=0).name} (untrained)"] = first
+    name = model.origin.name
+    try:
+        results.outcomes[name] = suite.run(model, place.folder, place.step)
+    except suites.FailedRows as error:
+        results.outcomes[name], results.failed[name] = error.found, error.failed
 
 
 def _watch(args: Any, suite: Suite, mesh: jax.sharding.Mesh) -> int:
     (path,) = args.model
     last, done = configs.total_steps(runs.read_config(path)), -1
+    everything = _Results()
     while True:
         checkpointer = runs.checkpointer(path)
         steps = [step for step in checkpointer.steps() if step > done]
@@ -175,15 +217,14 @@ def _watch(args: Any, suite: Suite, mesh: jax.sharding.Mesh) -> int:
             except checkpoints.DamagedCheckpoint as damage:
                 log.warning("step %d is passed over: %s", step, damage)
                 continue
-            _print(tables.report(_evaluate(args, suite, path, model)))
+            results = _Results()
+            _evaluate(args, suite, path, model, results)
+            results.print()
+            everything.failed |= results.failed
         if done >= last:
+            everything.raise_failed()
             return 0
         time.sleep(POLL_SECONDS)
-
-
-def _print(text: str) -> None:
-    if jax.process_index() == 0:
-        print(f"\n{text}\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -135,8 +135,11 @@ def train(
         if start == 0:
             logbook.draw(0, lambda: {"crops": fed.picture(source, loader.batch_at(0), method)})
             with session.goodput.of("evaluation"):
-                if figures := evaluations.run(0, state.variables, logbook):
+                figures, failure = evaluations.run(0, state.variables, logbook)
+                if figures:
                     logbook.write_figures(0, figures)
+                if failure:
+                    raise failure
         else:
             log.info("resuming at step %d of %d", start, total_steps)
         logbook.resume()
@@ -196,7 +199,8 @@ def _loop(
         state, metrics = take_step(step, state, batch)
         session.watchdog.step_started(step)
         profiler.step_started(step, metrics, look=due(config.log.every_steps))
-        logbook.step_started(step, metrics)
+        with saver.saved_on_error(state):
+            logbook.step_started(step, metrics)
 
         stop = session.stop_requested(step)
         if step == total_steps:  # there is nothing to stop, and its evaluation must not be lost
@@ -207,18 +211,24 @@ def _loop(
         # What precedes a checkpoint must be on disk before it, for no later start writes it again.
         if evaluates or saves and due(config.log.every_steps):
             take_step.finish_last(state)
-            row = logbook.fetch()
-            if evaluates:
-                with saver.saved_on_error(state), session.pause("evaluation"):
-                    row |= evaluations.run(step, state.variables, logbook)
-            logbook.write(step, row)
+            row, failure = logbook.fetch(), None
+            with saver.saved_on_error(state):
+                if evaluates:
+                    with session.pause("evaluation"):
+                        figures, failure = evaluations.run(step, state.variables, logbook)
+                    row |= figures
+                logbook.write(step, row)
+                if failure:  # of some evaluations: what the others found is not lost with them
+                    logbook.flush()
+                    raise failure
             if evaluations.draws(step) and not stop:
                 with session.pause("evaluation"):
                     logbook.draw_curves(evaluations.levels(), evaluations.headlines())
             if evaluates:
                 logbook.resume()
         if saves:
-            logbook.flush()
+            with saver.saved_on_error(state):
+                logbook.flush()
             with session.pause("checkpoint"):
                 saver.save(state, durable)
         saver.check()
@@ -274,13 +284,19 @@ class _Evaluations:
         every = self._pictures_every
         return step in (0, self._last) or every > 0 and step % every == 0
 
-    def run(self, step: int, variables: Variables, logbook: Logbook) -> dict[str, float]:
+    def run(
+        self, step: int, variables: Variables, logbook: Logbook
+    ) -> tuple[dict[str, float], suite.FailedRows | None]:
         """Evaluates and draws what is due. Returns the figures for the row of ``step`` in
-        metrics.jsonl."""
+        metrics.jsonl, and the failure of those evaluations that have failed."""
         row: dict[str, float] = {}
+        failure = None
         model = Model.of(self._method, variables, Origin("", step))
         if names := self._suite.due(step, step == self._last):
-            found = self._suite.run(model, self._folder, step, names)
+            try:
+                found = self._suite.run(model, self._folder, step, names)
+            except suite.FailedRows as error:
+                found, failure = error.found, error
             self._outcomes |= found
             row = suite.metrics(found)
             log.info("step %d: %s", step, tables.line(found))
@@ -292,7 +308,7 @@ class _Evaluations:
                 )
                 drawn |= {name: made[name] for name in self._own}
             logbook.draw(step, lambda: drawn)
-        return row
+        return row, failure
 
     def levels(self) -> dict[str, dict[str, float]]:
         """{chance or trivial features: figures} that the curves are compared with."""

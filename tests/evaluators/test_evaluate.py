@@ -1,13 +1,14 @@
 """The command: a run and foreign weights in one table, by rows of a file or of the run's config."""
 
 import pathlib
+import shutil
 import sys
 
 import numpy as np
 import pytest
 
 from tests.evaluators import toy
-from tests.evaluators.small_models import BATCH, labelled_shard, save_run, small_mae
+from tests.evaluators.small_models import BATCH, broken, labelled_shard, save_run, small_mae
 from webssl_jax import cli, evaluate
 from webssl_jax.config import UserError
 from webssl_jax.evaluators import outcome
@@ -20,6 +21,7 @@ def folder(tmp_path_factory):
     save_run(folder / "mine", steps=(3, 7))
     small_mae(1).save(folder / "of_transformers", "hf-vit")
     small_mae(1, seed=1).save(folder / "of_timm", "timm")
+    shutil.copy(folder / "of_transformers" / "model.safetensors", folder / "bare.safetensors")
     pattern = labelled_shard(folder, "own", 24)
     (folder / "rows.py").write_text(
         "def get_config(arg=None):\n"
@@ -67,6 +69,27 @@ def test_a_run_and_two_foreign_folders_stand_in_one_table_paired_item_by_item(
     command("--model", "mine", "--step", "3", "--evals.grey.scale=2.0")
     doubled = outcome.read_rows(folder / "mine/eval", 3)["grey"]
     np.testing.assert_allclose(doubled.items["length"], 2 * found[2].items["length"], rtol=1e-6)
+
+
+def test_what_a_weight_file_does_not_say_is_said_by_flags(folder, command):
+    flags = ["--model", "bare.safetensors", "--model", "of_transformers", "--output", "said"]
+    with pytest.raises(UserError, match="bare.safetensors: does not say .* .--heads N"):
+        command(*flags)
+    assert command(*flags, f"--heads={small_mae(1).encoder.heads}") == 0
+    lengths = [
+        outcome.read_rows(folder / f"said/{name}/eval")["grey"].items["length"]
+        for name in ("bare.safetensors", "of_transformers")
+    ]
+    np.testing.assert_array_equal(*lengths)
+    with pytest.raises(UserError, match="--heads: mine is a run, which knows that itself"):
+        command("--model", "mine", "--heads=2")
+
+
+def test_a_row_that_fails_is_named_in_the_table_and_ends_the_command(command, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate.models, "load", lambda *a, **k: broken(small_mae(1)))
+    with pytest.raises(UserError, match="^small, grey: .*NaN or infinity in the features"):
+        command("--model", "of_timm", "--output", "failing")
+    assert "\nFAILED: small, grey: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

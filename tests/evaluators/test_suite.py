@@ -19,9 +19,9 @@ from tests.evaluators.small_models import (
     small_clip,
     small_mae,
 )
-from webssl_jax.config import ConfigError, UserError
+from webssl_jax.config import ConfigError, TransientError, UserError
 from webssl_jax.data.views import Preprocess
-from webssl_jax.evaluators import outcome, suite, tables
+from webssl_jax.evaluators import features, outcome, suite, tables
 from webssl_jax.evaluators.suite import Suite
 from webssl_jax.model import Model
 from webssl_jax.sharding import distributed
@@ -260,6 +260,53 @@ def test_a_network_that_diverged_is_one_line_and_leaves_no_outcome(shards, runs,
     with pytest.raises(UserError, match="NaN or infinity in the features .cls. of .*own-00000"):
         made(toy_row(shards), tmp_path).run(broken(small_mae()), tmp_path / "eval", 3)
     assert outcome.read_rows(tmp_path / "eval") == {}
+
+
+@pytest.mark.parametrize(
+    "error, kind, says",
+    [
+        (UserError("no use"), suite.RefusedRows, "no use"),
+        (TransientError("not now"), suite.RowsForNow, "not now"),
+        (ZeroDivisionError("a bug"), suite.FailedRows, "ZeroDivisionError: a bug"),
+    ],
+)
+def test_a_row_that_fails_is_named_and_costs_no_other_row(
+    shards, runs, tmp_path, error, kind, says
+):
+    model = small_mae()
+    rows = {name: toy_row(shards)["grey"] for name in ("first", "second", "third")}
+    failing = made(rows, tmp_path)
+
+    def fail(model, cache):
+        raise error
+
+    works, failing._made["second"].run = failing._made["second"].run, fail
+    with pytest.raises(kind, match=f"^second: {says}$") as caught:
+        failing.run(model, tmp_path / "eval", 3)
+    assert type(caught.value) is kind and list(caught.value.found) == ["first", "third"]
+    table = tables.report({"m": caught.value.found}, {"m": {"second": says}})
+    assert f"FAILED: m, second: {says}" in table
+    failing._made["second"].run = works  # the others are not done again
+    assert set(failing.run(model, tmp_path / "eval", 3)) == set(rows) and len(runs()) == 3
+
+
+def test_features_that_cannot_be_had_fail_the_rows_that_want_them_alone(
+    shards, runs, tmp_path, monkeypatch
+):
+    rows = {name: toy_row(shards)["grey"] for name in ("first", "second")}
+    other = labelled_shard(tmp_path, "other", 8)
+    rows["third"] = {"kind": "my_module:Toy", "test": other}
+    failing, pooled = made(rows, tmp_path), features.Cache.pooled
+
+    def fail(cache, model, dataset, want):
+        if dataset.identity == failing._made["first"].datasets[0].identity:
+            raise UserError("damaged")
+        return pooled(cache, model, dataset, want)
+
+    monkeypatch.setattr(features.Cache, "pooled", fail)
+    with pytest.raises(UserError, match="^first: damaged; second: damaged$") as caught:
+        failing.run(small_mae(), tmp_path / "eval", 3)
+    assert list(caught.value.found) == ["third"]
 
 
 def test_a_damaged_outcome_is_one_line(shards, runs, tmp_path):

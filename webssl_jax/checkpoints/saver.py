@@ -24,6 +24,7 @@ from webssl_jax import runs, train_state
 from webssl_jax.checkpoints.checkpointer import Checkpointer
 from webssl_jax.checkpoints.local import LocalCheckpoints
 from webssl_jax.config import UserError
+from webssl_jax.errors import DivergedError
 from webssl_jax.methods.base import Method
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import distributed
@@ -146,16 +147,20 @@ class Saver:
     @contextlib.contextmanager
     def saved_on_error(self, state: TrainState) -> Iterator[None]:
         """If what is done within it fails, ``state`` is saved before the error is raised: an
-        evaluation, whatever is wrong with it, costs no training.
+        evaluation, or a row that cannot be written, costs no training.
 
-        With several processes it is not saved: those that did not fail would not take part.
+        It is not saved when the run has diverged, nor where only some of several processes have
+        failed: the others would not take part.
         """
         try:
             yield
-        except Exception:
-            if jax.process_count() == 1:
+        except DivergedError:
+            raise
+        except Exception as error:
+            if distributed.is_raised_on_all(error):
                 self._durable.save(state)
                 self._durable.wait()
+                log.warning("saved at step %d, because of the error that follows", state.step)
             raise
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from webssl_jax.config import ConfigError, suggest
+from webssl_jax.config import ConfigError, TransientError, UserError, suggest
 from webssl_jax.evaluators import features, outcome
 from webssl_jax.evaluators.base import FEATURES, TEXTS, Evaluation
 from webssl_jax.evaluators.datasets import Dataset
@@ -53,6 +53,42 @@ _NEEDS: dict[str, Callable[[Networks], bool]] = {
 _WORDS = {FEATURES: "no image encoder", TEXTS: "no text tower with CLIP's tokenizer"}
 Rows = Mapping[str, Mapping[str, Any]]
 log = logging.getLogger(__name__)
+
+
+class FailedRows(Exception):
+    """Rows that have failed, when all others were done.
+
+    found: {row: outcome} of the others. failed: {row: its error}.
+    """
+
+    def __init__(self, found: Mapping[str, Outcome], failed: Mapping[str, Exception]):
+        self.found, self.failed = dict(found), dict(failed)
+        super().__init__("; ".join(f"{row}: {words(error)}" for row, error in failed.items()))
+
+
+class RefusedRows(FailedRows, UserError):
+    """For what a user can mend."""
+
+
+class RowsForNow(FailedRows, TransientError):
+    """For trouble that may pass."""
+
+
+def failure(found: Mapping[str, Outcome], failed: Mapping[str, Exception]) -> FailedRows:
+    """The error of all ``failed`` rows, of the kind of the gravest."""
+    kind: type[FailedRows] = FailedRows
+    for better in (UserError, TransientError):
+        if all(isinstance(error, better) for error in failed.values()):
+            kind = RefusedRows if better is UserError else RowsForNow
+    made = kind(found, failed)
+    made.__cause__ = next((e for e in failed.values() if not isinstance(e, UserError)), None)
+    return made
+
+
+def words(error: Exception) -> str:
+    """One line."""
+    line = " ".join(str(error).split())
+    return line if isinstance(error, UserError) else f"{type(error).__name__}: {line}"
 
 
 def find(kind: str, where: str) -> type[Evaluation]:
@@ -180,8 +216,10 @@ class Suite:
         there. step: of a run; 0 of weights that have none.
 
         Raises:
-          UserError: if no figure can come from this model on these data, if processes have other
-            data, or if the first process cannot write; on all processes alike.
+          FailedRows: if no figure can come from this model on some rows' data, or an outcome cannot
+            be written; once all other rows are done. With several processes an error that not all
+            of them have raised ends the run instead.
+          UserError: if processes have other data, or a file of before is damaged.
         """
         found: dict[str, Outcome] = {}
         known = {name: self._known(name, model) for name in (self.rows if names is None else names)}
@@ -198,18 +236,28 @@ class Suite:
                 todo.append(name)
             else:
                 found[name] = done
-        self._extract(model, todo)
+        failed = self._extract(model, todo)
         for name in todo:
-            made = self._made[name].run(model, self._cache)
-            with distributed.error_barrier():
-                if jax.process_index() == 0:
-                    made.write(outcome.step_path(folder / name, step), known[name])
-            found[name] = made
+            if name in failed:
+                continue
+            try:
+                made = self._made[name].run(model, self._cache)
+                with distributed.error_barrier():
+                    if jax.process_index() == 0:
+                        made.write(outcome.step_path(folder / name, step), known[name])
+            except Exception as error:
+                failed[name] = _noted(name, error)
+            else:
+                found[name] = made
+        found = {name: found[name] for name in known if name in found}
+        if failed:
+            raise failure(found, failed)
         self._cache.forget(model)
-        return {name: found[name] for name in known}
+        return found
 
-    def _extract(self, model: Model, names: Iterable[str]) -> None:
-        """All pooled features that several rows want, at once."""
+    def _extract(self, model: Model, names: Iterable[str]) -> dict[str, Exception]:
+        """All pooled features that several rows want, at once. Returns {row: error} of those whose
+        features cannot be had."""
         asked: dict[str, tuple[Dataset, list[Want]]] = {}
         for name in names:
             evaluation = self._made[name]
@@ -218,9 +266,17 @@ class Suite:
                 continue
             for dataset in evaluation.datasets:
                 asked.setdefault(dataset.identity, (dataset, []))[1].append(want)
-        for dataset, wants in asked.values():
+        failed: dict[str, Exception] = {}
+        for identity, (dataset, wants) in asked.items():
             if len(wants) > 1:
-                self._cache.pooled(model, dataset, features.union(wants))
+                try:
+                    self._cache.pooled(model, dataset, features.union(wants))
+                except Exception as error:
+                    on = [
+                        n for n in names if identity in (d.identity for d in self._made[n].datasets)
+                    ]
+                    failed |= {name: _noted(name, error) for name in on}
+        return failed
 
     def _known(self, name: str, model: Model) -> dict[str, Any]:
         """What an outcome depends on, as it is read back from JSON."""
@@ -237,6 +293,14 @@ class Suite:
         if not distributed.first_says(same):
             return None
         return outcome.read(path)
+
+
+def _noted(row: str, error: Exception) -> Exception:
+    """``error``, if all processes have it and can go on."""
+    if not distributed.is_raised_on_all(error):
+        raise error
+    log.warning("the evaluation %s has failed, and the others go on: %s", row, words(error))
+    return error
 
 
 def metrics(outcomes: Mapping[str, Outcome]) -> dict[str, float]:

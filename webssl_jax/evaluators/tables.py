@@ -34,21 +34,28 @@ def columns(models: Mapping[str, Outcomes]) -> list[Column]:
     return list(found)
 
 
-def report(models: Mapping[str, Outcomes]) -> str:
+def report(
+    models: Mapping[str, Outcomes], failed: Mapping[str, Mapping[str, str]] | None = None
+) -> str:
     """A table of chance, trivial features and models, differences item by item, and what the
     figures mean.
 
     Args:
       models: {name: its outcomes by row}, the one that matters most last: each is compared with
         those before it.
+      failed: {name: {row: why it has no outcome}}.
     """
-    heads = columns(models)
-    lines = {**beside(models, heads), **{name: _cells(one, heads) for name, one in models.items()}}
+    heads, failed = columns(models), failed or {}
+    lines = beside(models, heads)
+    lines |= {name: _cells(one, heads, failed.get(name, {})) for name, one in models.items()}
     table = [("", *(head.title for head in heads))]
     table += [(name, *cells) for name, cells in lines.items()]
     notes = ["± is one standard error over the items."]
     notes += dict.fromkeys(one.meaning for out in models.values() for one in out.values())
     notes += _choices(models)
+    notes += [
+        f"FAILED: {n}, {row}: {why}" for n, rows in failed.items() for row, why in rows.items()
+    ]
     wrapped = [textwrap.fill(note, WIDTH, subsequent_indent="  ") for note in notes if note]
     verdicts = _verdicts(models, heads)
     return "\n".join([*aligned(table), "", *wrapped, *([""] if verdicts else []), *verdicts])
@@ -91,8 +98,11 @@ def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]]
 
 
-def _cells(outcomes: Outcomes, heads: Sequence[Column]) -> list[str]:
-    return [cell(outcomes.get(head.row), head.metric) for head in heads]
+def _cells(outcomes: Outcomes, heads: Sequence[Column], failed: Mapping[str, str]) -> list[str]:
+    return [
+        "failed" if head.row in failed else cell(outcomes.get(head.row), head.metric)
+        for head in heads
+    ]
 
 
 def _choices(models: Mapping[str, Outcomes]) -> list[str]:

@@ -222,9 +222,16 @@ def raise_on_all(error: Exception | None) -> None:
 
 
 def _exit_code(error: Exception | None) -> int:
-    if isinstance(error, TransientError):
+    passes = isinstance(error, OSError) and cli.is_storage_trouble(error)
+    if passes or isinstance(error, TransientError):
         return cli.EXIT_RESTART
     return 0 if error is None else cli.EXIT_FAILURE
+
+
+def is_raised_on_all(error: BaseException) -> bool:
+    """Whether all processes have raised an error at this place, this one ``error``: then they may
+    go on together, as to save."""
+    return jax.process_count() == 1 or error is _raised_on_all
 
 
 def _end_all(error: Exception) -> NoReturn:

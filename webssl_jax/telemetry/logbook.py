@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 
 from webssl_jax import config as configs
 from webssl_jax import runs
-from webssl_jax.config import UserError
 from webssl_jax.data.pipeline import TrainLoader
+from webssl_jax.errors import DivergedError
 from webssl_jax.methods.base import Method
 from webssl_jax.sharding import distributed
 from webssl_jax.sharding import mesh as meshes
@@ -141,7 +141,7 @@ class Logbook:
         """Writes the row of a training step, and warns of alarms that it raises.
 
         Raises:
-          UserError: if too many rows in a row were not finite: the run has diverged.
+          DivergedError: if too many rows in a row were not finite.
         """
         raised = self._alarms.update({"step": step, **row}) if self._is_first else []
         for episode in raised:
@@ -166,7 +166,7 @@ class Logbook:
         finite = math.isfinite(row["train/loss"]) and math.isfinite(row["optim/grad_norm"])
         self._not_finite = 0 if finite else self._not_finite + 1
         if self._not_finite >= self._config.optim.abort_after_skipped:
-            raise UserError(
+            raise DivergedError(
                 f"step {step}: the loss or its gradient was not finite at {self._not_finite} "
                 "logged steps in a row; lower config.optim.lr, lengthen the warm-up or clip "
                 "gradients; the next start says which checkpoints are from before"
