@@ -4,7 +4,8 @@
     python tools/inspect_records.py 'SHARDS/train-*.arrayrecord' --verify --sheet sheet.png
 
 Prints counts, bytes, image sizes, formats, captions, sources, labels, annotations, duplicate keys
-and duplicate images. Every damaged record is named by shard, place in it, key and reason. Without
+and duplicate images. Every damaged record is named by shard, place in it, key and reason; a shard
+that is missing from its set or damaged as a whole is named, and all others are read. Without
 --verify that is what cannot be read; with it also images that cannot be decoded or are not of the
 size their records say, masks and depth that cannot be decoded or are not of their image's size, and
 labels, questions and conversations that are not such.
@@ -56,8 +57,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
 
-    source = ArrayRecordSource(args.pattern)
+    source = ArrayRecordSource(args.pattern, max_lost=1.0)
     damages = []
+    lost = list(source.lost.values())
+    for trouble in [] if args.json else lost:
+        print(f"lost: {trouble}", flush=True)
 
     def on_damage(place: inspection.DamagedPlace) -> None:
         if args.json:
@@ -76,11 +80,11 @@ def main(argv: list[str] | None = None) -> int:
         progress=progress.update,
     )
     progress.close()
-    facts = report.to_json(source)
+    facts = report.to_json(source) | {"lost": lost}
     print(json.dumps(facts | {"damages": damages}, indent=1) if args.json else _table(facts))
     if args.sheet:
         _draw_sheet(args.sheet, source, report.tally, args.sample)
-    return cli.EXIT_BAD_INPUT if report.damaged else 0
+    return cli.EXIT_BAD_INPUT if report.damaged or lost else 0
 
 
 def _draw_sheet(
@@ -116,6 +120,8 @@ def _table(facts: Mapping[str, Any]) -> str:
     """The facts for the eye."""
     count = facts["whole"]
     shards = "1 shard" if facts["shards"] == 1 else f"{facts['shards']:,} shards"
+    if facts["lost"]:
+        shards += f", of which {len(facts['lost']):,} cannot be read"
     lines = [
         f"{facts['records']:,} records in {shards}: {count:,} whole, {facts['damaged']:,} damaged"
     ]

@@ -2,10 +2,12 @@
 
 import collections
 import dataclasses
+import importlib.util
 import io
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -196,6 +198,24 @@ def test_verify_reads_annotations_and_compares_masks_with_their_images(annotated
     assert "annotation 'labels': not JSON: " in places[3].reason
     facts = report.to_json(source)["annotations"]
     assert facts["labels"]["records"] == 30 - 3 and facts["mask"]["records"] == 20 - 3
+
+
+def test_shards_that_are_lost_are_named_and_the_others_are_inspected(whole, tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("tool", ROOT / "tools" / "inspect_records.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    folder = shutil.copytree(whole, tmp_path / "set")
+    (folder / records.shard_name("train", 0, 3)).unlink()
+    (folder / records.shard_name("train", 2, 3)).write_bytes(b"<html>404</html>")
+    assert tool.main([str(folder), "--workers=1"]) == 2
+    printed = capsys.readouterr().out
+    lost = [line for line in printed.splitlines() if line.startswith("lost: ")]
+    assert "train-00000-of-00003.arrayrecord: this shard is missing" in lost[0]
+    assert "train-00002-of-00003.arrayrecord: the shard cannot be read" in lost[1]
+    assert "20 records in 3 shards, of which 2 cannot be read: 20 whole, 0 damaged" in printed
+    (folder / records.shard_name("train", 1, 3)).unlink()
+    with pytest.raises(UserError, match="the shard cannot be read"):  # nothing is left
+        tool.main([str(folder / records.shard_name("train", 2, 3))])
 
 
 def test_without_verify_only_what_cannot_be_read_is_damage(damaged):

@@ -107,7 +107,8 @@ class ArrayRecordSource:
         kind = UserError if self._known else TransientError
         self._wait_for(lambda: self._measure_all(patterns), kind)
         if not len(self):
-            raise UserError(f"{self.files[0]}: no record in this shard, nor in any beside it")
+            nothing = f"{self.files[0]}: no record in this shard, nor in any beside it"
+            raise UserError(next(iter(self.lost.values()), nothing))
 
     def _measure_all(self, patterns: Sequence[str]) -> None:
         listed = [found for pattern in patterns for found in _expand(pattern)]
