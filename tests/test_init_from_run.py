@@ -15,10 +15,11 @@ from webssl_jax.config import UserError
 from webssl_jax.models.position import INTERPOLATIONS
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import mesh as meshes
+from webssl_jax.weights import patches
 
 SPEC = str(pathlib.Path(__file__).parent.parent / "configs" / "web_dino.py:size=tiny")
 SMALL = ("model.size=micro", "global_batch=16", "method.dino_head.prototypes=64")
-POSITIONS = "encoder/pos_embed"
+POSITIONS, KERNEL = "encoder/pos_embed", "encoder/patch_embed/kernel"
 
 
 def make(side, *overrides):
@@ -66,6 +67,18 @@ def test_positions_of_a_run_are_resized_and_all_else_is_as_it_was(run, side):
         grid = (side // 8,) * 2
         resized = INTERPOLATIONS["offset"].resize(table[0, 1:], (6, 6), grid)
         np.testing.assert_allclose(ours[POSITIONS][0, 1:], resized, atol=1e-6)
+
+
+def test_patches_of_a_run_are_resampled_to_another_size(run):
+    """As FlexiViT does. The images have the same number of patches."""
+    workdir, before = run
+    got, _ = weights(workdir, 96, "model.patch_size=16", "method.view.local_size=32")
+    for name in ("params", "teacher"):
+        ours, theirs = (paths.flatten(tree[name]) for tree in (got, before))
+        resampled = patches.resample(np.asarray(theirs[KERNEL]), 16)
+        assert ours[KERNEL].shape == (16, 16, 3, theirs[KERNEL].shape[-1])
+        np.testing.assert_allclose(ours[KERNEL], resampled, atol=1e-5)
+        np.testing.assert_array_equal(ours[POSITIONS], theirs[POSITIONS])
 
 
 def test_a_run_of_another_network_is_refused_in_one_line(run):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import functools
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -39,6 +41,7 @@ from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import distributed
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.train_step import run_schedules
+from webssl_jax.weights import patches
 
 _DATA = "data.json"  # in the workdir: the records that the run is trained on
 Records = ArrayRecordSource | Mixture
@@ -213,37 +216,50 @@ def checkpointer(workdir: str | os.PathLike, *, restore_once: bool = False) -> C
 def weights_of_run(workdir: str, abstract: dict[str, Any], encoder: ViTConfig) -> dict[str, Any]:
     """The newest good weights of another run, for ``config.init_from``.
 
-    Learned positions of another grid are resized to the grid of ``encoder``. All other arrays must
-    have the shapes of ``abstract``, {"params": ..., "teacher": ...}.
+    Learned positions of another grid are resized to the grid of ``encoder``, patches of another
+    size to its own (weights/patches.py). All other arrays must have the shapes of ``abstract``,
+    {"params": ..., "teacher": ...}.
 
     Raises:
       UserError: if there is no such run or checkpoint, or it does not fit.
     """
     theirs = methods.create(read_config(workdir)).encoder
-    old, new, mode = theirs.grid, encoder.grid, encoder.position_resize
-    resized = old != new and "pos_embed" in abstract["params"]["encoder"]
+    old, new, fits, done = theirs.grid, encoder.grid, {}, []
+    if old != new and "pos_embed" in abstract["params"]["encoder"]:
+        shape: tuple[int, ...] = (1, theirs.num_positions, theirs.width)
+        fits["encoder/pos_embed"] = (
+            shape,
+            functools.partial(encoder.interpolation.resize_table, old=old, new=new),
+        )
+        mode = encoder.position_resize
+        done.append("positions resized from {}x{} to {}x{} patches ({})".format(*old, *new, mode))
+    if theirs.patch_size != encoder.patch_size:
+        side = theirs.patch_size
+        inverse = patches.matrix(side, encoder.patch_size).astype(np.float32)
+        fits["encoder/patch_embed/kernel"] = (
+            (side, side, 3, theirs.width),
+            functools.partial(
+                jnp.einsum, "ia,jb,abcd->ijcd", inverse, inverse, precision="highest"
+            ),
+        )
+        done.append(f"patches resampled from {side} to {encoder.patch_size} pixels")
+
+    def part(path: str) -> str:
+        return path.partition("/")[2]  # without "params" or "teacher"
 
     def stored(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        shape = (1, theirs.num_positions, theirs.width)
-        return leaf.update(shape=shape) if path.endswith("encoder/pos_embed") else leaf
+        return leaf.update(shape=fits[part(path)][0]) if part(path) in fits else leaf
 
     def fitted(path: str, leaf: jax.Array) -> jax.Array:
-        if not path.endswith("encoder/pos_embed"):
+        if part(path) not in fits:
             return leaf
-        resize = jax.jit(
-            lambda table: encoder.interpolation.resize_table(table, old, new),
-            out_shardings=leaf.sharding,
-        )
-        return resize(leaf)
+        return jax.jit(fits[part(path)][1], out_shardings=leaf.sharding)(leaf)
 
-    if resized:
-        abstract = paths.map_with_path(stored, abstract)
-    weights = checkpointer(workdir).restore_newest(abstract)
+    weights = checkpointer(workdir).restore_newest(paths.map_with_path(stored, abstract))
     if weights is None:
         raise UserError(f"config.init_from = {workdir}: has no checkpoint")
-    how = "positions resized from {}x{} to {}x{} patches ({})".format(*old, *new, mode)
-    log.info("starting from the weights of %s%s", workdir, f"; {how}" if resized else "")
-    return paths.map_with_path(fitted, weights) if resized else weights
+    log.info("starting from the weights of %s%s", workdir, "".join(f"; {what}" for what in done))
+    return paths.map_with_path(fitted, weights)
 
 
 @dataclasses.dataclass(frozen=True)
