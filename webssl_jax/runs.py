@@ -429,16 +429,22 @@ def open_records(config: ConfigDict, workdir: Path) -> Records:
     """
     identity = _known_records(config, workdir)
     known = identity.shards if identity else ()
-    data = config.data
+    data, memory = config.data, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
-    def source(pattern: str, known: Sequence[Shard]) -> ArrayRecordSource:
-        patience, max_lost = 60 * data.retry_minutes, data.max_lost_shards
-        return ArrayRecordSource(pattern, patience=patience, max_lost=max_lost, known=known)
+    def source(pattern: str, known: Sequence[Shard], parts: int = 1) -> ArrayRecordSource:
+        return ArrayRecordSource(
+            pattern,
+            patience=60 * data.retry_minutes,
+            max_lost=data.max_lost_shards,
+            known=known,
+            # in all of the processes of this machine together, a quarter of its memory
+            memory=memory // 4 // (data.workers + 1) // parts,
+        )
 
     if not config.mixture:
         return source(data.train, known)
     parts = mixture.parts(config.mixture)
-    sources = [source(part.train, mixture.shards_of(part, known)) for part in parts]
+    sources = [source(part.train, mixture.shards_of(part, known), len(parts)) for part in parts]
     return Mixture(parts, sources, config.global_batch, configs.total_steps(config))
 
 

@@ -2,10 +2,12 @@
 
 import contextlib
 import errno
+import glob
 import logging
 import os
 import pathlib
 import pickle
+import random
 import resource
 import shutil
 import subprocess
@@ -265,6 +267,23 @@ def test_a_read_that_fails_for_the_disk_is_tried_again_and_never_taken_for_damag
             source[5]
     else:
         assert records.decode(source[5]).key == "0005"
+
+
+@pytest.mark.parametrize("memory, held", [(2**30, 40), (5 * 12 * 2000, 5), (1, 1)])
+def test_only_so_many_shards_are_open_as_their_indices_may_take_memory(tmp_path, memory, held):
+    """40 names of one file of 2,000 records, read by four threads, in this order and another."""
+    write_shard(tmp_path / "s00.arrayrecord", [b"%d" % i for i in range(2000)])
+    for number in range(1, 40):
+        os.link(tmp_path / "s00.arrayrecord", tmp_path / f"s{number:02d}.arrayrecord")
+    source = pickle.loads(pickle.dumps(ArrayRecordSource(str(tmp_path), memory=memory)))
+    order = [*range(0, 80_000, 500), *random.Random(0).sample(range(80_000), 300)]
+    with futures.ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(source.__getitem__, order)) == [b"%d" % (i % 2000) for i in order]
+    opened = [os.readlink(link) for link in glob.glob("/proc/self/fd/*") if os.path.exists(link)]
+    assert sum(path.startswith(str(tmp_path)) for path in opened) == held
+    # The one used last is open, the one used longest ago is not.
+    source[0], source[79_999]
+    assert 39 in source._readers and (0 in source._readers) == (held > 1)
 
 
 def test_closing_a_source_ends_its_waiting(shards, tmp_path):

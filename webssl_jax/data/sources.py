@@ -10,6 +10,7 @@ for a while, and then raises :class:`TransientError`.
 from __future__ import annotations
 
 import bisect
+import collections
 import itertools
 import logging
 import re
@@ -37,6 +38,7 @@ _MISSING = (
     "this shard is missing; finish or copy the set, name single files, or allow for lost ones"
     " (config.data.max_lost_shards)"
 )
+_INDEX_BYTES = 12  # of an open shard's index, a record: 8, and room to grow (8.0 to 11.5 measured)
 _SPARE_FILES = 256  # file descriptors left to the rest of the process
 _SET_NAME = re.compile(r"(?P<prefix>.*)-(?P<index>\d+)-of-(?P<total>\d+)(?P<suffix>\.[^/]*)?$")
 _logger = logging.getLogger(__name__)
@@ -65,7 +67,8 @@ class ArrayRecordSource:
 
     Pickles as a list of names, sizes and counts; each process opens its own readers, at the first
     record it needs from a shard. Reading is thread-safe. An open reader holds the shard's index in
-    memory: 8 bytes a record.
+    memory, 12 bytes a record; beyond ``memory``, the readers that were used longest ago are closed.
+    Opening one again reads the index again.
 
     Every byte of a shard that matters is under a checksum of the format, so a record comes as it
     was written or is damaged. The limit: a shard that is overwritten in place, while it is open, by
@@ -79,6 +82,8 @@ class ArrayRecordSource:
     Args:
       patience: seconds for which storage that fails is tried again.
       max_lost: the share of shards that may be lost.
+      memory: bytes that the indices of open shards may take, in each process. One shard is always
+        open.
       known: the shards as they were before (:attr:`shards`), if they are those of a run that goes
         on. One that was lost then stays so, and any trouble is worth the ``patience``.
 
@@ -96,8 +101,9 @@ class ArrayRecordSource:
         patience: float = PATIENCE_SECONDS,
         max_lost: float = 0.0,
         known: Sequence[Shard] = (),
+        memory: int = 2**32,
     ):
-        self._patience, self._max_lost = patience, max_lost
+        self._patience, self._max_lost, self._memory = patience, max_lost, memory
         self._known = tuple(known)
         self._make_transient_parts()
         self._open_all(_patterns(pattern))
@@ -209,7 +215,7 @@ class ArrayRecordSource:
 
         def read() -> bytes:
             with self._lock:
-                self._readers.pop(shard, None)
+                self._close(shard)
             return self._read(shard, position)
 
         try:
@@ -277,7 +283,7 @@ class ArrayRecordSource:
         return f"ArrayRecordSource({self})"
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("files", "_sizes", "_ends", "_patience", "_max_lost")
+        names = ("files", "_sizes", "_ends", "_patience", "_max_lost", "_memory")
         return {name: self.__dict__[name] for name in names} | {"lost": dict(self.lost)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -286,7 +292,9 @@ class ArrayRecordSource:
         _allow_open_files(len(self.files))
 
     def _make_transient_parts(self) -> None:
-        self._readers: dict[int, array_record_module.ArrayRecordReader] = {}
+        # Ordered by their last use, if not all may be open.
+        self._readers: collections.OrderedDict[int, array_record_module.ArrayRecordReader]
+        self._readers, self._held = collections.OrderedDict(), 0  # bytes of their indices
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._troubles = 0  # that are told and waited for now
 
@@ -298,10 +306,8 @@ class ArrayRecordSource:
 
     def _read(self, shard: int, position: int) -> bytes:
         reader = self._readers.get(shard)
-        if reader is None:
-            with self._lock:
-                reader = self._readers.get(shard) or self._open(shard)
-                self._readers[shard] = reader
+        if reader is None or _INDEX_BYTES * len(self) > self._memory:
+            reader = self._last_used(shard)
         # The range form takes 4 us, the list form 60 us: the latter goes through a thread pool.
         try:
             data = reader.read(position, position + 1)[0]
@@ -315,6 +321,25 @@ class ArrayRecordSource:
         if not data:  # what the module returns beyond the end of a file that has been cut
             raise RuntimeError("no bytes")
         return data
+
+    def _last_used(self, shard: int) -> array_record_module.ArrayRecordReader:
+        with self._lock:
+            reader = self._readers.get(shard)
+            if reader is None:
+                reader = self._readers[shard] = self._open(shard)
+                self._held += self._index_bytes(shard)
+            self._readers.move_to_end(shard)
+            while self._held > self._memory and len(self._readers) > 1:
+                self._close(next(iter(self._readers)))
+            return reader
+
+    def _close(self, shard: int) -> None:
+        # Only forgotten: another thread may be reading from it, and C++ closes the file after that.
+        if self._readers.pop(shard, None) is not None:
+            self._held -= self._index_bytes(shard)
+
+    def _index_bytes(self, shard: int) -> int:
+        return _INDEX_BYTES * (self._ends[shard] - (self._ends[shard - 1] if shard else 0))
 
     def _open(self, shard: int) -> array_record_module.ArrayRecordReader:
         file = self.files[shard]
