@@ -1,0 +1,1 @@
+"""Visual question answering: questions of published benchmarks, answers kept, rules apart."""

@@ -1,0 +1,184 @@
+"""What a benchmark of visual question answering is: questions out of rows, a score out of answers.
+
+    for question in task.questions(place, row): ...  # ask a model; keep an Answer of each
+    score = task.score(answers)                      # from the kept answers alone
+
+The two halves share nothing but the answers, which are lines of JSON. So a rule can be changed, or
+another one tried, without asking the model again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from webssl_jax.errors import UserError
+
+CATEGORIES = ("general", "knowledge", "chart_ocr", "vision_centric")
+GENERAL, KNOWLEDGE, CHART_OCR, VISION_CENTRIC = CATEGORIES
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One question about one image.
+
+    key: unique in its benchmark, and the same in every run.
+    text: the user's turn, without the place of the image before it.
+    image: the encoded file, as it was published; None for a question without one.
+    extra: what the rule needs, as plain JSON: the truth, options, the type of question.
+    max_new_tokens: after how many tokens an answer is cut.
+    """
+
+    key: str
+    text: str
+    image: bytes | None
+    extra: dict[str, Any]
+    max_new_tokens: int = 512
+
+    def answered(self, answer: str) -> Answer:
+        """What is kept of it, with the model's words."""
+        return Answer(self.key, self.text, answer, self.extra)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """A model's words to a question, and what its rule needs: one line of ``answers.jsonl``."""
+
+    key: str
+    text: str
+    answer: str
+    extra: dict[str, Any]
+
+    def line(self) -> str:
+        """One line of JSON, with its newline."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False) + "\n"
+
+
+class Items(NamedTuple):
+    """What a headline is made of: sum over groups g of ``weights[g]`` * mean(values of g).
+
+    An item is what is right or wrong as a whole: a question, or where the rule says so a pair of
+    questions, or one question in all its rotations.
+
+    values: (n,) float32. groups: (n,) int32, a place in ``weights``. weights: (groups,) float32,
+      all 100 / (number of groups) for a mean over groups in percent.
+    """
+
+    values: np.ndarray
+    groups: np.ndarray
+    weights: np.ndarray
+
+    def headline(self) -> float:
+        """The figure."""
+        return float(self.contributions().mean())
+
+    def contributions(self) -> np.ndarray:
+        """(n,) float64, whose mean is the headline: the items of an ``Outcome``."""
+        sizes = np.bincount(self.groups, minlength=len(self.weights))
+        each = self.weights.astype(np.float64) * len(self.values) / np.maximum(sizes, 1)
+        return self.values * each[self.groups]
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskScore:
+    """What a rule found.
+
+    headline: the name of the metric that stands in the paper's table.
+    metrics: {name: value}, in percent (MME's scores in points).
+    items: what the headline is made of, for errors and pairing.
+    verdicts: {key of a question: 0 to 1}, for pictures.
+    """
+
+    headline: str
+    metrics: dict[str, float]
+    items: Items
+    verdicts: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """Where the rows of a benchmark are.
+
+    repo: the data set at huggingface.co. files: patterns of its parquet files, below its folder.
+    count: how many questions it has. licence: of the data, as its page states it.
+    images: patterns of parquet files with columns ``id`` and ``image``, where questions name their
+      image by ``imageId`` and carry none.
+    """
+
+    repo: str
+    files: tuple[str, ...]
+    count: int
+    licence: str
+    images: tuple[str, ...] = ()
+
+
+class Task(Protocol):
+    """The contract. Tasks are frozen dataclasses; their fields are what can be chosen."""
+
+    @property
+    def name(self) -> str:
+        """As rows and folders call it: ``mmbench``."""
+
+    @property
+    def title(self) -> str:
+        """As the paper calls it: ``MMBench``."""
+
+    @property
+    def category(self) -> str:
+        """One of :data:`CATEGORIES`."""
+
+    @property
+    def published(self) -> Published:
+        """Its data set."""
+
+    def questions(self, place: int, row: Mapping[str, Any]) -> list[Question]:
+        """The questions of row number ``place`` of the data set; none where the benchmark skips it.
+
+        ``row`` is a row of the published parquet; of an image the dict with its ``bytes``.
+        """
+
+    def score(self, answers: Sequence[Answer]) -> TaskScore:
+        """Judges all answers of the benchmark, or of whole items of it.
+
+        Raises:
+          UserError: if an answer lacks what the rule needs, or a pair its other half.
+        """
+
+
+def read_answers(path: pathlib.Path) -> list[Answer]:
+    """The answers in a file of lines, in their order.
+
+    Raises:
+      UserError: if there is none, a line is damaged, or two answer the same question.
+    """
+    try:
+        lines = path.read_text("utf-8").rstrip("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: no answers can be read ({error})") from error
+    if lines == [""]:
+        raise UserError(f"{path}: holds no answer; ask a model first")
+    answers: dict[str, Answer] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            answer = Answer(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{path}, line {number}: not an answer ({error}); remove the line and ask again"
+            ) from error
+        if answer.key in answers:
+            raise UserError(
+                f"{path}, line {number}: question {answer.key} was answered before; remove one"
+            )
+        answers[answer.key] = answer
+    return list(answers.values())
+
+
+def write_answers(path: pathlib.Path, answers: Iterable[Answer]) -> None:
+    """Writes a file for :func:`read_answers`; for a run that goes on, append ``Answer.line()``."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(answer.line() for answer in answers)
