@@ -50,6 +50,7 @@ EXPORT = ["torch>=2.6", "transformers>=5.0,<6"]
 # llama.cpp, which nothing here uses.
 LANGUAGE = ["gguf>=0.17,<1", "tokenizers>=0.21,<1", "jinja2>=3.1.6,<4"]
 HUB = ["huggingface_hub>=0.34,<3"]  # tools/export.py --push
+VQA = ["XlsxWriter>=3.2,<4"]  # answers to MMBench's test questions, as its server takes them
 REFERENCE = ["onnx>=1.17,<2"]  # tools/reference.py
 TEST = ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1", "mypy>=2.4,<3"]
 TEST += ["setuptools>=70.1", "pyyaml>=6"]  # builds a wheel without other packages; reads manifests
@@ -83,6 +84,7 @@ setup(
         "hub": HUB,
         "language": LANGUAGE,
         "reference": REFERENCE,
+        "vqa": VQA,
         **TRACKERS,
         # In an environment of its own, without tools/constraints.txt: 2.77 asks for pillow<13,
         # protobuf<7, pyarrow<26 and python-dateutil<3.
@@ -93,6 +95,7 @@ setup(
             *HUB,
             *LANGUAGE,
             *REFERENCE,
+            *VQA,
             *PLAN,
             *GCP,
             *TEST,

@@ -101,20 +101,21 @@ class TaskScore:
 
 
 @dataclasses.dataclass(frozen=True)
-class Published:
-    """Where the rows of a benchmark are.
+class Source:
+    """Where the rows of a benchmark are, as it was published.
 
-    repo: the data set at huggingface.co. files: patterns of its parquet files, below its folder.
-    count: how many questions it has. licence: of the data, as its page states it.
-    images: patterns of parquet files with columns ``id`` and ``image``, where questions name their
-      image by ``imageId`` and carry none.
+    repo: the data set at huggingface.co. files: a pattern of its files, below the folder it was
+      downloaded to. columns: those that questions are made of. count: how many questions it has.
+    tables: a pattern of parquet files with columns ``id`` and ``image``, where a row names its
+      image by ``imageId``. pictures: the place of a row's image file, where it is one of its own.
     """
 
     repo: str
-    files: tuple[str, ...]
+    files: str
+    columns: tuple[str, ...]
     count: int
-    licence: str
-    images: tuple[str, ...] = ()
+    tables: str = ""
+    pictures: str = ""
 
 
 class Task(Protocol):
@@ -133,13 +134,14 @@ class Task(Protocol):
         """One of :data:`CATEGORIES`."""
 
     @property
-    def published(self) -> Published:
+    def source(self) -> Source:
         """Its data set."""
 
     def questions(self, place: int, row: Mapping[str, Any]) -> list[Question]:
         """The questions of row number ``place`` of the data set; none where the benchmark skips it.
 
-        ``row`` is a row of the published parquet; of an image the dict with its ``bytes``.
+        ``row`` is a row of the published table; of an image the dict with its ``bytes``.
+        :func:`webssl_jax.evaluators.vqa.rows.read_questions` reads them from files.
         """
 
     def score(self, answers: Sequence[Answer]) -> TaskScore:

@@ -1,0 +1,1 @@
+"""Parts of rules that several benchmarks share: text in, a verdict out."""
