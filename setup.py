@@ -69,6 +69,7 @@ setup(
         "webssl_jax.corpus.mini_web": ["*.md"],
         "webssl_jax.data": ["vocabulary/*"],
         "webssl_jax.evaluators.texts": ["templates/*"],
+        "webssl_jax.evaluators.vqa": ["published.json"],
         "webssl_jax.launch": ["host.sh"],
         "webssl_jax.telemetry": ["reference/*.json"],
     },

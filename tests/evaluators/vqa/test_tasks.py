@@ -181,8 +181,7 @@ def test_published_rows_become_questions(name, tmp_path):
     assert question.extra.get("truth", question.extra.get("truths")) == truth
     json.dumps(question.extra)
     right = truth[0] if isinstance(truth, list) else truth.strip("()")
-    score = MME().judge if name == "mme" else task.judge
-    assert score(question.answered(right)) == 1
+    assert task.judge(question.answered(right)) == 1
 
 
 def test_gqa_finds_its_images_in_another_table(tmp_path):
@@ -259,11 +258,11 @@ def test_half_a_pair_is_not_judged():
         MME().score(golden("mme")[:-1])
 
 
-def test_answers_come_back_from_their_file_whatever_they_hold(tmp_path):
+def test_answers_come_back_from_their_file_in_the_order_of_questions(tmp_path):
     odd = Answer("1", "a\u2028b", "line\nbreak \x85 \u00e9", {"truths": ["x"], "pair": 0})
     path = tmp_path / "answers.jsonl"
-    write_answers(path, [odd, Question("2", "Q", b"1", {}).answered("")])
-    assert read_answers(path) == [odd, Answer("2", "Q", "", {})]
+    write_answers(path, [Question("12", "Q", b"1", {}).answered(""), Answer("2", "", "", {}), odd])
+    assert read_answers(path) == [odd, Answer("2", "", "", {}), Answer("12", "Q", "", {})]
     path.write_text(odd.line() * 2, "utf-8")
     with pytest.raises(UserError, match="line 2: question 1 was answered before"):
         read_answers(path)

@@ -46,7 +46,9 @@ def accuracy(
     return TaskScore("accuracy", metrics, everything, verdicts(answers, values))
 
 
-def part_means(answers: Sequence[Answer], values: Sequence[float], by: str) -> dict[str, float]:
+def part_means(
+    answers: Sequence[Answer], values: Sequence[float] | np.ndarray, by: str
+) -> dict[str, float]:
     """{``accuracy/PART``: percent}, rising by name; nothing where answers have no ``by``."""
     parts = collections.defaultdict(list)
     for answer, value in zip(answers, values):
@@ -55,7 +57,7 @@ def part_means(answers: Sequence[Answer], values: Sequence[float], by: str) -> d
     return {f"accuracy/{part}": PERCENT * float(np.mean(parts[part])) for part in sorted(parts)}
 
 
-def verdicts(answers: Sequence[Answer], values: Sequence[float]) -> dict[str, float]:
+def verdicts(answers: Sequence[Answer], values: Sequence[float] | np.ndarray) -> dict[str, float]:
     """{key of a question: its verdict}."""
     return {answer.key: float(value) for answer, value in zip(answers, values)}
 

@@ -83,6 +83,14 @@ class Items(NamedTuple):
         each = self.weights.astype(np.float64) * len(self.values) / np.maximum(sizes, 1)
         return self.values * each[self.groups]
 
+    def standard_error(self) -> float:
+        """Of the headline over other items of the same groups: sqrt(sum of w^2 var / n)."""
+        variance = 0.0
+        for group, weight in enumerate(self.weights):
+            values = self.values[self.groups == group].astype(np.float64)
+            variance += float(weight) ** 2 * values.var() / max(len(values), 1)
+        return float(np.sqrt(variance))
+
 
 @dataclasses.dataclass(frozen=True)
 class TaskScore:
@@ -153,7 +161,8 @@ class Task(Protocol):
 
 
 def read_answers(path: pathlib.Path) -> list[Answer]:
-    """The answers in a file of lines, in their order.
+    """The answers in a file of lines, in the order of the questions: rows of a table are numbered,
+    and a run may answer them in any order.
 
     Raises:
       UserError: if there is none, a line is damaged, or two answer the same question.
@@ -177,7 +186,7 @@ def read_answers(path: pathlib.Path) -> list[Answer]:
                 f"{path}, line {number}: question {answer.key} was answered before; remove one"
             )
         answers[answer.key] = answer
-    return list(answers.values())
+    return sorted(answers.values(), key=lambda answer: (len(answer.key), answer.key))
 
 
 def write_answers(path: pathlib.Path, answers: Iterable[Answer]) -> None:

@@ -28,7 +28,7 @@ class DocVQA:
     title = "DocVQA"
     category = CHART_OCR
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.split not in ("validation", "test"):
             raise ValueError(f"split is validation or test, got {self.split!r}")
 

@@ -37,7 +37,7 @@ class MMBench:
     title = "MMBench"
     category = GENERAL
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.split not in ("dev", "test"):
             raise ValueError(f"split is dev or test, got {self.split!r}")
 

@@ -42,7 +42,7 @@ class MME:
         "lmms-lab/MME", "data/test-*.parquet", ("image", "question", "answer", "category"), 2374
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.reading not in READINGS:
             raise ValueError(f"reading is one of {', '.join(READINGS)}, got {self.reading!r}")
 
