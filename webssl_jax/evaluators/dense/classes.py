@@ -25,6 +25,18 @@ basket, waterfall, tent, bag, minibike, cradle, oven, ball, food, step, tank, tr
 pot, animal, bicycle, lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase,
 traffic light, tray, ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower,
 radiator, glass, clock, flag"""
+# The colours of its own viewer, three bytes a class; two of them (road and skyscraper) are alike.
+_ADE20K_COLOURS = """
+787878b4787806e6e650323204c8037878508c8c8ccc05ffe6e6e604fa07e005ffebff0796053d78784608ff33ff0652
+8fff8cccff04ff3307cc46030066c83de6faff06330b66ffff0747ff09e00907e6dcdcdcff095c7009ff08ffd607ffe0
+ffb8060aff47ff290a07ffffe0ff086608ffff3d06ffc207ff7a0800ff14ff0829ff05990633ffeb0cffa0961400a3ff
+8c8c8cfa0a0f14ff001fff00ff1f00ffe00099ff000000ffff470000ebff00adff1f00ff0bc8c8ff520000fff5003dff
+00ff7000ff85ff0000ffa300ff6600c2ff00008fff33ff000052ff00ff2900ffad0a00ffadff0000ff99ff5c00ff00ff
+ff00f5ff0066ffad00ff0014ffb8b8001fff00ff3d0047ffff00cc00ffc200ff52000aff0070ff3300ff00c2ff007aff
+00ffa3ff990000ff0aff70008fff005200ffa3ff00ffeb0008b8aa8500ff00ff5cb800ffff001f00b8ff00d6ffff0070
+5cff0000e0ff70e0ff46b8a0a300ff9900ff47ff00ff00a3ffcc00ff008f00ffeb85ff00ff00ebf500ffff007afff500
+0abed4d6ff0000ccff1400ffffff000099ff0029ff00ffcc2900ff29ff00ad00ff00f5ff4700ff7a00ff00ffb8005cff
+b8ff000085ffffd60019c2c266ff005c00ff"""
 _VOC2012 = """background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow,
 diningtable, dog, horse, motorbike, person, pottedplant, sheep, sofa, train, tvmonitor"""
 # Of Cityscapes: the number in *_labelIds.png, name, and the colour of its own viewer.
@@ -96,14 +108,17 @@ def class_table(name: str) -> ClassTable:
 
 
 def palette(table: ClassTable) -> np.ndarray:
-    """(256, 3) uint8: a colour a class; black for what is none. Cityscapes has its own; others get
-    Pascal VOC's, whose class 0 is black too (or its next one, where class 0 is no background)."""
+    """(256, 3) uint8: a colour a class; black for what is none. Where a data set has no colours
+    of its own, those of Pascal VOC, whose class 0 is black too."""
+    colours = np.zeros((256, 3), np.uint8)
     if table is TABLES["cityscapes"]:
-        colours = np.zeros((256, 3), np.uint8)
         colours[: len(_CITYSCAPES)] = [colour for *_, colour in _CITYSCAPES]
         return colours
-    number = np.arange(256) + (table.of[0][0] > 0)
-    colours = np.zeros((256, 3), np.uint8)
+    if table is TABLES["ade20k"]:
+        own = np.frombuffer(bytes.fromhex(_ADE20K_COLOURS), np.uint8).reshape(-1, 3)
+        colours[: len(own)] = own
+        return colours
+    number = np.arange(256)
     for bit in range(8):  # each colour's bits are every third one of the number, highest first
         for channel in range(3):
             ones = (number >> (3 * bit + channel)) & 1
