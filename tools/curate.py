@@ -14,6 +14,14 @@ number of workers. A list of entries is made from texts in two steps:
     python tools/curate.py entries --unigrams COUNTS/unigrams.tsv --bigrams COUNTS/bigrams.tsv \\
         --words wordnet.txt --pageviews views/*.gz --output entries.txt
 
+Records are chosen by scores of any kind, without copying a shard, in two steps:
+
+    python tools/curate.py score --input 'SHARDS/train-*' --scorer statistics --output SCORES
+    python tools/curate.py select --scores SCORES --where 'width >= 256' --top-share 0.1 \\
+        --by edges --output CHOSEN
+
+and CHOSEN/selection.parquet is what training takes: config.mixture.NAME.selection.
+
 Exit codes as everywhere in webssl_jax: 0 done, 2 bad input or full disk (one line says what), 130
 stopped by Ctrl-C.
 """
@@ -29,7 +37,7 @@ from pathlib import Path
 from webssl_jax import cli
 from webssl_jax.config import UserError
 from webssl_jax.curation import entries as listing
-from webssl_jax.curation import matching, ngrams, passes
+from webssl_jax.curation import matching, ngrams, passes, scorers, scores, selecting
 from webssl_jax.files import write_text
 from webssl_jax.telemetry.progress import Progress
 
@@ -48,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return COMMANDS[args.command][2](args)
     except KeyboardInterrupt:
-        resumable = args.command in ("match", "balance")
+        resumable = args.command in ("match", "balance", "score")
         print("stopped; the same command continues" if resumable else "stopped", file=sys.stderr)
         return cli.EXIT_INTERRUPTED
 
@@ -215,6 +223,65 @@ def _balance(args) -> int:
     return 0
 
 
+def _score_flags(parser: cli.ArgumentParser) -> None:
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="PATTERN",
+        help="shards: globs, files, folders, or corpus:train",
+    )
+    parser.add_argument(
+        "--scorer",
+        required=True,
+        metavar="NAME[:option=value,...]",
+        help=f"{', '.join(scorers.SCORERS)}, or module:Class of your own",
+    )
+    _add_workers(parser)
+
+
+def _score(args) -> int:
+    scorer = scorers.make(args.scorer)
+    progress = _Progress("scoring")
+    summary = scores.score(args.input, scorer, args.output, args.workers, progress)
+    progress.close()
+    print(f"{'column':20} {'least':>12} {'mean':>12} {'most':>12}")
+    for name, figures in summary["columns"].items():
+        print(f"{name:20} " + " ".join(f"{figures[k]:>12.4g}" for k in ("least", "mean", "most")))
+    problems = ", ".join(f"{count:,} {kind}" for kind, count in summary["problems"].items())
+    print(f"{summary['records']:,} records, {problems or 'all scored'}, in {args.output}")
+    return 0
+
+
+def _select_flags(parser: cli.ArgumentParser) -> None:
+    parser.add_argument(
+        "--scores", nargs="+", type=Path, required=True, metavar="DIR", help="of the same shards"
+    )
+    parser.add_argument("--where", metavar="CONDITION", help="as in 'width >= 256 and edges > 0.1'")
+    parser.add_argument(
+        "--top-share", type=_share, metavar="P", help="the share of the pool to keep, by --by"
+    )
+    parser.add_argument("--by", metavar="COLUMN", help="keep its largest scores")
+
+
+def _select(args) -> int:
+    if (args.top_share is None) != (args.by is None):
+        raise UserError("--top-share and --by: give both, or only --where")
+    if args.where is None and args.by is None:
+        raise UserError("nothing to select by: give --where, or --top-share and --by")
+    where = selecting.Condition(args.where) if args.where else None
+    figures = selecting.select(args.scores, args.output, where, args.top_share, args.by)
+    threshold = figures.get("threshold")
+    print(
+        f"{figures['kept']:,} of {figures['records']:,} records kept "
+        f"({figures['kept'] / figures['records']:.2%}), {figures['dropped']:,} dropped, "
+        f"{figures['without_score']:,} without a score"
+        + (f"; {args.by} from {threshold:.6g} on" if threshold is not None else "")
+    )
+    print(f"  {args.output / 'selection.parquet'}  for config.mixture.NAME.selection")
+    return 0
+
+
 class _Progress:
     """A progress line from what the passes call: first (done, total), then records more."""
 
@@ -246,6 +313,8 @@ COMMANDS = {
     "count": ("count words and pairs of words in texts", _count_flags, _count),
     "entries": ("make a list of entries from counts", _entries_flags, _entries),
     "match": ("which entries the captions of shards hold", _match_flags, _match),
+    "score": ("score records, each shard once", _score_flags, _score),
+    "select": ("choose records by their scores", _select_flags, _select),
     "balance": ("write the sampled records of matched shards", _balance_flags, _balance),
 }
 

@@ -15,26 +15,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from webssl_jax.config import UserError
-from webssl_jax.curation import balancing, matching, report
+from webssl_jax.curation import balancing, engine, matching, report
 from webssl_jax.curation import index as indexing
-from webssl_jax.data.converter import plan, runners
+from webssl_jax.curation.engine import Progress, silent
+from webssl_jax.data.converter import plan
 from webssl_jax.files import write_json, write_text
 from webssl_jax.visuals.png import save_png
-
-# Called with the records done since the last call; first with (those done before, all there are).
-Progress = Callable[..., None]
-
-
-def silent(records: int, total: int | None = None) -> None:
-    """For callers that show no progress."""
 
 
 def match(
@@ -54,7 +47,7 @@ def match(
         with others or in use, a pool without a caption or without a match, a worker that died.
     """
     entries = matching.read_entries(entries_file)
-    settings = {"input": _absolute(pattern), "entries": matching.digest(entries)}
+    settings = {"input": engine.absolute(pattern), "entries": matching.digest(entries)}
 
     def make() -> tuple[dict[str, Any], plan.Dealt]:
         facts = {"shards": indexing.list_shards(settings["input"])}
@@ -64,7 +57,7 @@ def match(
     facts, _ = plan.prepare(index, settings, make)
     with plan.lock(index):
         shards = _shards(index, facts)
-        _work(workers, indexing.match_shard, shards, progress)
+        engine.work(workers, indexing.match_shard, shards, progress)
         counts, sums = indexing.total([shard.path for shard in shards], len(entries))
         where = " ".join(settings["input"])
         if not sums["captions"]:
@@ -145,7 +138,7 @@ def balance(
         tasks = [balancing.Task(s, str(output), split, len(shards), seed) for s in shards]
         for left in output.glob("*.tmp"):
             left.unlink()
-        _work(workers, balancing.balance_shard, tasks, progress)
+        engine.work(workers, balancing.balance_shard, tasks, progress)
         after, sums = indexing.total([task.counts for task in tasks], len(entries))
         before = json.loads((index / "match.json").read_text("utf-8"))
         summary = {
@@ -169,29 +162,4 @@ def balance(
 def _shards(index: Path, facts: dict[str, Any]) -> list[indexing.Shard]:
     return [
         indexing.Shard(str(index), number, **shard) for number, shard in enumerate(facts["shards"])
-    ]
-
-
-def _work(workers: int, function: Callable, tasks: Sequence[Any], progress: Progress) -> None:
-    """Does the tasks whose files are not there."""
-    left = [task for task in tasks if not task.path.exists()]
-    records = sum(task.records for task in tasks)
-    progress(records - sum(task.records for task in left), records)
-    if not left:
-        return
-    try:
-        with runners.pool(min(workers, len(left))) as do:
-            do(function, left, progress)
-    except BrokenProcessPool:
-        raise UserError(
-            "a worker process died, perhaps for lack of memory; what is done stays: start the same "
-            "command again with fewer --workers"
-        ) from None
-
-
-def _absolute(pattern: Sequence[str]) -> list[str]:
-    """The same from whatever folder the command is given."""
-    return [
-        one if "://" in one or one.startswith("corpus:") else os.path.abspath(one)
-        for one in pattern
     ]

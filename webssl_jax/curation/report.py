@@ -146,6 +146,37 @@ def picture(
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
+def histograms(columns: Mapping[str, np.ndarray], kept: np.ndarray) -> np.ndarray:
+    """How the scores of all records lie, and of those that are kept.
+
+    Args:
+      columns: {name: (n,) scores, NaN where there is none}.
+      kept: (n,) bool.
+
+    Returns:
+      The picture, (H, W, 3) uint8.
+    """
+    figure = Figure(figsize=(6.5, 3 * len(columns)), dpi=100, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    for axis, (name, values) in zip(
+        np.ravel(figure.subplots(len(columns), 1)), columns.items(), strict=True
+    ):
+        finite = np.isfinite(values)
+        edges = np.histogram_bin_edges(values[finite], 60)
+        for colour, mask, label in (
+            (GREY, finite, f"all {finite.sum():,}"),
+            (COLOURS[0], finite & kept, f"kept {(finite & kept).sum():,}"),
+        ):
+            axis.hist(values[mask], edges, color=colour, label=label, log=True)
+        axis.set_title(name, fontsize=11, loc="left")
+        dress(axis, label_size=8)
+    figure.tight_layout()
+    for axis in figure.axes:
+        add_legend(axis, 9)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
 def _pool(summary: Mapping[str, Any]) -> list[str]:
     """A matched pool in words."""
     lines = [

@@ -1,0 +1,72 @@
+"""What a record is scored by: ``score(records) -> columns``, one file a scorer.
+
+A scorer is a frozen dataclass whose fields are its options; it is pickled, called in several
+processes, and loads what is heavy at its first call. To add one, write a file here and name it in
+:data:`SCORERS`, or give ``module:Class`` on the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from webssl_jax import config as configs
+from webssl_jax.config import ConfigError, UserError
+from webssl_jax.data.records import Record
+from webssl_jax.errors import suggest
+
+SCORERS = {"statistics": "webssl_jax.curation.scorers.statistics:Statistics"}
+
+
+class Scorer(Protocol):
+    """columns: {name: type} of what a record gets. version: changed whenever other figures come
+    out of the same record, so that old and new ones are never mixed."""
+
+    columns: Mapping[str, pa.DataType]
+    version: int
+
+    def __call__(self, records: Sequence[Record]) -> Sequence[Mapping[str, Any]]:
+        """A row of the columns for each record.
+
+        Raises:
+          DecodeError: of a single record (then it alone is given) whose image cannot be read.
+        """
+
+
+def make(spec: str) -> Scorer:
+    """The scorer of ``NAME[:option=value,...]`` or ``module:Class[:option=value,...]``.
+
+    Raises:
+      UserError: for a name or an option that there is not.
+    """
+    name, _, rest = spec.partition(":")
+    where = SCORERS.get(name)
+    if where is None:
+        attribute, _, rest = rest.partition(":")
+        if not attribute or "=" in attribute:
+            raise UserError(f"--scorer {spec}: {suggest(name, SCORERS)}")
+        where = f"{name}:{attribute}"
+    module, _, attribute = where.partition(":")
+    try:
+        kind = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"--scorer {spec}: {error}") from None
+    options = {
+        field.name: field.default
+        for field in dataclasses.fields(kind)
+        if field.default is not dataclasses.MISSING
+    }
+    try:
+        return kind(**configs.parse_arg(rest, **options))
+    except ConfigError as error:
+        words = str(error).removeprefix("config argument ")
+        raise UserError(f"--scorer {spec}: {words}") from None
+
+
+def describe(scorer: Scorer) -> str:
+    """What its figures depend on."""
+    return f"{scorer!r} version {scorer.version}"

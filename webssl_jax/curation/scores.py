@@ -1,0 +1,198 @@
+"""Scores of the records of shards, as parquet files beside each other: a column store that each
+scorer adds to once, and from which any number of selections is made.
+
+=====================  ===========================================================================
+``NNNNN.parquet``      shard NNNNN of the pool: a row a record, in its order: ``shard`` (the file's
+                       name), ``record`` (its number there), ``key``, the scorer's columns, and
+                       ``problem``, why they are null: of a damaged record, or an unreadable image
+``scores.json``        the figures: records, those with a problem by reason, mean and range of each
+                       column
+=====================  ===========================================================================
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from webssl_jax.config import UserError
+from webssl_jax.curation import engine, scorers
+from webssl_jax.curation import index as indexing
+from webssl_jax.data import records
+from webssl_jax.data.converter import plan
+from webssl_jax.data.converter.items import no_progress
+from webssl_jax.data.decode import DecodeError
+from webssl_jax.data.sources import DamagedRecord
+from webssl_jax.files import write_json
+
+BATCH = 32  # records that a scorer gets at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One shard to score."""
+
+    shard: indexing.Shard
+    scorer: scorers.Scorer
+
+    @property
+    def path(self) -> Path:
+        return Path(self.shard.index) / f"{self.shard.number:05d}.parquet"
+
+    @property
+    def records(self) -> int:
+        return self.shard.records
+
+
+def score(
+    pattern: Sequence[str],
+    scorer: scorers.Scorer,
+    output: Path,
+    workers: int,
+    progress: engine.Progress = engine.silent,
+) -> dict[str, Any]:
+    """Scores all records of a pool; continues what was begun.
+
+    Returns:
+      The figures, also in ``<output>/scores.json``.
+
+    Raises:
+      UserError: for bad shards, a folder begun with others or in use, a worker that died.
+    """
+    settings = {"input": engine.absolute(pattern), "scorer": scorers.describe(scorer)}
+
+    def make() -> tuple[dict[str, Any], plan.Dealt]:
+        return {"shards": indexing.list_shards(settings["input"])}, {}
+
+    facts, _ = plan.prepare(output, settings, make)
+    with plan.lock(output):
+        for left in output.glob("*.tmp"):
+            left.unlink()
+        tasks = [
+            Task(indexing.Shard(str(output), number, **shard), scorer)
+            for number, shard in enumerate(facts["shards"])
+        ]
+        engine.work(workers, score_shard, tasks, progress)
+        summary = _summary(output, scorer.columns)
+        write_json(output / "scores.json", summary)  # last: the scores are complete
+        return summary
+
+
+def score_shard(task: Task, progress: Callable[[int], None] = no_progress) -> None:
+    """Writes a shard's file, unless it is there.
+
+    Raises:
+      UserError: if the shard has changed.
+      OSError: if the file cannot be written.
+    """
+    if task.path.exists():
+        return
+    rows: list[dict[str, Any]] = []
+    waiting: list[tuple[dict[str, Any], records.Record]] = []
+
+    def flush() -> None:
+        for (row, _), scored in zip(waiting, _score(task.scorer, [r for _, r in waiting])):
+            row |= scored
+        progress(len(waiting))
+        waiting.clear()
+
+    source = task.shard.open() if task.records else None  # an empty one cannot be opened alone
+    name = os.path.basename(task.shard.file)
+    for place in range(task.records):
+        assert source is not None
+        row: dict[str, Any] = {"shard": name, "record": place, "key": None, "problem": None}
+        rows.append(row)
+        try:
+            record = records.decode(source[place])
+        except (DamagedRecord, records.RecordError) as error:
+            row["problem"] = "damaged: " + " ".join(str(error).split())
+            progress(1)
+            continue
+        row["key"] = record.key
+        waiting.append((row, record))
+        if len(waiting) == BATCH:
+            flush()
+    flush()
+    temporary = task.path.with_name(task.path.name + ".tmp")
+    pq.write_table(pa.Table.from_pylist(rows, _schema(task.scorer.columns)), temporary)
+    os.replace(temporary, task.path)
+
+
+def _score(scorer: scorers.Scorer, batch: list[records.Record]) -> list[Mapping[str, Any]]:
+    """A batch with an unreadable image is scored one by one."""
+    if not batch:
+        return []
+    try:
+        return list(scorer(batch))
+    except DecodeError as error:
+        if len(batch) == 1:
+            return [{"problem": "unreadable: " + " ".join(str(error).split())}]
+    return [_score(scorer, [record])[0] for record in batch]
+
+
+def _schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
+    facts = {"shard": pa.dictionary(pa.int32(), pa.string()), "record": pa.int64()}
+    facts |= {"key": pa.string(), **columns, "problem": pa.string()}
+    return pa.schema(list(facts.items()))
+
+
+def _summary(output: Path, columns: Mapping[str, pa.DataType]) -> dict[str, Any]:
+    count, problems = 0, collections.Counter[str]()
+    found: dict[str, list[tuple[float, float, float, int]]] = {}
+    for table in _tables([output], [*columns, "problem"]):
+        count += len(table)
+        problems.update(text.partition(":")[0] for text in table["problem"].drop_null().to_pylist())
+        for name in columns:
+            values = table[name].drop_null().to_numpy()
+            if values.dtype.kind in "fiu" and len(values := values[np.isfinite(values)]):
+                total = float(values.sum(dtype=np.float64))
+                figures = float(values.min()), float(values.max()), total, len(values)
+                found.setdefault(name, []).append(figures)
+    ranges = {}
+    for name, parts in found.items():
+        least, most, sums, counts = zip(*parts, strict=True)
+        ranges[name] = {"least": min(least), "mean": sum(sums) / sum(counts), "most": max(most)}
+    return {"records": count, "problems": dict(problems), "columns": ranges}
+
+
+def tables(folders: Sequence[Path], columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Of each shard of the pool, in their order: the columns asked, from whichever of the folders
+    has them. Rows are records, in their order.
+
+    Raises:
+      UserError: for scores that are not complete or of other shards, or a column that none has.
+    """
+    for folder in folders:
+        if not (folder / "scores.json").exists():
+            raise UserError(f"--scores {folder}: no complete scores there; run score, to its end")
+        if shards(folder) != shards(folders[0]):
+            raise UserError(f"--scores {folder}: are of other shards than {folders[0]}")
+    return _tables(folders, columns)
+
+
+def shards(folder: Path) -> list[dict[str, Any]]:
+    """File, bytes and records of each shard that was scored."""
+    facts = json.loads((folder / plan.PLAN_FOLDER / "facts.json").read_text("utf-8"))
+    return facts["shards"]
+
+
+def _tables(folders: Sequence[Path], columns: Sequence[str]) -> Iterator[pa.Table]:
+    for number in range(len(shards(folders[0]))):
+        files = [pq.ParquetFile(folder / f"{number:05d}.parquet") for folder in folders]
+        found = {}
+        for name in columns:
+            have = [file for file in files if name in file.schema_arrow.names]
+            if not have:
+                known = sorted({n for file in files for n in file.schema_arrow.names})
+                raise UserError(f"{name}: no such column of scores; there are {', '.join(known)}")
+            found[name] = have[0].read([name])[name]
+        yield pa.table(found)

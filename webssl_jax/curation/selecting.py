@@ -1,0 +1,227 @@
+"""From scores to a selection: a list of records that training takes without copying a shard
+(``config.mixture.NAME.selection``), and a page that says what was chosen.
+
+``--where`` is a condition on columns of scores: comparisons, ``and``, ``or``, ``not``, and the
+signs + - * /. ``--top-share`` keeps that share of the whole pool by a column, the largest first, to
+the record: of equal scores, those whose names have the smaller hash. Given both, the share is of
+the pool and taken from what the condition leaves. A record without a score is never kept.
+
+=======================  =========================================================================
+``selection.parquet``    ``shard``, ``record``, ``key`` of what is kept, in the pool's order
+``selection.json``       the figures: kept, dropped and unscored records, the threshold
+``selection.png``        histograms of the columns, kept and all
+``kept.png``             kept records, those just above the threshold and any
+``dropped.png``          dropped records, those just below and any
+=======================  =========================================================================
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import operator
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from webssl_jax.config import UserError
+from webssl_jax.curation import report, scores
+from webssl_jax.data import records
+from webssl_jax.data.decode import DecodeError, decode_image
+from webssl_jax.data.sources import ArrayRecordSource, DamagedRecord
+from webssl_jax.files import write_json
+from webssl_jax.visuals import image_grid, save_png
+
+SHOWN = 24  # images of a sheet
+_SIGNS: dict[type, Callable] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
+Columns = Mapping[str, np.ndarray]
+
+
+class Condition:
+    """A condition on columns, in the words of the module.
+
+    Raises:
+      UserError: for a text that is none.
+    """
+
+    def __init__(self, text: str):
+        self.text = text
+        try:
+            self._tree = ast.parse(text, mode="eval").body
+        except SyntaxError as error:
+            raise UserError(f"--where {text!r}: {error.msg}") from None
+        self.columns = sorted({n.id for n in ast.walk(self._tree) if isinstance(n, ast.Name)})
+        self(dict.fromkeys(self.columns, np.zeros(1)))  # refuses what it does not know
+
+    def __call__(self, columns: Columns) -> np.ndarray:
+        """(n,) bool."""
+        found = self._value(self._tree, columns)
+        if not isinstance(found, np.ndarray) or found.dtype != bool:
+            raise UserError(
+                f"--where {self.text!r}: is no condition; compare a column, as in x > 1"
+            )
+        return found
+
+    def _value(self, node: ast.AST, columns: Columns) -> Any:
+        def value(part: ast.AST) -> Any:
+            return self._value(part, columns)
+
+        match node:
+            case ast.Name(id=name):
+                return columns[name]
+            case ast.Constant(value=int() | float() as number):
+                return number
+            case ast.UnaryOp(op=ast.USub(), operand=part):
+                return -value(part)
+            case ast.UnaryOp(op=ast.Not(), operand=part):
+                return ~value(part)
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _SIGNS:
+                return _SIGNS[type(op)](value(left), value(right))
+            case ast.BoolOp(op=op, values=parts):
+                joined = np.logical_and if isinstance(op, ast.And) else np.logical_or
+                return joined.reduce([value(part) for part in parts])
+            case ast.Compare(left=left, ops=ops, comparators=rights) if all(
+                type(op) in _SIGNS for op in ops
+            ):
+                sides = [value(left), *map(value, rights)]
+                pairs = zip(ops, sides, sides[1:], strict=False)
+                return np.logical_and.reduce([_SIGNS[type(op)](a, b) for op, a, b in pairs])
+        raise UserError(f"--where {self.text!r}: cannot read {ast.unparse(node)!r}")
+
+
+def select(
+    folders: Sequence[Path],
+    output: Path,
+    where: Condition | None = None,
+    top_share: float | None = None,
+    by: str | None = None,
+) -> dict[str, Any]:
+    """Writes a selection. Memory: about 20 bytes a record of the pool.
+
+    Args:
+      folders: of scores of the same shards.
+      top_share: the share of the pool to keep by the column ``by``.
+
+    Returns:
+      The figures, also in ``<output>/selection.json``.
+
+    Raises:
+      UserError: as :func:`scores.tables`; or if nothing is kept.
+    """
+    names = sorted({*(where.columns if where else ()), *([by] if by else [])})
+    parts = list(scores.tables(folders, names))
+    sizes = [len(part) for part in parts]
+    columns = {name: _numbers(name, [part[name] for part in parts]) for name in names}
+    scored = ~np.logical_or.reduce([np.isnan(column) for column in columns.values()])
+    kept = scored & where(columns) if where else scored.copy()
+    figures: dict[str, Any] = {
+        "scores": [str(folder.resolve()) for folder in folders],
+        "where": where.text if where else None,
+        "top_share": top_share,
+        "by": by,
+        "records": len(scored),
+        "without_score": int((~scored).sum()),
+    }
+    if top_share is not None and by is not None:
+        wanted = round(top_share * len(scored))
+        kept = _highest(columns[by], kept, wanted, folders[0], sizes)
+        figures["threshold"] = float(columns[by][kept].min()) if kept.any() else None
+    figures |= {"kept": int(kept.sum()), "dropped": int((scored & ~kept).sum())}
+    if not kept.any():
+        raise UserError(f"nothing is kept of {len(scored):,} records; see the columns' ranges")
+    output.mkdir(parents=True, exist_ok=True)
+    _write(output / "selection.parquet", folders[0], kept, sizes)
+    save_png(output / "selection.png", report.histograms(columns, kept))
+    order = columns[by] if by else columns[names[0]]
+    for name, mask in (("kept", kept), ("dropped", scored & ~kept)):
+        _draw(output / f"{name}.png", folders[0], order, mask, name == "kept")
+    write_json(output / "selection.json", figures)
+    return figures
+
+
+def _numbers(name: str, parts: list[pa.ChunkedArray]) -> np.ndarray:
+    """(n,) float64; NaN where there is none."""
+    kind = parts[0].type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise UserError(f"{name}: is no column of numbers")
+    return np.concatenate([part.cast(pa.float64()).to_numpy() for part in parts])
+
+
+def _highest(
+    values: np.ndarray, allowed: np.ndarray, count: int, folder: Path, sizes: list[int]
+) -> np.ndarray:
+    """(n,) bool: the ``count`` highest of those allowed, all if they are fewer."""
+    if count >= allowed.sum() or not count:
+        return allowed if count else np.zeros_like(allowed)
+    threshold = -np.partition(-values[allowed], count - 1)[count - 1]
+    above = allowed & (values > threshold)
+    ties = np.flatnonzero(allowed & (values == threshold))
+    if len(ties) > count - above.sum():
+        ends = np.cumsum(sizes)
+        shard = np.searchsorted(ends, ties, "right")
+        names = [os.path.basename(one["file"]) for one in scores.shards(folder)]
+        place = ties - (ends - sizes)[shard]
+        ranks = [_hash(f"{names[s]}/{p}") for s, p in zip(shard, place, strict=True)]
+        ties = ties[np.argsort(ranks, kind="stable")[: count - above.sum()]]
+    above[ties] = True
+    return above
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def _write(path: Path, folder: Path, kept: np.ndarray, sizes: list[int]) -> None:
+    columns = ["shard", "record", "key"]
+    temporary, start, writer = path.with_name(path.name + ".tmp"), 0, None
+    for part, size in zip(scores.tables([folder], columns), sizes, strict=True):
+        chosen = part.filter(pa.array(kept[start : start + size]))
+        chosen = chosen.set_column(0, "shard", chosen["shard"].cast(pa.string()))
+        writer = writer or pq.ParquetWriter(temporary, chosen.schema)
+        writer.write_table(chosen)
+        start += size
+    assert writer is not None  # there is a record
+    writer.close()
+    os.replace(temporary, path)
+
+
+def _draw(path: Path, folder: Path, order: np.ndarray, mask: np.ndarray, lowest: bool) -> None:
+    """Half of the images nearest to the threshold, half drawn at random."""
+    found = np.flatnonzero(mask)
+    if not len(found):
+        path.unlink(missing_ok=True)
+        return
+    ranked = found[np.argsort(order[found], kind="stable")]
+    near = ranked[: SHOWN // 2] if lowest else ranked[: -SHOWN // 2 - 1 : -1]
+    any_of = np.random.default_rng(0).permutation(found)
+    shown = list(dict.fromkeys([*near.tolist(), *any_of.tolist()][: 4 * SHOWN]))
+    source = ArrayRecordSource([one["file"] for one in scores.shards(folder) if one["records"]])
+    images, captions = [], []
+    for index in shown:
+        try:
+            image = decode_image(records.decode(source[index]).image, 128)
+        except (DamagedRecord, records.RecordError, DecodeError):
+            continue  # counted when it was scored
+        image.thumbnail((128, 128))
+        images.append(np.asarray(image))
+        captions.append(f"{order[index]:.4g}")
+        if len(images) == SHOWN:
+            break
+    if images:
+        save_png(path, image_grid(images, 8, captions, f"{path.stem}: {len(found):,} records"))
