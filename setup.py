@@ -52,6 +52,9 @@ LANGUAGE = ["gguf>=0.17,<1", "tokenizers>=0.21,<1", "jinja2>=3.1.6,<4"]
 HUB = ["huggingface_hub>=0.34,<3"]  # tools/export.py --push
 VQA = ["XlsxWriter>=3.2,<4"]  # answers to MMBench's test questions, as its server takes them
 REFERENCE = ["onnx>=1.17,<2"]  # tools/reference.py
+# A text detector by itself: pip install --no-deps rapidocr-onnxruntime==1.4.4, whose requirements
+# are not needed.
+TEXT_FILTER = ["onnxruntime>=1.20,<2"]
 TEST = ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1", "mypy>=2.4,<3"]
 TEST += ["setuptools>=70.1", "pyyaml>=6"]  # builds a wheel without other packages; reads manifests
 
@@ -85,6 +88,7 @@ setup(
         "hub": HUB,
         "language": LANGUAGE,
         "reference": REFERENCE,
+        "text-filter": TEXT_FILTER,
         "vqa": VQA,
         **TRACKERS,
         # In an environment of its own, without tools/constraints.txt: 2.77 asks for pillow<13,
@@ -96,6 +100,7 @@ setup(
             *HUB,
             *LANGUAGE,
             *REFERENCE,
+            *TEXT_FILTER,
             *VQA,
             *PLAN,
             *GCP,

