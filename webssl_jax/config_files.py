@@ -33,11 +33,12 @@ from ml_collections import ConfigDict
 from webssl_jax import configs as shipped
 from webssl_jax.errors import ConfigError, UserError, suggest
 
+_FOLDERS = {"--evals": "evals", "--study": "studies"}  # of what is no experiment
 _NO_EXPERIMENTS = {"__init__", "common"}
 
 
 def names(flag: str = "--config") -> list[str]:
-    """The shipped configs, or for ``--evals`` the shipped rows of evaluations."""
+    """The shipped configs, or for ``--evals`` rows of evaluations and for ``--study`` studies."""
     return sorted(_files(_folder_of(flag)) - _NO_EXPERIMENTS)
 
 
@@ -46,7 +47,7 @@ def get_config(where: str, arg: str, flag: str = "--config") -> ConfigDict:
     that path (it ends in .py or has a slash). Files of the user are read anew at each call.
 
     flag: ``--config``, or ``--evals`` for rows of evaluations, whose shipped files lie in
-    configs/evals.
+    configs/evals, or ``--study`` (configs/studies).
 
     Raises:
       ConfigError: for a config that does not exist or has no ``get_config``, an import that would
@@ -137,7 +138,7 @@ def _shipped_folder() -> Path:
 
 
 def _folder_of(flag: str) -> Path:
-    return _shipped_folder() / "evals" if flag == "--evals" else _shipped_folder()
+    return _shipped_folder() / _FOLDERS.get(flag, "")
 
 
 def _files(folder: Path) -> set[str]:

@@ -18,6 +18,7 @@ TOOLS = {
     "features": "write features of a folder of images, or of records, as parquet",
     "pictures": "draw what a run, or weights from elsewhere, see in images",
     "compare": "compare groups of runs by their evaluations",
+    "study": "train and judge the cells of a study, and say what they show",
     "health": "draw a run's vital signs on one page, with its alarms",
     "tpu": "train on Cloud TPU slices, through gcloud",
     "make_records": "convert folders, tar, parquet or TFDS to records",

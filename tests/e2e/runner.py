@@ -106,7 +106,11 @@ def train(workdir, overrides=(), devices=1, flags=(), largest_file_kib=None, spe
 
 def python(*arguments, timeout=300):
     """Runs an entry point or a tool of the project to its end."""
-    return _result(forks.Process(_server(), list(map(str, arguments)), environment()), timeout)
+    return _result(start_program(*arguments), timeout)
+
+
+def start_program(*arguments):
+    return forks.Process(_server(), list(map(str, arguments)), environment())
 
 
 def _result(process, timeout):

@@ -22,7 +22,7 @@ from webssl_jax.evaluators.tables import Column
 from webssl_jax.runs import read_config
 
 # Groups of the config that change no figure: where checkpoints lie, when lines are written.
-_WITHOUT_EFFECT = ("checkpoint", "host", "log", "profile", "pictures", "eval_batch")
+WITHOUT_EFFECT = ("checkpoint", "host", "log", "profile", "pictures", "eval_batch")
 
 
 class Seeds(NamedTuple):
@@ -97,7 +97,7 @@ def read_seeds(name: str, workdirs: Sequence[str]) -> Seeds:
     first: dict[str, Any] = {}
     for workdir in workdirs:
         config = read_config(workdir).to_dict()
-        for key in ("seed", *_WITHOUT_EFFECT):
+        for key in ("seed", *WITHOUT_EFFECT):
             config.pop(key, None)
         drop_costs(config)
         for row in config["evals"].values():

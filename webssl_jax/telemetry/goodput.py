@@ -157,6 +157,11 @@ def totals(starts: list[Start]) -> dict[str, float]:
     return out
 
 
+def seconds_of(workdir: pathlib.Path) -> float:
+    """That a run took, over all its starts; 0 where it did not write them."""
+    return sum(totals(_read(workdir / "goodput.json")).values())
+
+
 def _read(path: pathlib.Path) -> list[Start]:
     """What earlier starts wrote; empty if it cannot be read, because it is only a record."""
     try:

@@ -9,17 +9,18 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 COLOURS = ("#1f5fa8", "#c8511b", "#2c8a57", "#8a4fa3", "#b8860b", "#3a8fa0")
 INK, GREY = "#55555c", "#8c8c94"
+GRID, FRAME = "#e6e6ea", "#b5b5bc"
 
 
 def dress(axis: Axes, label_size: float, grid_width: float = 0.8) -> None:
     """A light grid behind the curves, and no frame above and to the right of them."""
     axis.tick_params(labelsize=label_size, colors=INK, length=3)
-    axis.grid(True, color="#e6e6ea", linewidth=grid_width)
+    axis.grid(True, color=GRID, linewidth=grid_width)
     axis.set_axisbelow(True)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     for side in ("left", "bottom"):
-        axis.spines[side].set_color("#b5b5bc")
+        axis.spines[side].set_color(FRAME)
 
 
 def add_legend(axis: Axes, size: float, columns: int = 1) -> None:

@@ -1,0 +1,231 @@
+"""Studies: what is run, what is not run again, and what the figures allow to be said."""
+
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.e2e import runner as runner_of_tests
+from tests.study import fake
+from webssl_jax.config import ConfigError
+from webssl_jax.study import cells, findings, page, results, runner
+from webssl_jax.tools import study as tool
+
+FAKE = pathlib.Path(fake.__file__)
+WIDTHS = {"small": 32, "middle": 64, "large": 96}
+FINDINGS = {
+    "size": {"kind": "slope", "x": "parameters", "metric": "knn/top1", "cells": "*"},
+    "step": {"kind": "gain", "x": "parameters", "metric": "knn/top1", "cells": ["s*", "middle"]},
+    "pair": {"kind": "difference", "a": "small", "b": "large", "metric": "knn/top1"},
+    "same": {"kind": "difference", "a": "large", "b": "large", "metric": "knn/top1"},
+    "colour": {
+        "kind": "above",
+        "cells": ["small", "middle"],
+        "metric": "knn/top1",
+        "baseline": "colour histogram",
+    },
+}
+
+
+def write(path, widths=WIDTHS, seeds=2, asked=FINDINGS, **more):
+    rows = {
+        name: {
+            "config": "web_mae:size=tiny",
+            "overrides": {"model": {"width": width, "heads": 2}},
+            "labels": {"method": "Web-MAE"},
+        }
+        for name, width in widths.items()
+    }
+    shared = {"total_images": 640, "evals": {"knn": {"kind": "knn", "train": "a", "test": "b"}}}
+    shared |= {"optim": {"warmup_images": 64}}
+    given = {"title": "A < B", "cells": rows, "overrides": shared, "seeds": seeds} | more
+    path.write_text(
+        "from ml_collections import ConfigDict\n\n\ndef get_config(arg=None):\n"
+        f"    return ConfigDict({given | {'findings': asked}!r})\n"
+    )
+    return str(path)
+
+
+def start(run):
+    return [sys.executable, str(FAKE), *run.arguments()]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A study all of whose runs were left by :mod:`tests.study.fake`, in this process."""
+    folder = tmp_path_factory.mktemp("study")
+    study = cells.load(write(folder / "asked.py"))
+    for run in study.runs(folder):
+        config = run.cell.config.copy_and_resolve_references()
+        with config.unlocked():
+            config.seed = run.seed
+        fake.leave(run.workdir, config, config.model.width / 128)
+    return study, folder
+
+
+def test_figures_and_intervals_are_those_of_the_plain_formulas(done):
+    study, folder = done
+    groups = results.read(study, folder)
+    means = [group.figures("knn/top1").mean() for group in groups]  # large, middle, small
+    x = np.log10([group.cell.parameters for group in groups])
+    stated = {one.name: one for one in findings.state(study, groups)}
+    assert stated["size"].value == pytest.approx(np.polyfit(x, means, 1)[0], abs=1e-12)
+    assert stated["pair"].value == pytest.approx(means[2] - means[0], abs=1e-12)
+    # of one cell's hits, 0.25 and 0.75 of the same 400 items: McNemar's error, times 1.96
+    half = (stated["pair"].high - stated["pair"].low) / 2
+    assert half == pytest.approx(1.96 * np.sqrt(0.5 * 0.5 / 400), rel=0.1)
+    assert stated["same"].value == 0
+    verdicts = {name: one.verdict for name, one in stated.items()}
+    assert verdicts == {
+        "size": findings.RISES,
+        "step": findings.RISES,
+        "pair": findings.FALLS,
+        "same": findings.UNCLEAR,
+        "colour": findings.UNCLEAR,
+    }
+    assert stated["pair"].text.startswith("Cell small is below cell large by 0.47")
+    assert "2 seeds" in stated["size"].text and "3 cells" in stated["size"].text
+
+
+def test_noise_alone_is_called_a_rise_no_more_often_than_the_interval_says(done, monkeypatch):
+    study, folder = done
+    study = dataclasses.replace(study, findings={"size": FINDINGS["size"]})
+    monkeypatch.setattr(findings, "DRAWS", 200)
+    rng = np.random.default_rng(5)
+    groups = results.read(study, folder)
+    wrong = 0
+    for _ in range(60):
+        for group in groups:
+            for one in group.runs:
+                hits = (rng.random(fake.ITEMS) < 0.5).astype(np.float32)
+                one.outcomes["knn"].items["top1"] = hits
+                one.outcomes["knn"].metrics["top1"] = float(hits.mean())
+        wrong += findings.state(study, groups)[0].verdict != findings.UNCLEAR
+    assert wrong <= 8  # 3 expected; 9 or more have a probability of 0.002
+
+
+def test_the_page_holds_every_figure_and_what_is_missing(done, tmp_path):
+    study, folder = done
+    stated = page.write(study, folder)
+    text = (folder / "index.html").read_text()
+    assert "<title>A &lt; B</title>" in text and "6 of 6 runs of 3 cells are done" in text
+    for one in stated:
+        assert one.text.replace("<", "&lt;") in text
+    assert "<svg" in text and "currentColor" in text and "http://" not in text.split("<svg")[0]
+    with open(folder / "runs.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["cell"] for row in rows] == ["large"] * 2 + ["middle"] * 2 + ["small"] * 2
+    known = json.loads((folder / "runs.json").read_text())
+    assert [float(row["knn/top1"]) for row in rows] == [row["knn/top1"] for row in known]
+    assert json.loads((folder / "findings.json").read_text())[0]["verdict"] == stated[0].verdict
+    empty = page.write(study, tmp_path)
+    assert {one.verdict for one in empty} == {findings.MISSING}
+    assert "Nothing is measured yet" in (tmp_path / "index.html").read_text()
+
+
+def test_what_fails_is_named_what_asks_is_started_again_and_what_is_done_is_left(tmp_path):
+    widths = {"bad": 32, "tired": 64, "good": 96}
+    study = cells.load(write(tmp_path / "asked.py", widths, seeds=1, asked={}))
+    said = []
+    progress = runner.run_all(study, tmp_path / "out", 2, said.append, start)
+    assert sorted(progress.done) == ["good/seed0", "tired/seed0"]
+    assert progress.failed == {"bad/seed0": "exit code 2: error: config.optim.lr: is not good"}
+    runner.run_all(study, tmp_path / "out", 2, said.append, start)
+    starts = {name: tmp_path / "out" / "cells" / name / "seed0" / "starts" for name in widths}
+    assert {name: file.read_text() for name, file in starts.items()} == {
+        "bad": "xx",
+        "tired": "xxx",
+        "good": "x",
+    }
+    # the same name with another width is another experiment
+    other = cells.load(write(tmp_path / "asked2.py", {"good": 128}, seeds=1, asked={}))
+    progress = runner.run_all(other, tmp_path / "out", 1, said.append, start)
+    assert (
+        "was made with other settings (config.model.width: 96 -> 128)"
+        in progress.failed["good/seed0"]
+    )
+
+
+def test_a_killed_study_leaves_no_run_behind(tmp_path):
+    file = write(tmp_path / "asked.py", {"slow": 32}, seeds=1, asked={})
+    script = (
+        "import pathlib, sys; from tests.study import test_study as t; from webssl_jax.study import"
+        " cells, runner; runner.run_all(cells.load(sys.argv[1]), pathlib.Path(sys.argv[2]), 1,"
+        " print, t.start)"
+    )
+    command = [sys.executable, "-c", script, file, str(tmp_path / "out")]
+    study = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    marker = tmp_path / "out" / "cells" / "slow" / "seed0" / "starts"
+    deadline = time.monotonic() + 120
+    while not marker.exists():
+        assert time.monotonic() < deadline and study.poll() is None
+        time.sleep(0.05)
+    (child,) = subprocess.run(
+        ["pgrep", "--parent", str(study.pid)], capture_output=True, check=True
+    ).stdout.split()
+    study.send_signal(signal.SIGKILL)
+    study.wait()
+    while pathlib.Path(f"/proc/{int(child)}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_smoke_ends_with_its_page_whatever_killed_it(tmp_path):
+    out = tmp_path / "out"
+    arguments = ["tools/study.py", "smoke:images=384,seeds=1", "--workdir", out]
+    study = runner_of_tests.start_program(*arguments)
+    saved = out / "cells" / "narrow" / "seed0" / "checkpoints"
+    deadline = time.monotonic() + 240
+    while not any(saved.glob("[0-9]*")):
+        assert time.monotonic() < deadline and study.poll() is None
+        time.sleep(0.05)
+    study.kill()
+    study.communicate(timeout=60)
+    done = runner_of_tests.python(*arguments)
+    assert done.code == 0, done.output
+    log = (out / "cells" / "narrow" / "seed0" / "train.log").read_text()
+    assert "resuming at step 5 of 6" in log or "finished: step 6 of 6" in log, log
+    rows = json.loads((out / "runs.json").read_text())
+    assert [row["cell"] for row in rows] == ["narrow", "wide"]
+    assert "2 of 2 runs of 2 cells are done" in (out / "index.html").read_text()
+    assert "colour: Even the best cell, " in done.output
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"cells": {}}, "has no cells"),
+        ({"cels": {}}, r"asked\.py: cels: did you mean 'cells'"),
+        ({"seeds": 0}, r"cells\.large\.seeds = 0: must be"),
+        ({"overrides": {"optim": {"lrr": 1}}}, r"cells\.large: --config\.optim\.lrr: no such key"),
+        ({"asked": {"x": {"kind": "slop"}}}, r"findings\.x\.kind = slop: did you mean 'slope'"),
+        (
+            {"asked": {"x": {**FINDINGS["pair"], "a": "smal"}}},
+            r"findings\.x\.a = smal: did you mean",
+        ),
+        ({"asked": {"x": {**FINDINGS["pair"], "metric": "nn/top1"}}}, "did you mean 'knn'"),
+        ({"asked": {"x": {**FINDINGS["size"], "x": "size"}}}, r"findings\.x\.x = size"),
+    ],
+)
+def test_what_a_study_cannot_mean_is_named_before_anything_runs(tmp_path, change, says):
+    with pytest.raises(ConfigError, match=says):
+        tool.main([write(tmp_path / "asked.py", **change), "--workdir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_prints_each_command_and_starts_none(tmp_path, capsys):
+    file = write(tmp_path / "asked.py", seeds=1)
+    assert tool.main([file, "--workdir", str(tmp_path / "out"), "--dry-run"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "webssl_jax.train" in line]
+    assert len(lines) == 3 and "--config.model.width=96 " in lines[0]
+    assert not (tmp_path / "out").exists()
+    os.mkdir(tmp_path / "out")
+    assert tool.main([file, "--workdir", str(tmp_path / "out"), "--page-only"]) == 0

@@ -1,0 +1,93 @@
+#!/usr/bin/env python3
+"""Asks a question by many runs: trains and judges the cells of a study, and says what they show.
+
+    python tools/study.py STUDY --workdir DIR [--jobs N] [--dry-run]
+
+STUDY is a shipped study (configs/studies: smoke, mini) or a FILE.py. Nothing that is done is done
+again; whatever stopped it, the same command goes on. What comes of it lies in DIR: index.html (the
+page), figures.png, runs.csv, runs.json, findings.json; the runs lie in DIR/cells/CELL/seedN, each
+an ordinary run with its train.log. The page is written anew at the end, and at any time by
+--page-only.
+
+Exit codes: 0 all runs are done · 1 some failed, and are named · 2 bad input, one line · 130 stopped
+by Ctrl-C, all state saved.
+"""
+
+from __future__ import annotations
+
+import datetime
+import pathlib
+import shlex
+
+from webssl_jax import cli
+from webssl_jax.config import UserError
+from webssl_jax.evaluators.tables import aligned
+from webssl_jax.study import cells, findings, page, runner
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point. Returns an exit code of cli.py."""
+    parser = cli.ArgumentParser(description=__doc__)
+    parser.add_argument("study", help="NAME or FILE.py, and [:key=value,...]")
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="of all runs")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be run, and end")
+    parser.add_argument("--page-only", action="store_true", help="write the page of what is done")
+    args = parser.parse_args(argv)
+    if args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs}: must be at least 1")
+    study = cells.load(args.study)
+    findings.check(study)
+    print("\n".join(aligned(_plan(study, args.workdir))), flush=True)
+    if args.dry_run:
+        for run in study.runs(args.workdir):
+            if not runner.is_done(run):
+                print(shlex.join(runner.command(run)))
+        return 0
+    if args.page_only:
+        if not args.workdir.is_dir():
+            raise UserError(f"--workdir {args.workdir}: no such folder")
+        _tell(study, args.workdir)
+        return 0
+    try:
+        progress = runner.run_all(study, args.workdir, args.jobs, _say)
+    except KeyboardInterrupt:
+        _tell(study, args.workdir)
+        print("stopped; the same command goes on")
+        return cli.EXIT_INTERRUPTED
+    _tell(study, args.workdir)
+    for name, words in progress.failed.items():
+        print(f"failed: {name}: {words}")
+    return cli.EXIT_FAILURE if progress.failed else 0
+
+
+def _say(line: str) -> None:
+    print(f"{datetime.datetime.now():%m-%d %H:%M:%S} {line}", flush=True)
+
+
+def _plan(study: cells.Study, folder: pathlib.Path) -> list[tuple[str, ...]]:
+    """A line a cell: what it is and how far it is."""
+    rows: list[tuple[str, ...]] = [("cell", "config", "parameters", "images", "seeds", "done")]
+    runs = study.runs(folder)
+    for cell in study.cells:
+        done = sum(_done(run) for run in runs if run.cell is cell)
+        size = (f"{cell.parameters:,}", f"{cell.images:,}")
+        rows.append((cell.name, cell.spec, *size, str(len(cell.seeds)), str(done)))
+    return rows
+
+
+def _done(run: cells.Run) -> bool:
+    try:
+        return runner.is_done(run)
+    except UserError:  # of other settings: named when it would be run
+        return False
+
+
+def _tell(study: cells.Study, folder: pathlib.Path) -> None:
+    for one in page.write(study, folder):
+        print(f"{one.name}: {one.text}")
+    print(f"  {folder / 'index.html'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

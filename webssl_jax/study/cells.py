@@ -1,0 +1,158 @@
+"""What a study is: cells, each an experiment with its seeds, and findings that are asked of them.
+
+    def get_config(arg=None):
+        return ConfigDict({
+            "title": "Does MAE get better with size?",
+            "cells": {
+                "small": {"config": "web_mae:size=tiny", "overrides": {"model": {"width": 96}}},
+                "large": {"config": "web_mae:size=tiny", "overrides": {"model": {"width": 192}}},
+            },
+            "overrides": {"total_images": 100_000, ...},
+            "seeds": 3,
+            "findings": {
+                "size": {"kind": "slope", "x": "parameters", "metric": "probe/top1", "cells": "*"},
+            },
+        })
+
+``config`` is what ``train --config`` takes; ``overrides`` are keys of it, in groups as there, those
+of a cell over those of the study. The evaluations of a cell are the rows of its config. ``labels``
+of a cell ({"method": "Web-MAE", "data": "all"}) name it in pictures. Cells are sorted by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from webssl_jax import config as configs
+from webssl_jax import config_files, methods
+from webssl_jax.config import ConfigError
+from webssl_jax.errors import suggest
+from webssl_jax.weights.networks import Networks, template_of
+
+_KEYS = {"title", "cells", "overrides", "seeds", "findings"}
+_CELL_KEYS = {"config", "overrides", "seeds", "labels"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """name: also of its folder. spec: of a config. overrides: ``key=value`` texts. labels: what it
+    stands for."""
+
+    name: str
+    spec: str
+    overrides: tuple[str, ...]
+    seeds: tuple[int, ...]
+    labels: Mapping[str, str]
+
+    @functools.cached_property
+    def config(self) -> ConfigDict:
+        """The resolved config, of seed 0."""
+        return configs.load(self.spec, self.overrides)
+
+    @property
+    def steps(self) -> int:
+        return configs.total_steps(self.config)
+
+    @property
+    def images(self) -> int:
+        """That a run sees."""
+        return self.steps * self.config.global_batch
+
+    @functools.cached_property
+    def parameters(self) -> int:
+        """Of the network that is judged: the image encoder."""
+        tree = template_of(Networks.of(methods.create(self.config)))["encoder"]
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One seed of a cell, and its folder."""
+
+    cell: Cell
+    seed: int
+    workdir: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.cell.name}/seed{self.seed}"
+
+    def arguments(self) -> list[str]:
+        """Of ``python -m webssl_jax.train``."""
+        keys = [*self.cell.overrides, f"seed={self.seed}"]
+        flags = ["--config", self.cell.spec, "--workdir", str(self.workdir)]
+        return [*flags, *(f"--config.{key}" for key in keys)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """findings: {name: row}, see findings.py."""
+
+    name: str
+    title: str
+    cells: tuple[Cell, ...]
+    findings: Mapping[str, Mapping[str, Any]]
+
+    def runs(self, folder: Path) -> list[Run]:
+        """In the order in which they are started: the first seed of all cells first, so that a
+        first answer comes early."""
+        most = max(len(cell.seeds) for cell in self.cells)
+        order = [(c, c.seeds[i]) for i in range(most) for c in self.cells if i < len(c.seeds)]
+        return [Run(c, seed, folder / "cells" / c.name / f"seed{seed}") for c, seed in order]
+
+
+def load(spec: str) -> Study:
+    """Reads ``NAME[:ARG]``, a shipped study, or ``FILE.py[:ARG]``, and checks every cell's config.
+
+    Raises:
+      ConfigError: naming the key, or as ``config.load`` with the cell's name.
+    """
+    where, _, arg = spec.partition(":")
+    given = config_files.get_config(where, arg, "--study").to_dict()
+    _refuse_unknown(given, _KEYS, f"--study {where}: ")
+    if not given.get("cells"):
+        raise ConfigError(f"--study {where}: has no cells")
+    shared, seeds = given.get("overrides", {}), given.get("seeds", 1)
+    cells = []
+    for name, row in given["cells"].items():
+        place = f"--study {where}: cells.{name}"
+        _refuse_unknown(row, _CELL_KEYS, f"{place}.")
+        if not row.get("config"):
+            raise ConfigError(f"{place}.config: name the config that it trains")
+        keys = {**_flat(shared), **_flat(row.get("overrides", {}))}
+        texts = tuple(f"{key}={value}" for key, value in keys.items())
+        count = row.get("seeds", seeds)
+        if not isinstance(count, int) or count < 1:
+            raise ConfigError(f"{place}.seeds = {count}: must be a number of seeds, at least 1")
+        labels = row.get("labels", {})
+        cell = Cell(name, row["config"], texts, tuple(range(count)), labels)
+        try:
+            cell.config  # noqa: B018  an error in the last cell comes before the first is run
+        except ConfigError as error:
+            raise ConfigError(f"{place}: {error}") from None
+        cells.append(cell)
+    name = Path(where).stem
+    return Study(name, given.get("title", name), tuple(cells), given.get("findings", {}))
+
+
+def _flat(keys: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model.width": 96} of {"model": {"width": 96}}."""
+    out: dict[str, Any] = {}
+    for key, value in keys.items():
+        deep = isinstance(value, Mapping)
+        out |= _flat(value, f"{prefix}{key}.") if deep else {f"{prefix}{key}": value}
+    return out
+
+
+def _refuse_unknown(row: Mapping[str, Any], known: Sequence[str] | set[str], where: str) -> None:
+    for key in row:
+        if key not in known:
+            raise ConfigError(f"{where}{key}: {suggest(key, sorted(known))}")

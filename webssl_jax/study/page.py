@@ -1,0 +1,160 @@
+"""The page of a study: what was asked, what is known, and every figure behind it. One HTML file
+that needs nothing else, and beside it the same as PNG, CSV and JSON."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from webssl_jax.files import write_text
+from webssl_jax.study import findings, results
+from webssl_jax.study.cells import Study
+from webssl_jax.study.findings import Finding
+from webssl_jax.study.results import Group
+from webssl_jax.telemetry.progress import format_seconds
+from webssl_jax.visuals import save_png, scaling
+
+_STYLE = """
+:root { color-scheme: light dark; --ground: #fff; --ink: #1c1c21; --soft: #6a6a72; --line: #dcdce2 }
+@media (prefers-color-scheme: dark) {
+  :root { --ground: #16161a; --ink: #e8e8ec; --soft: #a0a0aa; --line: #3a3a42 } }
+body { background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
+  max-width: 76rem; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.5rem }
+.soft { color: var(--soft) }
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; font-size: .9rem }
+th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(--line);
+  white-space: nowrap }
+th:first-child, td:first-child { text-align: left }
+svg { max-width: 100%; height: auto; color: var(--ink) } svg text { fill: currentColor }
+li { margin: .4rem 0 } b { font-weight: 600 }
+"""
+
+
+def write(study: Study, folder: Path) -> list[Finding]:
+    """Writes ``index.html``, ``figures.png``, ``runs.csv``, ``runs.json`` and ``findings.json`` of
+    the runs that are done. Returns the findings.
+
+    Raises:
+      UserError: for an outcome that cannot be read.
+    """
+    groups = results.read(study, folder)
+    stated = findings.state(study, groups)
+    table = results.rows(groups)
+    write_text(folder / "runs.csv", results.as_csv(table) if table else "")
+    write_text(folder / "runs.json", results.as_json(table))
+    told = [vars(one) for one in stated]
+    write_text(folder / "findings.json", json.dumps(told, indent=1) + "\n")
+    drawn = ""
+    if panels := _panels(study, groups):
+        figure = scaling.draw(panels)
+        drawn = scaling.svg(figure)
+        save_png(folder / "figures.png", scaling.png(figure))
+    write_text(folder / "index.html", _html(study, folder, groups, stated, drawn))
+    return stated
+
+
+def _panels(study: Study, groups: Sequence[Group]) -> list[scaling.Panel]:
+    """One for each pair of a metric and an x that a finding asks for."""
+    asked: dict[tuple[str, str], list[Group]] = {}
+    lines = set()
+    for row in study.findings.values():
+        if "x" not in row:
+            continue
+        names = {cell.name for cell in findings.chosen(study.cells, row["cells"])}
+        panel = asked.setdefault((row["metric"], row["x"]), [])
+        panel += [g for g in groups if g.cell.name in names and g not in panel]
+        if row["kind"] == "slope":
+            lines.add((row["metric"], row["x"]))
+    panels = []
+    for (metric, x), members in asked.items():
+        by_label: dict[str, list[Group]] = {}
+        for group in members:
+            if len(group.figures(metric)):
+                by_label.setdefault(_label(group), []).append(group)
+        points = {}
+        for label, own in by_label.items():
+            places = np.array([findings.x_of(group.cell, x) for group in own], float)
+            figures = [group.figures(metric) for group in own]
+            line = None
+            if (metric, x) in lines and len(set(places.tolist())) > 1:
+                means = {str(i): float(y.mean()) for i, y in enumerate(figures)}
+                tilt = float(findings.slope(places, means))
+                middle = float(np.mean(list(means.values())))
+                line = (middle - tilt * float(np.log10(places).mean()), tilt)
+            points[label] = scaling.Points(places, figures, line)
+        if points:
+            levels = list(results.baselines(members, metric).items())
+            what = "parameters of the encoder" if x == "parameters" else "images seen"
+            panels.append(scaling.Panel(metric, what, points, levels))
+    return panels
+
+
+def _label(group: Group) -> str:
+    labels = group.cell.labels
+    return ", ".join(labels.values()) if labels else "all cells"
+
+
+def _html(
+    study: Study, folder: Path, groups: Sequence[Group], stated: Sequence[Finding], drawn: str
+) -> str:
+    done, runs = sum(len(group.runs) for group in groups), len(study.runs(folder))
+    seconds = sum(run.seconds for group in groups for run in group.runs)
+    items = "".join(
+        f"<li><b>{html.escape(one.name)}</b>: {html.escape(one.text)}</li>" for one in stated
+    )
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{html.escape(study.title)}</title><style>{_STYLE}</style></head><body>
+<h1>{html.escape(study.title)}</h1>
+<p class="soft">{done} of {runs} runs of {len(study.cells)} cells are done; they took
+{format_seconds(seconds)} of wall time, evaluations included. Every sentence below is made by a rule
+from the figures (webssl_jax/study/findings.py).</p>
+<h2>What it shows</h2><ul>{items or "<li>No finding is asked.</li>"}</ul>
+<h2>Figures</h2><div class="scroll">{drawn or "<p>Nothing is measured yet.</p>"}</div>
+<p class="soft">Small dots are runs, large ones means over seeds; a line is the least-squares fit
+over the logarithm; broken lines are features that need no training.</p>
+<h2>Cells</h2><div class="scroll">{_table(groups)}</div>
+<p class="soft">Mean over seeds ± standard deviation between them. runs.csv and runs.json hold every
+run with every metric, findings.json the intervals.</p>
+</body></html>
+"""
+
+
+def _table(groups: Sequence[Group]) -> str:
+    metrics = results.headlines(groups)
+    heads = ["cell", "parameters", "images seen", "seeds", *metrics, "time a run"]
+    lines = []
+    for metric_levels in _levels(groups, metrics).items():
+        name, levels = metric_levels
+        cells = [name, "", "", "", *(levels.get(m, "") for m in metrics), ""]
+        lines.append(cells)
+    for group in groups:
+        cell = group.cell
+        cells = [cell.name, f"{cell.parameters:,}", f"{cell.images:,}", str(len(group.runs))]
+        for metric in metrics:
+            figures = group.figures(metric)
+            spread = f" ± {figures.std(ddof=1):.3f}" if len(figures) > 1 else ""
+            cells.append(f"{figures.mean():.3f}{spread}" if len(figures) else "")
+        cells.append(format_seconds(float(np.mean([run.seconds for run in group.runs]))))
+        lines.append(cells)
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in line) + "</tr>"
+        for line in lines
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _levels(groups: Sequence[Group], metrics: Sequence[str]) -> dict[str, dict[str, str]]:
+    out: dict[str, dict[str, str]] = {}
+    for metric in metrics:
+        for name, value in results.baselines(groups, metric).items():
+            out.setdefault(name, {})[metric] = f"{value:.3f}"
+    return out

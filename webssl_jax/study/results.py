@@ -1,0 +1,120 @@
+"""What the runs of a study left in their workdirs, as rows of one table."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from webssl_jax.config import UserError
+from webssl_jax.evaluators import outcome
+from webssl_jax.evaluators.outcome import Outcome
+from webssl_jax.study.cells import Cell, Run, Study
+from webssl_jax.study.runner import is_done
+from webssl_jax.telemetry.goodput import seconds_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A run that is done: its outcomes by row, and the seconds that it ran, evaluations included,
+    over all starts."""
+
+    run: Run
+    outcomes: dict[str, Outcome]
+    seconds: float
+
+    def figure(self, metric: str) -> float | None:
+        """Of ``ROW/METRIC``."""
+        row, _, name = metric.partition("/")
+        return self.outcomes[row].metrics.get(name) if row in self.outcomes else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """A cell with its runs that are done."""
+
+    cell: Cell
+    runs: tuple[Measured, ...]
+
+    def figures(self, metric: str) -> np.ndarray:
+        """(runs,) of ``ROW/METRIC``; (0,) where it was not measured."""
+        found = [run.figure(metric) for run in self.runs]
+        return np.array([value for value in found if value is not None])
+
+    def outcomes(self, row: str) -> list[Outcome]:
+        return [run.outcomes[row] for run in self.runs if row in run.outcomes]
+
+
+def read(study: Study, folder: Path) -> list[Group]:
+    """The cells of which at least one run is done.
+
+    Raises:
+      UserError: for an outcome that cannot be read.
+    """
+    found: dict[str, list[Measured]] = {cell.name: [] for cell in study.cells}
+    for run in study.runs(folder):
+        try:
+            if not is_done(run):
+                continue
+        except UserError:
+            continue  # of other settings: the runner names it
+        outcomes = outcome.read_rows(run.workdir / "eval", run.cell.steps)
+        found[run.cell.name].append(Measured(run, outcomes, seconds_of(run.workdir)))
+    return [Group(cell, tuple(runs)) for cell in study.cells if (runs := found[cell.name])]
+
+
+def headlines(groups: Sequence[Group]) -> list[str]:
+    """``ROW/METRIC`` of all, in the order of the rows."""
+    names: dict[str, None] = {}
+    for group in groups:
+        for run in group.runs:
+            for row, one in run.outcomes.items():
+                names |= {f"{row}/{metric}": None for metric in one.headline}
+    return list(names)
+
+
+def baselines(groups: Sequence[Group], metric: str) -> dict[str, float]:
+    """{chance or trivial features: figure}, of the first group that has them."""
+    row, _, name = metric.partition("/")
+    for group in groups:
+        for one in group.outcomes(row):
+            found = {key: x.metrics[name] for key, x in one.baselines.items() if name in x.metrics}
+            if not found and name in one.chance:
+                found = {"chance": one.chance[name]}
+            if found:
+                return found
+    return {}
+
+
+def rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """One a run, plain values."""
+    out = []
+    for group in groups:
+        cell = group.cell
+        for one in group.runs:
+            row: dict[str, Any] = {"cell": cell.name, "seed": one.run.seed, **cell.labels}
+            row |= {"parameters": cell.parameters, "images": cell.images, "seconds": one.seconds}
+            for name, found in one.outcomes.items():
+                row |= {f"{name}/{metric}": value for metric, value in found.metrics.items()}
+            out.append(row)
+    return out
+
+
+def as_csv(table: Sequence[dict[str, Any]]) -> str:
+    """With a column for every key of any row."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in table for key in row)))
+    writer.writeheader()
+    writer.writerows(table)
+    return text.getvalue()
+
+
+def as_json(table: Sequence[dict[str, Any]]) -> str:
+    lines = ",\n".join(json.dumps(row) for row in table)
+    return f"[\n{lines}\n]\n"
