@@ -504,3 +504,16 @@ def test_the_papers_web_mae_recipe():
     assert configs.steps(stock.optim, "warmup", stock) / configs.total_steps(
         stock
     ) == pytest.approx(0.05, rel=1e-3)
+
+
+def test_the_size_of_a_view_may_be_a_side_or_two_and_is_the_same_after_json():
+    spec = "configs/web_mae.py:size=tiny"
+    for text, size in (("64", 64), ("32,64", (32, 64)), ("(32, 64)", (32, 64))):
+        config = configs.load(spec, [f"method.view.image_size={text}"])
+        method = methods.create(config)
+        assert method.view.image_size == size
+        again = configs.from_resolved(json.loads(json.dumps(configs.resolved(config))))
+        assert methods.create(again) == method
+    for text in ("wide", "32,64,3", "0,32", "1.5", "-8"):
+        with pytest.raises(ConfigError, match="image_size = "):
+            methods.create(configs.load(spec, [f"method.view.image_size={text}"]))

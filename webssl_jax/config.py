@@ -45,6 +45,8 @@ DURATIONS = {
 LR_SCHEDULES = ("cosine", "constant")
 # name -> factor of the peak learning rate, from global_batch / optim.lr_batch
 LR_SCALINGS = {"linear": lambda ratio: ratio, "sqrt": math.sqrt, "none": lambda ratio: 1.0}
+# The side of a square, or (height, width).
+_SIZES = ("method.view.image_size", "method.view.global_size", "method.view.local_size")
 # Keys that change memory and speed and not results.
 COSTS = (
     "model.remat",
@@ -251,6 +253,10 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Sequence[str])
                 f"--config.{path}: is a group of keys ({', '.join(sorted(node[name]))}), not a "
                 "value"
             )
+        if path in _SIZES:  # the method says what they may be
+            with node.ignore_type():
+                node[name] = _parse(f"--config.{path}", text, None)
+            continue
         node[name] = _parse(f"--config.{path}", text, node[name])
 
 

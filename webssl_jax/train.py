@@ -299,7 +299,8 @@ class _Evaluations:
                 found, failure = error.found, error
             self._outcomes |= found
             row = suite.metrics(found)
-            log.info("step %d: %s", step, tables.line(found))
+            if found:
+                log.info("step %d: %s", step, tables.line(found))
         if self.draws(step):
             drawn = self._pictures.draw(model, f"step {step:,}")
             if self._own:

@@ -1,15 +1,17 @@
 """Views: the images of torchvision."""
 
+import io
 import json
 import pathlib
 import pickle
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.data.image_shards import encode_image, smooth_image
 from webssl_jax.data import views
-from webssl_jax.data.decode import DecodeError, open_image
+from webssl_jax.data.decode import DecodeError, open_image, ratio_of
 from webssl_jax.data.views import Preprocess, RandomResizedCropView
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -77,6 +79,27 @@ def test_the_smallest_decode_that_serves_the_crop_is_taken(size):
             assert min(w, h) / reduction >= size
         if reduction < 8:
             assert min(w, h) / (2 * reduction) < size * 1.03  # whole pixels are asked for
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_crop_that_is_no_square_keeps_the_shape_of_things(orientation):
+    """Of an image of that shape the largest crop is all of it: PIL's resize of the whole, to a grey
+    level or two. Orientation 6: the file lies on its side."""
+    image = Image.fromarray(smooth_image(np.random.default_rng(0), 128, 64))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = image.transpose(Image.Transpose.ROTATE_90) if orientation == 6 else image
+    stream = io.BytesIO()
+    stored.save(stream, "PNG", exif=exif)
+    view = RandomResizedCropView((16, 32), scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
+    made = view(stream.getvalue(), np.random.default_rng(0))["image"]
+    whole = np.asarray(image.resize((32, 16), Image.Resampling.BICUBIC))
+    assert np.abs(made.astype(int) - whole).max() <= 2
+    for size, low, high in (((16, 32), 1.5, 8 / 3), ((32, 16), 3 / 8, 2 / 3)):
+        _, _, w, h = views.sample_crop(
+            999, 999, (0.3, 0.3), ratio_of(size, (3 / 4, 4 / 3)), np.random.default_rng(1)
+        )
+        assert low - 0.01 < w / h < high + 0.01
 
 
 def test_a_view_is_a_function_of_bytes_and_generator_state():

@@ -289,6 +289,32 @@ def test_the_default_views_are_those_of_the_original():
     assert MICRO.train_view() == MultiCropView(**sides)
 
 
+def test_crops_that_are_no_squares_are_made_and_can_be_trained_on():
+    wide = dataclasses.replace(
+        MICRO,
+        encoder=dataclasses.replace(MICRO.encoder, image_size=(16, 64)),
+        view=View(global_size=(16, 64), local_size=(8, 24), local_count=3),
+    )
+    assert wide.view.global_size == (16, 64) and wide._grid == (2, 8)
+    stream = io.BytesIO()
+    Image.new("RGB", (90, 40), COLOUR).save(stream, "PNG")
+    made = wide.train_view()(stream.getvalue(), np.random.default_rng(0))
+    batch = wide.batch_spec(8)
+    assert {name: x.shape for name, x in made.items()} == {
+        "global_crops": (2, 16, 64, 3),
+        "local_crops": (3, 8, 24, 3),
+    }
+    assert all(batch[name].shape[1:] == x.shape for name, x in made.items())
+    key = jax.random.key(0)
+    variables = jax.eval_shape(lambda key: wide.init(key, batch), key)
+
+    def loss(params, teacher):
+        return wide.loss(params, teacher, {}, crops(0, wide, 8), key, VALUES).loss
+
+    grads = jax.eval_shape(jax.grad(loss), variables.params, variables.teacher)
+    assert paths.count(grads) == paths.count(variables.params)
+
+
 @pytest.mark.parametrize(
     "distortion, touched",
     [

@@ -271,15 +271,33 @@ def test_stochastic_depth_couples_the_images_of_a_batch_and_nothing_else_does(ma
     assert methods.create(made).couples_batch is True
 
 
-def test_views_give_what_the_batch_spec_promises(mae):
+@pytest.mark.parametrize("size", [32, (32, 64)])
+def test_views_give_what_the_batch_spec_promises(size):
+    made = methods.create(config(view={"image_size": size}))
     stream = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)).save(
         stream, "PNG"
     )
-    spec = mae.batch_spec(3)["image"]
-    view = mae.train_view()(stream.getvalue(), np.random.default_rng(0))
+    spec = made.batch_spec(3)["image"]
+    view = made.train_view()(stream.getvalue(), np.random.default_rng(0))
     assert view["image"].shape == spec.shape[1:] and view["image"].dtype == spec.dtype
-    assert mae.preprocess(stream.getvalue()).shape == spec.shape[1:]
+    assert made.preprocess(stream.getvalue()).shape == spec.shape[1:]
+    assert spec.shape[1:3] == (size if isinstance(size, tuple) else (size, size))
+    assert made.encoder.grid == (spec.shape[1] // 8, spec.shape[2] // 8)
+
+
+def test_a_wide_image_is_as_much_work_as_its_patches_and_its_loss_can_be_differentiated():
+    wide, square = (methods.create(config(view={"image_size": s})) for s in ((16, 64), 32))
+    assert wide.train_flops() == square.train_flops()
+    variables = jax.eval_shape(lambda key: wide.init(key, wide.batch_spec(2)), jax.random.key(0))
+    data = {"image": np.zeros((2, 16, 64, 3), np.uint8), "position": np.arange(2, dtype=np.int32)}
+
+    def loss(tree):
+        return wide.loss(tree, {}, {}, data, jax.random.key(0), {}).loss
+
+    assert params.count(jax.eval_shape(jax.grad(loss), variables.params)) == params.count(
+        variables.params
+    )
 
 
 def test_flops_of_the_300m_are_known():

@@ -75,6 +75,25 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\..*")
 
 Box = tuple[int, int, int, int]  # left, top, width, height, in pixels
+Size = int | tuple[int, ...]  # the side of a square, or (height, width), in pixels
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """(height, width)."""
+    height, width = size if isinstance(size, tuple) else (size, size)
+    return height, width
+
+
+def least_scale(size: Size, box: Box) -> float:
+    """What an image may be reduced to without leaving a crop of ``box`` short of pixels."""
+    height, width = sides(size)
+    return max(width / box[2], height / box[3])
+
+
+def ratio_of(size: Size, ratio: tuple[float, float]) -> tuple[float, float]:
+    """The aspects (width / height) of crops that ``size`` then stretches by ``ratio``."""
+    height, width = sides(size)
+    return ratio[0] * width / height, ratio[1] * width / height
 
 
 class DecodeError(ValueError):
@@ -147,17 +166,19 @@ class DecodedImage:
         turn = _TURNS.get(self.orientation)
         return self.pixels if turn is None else self.pixels.transpose(turn)
 
-    def crop(self, box: Box, size: int) -> Image.Image:
-        """A box of the true, upright image, resampled to ``size`` x ``size`` pixels.
+    def crop(self, box: Box, size: Size) -> Image.Image:
+        """A box of the true, upright image, resampled to ``size`` pixels.
 
         The crop comes before the resize, as in torchvision, so the filter does not see beyond the
         box. In a reduced image the box falls between pixels: the pixels it touches are cut out, and
         resampled from the exact place.
         """
         left, top, w, h = box
+        height, width = sides(size)
         stored_width, stored_height = self.width, self.height
         if self.orientation in _SWAPS_AXES:
             left, top, w, h = top, left, h, w
+            height, width = width, height
             stored_width, stored_height = stored_height, stored_width
         if self.orientation in _MIRRORS_X:
             left = stored_width - left - w
@@ -167,7 +188,7 @@ class DecodedImage:
         x0, y0 = math.floor(exact[0]), math.floor(exact[1])
         image = self.pixels.crop((x0, y0, math.ceil(exact[2]), math.ceil(exact[3])))
         inner = CropBox(exact[0] - x0, exact[1] - y0, exact[2] - exact[0], exact[3] - exact[1])
-        resized = Image.new("RGB", (size, size))
+        resized = Image.new("RGB", (width, height))
         # A resizer of its own for each call: one cannot serve two threads at once.
         Resizer().resize_pil(image, resized, ResizeOptions(_BICUBIC, crop_box=inner))
         turn = _TURNS.get(self.orientation)

@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from webssl_jax.data.decode import open_image
+from webssl_jax.data.decode import Size, least_scale, open_image, ratio_of, sides
 from webssl_jax.data.photometric import Distortion
 from webssl_jax.data.views import sample_crop
 
@@ -27,14 +27,15 @@ BLUR_AS_WRITTEN = (1.0, 0.1, 0.5)
 class MultiCropView:
     """Two global and ``local_count`` local crops, each drawn from the whole image.
 
-    ``global_scale`` and ``local_scale`` bound a crop's share of the image area, ``ratio`` its
-    width/height; ``flip`` is the probability of a left-right flip of a crop. ``distortion`` holds
-    what all crops share; its ``blur`` and ``solarize`` are replaced by those given here for the
-    first global, the second global and the local crops.
+    Sizes are the side of a square or (height, width). ``global_scale`` and ``local_scale`` bound a
+    crop's share of the image area, ``ratio`` its width/height over that of its size; ``flip`` is
+    the probability of a left-right flip of a crop. ``distortion`` holds what all crops share; its
+    ``blur`` and ``solarize`` are replaced by those given here for the first global, the second
+    global and the local crops.
     """
 
-    global_size: int = 224
-    local_size: int = 98
+    global_size: Size = 224
+    local_size: Size = 98
     local_count: int = 8
     global_scale: tuple[float, float] = (0.32, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.32)
@@ -47,11 +48,11 @@ class MultiCropView:
     def __post_init__(self) -> None:
         if self.local_count < 0:
             raise ValueError(f"MultiCropView: local_count {self.local_count} is below 0")
-        if (least := min(self.global_size, self.local_size)) < 5:
+        if (least := min(*sides(self.global_size), *sides(self.local_size))) < 5:
             raise ValueError(f"MultiCropView: crops of {least} pixels are too small to be blurred")
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """``{"global_crops": (2, G, G, 3), "local_crops": (local_count, L, L, 3)}``, uint8; without
+        """``{"global_crops": (2, *G, 3), "local_crops": (local_count, *L, 3)}``, uint8; without
         local crops the first alone.
 
         Raises:
@@ -60,9 +61,12 @@ class MultiCropView:
         opened = open_image(data)
         sizes = [self.global_size] * 2 + [self.local_size] * self.local_count
         scales = [self.global_scale] * 2 + [self.local_scale] * self.local_count
-        boxes = [sample_crop(opened.width, opened.height, s, self.ratio, rng) for s in scales]
+        boxes = [
+            sample_crop(opened.width, opened.height, scale, ratio_of(size, self.ratio), rng)
+            for size, scale in zip(sizes, scales, strict=True)
+        ]
         # One decode serves all crops: at the least scale that leaves none of them short of pixels.
-        decoded = opened.decode(max(size / min(box[2:]) for size, box in zip(sizes, boxes)))
+        decoded = opened.decode(max(map(least_scale, sizes, boxes)))
         *globals_, local = (
             dataclasses.replace(self.distortion, blur=blur, solarize=solarize)
             for blur, solarize in zip(self.blur, self.solarize, strict=True)

@@ -17,7 +17,17 @@ from PIL import Image
 
 from webssl_jax.colours import IMAGENET_MEAN, IMAGENET_STD
 from webssl_jax.colours import check as check_colours
-from webssl_jax.data.decode import MAX_PIXELS, Box, DecodeError, decode_image, open_image
+from webssl_jax.data.decode import (
+    MAX_PIXELS,
+    Box,
+    DecodeError,
+    Size,
+    decode_image,
+    least_scale,
+    open_image,
+    ratio_of,
+    sides,
+)
 from webssl_jax.data.records import Record
 
 INTERPOLATIONS = {
@@ -72,28 +82,30 @@ class RecordView(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class RandomResizedCropView:
-    """One random crop, resized to a square, and maybe flipped: all that MAE does, and, with
-    ``scale`` (0.9, 1) and ``flip`` 0, all that MetaCLIP does to its images.
+    """One random crop, resized, and maybe flipped: all that MAE does, and, with ``scale`` (0.9, 1)
+    and ``flip`` 0, all that MetaCLIP does to its images.
 
-    ``scale`` bounds the crop's share of the image area, ``ratio`` its width/height, ``flip`` is
-    the probability of a left-right flip.
+    ``size`` is the side of a square or (height, width), ``scale`` bounds the crop's share of the
+    image area, ``ratio`` its width/height over that of ``size``, ``flip`` is the probability of a
+    left-right flip.
     """
 
-    size: int
+    size: Size
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """``{"image": (size, size, 3) uint8}``.
+        """``{"image": (height, width, 3) uint8}``.
 
         Raises:
           DecodeError: if the image cannot be decoded.
         """
         opened = open_image(data)
-        box = sample_crop(opened.width, opened.height, self.scale, self.ratio, rng)
+        ratio = ratio_of(self.size, self.ratio)
+        box = sample_crop(opened.width, opened.height, self.scale, ratio, rng)
         flip = rng.random() < self.flip
-        decoded = opened.decode(scale=max(self.size / box[2], self.size / box[3]))
+        decoded = opened.decode(scale=least_scale(self.size, box))
         image = decoded.crop(box, self.size)
         if flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -123,7 +135,7 @@ class Preprocess:
     interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
-        if min(self.shape) < 1 or len(self.shape) != 2:
+        if isinstance(self.size, tuple) and len(self.size) != 2 or min(self.shape) < 1:
             raise ValueError(f"Preprocess: size = {self.size} must be at least 1, or two sides")
         if self.shape[0] == self.shape[1]:
             object.__setattr__(self, "size", self.shape[0])  # one way to say it
@@ -139,7 +151,14 @@ class Preprocess:
     @property
     def shape(self) -> tuple[int, ...]:
         """(height, width) in pixels."""
-        return self.size if isinstance(self.size, tuple) else (self.size,) * 2
+        return sides(self.size)
+
+    @classmethod
+    def of_view(cls, size: Size, mean: tuple[float, ...], std: tuple[float, ...]) -> Preprocess:
+        """For a network that was trained on crops of ``size``: the centre of the image for a
+        square; for others the whole image, stretched."""
+        height, width = sides(size)
+        return cls(size, with_margin(height) if height == width else None, mean, std)
 
     def __call__(self, data: bytes | Image.Image) -> np.ndarray:
         """(*shape, 3) uint8 of an encoded image, or of an RGB one.

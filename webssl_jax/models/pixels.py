@@ -9,20 +9,30 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def check_crop(image_size: int, scale_min: float, scale_max: float) -> None:
-    """Refuses a random resized crop to ``image_size`` pixels of an area share between the two
-    scales that cannot be.
+def check_crop(image_size: int | tuple[int, ...], scale_min: float, scale_max: float) -> None:
+    """Refuses a random resized crop to ``image_size`` pixels (of a side, or height and width) of an
+    area share between the two scales that cannot be.
 
     Raises:
       ValueError: naming what is out of range.
     """
-    if image_size < 1:
-        raise ValueError(f"image_size = {image_size} must be at least 1")
+    check_size("image_size", image_size)
     if not 0 < scale_min <= scale_max <= 1:
         raise ValueError(
             f"scale_min = {scale_min}, scale_max = {scale_max}: must satisfy "
             "0 < scale_min <= scale_max <= 1"
         )
+
+
+def check_size(name: str, size: int | tuple[int, ...]) -> None:
+    """Refuses what is neither a side nor (height, width).
+
+    Raises:
+      ValueError: naming it.
+    """
+    both = size if isinstance(size, tuple) else (size, size)
+    if len(both) != 2 or min(both) < 1:
+        raise ValueError(f"{name} = {size} must be at least 1, or two sides")
 
 
 def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:

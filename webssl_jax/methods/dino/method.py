@@ -27,9 +27,10 @@ import numpy as np
 from einops import rearrange, repeat
 
 from webssl_jax import colours
+from webssl_jax.data.decode import Size, sides
 from webssl_jax.data.multicrop import MultiCropView
 from webssl_jax.data.photometric import Distortion
-from webssl_jax.data.views import Preprocess, with_margin
+from webssl_jax.data.views import Preprocess
 from webssl_jax.methods import losses
 from webssl_jax.methods.base import LossOutput, Params, Schedule, Variables
 from webssl_jax.methods.dino import prototypes
@@ -54,17 +55,18 @@ _HIDDEN_GREY = 128  # what a masked patch looks like in a picture
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """The crops: two of ``global_size`` and ``local_count`` of ``local_size`` pixels, each with an
-    area share between its two scales, flipped and distorted as in ``data/multicrop.py``. Colour
-    jitter and greyscale have one probability for all crops; ``blur`` and ``solarize`` have three:
-    for the first global, the second global and the local crops.
+    """The crops: two of ``global_size`` and ``local_count`` of ``local_size`` pixels (the side of a
+    square, or (height, width)), each with an area share between its two scales, flipped and
+    distorted as in ``data/multicrop.py``. Colour jitter and greyscale have one probability for all
+    crops; ``blur`` and ``solarize`` have three: for the first global, the second global and the
+    local crops.
 
     Raises:
       ValueError: when a field is out of range.
     """
 
-    global_size: int = 224
-    local_size: int = 98
+    global_size: Size = 224
+    local_size: Size = 98
     local_count: int = 8
     global_scale: tuple[float, ...] = (0.32, 1.0)
     local_scale: tuple[float, ...] = (0.05, 0.32)
@@ -75,9 +77,10 @@ class View:
     solarize: tuple[float, ...] = (0.0, 0.2, 0.0)
 
     def __post_init__(self) -> None:
-        for name, least in (("global_size", 1), ("local_size", 1), ("local_count", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least {least}")
+        for name in ("global_size", "local_size"):
+            pixels.check_size(name, getattr(self, name))
+        if self.local_count < 0:
+            raise ValueError(f"local_count = {self.local_count} must be at least 0")
         for name in ("global_scale", "local_scale"):
             scale = getattr(self, name)
             if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
@@ -174,7 +177,7 @@ class DINO:
 
     def __post_init__(self) -> None:
         colours.check(self.mean, self.std)
-        self.encoder.grid_of(self.view.local_size, self.view.local_size)
+        self.encoder.grid_of(*sides(self.view.local_size))
         if self.encoder.pooling != "cls":
             raise ValueError(f"pooling = {self.encoder.pooling!r}: the heads need 'cls'")
         if not self.encoder.mask_token:
@@ -201,7 +204,7 @@ class DINO:
 
     @property
     def _grid(self) -> tuple[int, int]:
-        return self.encoder.grid_of(self.view.global_size, self.view.global_size)
+        return self.encoder.grid_of(*sides(self.view.global_size))
 
     @property
     def _patches(self) -> int:
@@ -216,9 +219,9 @@ class DINO:
     def init(self, rng: jax.Array, batch_spec: Mapping[str, jax.ShapeDtypeStruct]) -> Variables:
         """A fresh student, its copy as teacher, and in ``aux`` the centres where they are used."""
         encoder_rng, dino_rng, ibot_rng = jax.random.split(rng, 3)
-        side = self.view.global_size
         token = jnp.zeros((1, self.encoder.width))
-        encoder = ViT(self.encoder).init(encoder_rng, jnp.zeros((1, side, side, 3)))
+        image = jnp.zeros((1, *sides(self.view.global_size), 3))
+        encoder = ViT(self.encoder).init(encoder_rng, image)
         params = {
             "encoder": encoder["params"],
             "dino_head": Head(self.dino_head).init(dino_rng, token)["params"],
@@ -400,14 +403,13 @@ class DINO:
 
     @property
     def preprocess(self) -> Preprocess:
-        size = self.view.global_size
-        return Preprocess(size, with_margin(size), self.mean, self.std)
+        return Preprocess.of_view(self.view.global_size, self.mean, self.std)
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         v = self.view
         return {
-            name: jax.ShapeDtypeStruct((batch, count, side, side, 3), jnp.uint8)
-            for name, count, side in (
+            name: jax.ShapeDtypeStruct((batch, count, *sides(size), 3), jnp.uint8)
+            for name, count, size in (
                 ("global_crops", GLOBAL_CROPS, v.global_size),
                 ("local_crops", v.local_count, v.local_size),
             )
@@ -484,8 +486,9 @@ class DINO:
         e, group = self.encoder, self.group_images
         values = e.patch_size**2 * 3
 
-        def trunk(side: int, count: int, rate: float) -> float:
-            patches = (side // e.patch_size) ** 2
+        def trunk(size: Size, count: int, rate: float) -> float:
+            h, w = e.grid_of(*sides(size))
+            patches = h * w
             kept = subset_size(count * group, rate) / (count * group) if rate else 1.0
             blocks = e.block_flops(1 + patches + e.num_registers)
             return count * (2.0 * patches * values * e.width + kept * blocks)

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from webssl_jax import colours
-from webssl_jax.data.views import Preprocess, RandomResizedCropView, with_margin
+from webssl_jax.data.decode import Size, sides
+from webssl_jax.data.views import Preprocess, RandomResizedCropView
 from webssl_jax.methods import losses, masking
 from webssl_jax.methods.base import LossOutput, Params, Schedule, Variables
 from webssl_jax.methods.vitals import Alarm, Limit, Sign, Vitals
@@ -34,15 +35,15 @@ from webssl_jax.optim.tables import Tables
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """The augmentation: a random resized crop of ``image_size`` pixels over an area share between
-    ``scale_min`` and ``scale_max``, then a horizontal flip with probability ``hflip``. Nothing else
-    (MAE's own recipe).
+    """The augmentation: a random resized crop of ``image_size`` pixels (the side of a square, or
+    (height, width)) over an area share between ``scale_min`` and ``scale_max``, then a horizontal
+    flip with probability ``hflip``. Nothing else (MAE's own recipe).
 
     Raises:
       ValueError: when a field is out of range.
     """
 
-    image_size: int = 224
+    image_size: Size = 224
     scale_min: float = 0.2
     scale_max: float = 1.0
     hflip: float = 0.5
@@ -123,7 +124,7 @@ class MAE:
         colours.check(self.mean, self.std)
         if self.encoder.pooling != "cls":
             raise ValueError(f"pooling = {self.encoder.pooling!r}: the decoder needs 'cls'")
-        grid = self.encoder.grid_of(self.view.image_size, self.view.image_size)
+        grid = self.encoder.grid_of(*sides(self.view.image_size))
         visible_count(grid[0] * grid[1], self.mask_ratio)
         if self.decoder.patch_size != self.encoder.patch_size:
             raise ValueError(
@@ -190,12 +191,11 @@ class MAE:
 
     @property
     def preprocess(self) -> Preprocess:
-        size = self.view.image_size
-        return Preprocess(size, with_margin(size), self.mean, self.std)
+        return Preprocess.of_view(self.view.image_size, self.mean, self.std)
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        side = self.view.image_size
-        return {"image": jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8)}
+        shape = (batch, *sides(self.view.image_size), 3)
+        return {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}
 
     def schedules(self, total_steps: int, global_batch: int) -> dict[str, Schedule]:
         return {}
@@ -233,7 +233,7 @@ class MAE:
         """Three times the forward matrix products: what is visible through the encoder, all through
         the decoder."""
         e, d = self.encoder, self.decoder
-        h, w = e.grid_of(self.view.image_size, self.view.image_size)
+        h, w = e.grid_of(*sides(self.view.image_size))
         patches, values = h * w, e.patch_size**2 * 3
         visible = visible_count(patches, self.mask_ratio)
         forward = 2.0 * visible * values * e.width + e.block_flops(1 + visible + e.num_registers)
