@@ -83,14 +83,14 @@ def test_one_and_two_processes_continue_each_other_whatever_ended_them(tmp_path,
     # train_together waits. Of the first, which holds the coordination service, jax itself notices.
     first, second = slice(0, 1), slice(1, 2)
     (left,) = runner.train_together(tmp_path, 2, 1, {}, 4, to=second, wait_for=first)
-    assert left.code == 75 and "Traceback" not in left.output, left.output
+    assert left.code in (75, -6) and "Traceback" not in left.output, left.output
     assert max(runner.losses(tmp_path)) < 12
 
     # One process goes on, then two; then a part cannot be read, by one of them alone.
     runner.train_together(tmp_path, 1, 1, {}, 7)
     (left,) = runner.train_together(tmp_path, 2, 1, {}, 10, to=first, wait_for=second)
     assert left.code == 75 and "Traceback" not in left.output, left.output
-    assert left.output.splitlines()[-1].startswith("error: ")
+    assert re.search("^error: .* was killed, or its machine is gone", left.output, re.MULTILINE)
     checkpoints = tmp_path / "checkpoints"
     newest = max(int(p.name) for p in checkpoints.iterdir() if p.name.isdigit())
     parts = list((checkpoints / str(newest) / "state" / "ocdbt.process_1" / "d").iterdir())

@@ -154,7 +154,12 @@ class Preprocess:
         return sides(self.size)
 
     @classmethod
-    def of_view(cls, size: Size, mean: tuple[float, ...], std: tuple[float, ...]) -> Preprocess:
+    def of_view(
+        cls,
+        size: Size,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+    ) -> Preprocess:
         """For a network that was trained on crops of ``size``: the centre of the image for a
         square; for others the whole image, stretched."""
         height, width = sides(size)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from webssl_jax.data.views import Preprocess, with_margin
+from webssl_jax.data.views import Preprocess
 from webssl_jax.models import clip
 from webssl_jax.models.decoder import MAEDecoder
 from webssl_jax.models.heads import Head, HeadConfig
@@ -52,10 +52,9 @@ class Networks:
     def __post_init__(self) -> None:
         if self.encoder is None:
             return
-        preprocess, side = self.preprocess, self.encoder.image_size
+        preprocess = self.preprocess
         if preprocess is None:
-            margin = with_margin(side) if isinstance(side, int) else None
-            preprocess = Preprocess(side, margin)
+            preprocess = Preprocess.of_view(self.encoder.image_size)
             object.__setattr__(self, "preprocess", preprocess)
         self.encoder.grid_of(*preprocess.shape)
         if self.decoder:

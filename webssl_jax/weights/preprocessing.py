@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from webssl_jax import colours
-from webssl_jax.data.views import Preprocess, with_margin
+from webssl_jax.data.views import Preprocess
 from webssl_jax.weights.stored import WeightsError, shown
 
 _PIL = {"bicubic": 3, "bilinear": 2, "lanczos": 1}
@@ -52,7 +52,7 @@ def default(size: int | tuple[int, ...], towers: str = "") -> Preprocess:
         return Preprocess(size, side, colours.CLIP_MEAN, colours.CLIP_STD)
     if towers == "siglip":
         return Preprocess(size, None, colours.SIGLIP_MEAN, colours.SIGLIP_STD)
-    return Preprocess(size, side and with_margin(side))
+    return Preprocess.of_view(size)
 
 
 def of_transformers(file: Any, given: Mapping[str, Any], otherwise: Preprocess) -> Preprocess:
