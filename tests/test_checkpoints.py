@@ -418,6 +418,15 @@ def test_what_fails_on_one_process_alone_ends_all(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError):  # its own, whatever it is
         with distributed.error_barrier():
             open(tmp_path / "none")
+    # What may pass ends all with 75: so a process says of a disk that fails, as the first here.
+    sent = []
+    monkeypatch.setattr(distributed, "gather", lambda code: sent.append(code) or np.array([code]))
+    failing = OSError(errno.EROFS, os.strerror(errno.EROFS))
+    with pytest.raises(OSError) as caught, distributed.error_barrier():
+        raise failing
+    assert sent == [75] and caught.value is failing
+    assert distributed.is_raised_on_all(failing) and not distributed.is_raised_on_all(OSError())
+    monkeypatch.setattr(distributed, "gather", lambda flag: np.array([True, flag]))
     checkpointer, state = Checkpointer.__new__(Checkpointer), make((1, 1, 1))[0]
     checkpointer.directory = tmp_path
     checkpointer._manager = types.SimpleNamespace(all_steps=list)

@@ -251,7 +251,7 @@ class Suite:
                 found[name] = made
         found = {name: found[name] for name in known if name in found}
         if failed:
-            raise failure(found, failed)
+            distributed.raise_together(failure(found, failed))
         self._cache.forget(model)
         return found
 

@@ -216,7 +216,7 @@ def raise_on_all(error: Exception | None) -> None:
         if codes.any():
             first = int(np.flatnonzero(codes)[0])
             kind = TransientError if codes[first] == cli.EXIT_RESTART else UserError
-            _end_all(error or kind(f"process {first} stopped: see its line"))
+            raise_together(error or kind(f"process {first} stopped: see its line"))
     if error is not None:
         raise error
 
@@ -234,7 +234,7 @@ def is_raised_on_all(error: BaseException) -> bool:
     return jax.process_count() == 1 or error is _raised_on_all
 
 
-def _end_all(error: Exception) -> NoReturn:
+def raise_together(error: Exception) -> NoReturn:
     """Raises an error that all processes raise at the same place: none must tell the others."""
     global _raised_on_all
     _raised_on_all = error
@@ -261,7 +261,7 @@ def check_same(settings: Mapping[str, str]) -> None:
     (first_host, first), index = everyone[0], int((digests != digests[0]).any(axis=1).argmax())
     other_host, other = everyone[index]
     name = next(name for name in sorted({*first, *other}) if first.get(name) != other.get(name))
-    _end_all(
+    raise_together(
         UserError(
             f"{name} is {other.get(name, 'not there')} on process {index} (host {other_host}) and "
             f"{first.get(name, 'not there')} on process 0 (host {first_host}); start all processes "
