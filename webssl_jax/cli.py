@@ -59,10 +59,11 @@ class ArgumentParser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"no such choice {value!r}; {hint}")
 
     def parse_with_overrides(
-        self, argv: list[str] | None = None, prefix: str = "--config."
+        self, argv: list[str] | None = None, prefix: str | tuple[str, ...] = "--config."
     ) -> tuple[argparse.Namespace, list[str]]:
         """Parses flags and splits off ``--config.a.b=c``, with this ``prefix``, as the override
-        ``a.b=c``."""
+        ``a.b=c``. Of several prefixes overrides keep theirs: ``config.a.b=c``."""
+        cut = len(prefix) if isinstance(prefix, str) else len("--")
         args, unknown = self.parse_known_args(argv)
         overrides, others = [], []
         rest = iter(unknown)
@@ -70,12 +71,12 @@ class ArgumentParser(argparse.ArgumentParser):
             if not item.startswith(prefix):
                 others.append(item)
             elif "=" in item:
-                overrides.append(item.removeprefix(prefix))
+                overrides.append(item[cut:])
             else:  # --config.a.b c
                 value = next(rest, None)
                 if value is None or value.startswith("--"):
                     self.error(f"{item}: give a value")
-                overrides.append(f"{item.removeprefix(prefix)}={value}")
+                overrides.append(f"{item[cut:]}={value}")
         if others:
             self.error(f"unrecognized arguments: {' '.join(others)}")
         return args, overrides

@@ -72,8 +72,8 @@ def abstract(method: Method, optimizer: Optimizer, seed: int, batch: int, mesh: 
     )
 
 
-def device_bytes(state: TrainState) -> int:
-    """Bytes that each device holds of a sharded state, abstract or not."""
+def device_bytes(state: Any) -> int:
+    """Bytes that each device holds of a sharded state or another tree, abstract or not."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(state)

@@ -15,7 +15,8 @@ from webssl_jax.config import UserError
 from webssl_jax.data import records
 from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.data.views import Preprocess
-from webssl_jax.evaluators.fit import Cached, Grid, Images, Recipe, fit
+from webssl_jax.evaluators.batches import Cached, Images
+from webssl_jax.evaluators.fit import Grid, Recipe, fit
 from webssl_jax.models.features import Want
 from webssl_jax.optim.schedules import warmup_cosine
 

@@ -28,7 +28,8 @@ from webssl_jax.evaluators.probes import imagenet, linear, logistic
 from webssl_jax.evaluators.probes.heads import AttentionPool, BatchNormLinear, CrossEntropy, See
 from webssl_jax.evaluators.probes.labelled import LabelledPair
 from webssl_jax.evaluators.probes.linear import Linear
-from webssl_jax.evaluators.probes.trained import Judged, best, mean_per_class
+from webssl_jax.evaluators.probes.judging import Judged, mean_per_class
+from webssl_jax.evaluators.probes.trained import best
 from webssl_jax.evaluators.suite import Suite
 from webssl_jax.models.features import Features, Want
 
@@ -178,7 +179,7 @@ def judged(shards, tmp_path_factory):
     """Of features (600, d), labels and true labels the outcome; the last 200 are for the test."""
     options = Linear.Options(**shards, iterations=40, batch=64, rates="paper")
     probe, cache = Linear(options), Cache(tmp_path_factory.mktemp("cache"), BATCH, 2)
-    trial = probe.trial(Want(blocks=(0,)), 4, 400)
+    trial = probe.trial(options, Want(blocks=(0,)), 4, 400)
 
     def run(x, labels, truth):
         problem = problem_of(labels[:400], truth[400:], 4)

@@ -31,6 +31,9 @@ class Evaluation(Protocol):
       needs: what a model must have: ``features``, ``texts``.
     data: a fingerprint of the records it judges by; an outcome of others is not taken for done.
 
+      A kind that does more on devices than have those features made may say so by a class method
+      ``work(options, model, size)``, for ``plan``: see ``work.py``.
+
       It is made by ``Evaluation(options)``, which opens its data and raises UserError for data from
       which no figure can come.
     """

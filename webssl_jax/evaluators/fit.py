@@ -32,7 +32,7 @@ A head for dense outputs, with BatchNorm, on a loss that leaves pixels out:
         ...
 
     grid = Grid(PixelHead(150), see=lambda features: features.patches, loss=loss, rates=(1e-3,))
-    data = Images(model, source, view, Want(cls=False), batch=16, seed=0)
+    data = batches.Images(model, source, view, Want(cls=False), batch=16, seed=0)
     recipe = Recipe(40_000, poly, optimizer="adamw", decay=1e-4)    # poly: step -> factor
     fitted = fit({"lin": grid}, data, recipe, folder)
     params, stats = fitted.head("lin", 0)               # for PixelHead.apply(..., train=False)
@@ -51,10 +51,9 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,11 +62,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from webssl_jax import params as paths
 from webssl_jax.checkpoints import Checkpointer
-from webssl_jax.config import UserError
-from webssl_jax.data.pipeline import Source, TrainLoader, TrainView
-from webssl_jax.evaluators.features import Table
-from webssl_jax.model import Model
-from webssl_jax.models.features import Want
+from webssl_jax.evaluators.batches import Batch, Batches, Parts
 from webssl_jax.optim.schedules import Schedule
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.telemetry.progress import Progress
@@ -76,12 +71,9 @@ OPTIMIZERS = ("sgd", "adamw", "lars")
 TRUST = 0.001  # of LARS
 _WHOLE = 2**16  # numbers of a head's array below which every device has all of it
 _BIAS = "bias"
-_AHEAD = 2  # steps that the host may be ahead of the devices
-Batch = Mapping[str, jax.Array]
+AHEAD = 2  # steps that the host may be ahead of the devices
 Params = Any
 Stats = Any
-# A batch in parts, one behind the other along b: features, and what losses want besides.
-Parts = list[tuple[Any, Batch]]
 
 
 class Head(Protocol):
@@ -146,111 +138,6 @@ class Recipe:
             raise ValueError(f"optimizer = {self.optimizer!r} is not {', '.join(OPTIMIZERS)}")
         if self.steps < 1 or self.save_every < 1:
             raise ValueError("steps and save_every must be at least 1")
-
-
-class Batches(Protocol):
-    """Where batches come from. Batch k is a function of k alone, so that training goes on by its
-    step number."""
-
-    @property
-    def mesh(self) -> Mesh: ...
-
-    def start(self, step: int) -> Generator[Parts, None, None]:
-        """Batches from ``step`` on, on the devices, cut over the mesh. All processes call it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Images:
-    """Augmented images, whose features are made in passing.
-
-    view: gives ``image`` (H, W, 3) uint8, and whatever losses want besides. batch: images of an
-    update. a_call: images a call of the network at most; 0: all of them. targets:
-    {name: (records, ...)}, more that losses want, by the number of the record. The batch holds
-    ``substituted`` (b,) too: True where a damaged record's place is taken by another, so that its
-    targets are not to be used.
-
-    Raises:
-      UserError: for numbers that do not divide.
-    """
-
-    model: Model
-    source: Source
-    view: TrainView
-    want: Want
-    batch: int
-    seed: int
-    a_call: int = 0
-    targets: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    threads: int = 16
-
-    def __post_init__(self) -> None:
-        if self.batch % (shards := meshes.batch_shards(self.mesh)):
-            raise UserError(f"batch = {self.batch}: does not divide over {shards} devices")
-
-    @property
-    def mesh(self) -> Mesh:
-        """The model's."""
-        if self.model.mesh is None:
-            raise ValueError("the model's parameters lie on no mesh: see model.load")
-        return self.model.mesh
-
-    def start(self, step: int) -> Generator[Parts, None, None]:
-        """See :class:`Batches`."""
-        shards, most = meshes.batch_shards(self.mesh), self.a_call or self.batch
-        most = max(most, shards)
-        each = self.batch // shards  # of a shard
-        calls = next(n for n in range(1, each + 1) if each % n == 0 and each // n * shards <= most)
-        loader = TrainLoader(
-            self.source,
-            self.view,
-            global_batch=self.batch // calls,
-            seed=self.seed,
-            rows=meshes.local_rows(self.mesh, self.batch // calls),
-            start_step=step * calls,
-            threads=self.threads,
-        )
-        with loader:
-            while True:
-                yield [self._call(next(loader)) for _ in range(calls)]
-
-    def _call(self, rows: dict[str, np.ndarray]) -> tuple[Any, Batch]:
-        record = rows.pop("record")
-        rows |= {name: of_all[record] for name, of_all in self.targets.items()}
-        placed = meshes.to_global(rows, self.mesh)
-        return self.model.features(placed.pop("image"), self.want), placed
-
-
-@dataclasses.dataclass(frozen=True)
-class Cached:
-    """Features that are there already, in the order of a fixed shuffle; each epoch has its own.
-
-    features: {name: (n, ...)}, and targets: {name: (n, ...)}, in memory or on disk. seed: of the
-    shuffle.
-    """
-
-    features: Mapping[str, Table]
-    targets: Mapping[str, Table]
-    mesh: Mesh
-    batch: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        if self.batch % (shards := meshes.batch_shards(self.mesh)):
-            raise UserError(f"batch = {self.batch}: does not divide over {shards} devices")
-
-    def start(self, step: int) -> Generator[Parts, None, None]:
-        """See :class:`Batches`."""
-        count = len(next(iter(self.features.values())))
-        order = grain.MapDataset.range(count).seed(self.seed).shuffle().repeat(None)
-        own = meshes.local_rows(self.mesh, self.batch)
-        while True:
-            rows = np.array([order[int(step * self.batch + row)] for row in own], np.int64)
-            features, targets = (
-                meshes.to_global({name: x[rows] for name, x in given.items()}, self.mesh)
-                for given in (self.features, self.targets)
-            )
-            yield [(features, targets)]
-            step += 1
 
 
 Grids = tuple[tuple[str, Grid], ...]
@@ -354,23 +241,39 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(data.start(0)) as batches:
         features, _ = next(batches)[0]
-    seen = {name: jax.eval_shape(grid.see, features) for name, grid in named}
+    made = program(named, recipe, features, data.mesh, seed)
     del features  # they may be large
-    make = functools.partial(_start, named, recipe, seed, seen)
-    shapes = jax.eval_shape(make)
-    laid = _layout(shapes, data.mesh)
     with contextlib.closing(Checkpointer(folder, keep_last=1)) as checkpointer:
-        abstract = jax.tree.map(_with_sharding, shapes, laid)
-        saved = checkpointer.restore_newest(abstract._asdict())
-        state = State(**saved) if saved else jax.jit(make, out_shardings=laid)()
-        update = jax.jit(
-            functools.partial(_update, named, recipe),
-            donate_argnums=0,
-            out_shardings=(laid, meshes.replicated(data.mesh)),
-        )
+        saved = checkpointer.restore_newest(made.state._asdict())
+        state = State(**saved) if saved else made.start()
         with contextlib.closing(data.start(int(state.step))) as batches:
-            state = _train(state, update, batches, recipe, checkpointer)
+            state = _train(state, made.update, batches, recipe, checkpointer)
     return Fitted(named, state.params, state.stats)
+
+
+class Program(NamedTuple):
+    """What trains heads. state: shapes, types, and where they lie on devices. start: makes the
+    first state. update: jitted, (state, batch in parts) -> (state, a loss)."""
+
+    state: State
+    start: Callable[[], State]
+    update: Any
+
+
+def program(grids: Grids, recipe: Recipe, features: Any, mesh: Mesh, seed: int) -> Program:
+    """The training of ``grids`` on batches whose ``features`` are of these shapes and types;
+    nothing runs."""
+    seen = {name: jax.eval_shape(grid.see, features) for name, grid in grids}
+    make = functools.partial(_start, grids, recipe, seed, seen)
+    shapes = jax.eval_shape(make)
+    laid = _layout(shapes, mesh)
+    update = jax.jit(
+        functools.partial(_update, grids, recipe),
+        donate_argnums=0,
+        out_shardings=(laid, meshes.replicated(mesh)),
+    )
+    start = jax.jit(make, out_shardings=laid)
+    return Program(jax.tree.map(_with_sharding, shapes, laid), start, update)
 
 
 def _train(
@@ -388,7 +291,7 @@ def _train(
         state, done = update(state, next(batches))
         at += 1
         pending.append(done)
-        if len(pending) > _AHEAD:
+        if len(pending) > AHEAD:
             pending.popleft().block_until_ready()
         progress.update()
         if at % recipe.save_every == 0 or at == recipe.steps:

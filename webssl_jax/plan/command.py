@@ -5,7 +5,8 @@ can it be at best?
         [--search] [--save FILE] [--json] [--hlo FILE] [--option NAME=VALUE ...]
         [--config.key.path=value ...]
     python -m webssl_jax.plan --config configs/web_dino.py:size=7b,res=518 --slice v5e-64
-        --eval ROW [--evals configs/evals/NAME.py] [--images N] [--batch N]
+        --eval ROW [--evals configs/evals/NAME.py] [--images N] [--test-images N] [--classes N]
+        [--batch N] [--evals.ROW.key=value ...]
 
 Needs libtpu (pip install 'webssl_jax[plan]') and no TPU: the compiler runs on this machine's CPU,
 for a minute or ten. Exit codes: 0 it fits; 3 it does not; 2 bad input. What the figures mean and
@@ -24,15 +25,20 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from webssl_jax import cli, methods
+from webssl_jax import cli
 from webssl_jax import config as configs
 from webssl_jax.config import UserError
-from webssl_jax.plan import extraction, training
+from webssl_jax.plan import evaluation, training
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.sharding import slices
-from webssl_jax.weights.networks import Networks
 
 EXIT_DOES_NOT_FIT = 3
+_HELP = {
+    "images": "of the training set",
+    "test_images": "of the test set",
+    "classes": "of the labels",
+    "batch": "images a call, over all devices; rows that train on images may say another",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,12 +58,17 @@ def main(argv: list[str] | None = None) -> int:
         metavar="NAME=VALUE",
         help="of the compiler, besides or instead of those in sharding/compiler_options.py",
     )
-    group = parser.add_argument_group("features for an evaluation, instead of the train step")
+    group = parser.add_argument_group("a row of evaluations, instead of the train step")
     group.add_argument("--eval", metavar="ROW", help="of config.evals, or of --evals")
     group.add_argument("--evals", metavar="FILE", help="rows of evaluations, a config")
-    group.add_argument("--images", type=int, default=extraction.IMAGENET_TRAIN)
-    group.add_argument("--batch", type=int, default=256, help="images a call")
-    args, overrides = parser.parse_with_overrides(argv)
+    for name, number in evaluation.IMAGENET._asdict().items():
+        flag = f"--{name.replace('_', '-')}"
+        group.add_argument(flag, type=int, default=number, help=_HELP[name])
+    args, given = parser.parse_with_overrides(argv, prefix=("--config.", "--evals."))
+    overrides, of_rows = (
+        [x.removeprefix(which) for x in given if x.startswith(which)]
+        for which in ("config.", "evals.")
+    )
     options = read_options(args.option)
     if args.slices < 1:
         raise UserError(f"--slices {args.slices}: must be at least 1")
@@ -67,14 +78,15 @@ def main(argv: list[str] | None = None) -> int:
     for flag in ("hlo", "save", "search", "option"):
         if args.eval and getattr(args, flag):
             raise UserError(f"--{flag}: goes with the train step, not with --eval")
-    if args.evals and not args.eval:
-        raise UserError(f"--evals {args.evals}: say which of its rows: --eval ROW")
+    if (args.evals or of_rows) and not args.eval:
+        evals = f"--evals {args.evals}" if args.evals else f"--evals.{of_rows[0]}"
+        raise UserError(f"{evals}: say which of its rows: --eval ROW")
     slice_ = slices.find(args.slice)
     config = configs.load(args.config, overrides)
     if jax.config.values["jax_platforms"] != "cpu":
         jax.config.update("jax_platforms", "cpu")  # on a TPU VM, too, its chips are left alone
     if args.eval:
-        return _extraction(args, config, slice_)
+        return _evaluation(args, config, of_rows, slice_)
     attempt = functools.partial(
         training.plan,
         slice_=slice_,
@@ -94,11 +106,16 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if result["fits"] else EXIT_DOES_NOT_FIT
 
 
-def _extraction(args: argparse.Namespace, config: ConfigDict, slice_: slices.Slice) -> int:
-    rows = configs.load_rows(args.evals) if args.evals else config.evals.to_dict()
-    want = extraction.want_of(rows, args.eval, Networks.of(methods.create(config)))
-    result = extraction.plan_extraction(config, want, slice_, args.slices, args.batch, args.images)
-    print(json.dumps(result, indent=1) if args.json else extraction.table(result), flush=True)
+def _evaluation(
+    args: argparse.Namespace, config: ConfigDict, overrides: list[str], slice_: slices.Slice
+) -> int:
+    if args.evals:
+        rows = configs.load_rows(args.evals, overrides)
+    else:
+        rows = configs.override_rows(config.evals, overrides)
+    size = evaluation.Size(args.images, args.test_images, args.classes, args.batch)
+    result = evaluation.plan_evaluation(config, rows, args.eval, slice_, args.slices, size)
+    print(json.dumps(result, indent=1) if args.json else evaluation.table(result), flush=True)
     return 0 if result["fits"] else EXIT_DOES_NOT_FIT
 
 

@@ -24,12 +24,13 @@ from PIL import Image
 from webssl_jax.config import UserError
 from webssl_jax.data import dense_views, records
 from webssl_jax.data.dense_views import Area, DepthView
-from webssl_jax.evaluators import datasets
+from webssl_jax.evaluators import datasets, work
 from webssl_jax.evaluators.base import FEATURES
+from webssl_jax.evaluators.batches import Batch, Images
 from webssl_jax.evaluators.datasets import Dataset, Subset
 from webssl_jax.evaluators.dense import heads, losses, recipes, scores, stream
 from webssl_jax.evaluators.features import Cache
-from webssl_jax.evaluators.fit import Batch, Fitted, Grid, Images, Recipe, fit
+from webssl_jax.evaluators.fit import Fitted, Grid, Recipe, fit
 from webssl_jax.evaluators.outcome import Outcome, scored
 from webssl_jax.model import Model
 from webssl_jax.models.features import Features, Want
@@ -227,6 +228,20 @@ class Depth:
         """None: nothing pooled."""
         return None
 
+    @classmethod
+    def work(cls, options: DepthOptions, model: Model, size: work.Size) -> list[work.Program]:
+        """See ``evaluators/work.py``."""
+        train, test = options.layouts
+        return stream.work_of(
+            model,
+            _want(options, model),
+            _grids(options),
+            _recipe(options),
+            (train.crop, options.batch, {"depth": jnp.float32}),
+            (test.size, 2 * size.test_images),  # each is flipped, too
+            Clipped(train.high),
+        )
+
     def run(self, model: Model, cache: Cache) -> Outcome:
         """See ``base.Evaluation``."""
         options, (train, test) = self._options, self._options.layouts
@@ -236,7 +251,7 @@ class Depth:
             f"mean-depth-{rules}",
             lambda: mean_depths(self._train, self._test, train, test, rules, cache.threads),
         )
-        want = Want(blocks=blocks, blocks_norm=False, pad=True)
+        want = _want(options, model)
         fitted = self._fit(model, cache, want, train)
         found, shown = judge(model, fitted, want, self._test, (train, test), options.batch, cache)
         metrics, items = figures(found)
@@ -266,21 +281,36 @@ class Depth:
             layout.degrees,
             layout.brightness,
         )
-        grid = Grid(
-            DepthHead(layout.high),
-            see,
-            Loss(options.gradient_weight),
-            (options.learning_rate,),
-            (options.weight_decay,),
-        )
-        steps = options.steps
-        schedule = recipes.cosine(steps, round(steps * _WARMUP), _WARMUP_FROM)
-        recipe = Recipe(steps, schedule, "adamw", b1=recipes.one_cycle(steps))
         known = datasets.fingerprint(options, self.data, model.preprocess)
         folder = cache.heads(model, known)
         source = Subset(self._train.source, self._train.indices)
         data = Images(model, source, view, want, options.batch, options.seed, threads=cache.threads)
-        return fit({_TABLE: grid}, data, recipe, folder, options.seed)
+        return fit(_grids(options), data, _recipe(options), folder, options.seed)
+
+
+def _want(options: DepthOptions, model: Model) -> Want:
+    return Want(blocks=options.blocks_of(model.encoder.depth), blocks_norm=False, pad=True)
+
+
+def _grids(options: DepthOptions) -> dict[str, Grid]:
+    head, loss = DepthHead(options.layouts[0].high), Loss(options.gradient_weight)
+    return {_TABLE: Grid(head, see, loss, (options.learning_rate,), (options.weight_decay,))}
+
+
+def _recipe(options: DepthOptions) -> Recipe:
+    steps = options.steps
+    schedule = recipes.cosine(steps, round(steps * _WARMUP), _WARMUP_FROM)
+    return Recipe(steps, schedule, "adamw", b1=recipes.one_cycle(steps))
+
+
+@dataclasses.dataclass(frozen=True)
+class Clipped:
+    """From what the head puts out to depths from ``LOW`` to ``high`` metres."""
+
+    high: float
+
+    def __call__(self, outputs: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return jnp.clip(outputs[0], LOW, self.high)
 
 
 def judge(
@@ -298,9 +328,7 @@ def judge(
     """
     high, layout = layouts[0].high, layouts[1]
     batch = model.rounded_batch(batch)
-    compute = stream.program(
-        model, fitted, _TABLE, want, lambda outputs: jnp.clip(outputs[0], LOW, high)
-    )
+    compute = stream.program(model, fitted, _TABLE, want, Clipped(high))
     share = stream.own_share(model, batch)
     own = dataset.indices[share.group :: share.groups]
     found = np.zeros((len(dataset), len(scores.DEPTH_FIGURES)), np.float32)

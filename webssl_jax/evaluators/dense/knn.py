@@ -26,7 +26,7 @@ from webssl_jax.data import annotations as annotation
 from webssl_jax.data import dense_views, records
 from webssl_jax.data.decode import decode_image
 from webssl_jax.data.dense_views import IGNORE
-from webssl_jax.evaluators import datasets
+from webssl_jax.evaluators import datasets, work
 from webssl_jax.evaluators.base import FEATURES
 from webssl_jax.evaluators.datasets import Dataset
 from webssl_jax.evaluators.dense import lookups, scores, segmentation, stream, windows
@@ -86,6 +86,26 @@ class KNNSegmentation:
     def want(cls, options: KNNSegmentationOptions, networks: Networks) -> None:
         """None: nothing pooled."""
         return None
+
+    @classmethod
+    def work(
+        cls, options: KNNSegmentationOptions, model: Model, size: work.Size
+    ) -> list[work.Program]:
+        """See ``evaluators/work.py``."""
+        assert model.mesh is not None  # shapes have places
+        grid, batch = _grid(model, options.size), model.rounded_batch(options.batch)
+        shape = (grid * model.encoder.patch_size,) * 2
+        seen, _ = work.through("training images", model, _WANT, shape, size.images, batch)
+        test, made = work.through("test images", model, _WANT, shape, size.test_images, batch)
+        rows = min(options.memory, size.images * grid**2)
+        rows += -rows % model.mesh.size
+        place = NamedSharding(model.mesh, PartitionSpec(meshes.AXES))
+        bank = jax.ShapeDtypeStruct((rows, model.encoder.width), jnp.float32, sharding=place)
+        labels = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=place)
+        vote = voting(model.mesh, len(class_table(options.classes).names))
+        arguments = bank, labels, made.patches
+        voted = work.Program("votes", test.calls, vote, arguments, model.params)
+        return [seen, dataclasses.replace(test, beside=(bank, labels)), voted]
 
     def run(self, model: Model, cache: Cache) -> Outcome:
         """See ``base.Evaluation``."""

@@ -24,13 +24,14 @@ from PIL import Image
 from webssl_jax.data import dense_views, records
 from webssl_jax.data.decode import decode_image
 from webssl_jax.data.dense_views import ClassTable, SegmentationView
-from webssl_jax.evaluators import datasets
+from webssl_jax.evaluators import datasets, work
 from webssl_jax.evaluators.base import FEATURES
+from webssl_jax.evaluators.batches import Batch, Images
 from webssl_jax.evaluators.datasets import Dataset, Subset
 from webssl_jax.evaluators.dense import heads, lookups, losses, recipes, scores, stream, windows
 from webssl_jax.evaluators.dense.classes import class_table, palette
 from webssl_jax.evaluators.features import Cache
-from webssl_jax.evaluators.fit import Batch, Fitted, Grid, Images, Recipe, fit
+from webssl_jax.evaluators.fit import Fitted, Grid, Recipe, fit
 from webssl_jax.evaluators.outcome import Outcome
 from webssl_jax.model import Model
 from webssl_jax.models.features import Features, Want
@@ -153,6 +154,28 @@ class Segmentation:
         """None: nothing pooled."""
         return None
 
+    @classmethod
+    def work(
+        cls, options: SegmentationOptions, model: Model, size: work.Size
+    ) -> list[work.Program]:
+        """See ``evaluators/work.py``. Test images are taken to be 4:3."""
+        protocol, shape = options.protocol, (options.protocol.size,) * 2
+        views = 0
+        for ratio in protocol.ratios:
+            short = int(protocol.size * ratio)
+            sides = short, short * 4 // 3
+            rows, columns = (len(windows.spans(x, shape[0], protocol.stride)) for x in sides)
+            views += rows * columns * (1 + protocol.flip)
+        return stream.work_of(
+            model,
+            protocol.want(model.encoder.depth),
+            _grids(options, class_table(options.classes)),
+            _recipe(options),
+            (shape, options.batch, {"mask": jnp.uint8}),
+            (shape, views * size.test_images),
+            _as_they_are,
+        )
+
     def run(self, model: Model, cache: Cache) -> Outcome:
         """See ``base.Evaluation``."""
         options, protocol = self._options, self._options.protocol
@@ -183,15 +206,6 @@ class Segmentation:
         size = protocol.size
         view = SegmentationView(self._classes, size, size, protocol.scale, (red, green, blue))
         known = datasets.fingerprint(options, self.data, model.preprocess)
-        grid = Grid(
-            LinearHead(len(self._classes.names)),
-            see,
-            loss,
-            (options.learning_rate,),
-            (options.weight_decay,),
-        )
-        warmup = round(options.steps * _WARMUP)
-        schedule = recipes.poly(options.steps, warmup, _WARMUP_FROM)
         data = Images(
             model,
             Subset(self._train.source, self._train.indices),
@@ -201,9 +215,22 @@ class Segmentation:
             options.seed,
             threads=cache.threads,
         )
-        recipe = Recipe(options.steps, schedule, "adamw")
         folder = cache.heads(model, known)
-        return fit({_TABLE: grid}, data, recipe, folder, options.seed)
+        return fit(_grids(options, self._classes), data, _recipe(options), folder, options.seed)
+
+
+def _grids(options: SegmentationOptions, classes: ClassTable) -> dict[str, Grid]:
+    rates, decays = (options.learning_rate,), (options.weight_decay,)
+    return {_TABLE: Grid(LinearHead(len(classes.names)), see, loss, rates, decays)}
+
+
+def _recipe(options: SegmentationOptions) -> Recipe:
+    warmup = round(options.steps * _WARMUP)
+    return Recipe(options.steps, recipes.poly(options.steps, warmup, _WARMUP_FROM), "adamw")
+
+
+def _as_they_are(logits: jax.Array) -> jax.Array:
+    return logits
 
 
 @dataclasses.dataclass(eq=False)
@@ -241,7 +268,7 @@ class Tester:
         self._views = len(protocol.ratios) * (1 + protocol.flip)
         self._tokens = -(-protocol.size // model.encoder.patch_size)
         self._compute = stream.program(
-            model, fitted, _TABLE, protocol.want(model.encoder.depth), lambda logits: logits
+            model, fitted, _TABLE, protocol.want(model.encoder.depth), _as_they_are
         )
 
     def run(self, dataset: Dataset, threads: int) -> tuple[scores.Areas, Shown]:

@@ -3,21 +3,25 @@ sizes, the network sees batches of one shape."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from webssl_jax.config import UserError
 from webssl_jax.data import records
 from webssl_jax.data.pipeline import DAMAGE, read_each
+from webssl_jax.evaluators import work
+from webssl_jax.evaluators.batches import calls_of
 from webssl_jax.evaluators.datasets import Dataset
 from webssl_jax.evaluators.dense import windows
 from webssl_jax.evaluators.features import Share
-from webssl_jax.evaluators.fit import Fitted
+from webssl_jax.evaluators.fit import Fitted, Grid, Recipe
 from webssl_jax.model import Model, fill_up
 from webssl_jax.models.features import Features, Want
 from webssl_jax.sharding import distributed
@@ -68,15 +72,48 @@ def program(
     model: Model, fitted: Fitted, grid: str, want: Want, finish: Callable[[Any], jax.Array]
 ) -> Compute:
     """From images to what ``finish`` makes of the outputs of the first head of a grid."""
-    of = dict(fitted.grids)[grid]
-    assert model.mesh is not None
+    apply = head_program(model, grid, finish)
+    return lambda images: apply(fitted, model.features(images, want))
 
-    @functools.partial(jax.jit, out_shardings=meshes.batch_sharding(model.mesh))
+
+def head_program(model: Model, grid: str, finish: Callable[[Any], jax.Array]) -> Any:
+    """The jitted part of :func:`program` that comes after the network: of heads and features."""
+
+    @functools.partial(jax.jit, out_shardings=meshes.batch_sharding(_mesh(model)))
     def apply(fitted: Fitted, features: Features) -> jax.Array:
-        params, stats = fitted.head(grid, 0)
+        of, (params, stats) = dict(fitted.grids)[grid], fitted.head(grid, 0)
         return finish(of.head.apply(params, stats, of.see(features), False)[0])
 
-    return lambda images: apply(fitted, model.features(images, want))
+    return apply
+
+
+def work_of(
+    model: Model,
+    want: Want,
+    grids: Mapping[str, Grid],
+    recipe: Recipe,
+    train: tuple[tuple[int, int], int, dict[str, Any]],
+    test: tuple[tuple[int, int], int],
+    finish: Callable[[Any], jax.Array],
+) -> list[work.Program]:
+    """What a dense row with one head has the devices do.
+
+    train: (height, width) that the network sees, images of an update, and {name: type} of what is
+    told of each of their pixels. test: (height, width), and how many such views there are.
+    """
+    (height, width), batch, types = train
+    calls_of(_mesh(model), batch)  # refused as in training
+    images = recipe.steps * batch
+    seen, features = work.through("training images", model, want, train[0], images, batch)
+    targets = {name: ((batch, height, width), dtype) for name, dtype in types.items()}
+    update, fitted = work.updates(model, grids, recipe, features, 1, targets)
+    views, made = work.through("test views", model, want, *test, model.rounded_batch(batch))
+    (name,) = grids
+    apply = head_program(model, name, finish)
+    said = work.Program("heads on test views", views.calls, apply, (fitted, made), model.params)
+    state = update.arguments[0]
+    seen, views = (dataclasses.replace(x, beside=state) for x in (seen, views))
+    return [seen, update, views, said]
 
 
 def enlarged(grid: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -93,8 +130,12 @@ def progress(total: int, what: str) -> Progress:
 
 def own_share(model: Model, batch: int) -> Share:
     """Which of a batch's rows, and of the images, are this process's."""
+    return Share.of(_mesh(model), batch)
+
+
+def _mesh(model: Model) -> Mesh:
     assert model.mesh is not None  # evaluations lay their models
-    return Share.of(model.mesh, batch)
+    return model.mesh
 
 
 def through(

@@ -44,21 +44,23 @@ class Attentive(TrainedProbe):
         """CLS and all patches of the last block."""
         return Want(patches="grid")
 
-    def trial(self, want: Want, classes: int, images: int) -> Trial:
+    @classmethod
+    def trial(cls, options: AttentiveOptions, want: Want, classes: int, images: int) -> Trial:
         """See :class:`TrainedProbe`."""
-        linear = self.plain_head(classes)
+        linear = cls.plain_head(classes)
         variants = {
             "cls": Variant(See(("cls",)), linear),
             "patches": Variant(See(("patches",)), linear),
             # keys and values of all tokens are large: one head at a time
             "attention": Variant(See((TOKENS,)), heads.AttentionPool(classes), 1),
         }
-        steps = self._options.iterations or ITERATIONS
+        steps = options.iterations or ITERATIONS
         schedule = warmup_cosine(1.0, 0.0, steps, round(_WARM_UP * steps))
         recipe = Recipe(steps, schedule, "adamw", b2=0.95, decay_biases=False)
         return Trial(variants, RATES, DECAYS, recipe)
 
-    def plain_head(self, classes: int) -> Head:
+    @classmethod
+    def plain_head(cls, classes: int) -> Head:
         """See :class:`TrainedProbe`."""
         return heads.Linear(classes, std=0.02)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from webssl_jax.config import UserError
-from webssl_jax.evaluators.fit import Batch
+from webssl_jax.evaluators.batches import Batch
 from webssl_jax.models.features import Features
 
 TOKENS = "tokens"

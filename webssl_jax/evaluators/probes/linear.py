@@ -65,20 +65,22 @@ class Linear(TrainedProbe):
             patches="mean", blocks=tuple(range(depth - min(options.last_blocks, depth), depth))
         )
 
-    def trial(self, want: Want, classes: int, images: int) -> Trial:
+    @classmethod
+    def trial(cls, options: LinearOptions, want: Want, classes: int, images: int) -> Trial:
         """See :class:`TrainedProbe`."""
-        o, head = self._options, self.plain_head(classes)
+        head = cls.plain_head(classes)
         joined = logistic.variants(want.blocks)
         variants = {
             name: Variant(See(parts), head)
             for name, parts in joined.items()
             if name.startswith("cls")
         }
-        steps = o.iterations or ITERATIONS
+        steps = options.iterations or ITERATIONS
         recipe = Recipe(steps, warmup_cosine(1.0, 0.0, steps))
-        return Trial(variants, RATES[o.rates], (0.0,), recipe)
+        return Trial(variants, RATES[options.rates], (0.0,), recipe)
 
-    def plain_head(self, classes: int) -> Head:
+    @classmethod
+    def plain_head(cls, classes: int) -> Head:
         """See :class:`TrainedProbe`."""
         return heads.Linear(classes)
 

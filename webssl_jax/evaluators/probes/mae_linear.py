@@ -58,17 +58,19 @@ class MAELinear(TrainedProbe):
             return Want(patches="none")
         return Want(cls=False, patches="mean")
 
-    def trial(self, want: Want, classes: int, images: int) -> Trial:
+    @classmethod
+    def trial(cls, options: MAELinearOptions, want: Want, classes: int, images: int) -> Trial:
         """See :class:`TrainedProbe`."""
-        o = self._options
+        o = options
         # MAE drops the last, smaller batch of an epoch
         steps = o.iterations or o.epochs * max(images // o.batch, 1)
         warm_up = round(steps * WARM_UP / 90)
         recipe = Recipe(steps, warmup_cosine(1.0, 0.0, steps, warm_up), "lars")
-        variants = {o.feature: Variant(See((o.feature,)), self.plain_head(classes))}
+        variants = {o.feature: Variant(See((o.feature,)), cls.plain_head(classes))}
         return Trial(variants, (RATE,), (0.0,), recipe)
 
-    def plain_head(self, classes: int) -> Head:
+    @classmethod
+    def plain_head(cls, classes: int) -> Head:
         """See :class:`TrainedProbe`."""
         return heads.BatchNormLinear(classes)
 

@@ -27,27 +27,34 @@ from jax.sharding import Mesh
 
 from webssl_jax.config import UserError
 from webssl_jax.data.views import Preprocess, RandomResizedCropView
-from webssl_jax.evaluators import datasets, fit
+from webssl_jax.evaluators import datasets, fit, work
 from webssl_jax.evaluators.base import FEATURES
+from webssl_jax.evaluators.batches import Batches, Cached, Images, calls_of
 from webssl_jax.evaluators.datasets import Dataset, Subset
 from webssl_jax.evaluators.features import Cache, Table
-from webssl_jax.evaluators.fit import Batches, Cached, Fitted, Grid, Head, Images, Recipe
+from webssl_jax.evaluators.fit import Fitted, Grid, Head, Recipe
 from webssl_jax.evaluators.outcome import Outcome, scored
 from webssl_jax.evaluators.probes import imagenet
 from webssl_jax.evaluators.probes.heads import CrossEntropy, See
+from webssl_jax.evaluators.probes.judging import (
+    TOP,
+    Judged,
+    judge_images,
+    judge_tables,
+    judging,
+    mean_per_class,
+)
 from webssl_jax.evaluators.probes.labelled import LabelledOptions, LabelledPair, Problem
 from webssl_jax.evaluators.probes.splits import hold_out
-from webssl_jax.model import Model, fill_up, to_host
+from webssl_jax.model import Model
 from webssl_jax.models.features import Want
 from webssl_jax.sharding import distributed
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.weights.networks import Networks
 
-TOP = 5
 ON_TEST = "top1_selected_on_test"
 CROP_SCALE = (0.08, 1.0)  # torchvision's default, of DINOv2, MAE and CAPI
 ALL, KEPT = "all", "kept"  # weights of training images
-_A_CALL = 1024  # rows of features that are there already
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,18 +112,24 @@ class Trial(NamedTuple):
     decays: tuple[float, ...]
     recipe: Recipe
 
+    @property
+    def pairs(self) -> list[tuple[float, float]]:
+        """(learning rate, weight decay) of the heads of a variant."""
+        return [(rate, decay) for rate in self.rates for decay in self.decays]
 
-class Judged(NamedTuple):
-    """Of some labelled images what heads say. labels: (n,) int. said: {grid: (n, K, 5)}, the most
-    likely classes of each head, the first one first. records: (n,), their numbers, of records."""
 
-    labels: np.ndarray
-    said: dict[str, np.ndarray]
-    records: np.ndarray | None = None
-
-    def hits(self, grid: str, most: int = 1) -> np.ndarray:
-        """(n, K) bool: whether the class is among the ``most`` likely ones."""
-        return (self.said[grid][:, :, :most] == self.labels[:, None, None]).any(axis=2)
+def grids_of(trial: Trial, batch: int) -> dict[str, Grid]:
+    """{variant-part: heads}, with rates scaled for the batch. They are trained on all images, and,
+    where there is something to choose, on those that are kept too."""
+    rates = tuple(rate * batch / 256 for rate in trial.rates)
+    several = len(trial.variants) * len(trial.pairs) > 1
+    return {
+        f"{name}-{part}": Grid(
+            *(variant.head, variant.see, CrossEntropy(part), rates, trial.decays, variant.at_once)
+        )
+        for name, variant in trial.variants.items()
+        for part in ((ALL, KEPT) if several else (ALL,))
+    }
 
 
 class Chosen(NamedTuple):
@@ -163,24 +176,63 @@ class TrainedProbe(abc.ABC):
     @property
     def _cached(self) -> bool:
         """Whether heads are trained on features that rows share: those of images as they are."""
-        return self.vectors and not self._options.augment
+        return self._reads(self._options)
+
+    @classmethod
+    def _reads(cls, options: Any) -> bool:
+        return cls.vectors and not options.augment
 
     @classmethod
     @abc.abstractmethod
     def want(cls, options: Any, networks: Networks) -> Want:
         """See ``base.Evaluation``."""
 
+    @classmethod
     @abc.abstractmethod
-    def trial(self, want: Want, classes: int, images: int) -> Trial:
+    def trial(cls, options: Any, want: Want, classes: int, images: int) -> Trial:
         """The heads for features as wanted of so many training images."""
 
+    @classmethod
     @abc.abstractmethod
-    def plain_head(self, classes: int) -> Head:
+    def plain_head(cls, classes: int) -> Head:
         """What vectors, such as trivial features, are judged with."""
 
     @abc.abstractmethod
     def meaning(self, problem: Problem) -> str:
         """What was done, in words; see ``Outcome.meaning``."""
+
+    @classmethod
+    def work(cls, options: Any, model: Model, size: work.Size) -> list[work.Program]:
+        """What it has the devices do; see ``evaluators/work.py``. Trivial features are left out."""
+        assert model.mesh is not None  # shapes have places
+        want, shape = cls.want(options, model.networks), model.preprocess.shape
+        trial = cls.trial(options, want, size.classes, size.images)
+        grids = grids_of(trial, options.batch)
+        name, calls, rows = "training images", 1, options.batch
+        features: Any
+        if cls._reads(options):
+            seen, made = work.through(name, model, want, shape, size.images, size.batch)
+            parts = {part for variant in trial.variants.values() for part in variant.see.parts}
+            vectors = {part: jax.eval_shape(See((part,)), made) for part in sorted(parts)}
+            tables = {part: ((rows, *x.shape[1:]), x.dtype) for part, x in vectors.items()}
+            features = work.on_batch(model, tables)
+        else:
+            calls = calls_of(model.mesh, rows, size.batch)
+            images, rows = trial.recipe.steps * rows, rows // calls
+            seen, features = work.through(name, model, want, shape, images, rows)
+        targets = {"label": jnp.int32, ALL: jnp.float32, KEPT: jnp.float32, "substituted": jnp.bool}
+        each = {name: ((rows,), dtype) for name, dtype in targets.items()}
+        update, fitted = work.updates(model, grids, trial.recipe, features, calls, each)
+        held = len(grids) > len(trial.variants)  # they are judged besides
+        tested = size.test_images + held * round(options.held_out * size.images)
+        test, of_test = work.through("test images", model, want, shape, tested, size.batch)
+        may = jax.ShapeDtypeStruct((size.classes,), bool, sharding=meshes.replicated(model.mesh))
+        said = work.Program(
+            *("judging", test.calls, judging(model.mesh), (fitted, of_test, may), model.params)
+        )
+        state = update.arguments[0]
+        seen, test = (dataclasses.replace(x, beside=state) for x in (seen, test))
+        return [seen, update, test, said]
 
     def run(self, model: Model, cache: Cache) -> Outcome:
         """See ``base.Evaluation``."""
@@ -192,7 +244,7 @@ class TrainedProbe(abc.ABC):
             random_crops(model)  # refused before hours of work
         problem = self._pair.pixel_problem(model.preprocess, cache)
         want = self.want(self._options, model.networks)
-        trial = self.trial(want, problem.num_classes, len(problem.train_labels))
+        trial = self.trial(self._options, want, problem.num_classes, len(problem.train_labels))
         rules = datasets.fingerprint(self.name, self.protocol, self._options)
         known = datasets.fingerprint(rules, problem.data)
         seen = self._pair.thumbnails(of_train, model.preprocess, cache).rows
@@ -320,24 +372,9 @@ class TrainedProbe(abc.ABC):
         self, problem: Problem, trial: Trial, data: Batches, folder: pathlib.Path, judge: Judge
     ) -> Found:
         """Trains all heads, chooses, and looks at the test images once."""
-        pairs = [(rate, decay) for rate in trial.rates for decay in trial.decays]
-        several = len(trial.variants) * len(pairs) > 1
-        scale = self._options.batch / 256
-        rates = tuple(rate * scale for rate in trial.rates)
-        grids = {
-            f"{name}-{part}": Grid(
-                *(
-                    variant.head,
-                    variant.see,
-                    CrossEntropy(part),
-                    rates,
-                    trial.decays,
-                    variant.at_once,
-                )
-            )
-            for name, variant in trial.variants.items()
-            for part in ((ALL, KEPT) if several else (ALL,))
-        }
+        pairs = trial.pairs
+        grids = grids_of(trial, self._options.batch)
+        several = len(grids) > len(trial.variants)
         fitted = fit.fit(grids, data, trial.recipe, folder, self._options.seed)
         test = judge(fitted, False)
         hits = {name: test.hits(f"{name}-{ALL}") for name in trial.variants}
@@ -370,16 +407,6 @@ class TrainedProbe(abc.ABC):
         return Found(outcome, fitted, heads, test)
 
 
-def mean_per_class(said: np.ndarray, labels: np.ndarray) -> float:
-    """The mean over classes of the share of their images (n) of which ``said`` (n, most) holds the
-    class, ``labels`` (n,). A class without an image is left out; but with ``most`` = 1 it counts as
-    0 where an image is taken for it, as in DINOv2 (torchmetrics)."""
-    hits = (said == labels[:, None]).any(axis=1)
-    counts = np.bincount(labels, minlength=int(said.max()) + 1)
-    share = np.bincount(labels, hits, len(counts)) / np.maximum(counts, 1)
-    return float(share[np.union1d(labels, said) if said.shape[1] == 1 else counts > 0].mean())
-
-
 def best(accuracies: Mapping[str, np.ndarray]) -> Chosen:
     """Of {variant: (K,) accuracies} the best head; of equals the first one."""
     variant = max(accuracies, key=lambda name: accuracies[name].max())
@@ -399,71 +426,6 @@ def random_crops(model: Model) -> RandomResizedCropView:
             "are squares; give augment=False"
         )
     return RandomResizedCropView(size, CROP_SCALE)
-
-
-def judge_images(
-    model: Model,
-    cache: Cache,
-    dataset: Dataset,
-    want: Want,
-    fitted: Fitted,
-    classes: tuple[str, ...],
-    known: str,
-    allowed: np.ndarray | None = None,
-) -> Judged:
-    """What heads say of labelled records, as a model sees them. All processes call it.
-
-    Args:
-      known: of what the heads depend on besides the model.
-      allowed: (C,) bool, the classes that may be said; None: all.
-
-    Raises:
-      UserError: for a label that is none of the ``classes``.
-    """
-    assert model.mesh is not None
-    judge = _judge(model.mesh)
-    may = np.ones(len(classes), bool) if allowed is None else allowed
-
-    def compute(images: jax.Array) -> dict[str, jax.Array]:
-        return judge(fitted, model.features(images, want), may)
-
-    heads = sum(len(grid.pairs) for _, grid in fitted.grids)
-    name = f"heads-{known}-{datasets.fingerprint(may, [name for name, _ in fitted.grids])}"
-    store = cache.of_model(name, model, dataset, compute, 4 * TOP * heads)
-    rows, labels = datasets.class_ids(store.labels, classes, dataset)
-    said = {name: store.array(name)[rows].astype(int) for name, _ in fitted.grids}
-    return Judged(labels, said, np.array([store.rows[row].number for row in rows.tolist()]))
-
-
-def judge_tables(
-    mesh: Mesh, fitted: Fitted, tables: Mapping[str, Table], labels: np.ndarray, classes: int
-) -> Judged:
-    """What heads say of features that are there already, rows of ``labels`` (n,)."""
-    may = np.ones(classes, bool)
-    batch = -(-_A_CALL // meshes.batch_shards(mesh)) * meshes.batch_shards(mesh)
-    parts = []
-    for start in range(0, len(labels), batch):
-        rows = {name: x[start : start + batch] for name, x in tables.items()}
-        count = len(next(iter(rows.values())))
-        placed = {name: meshes.from_whole(fill_up(x, batch), mesh) for name, x in rows.items()}
-        said = to_host(_judge(mesh)(fitted, placed, may))
-        parts.append({name: x[:count] for name, x in said.items()})
-    return Judged(labels, {name: np.concatenate([x[name] for x in parts]) for name in parts[0]})
-
-
-@functools.lru_cache(maxsize=8)
-def _judge(mesh: Mesh) -> Callable[[Fitted, Any, np.ndarray], dict[str, jax.Array]]:
-    """(heads, features, allowed classes (C,) bool) -> {grid: (b, K, 5) int}."""
-
-    def judge(fitted: Fitted, features: Any, allowed: jax.Array) -> dict[str, jax.Array]:
-        def say(logits: jax.Array) -> jax.Array:
-            _, classes = jax.lax.top_k(jnp.where(allowed, logits, -jnp.inf), min(TOP, len(allowed)))
-            return classes
-
-        said = fitted.measure(features, say)
-        return {name: jnp.moveaxis(x, 0, 1) for name, x in said.items()}
-
-    return jax.jit(judge, out_shardings=meshes.batch_sharding(mesh))
 
 
 def _words(chosen: Chosen, pairs: Sequence[tuple[float, float]]) -> str:
