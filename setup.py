@@ -70,7 +70,7 @@ setup(
         "webssl_jax": ["py.typed"],
         "webssl_jax.corpus": ["*.arrayrecord", "*.md"],
         "webssl_jax.corpus.mini_web": ["*.md"],
-        "webssl_jax.data": ["vocabulary/*"],
+        "webssl_jax.data": ["imagenet_wnids.txt", "vocabulary/*"],
         "webssl_jax.evaluators.texts": ["templates/*"],
         "webssl_jax.evaluators.vqa": ["published.json"],
         "webssl_jax.launch": ["host.sh"],

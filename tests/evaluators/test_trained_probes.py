@@ -3,6 +3,7 @@ whose answer is known. golden/ has what facebookresearch/dinov2 and capi gave.""
 
 import dataclasses
 import pathlib
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +23,14 @@ from tests.evaluators.small_models import (
 )
 from webssl_jax.config import UserError
 from webssl_jax.data import records
+from webssl_jax.data.imagenet import wordnet_numbers
 from webssl_jax.evaluators import datasets, tables
 from webssl_jax.evaluators.features import Cache
 from webssl_jax.evaluators.probes import imagenet, linear, logistic
 from webssl_jax.evaluators.probes.heads import AttentionPool, BatchNormLinear, CrossEntropy, See
+from webssl_jax.evaluators.probes.judging import Judged, mean_per_class
 from webssl_jax.evaluators.probes.labelled import LabelledPair
 from webssl_jax.evaluators.probes.linear import Linear
-from webssl_jax.evaluators.probes.judging import Judged, mean_per_class
 from webssl_jax.evaluators.probes.trained import best
 from webssl_jax.evaluators.suite import Suite
 from webssl_jax.models.features import Features, Want
@@ -150,18 +152,29 @@ def test_real_labels_are_found_by_the_validation_file_s_name(tmp_path):
         key = f"x/ILSVRC2012_val_0000000{i}.JPEG"
         items.append(records.encode(dataclasses.replace(records.decode(item), key=key)))
     data = datasets.open_dataset(shard(tmp_path, "val", items), datasets.LABELLED)
-    path, classes = tmp_path / "real.json", tuple(f"n{i:08d}" for i in range(1000))
+    path, classes = tmp_path / "real.json", wordnet_numbers()
+
+    def read(numbers, classes=classes):
+        labels = np.zeros(len(numbers), int)
+        return imagenet.read_real(str(path), data, np.array(numbers), labels, classes)
+
     path.write_text("[[3], [5, 7], []]")
-    valid = imagenet.read_real(str(path), data, np.array([0, 1, 2]), classes)
-    assert [np.flatnonzero(row).tolist() for row in valid] == [[5, 7], [3], []]
+    for known in (classes, tuple(map(str, range(1000)))):
+        valid = read([0, 1, 2], known)
+        assert [np.flatnonzero(row).tolist() for row in valid] == [[5, 7], [3], []]
+    with pytest.raises(UserError, match="labels must be ImageNet's .* here '1' is the first"):
+        read([0], tuple(map(str, range(1, 1001))))  # the devkit's numbers have another order
+    with mock.patch.object(imagenet, "_ENOUGH", 2):
+        with pytest.raises(UserError, match="right by ReaL in 0 % of 2 images, where 90 % are"):
+            read([0, 1, 2])
     with pytest.raises(UserError, match="is for 1000 classes, here are 3"):
-        imagenet.read_real(str(path), data, np.array([0]), classes[:3])
+        read([0], classes[:3])
     path.write_text("[[3]]")
     with pytest.raises(UserError, match="has the key .*val_00000002"):
-        imagenet.read_real(str(path), data, np.array([0]), classes)
+        read([0])
     path.write_text("[[3], 4]")
     with pytest.raises(UserError, match="must hold a list of lists"):
-        imagenet.read_real(str(path), data, np.array([0]), classes)
+        read([0])
 
 
 @pytest.fixture(scope="module")

@@ -237,10 +237,14 @@ def _layout_flags(parser: cli.ArgumentParser) -> None:
     )
     parser.add_argument("--input", type=Path, required=True, metavar="DIR|ZIP")
     parser.add_argument(
-        "--part", default="train", help="of the data set: train, val, trainaug (default: train)"
+        "--part", default="train", help="of the data set: train, val, trainaug, v2 (default: train)"
     )
     parser.add_argument(
-        "--list", type=Path, metavar="FILE", help="of pairs: an image and its depth a line"
+        "--list",
+        type=Path,
+        metavar="FILE",
+        help="of pairs: an image and its depth a line; of imagenet's val without folders: "
+        "LOC_val_solution.csv, or the devkit's folder",
     )
     parser.add_argument(
         "--annotation-root", type=Path, metavar="DIR", help="of pairs: if depths lie elsewhere"
@@ -251,7 +255,7 @@ def _layout_find(args: Any) -> tuple[Facts, list[items.Unit]]:
     root, other, units = layouts.list_layout(
         args.layout, args.input, args.part, args.list, args.annotation_root
     )
-    annotation = "mask" if args.layout in layouts.MASKS else "depth"
+    annotation = {"pairs": "depth", "imagenet": ""}.get(args.layout, "mask")
     source = args.input.stem if args.layout == "pairs" else args.layout
     return {"root": root, "other": other, "source": source, "annotation": annotation}, units
 

@@ -1,5 +1,4 @@
-"""Data sets with a value for each pixel, as their owners distribute them, as input of the
-converter: folders, or the zip itself.
+"""Data sets as their owners distribute them, as input of the converter: folders, or the zip itself.
 
 ============  ============================================================  ==========
 layout        where, below the input or one or two folders deeper           annotation
@@ -11,6 +10,7 @@ cityscapes    leftImg8bit/train/CITY/*_leftImg8bit.png,                     mask
               gtFine/train/CITY/*_gtFine_labelIds.png
 pairs         a list: in each line an image and its depth, with spaces      depth
               between (NYUd, KITTI, SUN as the depth literature lists them)
+imagenet      labelled images: see ``imagenet_layout.py``
 ============  ============================================================  ==========
 
 Masks and depths stay as they are; what their numbers mean is the evaluation's to say.
@@ -27,10 +27,11 @@ from pathlib import Path, PurePosixPath
 
 from webssl_jax.config import UserError
 from webssl_jax.data.converter.folder_reader import key_of, read_file
+from webssl_jax.data.converter.imagenet_layout import list_imagenet
 from webssl_jax.data.converter.items import MAX_BYTES, Candidate, Dropped, Item, Unit, no_progress
 
 MASKS = ("ade20k", "voc2012", "cityscapes")
-LAYOUTS = (*MASKS, "pairs")
+LAYOUTS = (*MASKS, "pairs", "imagenet")
 # What the data sets call the parts that everybody calls train and val.
 _PARTS = {"ade20k": {"train": "training", "val": "validation"}}
 _NO_DEPTH = "None"  # how KITTI's list writes that an image has none
@@ -40,8 +41,8 @@ _NO_DEPTH = "None"  # how KITTI's list writes that an image has none
 class PairReader:
     """Reads the pairs that :func:`list_layout` found. See ``items.Reader``.
 
-    annotation: its name. root, other: folders that images and annotations are relative to; or
-    ``root`` is a zip of both.
+    annotation: its name; "" of labelled images, which have none. root, other: folders that images
+    and annotations are relative to; or ``root`` is a zip of both.
     """
 
     root: str
@@ -55,6 +56,9 @@ class PairReader:
         data, problem = self._read(self.root, unit["path"])
         if problem:
             yield Dropped(key, problem)
+            return
+        if not self.annotation:
+            yield Candidate(key, data, label=unit["label"])
             return
         if not unit["beside"]:
             yield Dropped(key, f"image without annotation {self.annotation!r}")
@@ -85,18 +89,25 @@ def list_layout(
     Args:
       root: as given to ``--input``. part: train, val or another that the data set has.
       files, other: of ``pairs``: the list, and the folder of depths where that is another one.
+        files: of ``imagenet``: see ``list_imagenet``.
 
     Raises:
       UserError: if the data set is not there, or a line of a list cannot be read.
     """
     if not root.exists():
         raise UserError(f"--input {root}: no such folder or zip")
+    if layout == "imagenet":
+        if not root.is_dir() or other:
+            raise UserError(
+                "--layout imagenet: --input must be a folder, without --annotation-root"
+            )
+        return str(root), str(root), list_imagenet(root, part, files)
     if layout == "pairs":
         if files is None:
             raise UserError("--layout pairs: give the list of its files with --list")
         return str(root), str(other or root), _listed_pairs(files)
     if files or other:
-        raise UserError("--list, --annotation-root: only with --layout pairs")
+        raise UserError(f"--list, --annotation-root: not with --layout {layout}")
     folder = _PARTS.get(layout, {}).get(part, part)
     names = _zip_names(root) if root.is_file() else None
     find = {"ade20k": _ade20k, "voc2012": _voc2012, "cityscapes": _cityscapes}[layout]

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from webssl_jax.config import UserError
+from webssl_jax.data.imagenet import wordnet_numbers
 from webssl_jax.data.pipeline import read_each
 from webssl_jax.evaluators import datasets
 from webssl_jax.evaluators.datasets import Dataset
@@ -42,6 +43,7 @@ ALEXNET = {
     "pixelate": 0.717840,
     "jpeg_compression": 0.606500,
 }
+_AGREE, _ENOUGH = 0.6, 20  # ImageNet's own labels are right by ReaL in 90.02 % of its images
 _NUMBER = re.compile(r"val_(\d{8})")
 
 
@@ -93,9 +95,10 @@ class Others(NamedTuple):
 
 
 def read_real(
-    path: str, dataset: Dataset, numbers: np.ndarray, classes: tuple[str, ...]
+    path: str, dataset: Dataset, numbers: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]
 ) -> np.ndarray:
-    """(n, C) bool: the right classes of validation images, the records ``numbers`` (n,).
+    """(n, C) bool: the right classes of validation images, the records ``numbers`` (n,), whose own
+    labels are ``labels`` (n,).
 
     Args:
       path: JSON, for each validation image in the order of the file names its class numbers, as
@@ -103,12 +106,17 @@ def read_real(
         of sorted WordNet numbers.
 
     Raises:
-      UserError: if the classes are not 1,000, an image's key has no validation number, or the file
-        is too short.
+      UserError: if the classes are not ImageNet's in their order, an image's key has no validation
+        number, the file is too short, or what it says hardly ever agrees with the labels.
     """
     real = _read(path)
     if len(classes) != CLASSES:
         raise UserError(f"real = {path}: is for {CLASSES} classes, here are {len(classes)}")
+    if classes not in (wordnet_numbers(), tuple(map(str, range(CLASSES)))):
+        raise UserError(
+            f"real = {path}: labels must be ImageNet's WordNet numbers (make_records layout "
+            f"--layout imagenet), or 0 to 999 in their order; here {classes[0]!r} is the first"
+        )
     keys = dict(read_each(dataset.source, lambda record: record.key, numbers.tolist()))
     valid = np.zeros((len(numbers), CLASSES), bool)
     for row, number in enumerate(numbers.tolist()):
@@ -120,6 +128,14 @@ def read_real(
                 f"ILSVRC2012_val_00000001 to {len(real):08d}"
             )
         valid[row, real[int(found[1]) - 1]] = True
+    agree = valid[np.arange(len(labels)), labels][valid.any(axis=1)]
+    if len(agree) >= _ENOUGH and agree.mean() < _AGREE:
+        raise UserError(
+            f"real = {path}: the labels of {dataset.source.describe(int(numbers[0]))}, ... are "
+            f"right by ReaL in {100 * agree.mean():.0f} % of {len(agree):,} images, where 90 % "
+            "are; their numbers are of another order of classes, or these are not the validation "
+            "images"
+        )
     return valid
 
 

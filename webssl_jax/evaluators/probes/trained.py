@@ -286,7 +286,9 @@ class TrainedProbe(abc.ABC):
         if self._others.real:
             assert found.test.records is not None  # they are a model's
             test = self._pair.datasets[1]
-            valid = imagenet.read_real(self._others.real, test, found.test.records, problem.classes)
+            valid = imagenet.read_real(
+                self._others.real, test, found.test.records, found.test.labels, problem.classes
+            )
             some = valid.any(axis=1)
             for metric, (grid, number) in chosen.items():
                 said = found.test.said[grid][:, number, 0]
