@@ -19,6 +19,7 @@ TOOLS = {
     "pictures": "draw what a run, or weights from elsewhere, see in images",
     "compare": "compare groups of runs by their evaluations",
     "study": "train and judge the cells of a study, and say what they show",
+    "score_vqa": "score answers to benchmarks of visual question answering",
     "health": "draw a run's vital signs on one page, with its alarms",
     "tpu": "train on Cloud TPU slices, through gcloud",
     "make_records": "convert folders, tar, parquet or TFDS to records",
