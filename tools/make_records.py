@@ -9,6 +9,8 @@
     python tools/make_records.py tfds --input cifar10 --output shards/ --tfds-split train
     python tools/make_records.py layout --layout ade20k --input ADEChallengeData2016.zip \\
         --output shards/ --part val --split val
+    python tools/make_records.py conversations --input llava_v1_5_mix665k.json \\
+        --images llava_images/ --output shards/
     python tools/make_records.py records --input shards/ more/ --output merged/ \\
         --without takedowns.txt --by meta.url --min meta.score=5
 

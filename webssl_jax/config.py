@@ -53,6 +53,7 @@ COSTS = (
     "model.attention",
     "method.text.remat",
     "method.text.attention",
+    "method.language.remat",
     "method.stream_prototypes",
 )
 MOMENT_DTYPES = ("float32", "bfloat16")

@@ -13,7 +13,7 @@ from webssl_jax import config as configs
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 FILE = pathlib.Path(__file__).parent / "golden.json"
-SPECS = ["quickstart", "mini_web", "web_mae", "web_dino", "dinov2", "clip"]
+SPECS = ["quickstart", "mini_web", "web_mae", "web_dino", "dinov2", "clip", "vqa"]
 SPECS += [f"mini_web:method={name}" for name in ("dino", "clip", "siglip")]
 SPECS += [
     f"web_mae:size={size},recipe={recipe}"
@@ -44,6 +44,7 @@ SPECS += [
         *("siglip_tiny", "siglip_tiny,loss=softmax"),
     )
 ]
+SPECS += ["vqa:stage=2,encoder=clip_7b,res=224", "vqa:encoder=siglip_so400m,language=qwen3-8b"]
 
 
 def flat(config) -> dict[str, str]:

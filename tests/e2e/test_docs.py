@@ -96,8 +96,8 @@ def config_keys():
             if hasattr(value, "items"):
                 walk(value, f"{prefix}{key}.")
 
-    for name in ("web_mae", "web_dino", "clip"):
-        walk(configs.load(f"{name}:size=tiny").to_dict())
+    for spec in ("web_mae:size=tiny", "web_dino:size=tiny", "clip:size=tiny", "vqa"):
+        walk(configs.load(spec).to_dict())
     for stem, units in configs.DURATIONS.items():
         keys |= {stem, *(f"{stem}_{unit}" for unit in units)}
     return keys

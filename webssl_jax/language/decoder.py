@@ -46,11 +46,12 @@ class Cache(NamedTuple):
 class DecoderOutput(NamedTuple):
     """logits (B, T or K, V) float32. hidden (L + 1, B, T, D) in the compute dtype, or None: the
     embeddings, the output of each block, the last of them after the final norm (as transformers
-    gives them). cache: with the new tokens, or None."""
+    gives them). cache: with the new tokens, or None. last (B, T, D): after the final norm."""
 
     logits: jax.Array
     hidden: jax.Array | None
     cache: Cache | None
+    last: jax.Array
 
 
 def empty_cache(config: DecoderConfig, texts: int, slots: int) -> Cache:
@@ -217,15 +218,17 @@ class Decoder(nn.Module):
         x = rms_norm(c, "norm")(x)
         if hidden:
             states = jnp.concatenate([first[None], states[:-1], x[None]])
+        last = x
         x = x if at is None else gather_tokens(x, at)
-        head: dict[str, Any] = dict(preferred_element_type=jnp.float32)
-        if c.tied_head:
-            logits = jnp.einsum("btd,vd->btv", x, table.astype(c.dtype), **head)
-        else:
-            logits = LMHead(c, name="lm_head")(x)
+        logits = _tied(c, table, x) if c.tied_head else LMHead(c, name="lm_head")(x)
         if cache is not None and stores is not None:
             cache = Cache(stores[0], stores[1], valid, cache.filled + mask.shape[1])
-        return DecoderOutput(logits, states, cache)
+        return DecoderOutput(logits, states, cache, last)
+
+
+def _tied(config: DecoderConfig, table: jax.Array, x: jax.Array) -> jax.Array:
+    table = table.astype(config.dtype)
+    return jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32)
 
 
 class LMHead(nn.Module):
@@ -248,6 +251,16 @@ def apply(
     out = Decoder(config).apply({"params": params}, *inputs, **named)
     assert isinstance(out, DecoderOutput)  # no state was asked for
     return out
+
+
+def predict(config: DecoderConfig, params: dict[str, Any], last: jax.Array) -> jax.Array:
+    """The logits (B, T, V) float32 of ``last`` (B, T, D), as of :class:`DecoderOutput`: for who
+    does not want those of all tokens at once."""
+    if config.tied_head:
+        return _tied(config, params["token_embed"], last)
+    logits = LMHead(config).apply({"params": params["lm_head"]}, last)
+    assert isinstance(logits, jax.Array)  # no state was asked for
+    return logits
 
 
 def embed(params: dict[str, Any], ids: jax.Array) -> jax.Array:

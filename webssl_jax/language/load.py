@@ -14,12 +14,13 @@ import jax
 from jax.sharding import Mesh
 
 from webssl_jax import params as params_lib
-from webssl_jax.language import hf
+from webssl_jax.language import gguf_file, hf
 from webssl_jax.language.decoder import template
 from webssl_jax.language.sizes import DecoderConfig
 from webssl_jax.sharding import rules
 from webssl_jax.weights import load as weights_load
 from webssl_jax.weights import safetensors_io, tables
+from webssl_jax.weights.networks import Networks
 
 
 def read_config(folder: pathlib.Path, dtype: str) -> DecoderConfig:
@@ -30,6 +31,38 @@ def read_config(folder: pathlib.Path, dtype: str) -> DecoderConfig:
     """
     file = folder / "config.json"
     return dataclasses.replace(hf.read_config(safetensors_io.parse_json(file), file), dtype=dtype)
+
+
+def open_(path: str) -> weights_load.Loaded | None:
+    """A language model as weights that lie in files: the network ``language``. None for what is
+    none: a folder or file of another kind.
+
+    Raises:
+      WeightsError: for a missing or damaged file, or a decoder that is none of ours.
+    """
+    if path == gguf_file.PACKAGED or path.endswith(".gguf"):
+        place = gguf_file.packaged_file() if path == gguf_file.PACKAGED else pathlib.Path(path)
+        if not place.is_file():
+            raise tables.WeightsError(f"{place}: no such file")
+        file = gguf_file.GGUFFile(place)
+        config, tensors, table = file.config, file.tensors, file.table()
+        family = "GGUF"
+    else:
+        folder = pathlib.Path(path)
+        if not (folder / "config.json").is_file():
+            return None
+        if (
+            safetensors_io.parse_json(folder / "config.json").get("model_type")
+            not in hf.MODEL_TYPES
+        ):
+            return None
+        config = read_config(folder, "float32")
+        tensors = safetensors_io.open_file(folder)
+        table = dataclasses.replace(hf.table(config), family=str(folder))
+        family = hf.model_type(config)
+    params = {"language": tables.open_(tensors, table, template(config))}
+    dtype = str(next(iter(tensors.values())).dtype)
+    return weights_load.Loaded(family, Networks(language=config), params, path, "", dtype)
 
 
 def read_params(

@@ -8,6 +8,7 @@ import dataclasses
 import datetime
 import functools
 import json
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import numpy as np
 
 from webssl_jax.errors import UserError
-from webssl_jax.language.gguf_file import INSTALL, GGUFFile
+from webssl_jax.language.gguf_file import INSTALL, PACKAGED, GGUFFile, packaged_file
 from webssl_jax.weights import safetensors_io
 from webssl_jax.weights.stored import WeightsError, shown
 
@@ -119,6 +120,23 @@ def pad(rows: Sequence[Sequence[int]], side: str = "left", multiple: int = 1) ->
         place = slice(length - len(row), length) if side == "left" else slice(len(row))
         ids[i, place], mask[i, place] = row, True
     return Batch(ids, mask)
+
+
+def open_(path: str | os.PathLike) -> Tokenizer:
+    """The tokenizer of a language model, without its weights: of a folder of transformers, of a
+    ``.gguf`` file (a ``tokenizer.json`` beside it goes first), or ``smollm2``.
+
+    Raises:
+      WeightsError: if there is none, or it cannot be read.
+    """
+    place = packaged_file() if path == PACKAGED else pathlib.Path(path)
+    if place.suffix != ".gguf":
+        return read_folder(place)
+    if (place.parent / FILE).is_file():
+        return read_folder(place.parent)
+    if not place.is_file():
+        raise WeightsError(f"{place}: no such file")
+    return read_gguf(GGUFFile(place))
 
 
 def read_folder(folder: pathlib.Path) -> Tokenizer:

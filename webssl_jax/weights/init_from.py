@@ -28,7 +28,10 @@ _SAME_DECODER = (*_SAME, "patch_size")  # an encoder's patches can be resampled
 _SAME_HEAD = ("prototypes", "bottleneck", "hidden", "layers")
 _SAME_TEXT: tuple[str, ...] = ("width", "depth", "heads", "hidden", "mlp", "qkv_bias", "norm_eps")
 _SAME_TEXT += ("context", "vocabulary", "embedding", "causal", "pooling", "projection_bias")
-_ORDER = ("encoder", "decoder", "dino_head", "ibot_head", "text")
+_SAME_LANGUAGE: tuple[str, ...] = ("width", "depth", "heads", "kv_heads", "head_dim", "hidden")
+_SAME_LANGUAGE += ("vocabulary", "rope_theta", "rope_scaling", "qkv_bias", "qk_norm", "norm_eps")
+_SAME_LANGUAGE += ("window", "tied_head")
+_ORDER = ("encoder", "decoder", "dino_head", "ibot_head", "text", "connector", "language")
 # What stands beside the networks: it is of use with the text tower alone.
 _WITH_TEXT = ("projection", "logit_scale", "logit_bias")
 _MASK_TOKEN = "encoder/mask_token"
@@ -81,7 +84,9 @@ def _open(
     if not path:
         raise WeightsError(f"config.init_from = {given}: an empty name between commas")
     with _reading(path):
-        loaded = load.open_(path, otherwise=method)
+        opens = getattr(method, "open_weights", None)
+        loaded = opens(path) if opens else None
+        loaded = loaded or load.open_(path, otherwise=method)
     return loaded, *_networks(f"config.init_from = {path}", loaded, method, own)
 
 
@@ -180,11 +185,11 @@ def _networks(
             continue
         theirs, ours = getattr(loaded.networks, part), getattr(method, part, None)
         same = {ViTConfig: _SAME, TextConfig: _SAME_TEXT}.get(type(theirs), _SAME_HEAD)
-        same = _SAME_DECODER if part == "decoder" else same
+        same = {"decoder": _SAME_DECODER, "language": _SAME_LANGUAGE}.get(part, same)
         if same is _SAME_HEAD and ours and ours.layers == theirs.layers == 1:
             same = tuple(field for field in same if field != "hidden")  # it has no hidden layer
         wrong = _differences(same, ours, theirs) if ours else ["this method has none"]
-        if part != "encoder" and "encoder" not in loaded.params:
+        if part not in ("encoder", "language") and "encoder" not in loaded.params:
             width = loaded.networks.head_input
             if width != method.encoder.width:
                 wrong.append(f"for an encoder of width {width}")
@@ -208,8 +213,15 @@ def _differences(fields: tuple[str, ...], ours: Any, theirs: Any) -> list[str]:
     return [
         f"{field} = {getattr(theirs, field)}, not {getattr(ours, field)}"
         for field in fields
-        if getattr(ours, field) != getattr(theirs, field)
+        if not _same(getattr(ours, field), getattr(theirs, field))
     ]
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    """Some files hold numbers as float32: 1e-5 is 9.9999997e-06 there."""
+    if isinstance(ours, float) and isinstance(theirs, float):
+        return np.float32(ours) == np.float32(theirs)
+    return bool(ours == theirs)
 
 
 def _adapt(weights: dict[str, Any], theirs: ViTConfig, ours: ViTConfig) -> str:

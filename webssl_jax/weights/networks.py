@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,11 @@ from webssl_jax.models.text import TextConfig
 from webssl_jax.models.vit import ViT
 from webssl_jax.weights.tokenizer_files import has_tokenizer
 
+if TYPE_CHECKING:
+    from webssl_jax.language.dialogue import Dialogue
+    from webssl_jax.language.sizes import DecoderConfig
+    from webssl_jax.models.connector import ConnectorConfig
+
 HEADS = ("dino_head", "ibot_head")
 
 
@@ -31,6 +36,7 @@ class Networks:
     preprocess: how images are made; None stands for that of DINOv2 and MAE at the encoder's size,
       or where that is no square for both sides resized to it.
     head_input: the width of what goes into the heads, where there is no encoder to say it.
+    connector, language, dialogue: with them it answers questions about images (``methods.vqa``).
     contrast: of image and text towers, ``softmax`` (CLIP) or ``sigmoid`` (SigLIP).
     mask_ratio, norm_pix_loss: of encoder and decoder, as of ``methods.mae``.
 
@@ -48,6 +54,9 @@ class Networks:
     contrast: str = "softmax"
     mask_ratio: float = 0.75
     norm_pix_loss: bool = True
+    connector: ConnectorConfig | None = None
+    language: DecoderConfig | None = None
+    dialogue: Dialogue | None = None
 
     def __post_init__(self) -> None:
         if self.encoder is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from webssl_jax import cli
+from webssl_jax.data.converter import conversations_reader as conversations
 from webssl_jax.data.converter import flags, items, layouts
 from webssl_jax.data.converter import folder_reader as folders
 from webssl_jax.data.converter import parquet_reader as parquet
@@ -264,6 +265,29 @@ def _layout_reader(args: Any, facts: Facts) -> items.Reader:
     return layouts.PairReader(**facts)
 
 
+def _conversations_flags(parser: cli.ArgumentParser) -> None:
+    parser.set_defaults(keep_duplicates=True)  # many conversations are about one image
+    _add_patterns(parser)
+    parser.add_argument(
+        "--images",
+        required=True,
+        metavar="DIR|GLOB",
+        help="what the paths of images are relative to: a folder, or plain tars",
+    )
+    _add_no_metadata(parser, "the other fields of a conversation")
+
+
+def _conversations_find(args: Any) -> tuple[Facts, list[items.Unit]]:
+    progress = Progress(None, "listing", "conversations")
+    root, images, units = conversations.list_conversations(args.input, args.images, progress.update)
+    progress.close()
+    return {"root": str(root), "source": root.name, "images": images}, units
+
+
+def _conversations_reader(args: Any, facts: Facts) -> items.Reader:
+    return conversations.ConversationsReader(**facts, metadata=not args.no_metadata)
+
+
 def _add_members(parser: cli.ArgumentParser) -> None:
     """What is taken from a sample of a tar."""
     parser.add_argument(
@@ -349,6 +373,14 @@ KINDS = {
         _layout_flags,
         _layout_find,
         _layout_reader,
+    ),
+    "conversations": Kind(
+        "conversations about images, as LLaVA and Cambrian-1 publish them (jsonl, json)",
+        "conversations",
+        "",
+        _conversations_flags,
+        _conversations_find,
+        _conversations_reader,
     ),
     "records": Kind(
         "records: merges, selects, removes",

@@ -1,0 +1,54 @@
+"""A small method of visual question answering, with the tokenizer of the golden vectors: each byte
+a token, and Llama 3's special ones."""
+
+import functools
+import json
+import pathlib
+import shutil
+
+import jax
+from ml_collections import ConfigDict
+
+from webssl_jax import methods
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+VOCABULARY = 272  # 265 ids of the tokenizer
+DECODER = dict(width=32, depth=2, heads=4, kv_heads=2, mlp_hidden=48, context=1024)
+# Llama 3's own: with a blank line after a role
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + "
+    "'<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+    "{% endif %}"
+)
+
+
+@functools.cache
+def tokenizer_folder(parent: pathlib.Path) -> pathlib.Path:
+    """A folder with that tokenizer and Llama 3's own template."""
+    folder = parent / "tokenizer"
+    folder.mkdir()
+    shutil.copy(GOLDEN / "m_tokenizer_plain.json", folder / "tokenizer.json")
+    config = {"eos_token": "<|eot_id|>", "chat_template": TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def make(folder, trained=("connector",), **method):
+    """The method. folder: of its tokenizer."""
+    method = {
+        "name": "vqa",
+        "trained": trained,
+        "image_size": 32,
+        "length": 48,
+        "block": 0,
+        "language": DECODER | {"vocabulary": VOCABULARY},
+        "connector": {"grid": 3, "newline": True},
+        "dialogue": {"tokenizer": str(folder), "unpad": True},
+    } | method
+    return methods.create(ConfigDict({"model": {"size": "web_dino_micro"}, "method": method}))
+
+
+def fresh(method, seed=0):
+    """Its parameters."""
+    return jax.jit(lambda key: method.init(key, method.batch_spec(2)))(jax.random.key(seed)).params

@@ -1,0 +1,1 @@
+"""Visual instruction tuning: a frozen encoder, a connector and a language model."""
