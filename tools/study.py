@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
 """Asks a question by many runs: trains and judges the cells of a study, and says what they show.
 
-    python tools/study.py STUDY --workdir DIR [--jobs N] [--dry-run]
+    python tools/study.py STUDY --workdir DIR [--jobs N]
+    python tools/study.py STUDY --workdir DIR --dry-run [--slice v5p-512 [--price DOLLARS]]
 
-STUDY is a shipped study (configs/studies: smoke, mini) or a FILE.py. Nothing that is done is done
+STUDY is a shipped study (configs/studies: smoke, mini, paper) or a FILE.py. --slice says what its
+cells would take on a TPU slice at best, by what the compiler says of their steps; --price is of a
+chip and hour. Nothing that is done is done
 again; whatever stopped it, the same command goes on. What comes of it lies in DIR: index.html (the
 page), figures.png, runs.csv, runs.json, findings.json; the runs lie in DIR/cells/CELL/seedN, each
 an ordinary run with its train.log. The page is written anew at the end, and at any time by
@@ -22,7 +25,7 @@ import shlex
 from webssl_jax import cli
 from webssl_jax.config import UserError
 from webssl_jax.evaluators.tables import aligned
-from webssl_jax.study import cells, findings, page, runner
+from webssl_jax.study import cells, findings, page, price, runner
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,13 +35,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="of all runs")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--dry-run", action="store_true", help="print what would be run, and end")
+    parser.add_argument("--slice", help="with --dry-run: hours and cost there, as v5p-512")
+    parser.add_argument("--price", type=float, help="with --slice: dollars a chip and hour")
+    parser.add_argument("--plan-table", type=pathlib.Path, default=price.TABLE, metavar="FILE")
     parser.add_argument("--page-only", action="store_true", help="write the page of what is done")
     args = parser.parse_args(argv)
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: must be at least 1")
+    if args.slice and not args.dry_run:
+        raise UserError("--slice: goes with --dry-run; tools/tpu.py trains on slices")
+    if args.price is not None and not (args.slice and 0 < args.price < 1e6):
+        raise UserError(f"--price {args.price:g}: needs --slice, and dollars above 0")
     study = cells.load(args.study)
     findings.check(study)
     print("\n".join(aligned(_plan(study, args.workdir))), flush=True)
+    if args.slice:
+        priced = price.rows(study, args.slice, args.price, args.plan_table)
+        print("\n" + "\n".join(aligned(priced)) + "\n")
     if args.dry_run:
         for run in study.runs(args.workdir):
             if not runner.is_done(run):

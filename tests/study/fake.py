@@ -32,6 +32,7 @@ def leave(workdir, config, share):
     start = {"began": 0.0, "start_step": 0, "step": steps, "seconds": {"step": 10.0}}
     (workdir / "goodput.json").write_text(json.dumps([start]))
     (workdir / "metrics.jsonl").write_text(json.dumps({"step": steps}) + "\n")
+    (workdir / "checkpoints" / str(steps)).mkdir(parents=True)
     path = outcome.step_path(workdir / "eval" / "knn", steps)
     judged(share, config.seed).write(path)
 

@@ -15,8 +15,8 @@ import pytest
 
 from tests.e2e import runner as runner_of_tests
 from tests.study import fake
-from webssl_jax.config import ConfigError
-from webssl_jax.study import cells, findings, page, results, runner
+from webssl_jax.config import ConfigError, UserError
+from webssl_jax.study import cells, findings, page, price, results, runner
 from webssl_jax.tools import study as tool
 
 FAKE = pathlib.Path(fake.__file__)
@@ -219,6 +219,23 @@ def test_what_a_study_cannot_mean_is_named_before_anything_runs(tmp_path, change
     with pytest.raises(ConfigError, match=says):
         tool.main([write(tmp_path / "asked.py", **change), "--workdir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_the_papers_runs_have_their_price_and_published_figures():
+    study = cells.load("paper")
+    assert len(study.cells) == 25
+    by_name = {cell.name: cell for cell in study.cells}
+    assert by_name["web_dino_7b"].labels["published"] == "53.87"
+    assert by_name["web_dino_2b_heavy"].labels["data"] == "MC-2B, text-filtered (heavy)"
+    priced = {row[0]: row for row in price.rows(study, "v5p-512", 2.0)}
+    plan = price.read_table()["web_dino.py:size=7b@v5p-512"]
+    assert priced["web_dino_7b"][5] == f"{plan['chip_hours']:,.0f}"  # both of 2 billion images
+    whole = [float(priced[name][5].replace(",", "")) for name in by_name]
+    assert float(priced["all"][5].replace(",", "")) == pytest.approx(sum(whole), abs=len(whole))
+    dollars = float(priced["all"][6].replace(",", ""))
+    assert dollars == pytest.approx(2 * sum(whole), abs=2 * len(whole))
+    with pytest.raises(UserError, match="--plan-table /nowhere: cannot be read"):
+        price.read_table(pathlib.Path("/nowhere"))
 
 
 def test_a_dry_run_prints_each_command_and_starts_none(tmp_path, capsys):

@@ -16,7 +16,8 @@
 
 ``config`` is what ``train --config`` takes; ``overrides`` are keys of it, in groups as there, those
 of a cell over those of the study. The evaluations of a cell are the rows of its config. ``labels``
-of a cell ({"method": "Web-MAE", "data": "all"}) name it in pictures. Cells are sorted by name.
+of a cell ({"method": "Web-MAE", "data": "all"}) stand in the table of runs; these two name its
+colour in pictures. Cells are sorted by name.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def _panels(study: Study, groups: Sequence[Group]) -> list[scaling.Panel]:
 
 def _label(group: Group) -> str:
     labels = group.cell.labels
-    return ", ".join(labels.values()) if labels else "all cells"
+    return ", ".join(labels[key] for key in ("method", "data") if key in labels) or "all cells"
 
 
 def _html(

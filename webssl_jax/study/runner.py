@@ -1,9 +1,9 @@
 """Runs what is missing of a study, each run a process of its own, some at a time.
 
-What is done is told by the workdirs alone: the outcome of every row at the last step, made with the
-settings that the study asks for. So a study may be stopped or killed at any moment, and started
-again, also with other cells; a run that was cut goes on from its checkpoint. A run that fails is
-named, with its last words, and the others go on.
+What is done is told by the workdirs alone: the checkpoint of the last step and the outcome of every
+row there, made with the settings that the study asks for. So a study may be stopped or killed at
+any moment, and started again, also with other cells; a run that was cut goes on from its
+checkpoint. A run that fails is named, with its last words, and the others go on.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 
 from webssl_jax import cli
 from webssl_jax import config as configs
+from webssl_jax.checkpoints import directory
 from webssl_jax.config import UserError
 from webssl_jax.evaluators import outcome
 from webssl_jax.evaluators.seeds import WITHOUT_EFFECT
@@ -42,7 +43,7 @@ def command(run: Run) -> list[str]:
 
 
 def is_done(run: Run) -> bool:
-    """Whether all its rows were judged at the last step.
+    """Whether its last step is saved, and all its rows were judged there.
 
     Raises:
       UserError: if they were, or its checkpoints were made, with other settings.
@@ -58,9 +59,10 @@ def is_done(run: Run) -> bool:
     if differs := configs.differences(then, now):
         words = ", ".join(f"config.{key}: {a} -> {b}" for key, a, b in differs[:4])
         raise UserError(f"{run.workdir}: was made with other settings ({words}); remove it")
-    folder = run.workdir / "eval"
-    steps = {row: outcome.step_path(folder / row, run.cell.steps) for row in now["evals"]}
-    return all(path.exists() for path in steps.values())
+    rows, steps = run.workdir / "eval", run.cell.steps
+    saved = directory(run.workdir, run.cell.config.checkpoint.folder) / str(steps)
+    judged = [outcome.step_path(rows / name, steps) for name in now["evals"]]
+    return saved.exists() and all(path.exists() for path in judged)
 
 
 @dataclasses.dataclass
