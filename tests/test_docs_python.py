@@ -124,6 +124,11 @@ def test_language_md_reads_texts_and_embeddings(folder, monkeypatch):
     assert names["out"].logits.shape == (2, 4, 128_256) and len(names["out"].hidden) == 3
 
 
+def test_benchmarks_md_scores_an_answer(tmp_path, monkeypatch):
+    names = run_page("docs/benchmarks.md", tmp_path, monkeypatch)
+    assert names["score"].metrics["accuracy"] == 100 and names["score"].verdicts == {"0": 1.0}
+
+
 def test_the_notebook_runs_from_its_first_cell_to_its_last(folder, monkeypatch):
     monkeypatch.chdir(folder)
     pattern = labelled_shard(folder, "notebook", 64)  # for speed, in the place of the corpus

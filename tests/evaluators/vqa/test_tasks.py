@@ -225,6 +225,8 @@ def test_rotations_of_mmbench_are_told_by_pixels_not_by_files(tmp_path):
     write(tmp_path / "data/dev-0.parquet", rows)
     same, turned, other = read_questions(MMBench(), tmp_path)
     assert same.text == "Q Options:\nA. x\nB. =1+1\n" + same.text.splitlines()[-1]
+    with pytest.raises(UserError, match="mmbench, row 7: no image can be read"):
+        MMBench().questions(7, MMBENCH | {"image": {"bytes": b"GIF89a"}})
     assert same.extra["rotation_of"] == turned.extra["rotation_of"] != other.extra["rotation_of"]
 
 
@@ -256,6 +258,14 @@ def test_test_answers_are_handed_in_as_the_servers_take_them():
 def test_half_a_pair_is_not_judged():
     with pytest.raises(UserError, match="pair 3 has 1 answers and needs two"):
         MME().score(golden("mme")[:-1])
+
+
+@pytest.mark.parametrize("lost", ["truth", "pair", "category"])
+def test_an_answer_kept_without_what_its_rule_needs_is_said(lost):
+    answers = golden("mme")
+    del answers[2].extra[lost]
+    with pytest.raises(UserError, match=f"mme: an answer has no '{lost}' beside it"):
+        MME().score(answers)
 
 
 def test_answers_come_back_from_their_file_in_the_order_of_questions(tmp_path):

@@ -25,10 +25,19 @@ def judged(task: str, answers: Sequence[Answer], judge: Callable[[Answer], float
     try:
         return [float(judge(answer)) for answer in answers]
     except KeyError as error:
-        raise UserError(
-            f"{task}: an answer has no {error} beside it; it was kept by another version or "
-            "benchmark; ask the model again"
-        ) from error
+        raise _lacking(task, error) from error
+
+
+def beside(task: str, answers: Sequence[Answer], name: str) -> list[Any]:
+    """``extra[name]`` of each answer.
+
+    Raises:
+      UserError: if one has none.
+    """
+    try:
+        return [answer.extra[name] for answer in answers]
+    except KeyError as error:
+        raise _lacking(task, error) from error
 
 
 def accuracy(
@@ -69,8 +78,8 @@ def whole_pairs(task: str, answers: Sequence[Answer]) -> list[tuple[int, int]]:
       UserError: if a pair has one answer or more than two.
     """
     pairs = collections.defaultdict(list)
-    for place, answer in enumerate(answers):
-        pairs[answer.extra["pair"]].append(place)
+    for place, pair in enumerate(beside(task, answers, "pair")):
+        pairs[pair].append(place)
     for pair, places in pairs.items():
         if len(places) != 2:
             raise UserError(
@@ -91,3 +100,10 @@ def grouped(values: Sequence[float], groups: Sequence[Hashable], weight: float) 
 def image_bytes(image: Mapping[str, Any] | None) -> bytes | None:
     """The file of an image column; None where the row has no image."""
     return None if image is None else image["bytes"]
+
+
+def _lacking(task: str, error: KeyError) -> UserError:
+    return UserError(
+        f"{task}: an answer has no {error} beside it; it was kept by another version or "
+        "benchmark; ask the model again"
+    )

@@ -47,7 +47,7 @@ class CVBench2D:
     def score(self, answers: Sequence[Answer]) -> TaskScore:
         """See the class."""
         hits = scoring.judged(self.name, answers, self.judge)
-        sources = [str(answer.extra["source"]) for answer in answers]
+        sources = list(map(str, scoring.beside(self.name, answers, "source")))
         items = scoring.grouped(hits, sources, scoring.PERCENT / len(set(sources)))
         metrics = {"accuracy": items.headline()}
         metrics["accuracy_of_questions"] = scoring.PERCENT * float(np.mean(hits))

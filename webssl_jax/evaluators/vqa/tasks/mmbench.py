@@ -14,7 +14,14 @@ from PIL import Image
 
 from webssl_jax.errors import UserError
 from webssl_jax.evaluators.vqa.rules.choices import LETTER, letter
-from webssl_jax.evaluators.vqa.scoring import PERCENT, image_bytes, judged, part_means, verdicts
+from webssl_jax.evaluators.vqa.scoring import (
+    PERCENT,
+    beside,
+    image_bytes,
+    judged,
+    part_means,
+    verdicts,
+)
 from webssl_jax.evaluators.vqa.submissions import Submission, workbook
 from webssl_jax.evaluators.vqa.task import GENERAL, Answer, Items, Question, Source, TaskScore
 
@@ -61,7 +68,8 @@ class MMBench:
         image = image_bytes(row["image"])
         extra = {name: row[name] for name in _KEPT}
         extra["truth"] = None if row["answer"] in _NO else row["answer"]
-        extra["rotation_of"] = f"{row['question']} {_fingerprint(image)} {row['source']}"
+        seen = _fingerprint(image, f"{self.name}, row {place}")
+        extra["rotation_of"] = f"{row['question']} {seen} {row['source']}"
         return [Question(str(place), text, image, extra)]
 
     def judge(self, answer: Answer) -> float:
@@ -77,8 +85,10 @@ class MMBench:
             )
         hits = judged(self.name, answers, self.judge)
         whole: dict[tuple[str, str], bool] = collections.defaultdict(lambda: True)
-        for answer, hit in zip(answers, hits):
-            whole[(answer.extra["category"], answer.extra["rotation_of"])] &= bool(hit)
+        categories = beside(self.name, answers, "category")
+        questions = beside(self.name, answers, "rotation_of")
+        for category, question, hit in zip(categories, questions, hits):
+            whole[(category, question)] &= bool(hit)
         values = np.array(list(whole.values()), np.float32)
         metrics = {
             "circular_accuracy": PERCENT * float(values.mean()),
@@ -108,9 +118,12 @@ def _cell(value: Any) -> Any:
     return "" if value in _NO else value
 
 
-def _fingerprint(image: bytes | None) -> str:
+def _fingerprint(image: bytes | None, where: str) -> str:
     if image is None:
         return ""
-    with Image.open(io.BytesIO(image)) as opened:
-        pixels = opened.convert("RGB").resize((_SIDE, _SIDE)).tobytes()
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            pixels = opened.convert("RGB").resize((_SIDE, _SIDE)).tobytes()
+    except OSError as error:
+        raise UserError(f"{where}: no image can be read ({error}); download it again") from error
     return hashlib.blake2b(pixels, digest_size=8).hexdigest()

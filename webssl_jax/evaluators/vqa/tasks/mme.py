@@ -11,6 +11,7 @@ import numpy as np
 from webssl_jax.evaluators.vqa.rules.choices import WORD
 from webssl_jax.evaluators.vqa.scoring import (
     PERCENT,
+    beside,
     grouped,
     image_bytes,
     judged,
@@ -60,7 +61,8 @@ class MME:
         """See the class."""
         hits = judged(self.name, answers, self.judge)
         pairs = whole_pairs(self.name, answers)
-        kinds = [str(answers[first].extra["category"]) for first, _ in pairs]
+        named = beside(self.name, answers, "category")
+        kinds = [str(named[first]) for first, _ in pairs]
         points = [
             PERCENT * ((hits[first] + hits[second]) / 2 + hits[first] * hits[second])
             for first, second in pairs
