@@ -18,7 +18,8 @@ from PIL import Image
 
 from webssl_jax.corpus.mini_web import packages, readers
 from webssl_jax.corpus.mini_web.catalogue import BY_NAME, Source
-from webssl_jax.data import annotations, records
+from webssl_jax.data import annotations as annotation
+from webssl_jax.data import records
 from webssl_jax.data.converter.items import Dropped
 
 TOPICS = ("animals", "faces", "food", "people", "vehicles")
@@ -41,10 +42,10 @@ def read(cache: Path) -> dict[str, Material]:
     }
     grounds: dict[str, list[bytes]] = {"train": [], "test": []}
     for picture in _pictures(BY_NAME[FIGURES], cache):
-        if picture.topic in TOPICS:
+        if picture.topic in TOPICS and isinstance(picture.image, bytes):
             figures[_part(picture.group)][picture.topic].append(picture.image)
     for picture in _pictures(BY_NAME[GROUNDS], cache):
-        if picture.key.startswith("land/"):
+        if picture.key.startswith("land/") and isinstance(picture.image, bytes):
             grounds[_part(picture.key)].append(picture.image)
     return {part: Material(figures[part], grounds[part]) for part in grounds}
 
@@ -72,7 +73,7 @@ def scene(
     for _ in range(rng.integers(2, 5)):
         topic = int(rng.integers(len(TOPICS)))
         of = material.figures[TOPICS[topic]]
-        figure = Image.open(io.BytesIO(of[rng.integers(len(of))])).convert("RGBA")
+        figure = Image.open(io.BytesIO(of[int(rng.integers(len(of)))])).convert("RGBA")
         size = int(rng.uniform(1 / 3, 2 / 3) * side)
         figure = figure.resize((size, size), Image.Resampling.BICUBIC)
         figure = figure.rotate(rng.uniform(-20, 20))
@@ -89,7 +90,7 @@ def scene(
 
 
 def _ground(rng: np.random.Generator, grounds: Sequence[bytes], side: int) -> Image.Image:
-    photo = Image.open(io.BytesIO(grounds[rng.integers(len(grounds))])).convert("RGB")
+    photo = Image.open(io.BytesIO(grounds[int(rng.integers(len(grounds)))])).convert("RGB")
     cut = int(rng.uniform(0.4, 1) * min(photo.size))
     x, y = (int(rng.integers(length - cut + 1)) for length in photo.size)
     box = (x, y, x + cut, y + cut)
@@ -119,7 +120,7 @@ def write(output: Path, name: str, material: Material, count: int, side: int, se
         image.save(file, "JPEG", quality=95)
         for kind, writer in writers.items():
             mask = classes if kind == "many" else np.minimum(classes, 1)
-            annotated = {"mask": annotations.encode_mask(mask)}
+            annotated = {"mask": annotation.encode_mask(mask)}
             key = f"{name}/{number}"
             record = records.Record(
                 file.getvalue(), (), key, side, side, "scenes", annotations=annotated
