@@ -14,6 +14,7 @@ import torch
 from tests.evaluators.problems import blobs, problem_of
 from tests.evaluators.small_models import (
     BATCH,
+    CLASSES,
     coloured,
     items_of,
     labelled_shard,
@@ -26,7 +27,8 @@ from webssl_jax.data import records
 from webssl_jax.data.imagenet import wordnet_numbers
 from webssl_jax.evaluators import datasets, tables
 from webssl_jax.evaluators.features import Cache
-from webssl_jax.evaluators.probes import imagenet, linear, logistic
+from webssl_jax.evaluators.fit import Fitted, Grid
+from webssl_jax.evaluators.probes import heads, imagenet, judging, linear, logistic
 from webssl_jax.evaluators.probes.heads import AttentionPool, BatchNormLinear, CrossEntropy, See
 from webssl_jax.evaluators.probes.judging import Judged, mean_per_class
 from webssl_jax.evaluators.probes.labelled import LabelledPair
@@ -252,6 +254,25 @@ def test_a_row_goes_from_shards_to_a_table_with_other_test_sets(shards, tmp_path
     assert lin["v2_top1_selected_on_test"] == lin["top1_selected_on_test"]
     assert lin["a_top1"] >= 0.5 and len(found["lin"].items["a_top1"]) == len(two)
     assert "lin top1 selected on test" in " ".join(tables.report({"a": found}).split())
+
+
+def test_heads_say_the_same_of_features_that_are_kept_as_of_images(shards, tmp_path):
+    model, cache = small_mae(devices=1), Cache(tmp_path, BATCH, 2)
+    dataset = datasets.open_dataset(shards["test"], datasets.LABELLED)
+    want, parts, width = Want(patches="mean"), ("cls", "patches"), model.encoder.width
+    grid = Grid(heads.Linear(3), See(parts), CrossEntropy("all"), (0.1, 0.2))
+    kernel = np.random.default_rng(0).normal(size=(2, 2 * width, 3)).astype(np.float32)
+    params = {"kernel": jnp.asarray(kernel), "bias": jnp.zeros((2, 3))}
+    fitted = Fitted((("both", grid),), {"both": params}, {"both": {}})
+    allowed = np.array([True, False, True])
+    given = (dataset, want, fitted, CLASSES, "known", allowed)
+    seen = judging.judge_images(model, cache, *given)
+    store = cache.pooled(model, dataset, want)
+    kept = judging.judge_store(model.mesh, store, dataset, fitted, parts, CLASSES, allowed)
+    np.testing.assert_array_equal(kept.said["both"][:, :, :2], seen.said["both"][:, :, :2])
+    assert 1 not in kept.said["both"][:, :, :2]
+    np.testing.assert_array_equal(kept.labels, seen.labels)
+    np.testing.assert_array_equal(kept.records, seen.records)
 
 
 @pytest.mark.slow

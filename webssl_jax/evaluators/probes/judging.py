@@ -7,7 +7,7 @@ Shape letters: n images, K heads of a grid.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +17,9 @@ from jax.sharding import Mesh
 
 from webssl_jax.evaluators import datasets
 from webssl_jax.evaluators.datasets import Dataset
-from webssl_jax.evaluators.features import Cache, Table
+from webssl_jax.evaluators.features import Cache, Store, Table
 from webssl_jax.evaluators.fit import Fitted
+from webssl_jax.evaluators.probes.labelled import pick
 from webssl_jax.model import Model, fill_up, to_host
 from webssl_jax.models.features import Want
 from webssl_jax.sharding import mesh as meshes
@@ -74,11 +75,34 @@ def judge_images(
     return Judged(labels, said, np.array([store.rows[row].number for row in rows.tolist()]))
 
 
-def judge_tables(
-    mesh: Mesh, fitted: Fitted, tables: Mapping[str, Table], labels: np.ndarray, classes: int
+def judge_store(
+    mesh: Mesh,
+    store: Store,
+    dataset: Dataset,
+    fitted: Fitted,
+    parts: Collection[str],
+    classes: tuple[str, ...],
+    allowed: np.ndarray | None = None,
 ) -> Judged:
-    """What heads say of features that are there already, rows of ``labels`` (n,)."""
-    may = np.ones(classes, bool)
+    """:func:`judge_images` where the features of labelled records are kept, as vectors. parts:
+    those that heads see."""
+    rows, labels = datasets.class_ids(store.labels, classes, dataset)
+    tables = {part: pick(store.array(part), rows) for part in parts}
+    judged = judge_tables(mesh, fitted, tables, labels, len(classes), allowed)
+    return judged._replace(records=np.array([store.rows[row].number for row in rows.tolist()]))
+
+
+def judge_tables(
+    mesh: Mesh,
+    fitted: Fitted,
+    tables: Mapping[str, Table],
+    labels: np.ndarray,
+    classes: int,
+    allowed: np.ndarray | None = None,
+) -> Judged:
+    """What heads say of features that are there already, rows of ``labels`` (n,). allowed: as of
+    :func:`judge_images`."""
+    may = np.ones(classes, bool) if allowed is None else allowed
     batch = -(-_A_CALL // meshes.batch_shards(mesh)) * meshes.batch_shards(mesh)
     parts = []
     for start in range(0, len(labels), batch):

@@ -60,11 +60,11 @@ class Problem:
 
     def train_rows_of(self, rows: Table) -> Table:
         """Of an array of all readable training records the labelled ones."""
-        return _pick(rows, self.train_rows)
+        return pick(rows, self.train_rows)
 
     def test_rows_of(self, rows: Table) -> Table:
         """Of an array of all readable test records the labelled ones."""
-        return _pick(rows, self.test_rows)
+        return pick(rows, self.test_rows)
 
     def chance(self) -> dict[str, float]:
         """{"top1": of guesses}."""
@@ -101,7 +101,7 @@ class LabelledPair:
         rows, labels = datasets.class_ids(train.labels, names, of_train)
         test_rows, test_labels = datasets.class_ids(test.labels, names, of_test)
         pixels = self.thumbnails(of_train, preprocess, cache).array(TRIVIAL[0])
-        groups = splits.look_alikes(_pick(pixels, rows), labels)
+        groups = splits.look_alikes(pick(pixels, rows), labels)
         data = datasets.fingerprint(self.identity, names, rows, labels, test_rows, test_labels)
         return Problem(names, rows, labels, test_rows, test_labels, groups, data, preprocess)
 
@@ -144,8 +144,9 @@ class LabelledPair:
         )
 
 
-def _pick(rows: Table, wanted: np.ndarray) -> Table:
+def pick(rows: Table, wanted: np.ndarray) -> Table:
+    """Some rows of an array, in memory or on disk."""
     if len(wanted) == len(rows):
         return rows
-    pick = getattr(rows, "pick", None)
-    return pick(wanted) if pick else rows[wanted]
+    of_disk = getattr(rows, "pick", None)
+    return of_disk(wanted) if of_disk else rows[wanted]

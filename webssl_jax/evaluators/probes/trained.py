@@ -40,11 +40,12 @@ from webssl_jax.evaluators.probes.judging import (
     TOP,
     Judged,
     judge_images,
+    judge_store,
     judge_tables,
     judging,
     mean_per_class,
 )
-from webssl_jax.evaluators.probes.labelled import LabelledOptions, LabelledPair, Problem
+from webssl_jax.evaluators.probes.labelled import LabelledOptions, LabelledPair, Problem, pick
 from webssl_jax.evaluators.probes.splits import hold_out
 from webssl_jax.model import Model
 from webssl_jax.models.features import Want
@@ -113,6 +114,11 @@ class Trial(NamedTuple):
     recipe: Recipe
 
     @property
+    def parts(self) -> list[str]:
+        """The arrays of features that heads see."""
+        return sorted({part for variant in self.variants.values() for part in variant.see.parts})
+
+    @property
     def pairs(self) -> list[tuple[float, float]]:
         """(learning rate, weight decay) of the heads of a variant."""
         return [(rate, decay) for rate in self.rates for decay in self.decays]
@@ -171,7 +177,7 @@ class TrainedProbe(abc.ABC):
         self._options, self._pair = options, LabelledPair(options)
         self._others = imagenet.Others.of(options)
         self.data = f"{self._pair.identity}-{self.protocol}{self._others.identity}"
-        self.datasets = self._pair.datasets[:1] if self._cached else ()
+        self.datasets = self._pair.datasets if self._cached else ()
 
     @property
     def _cached(self) -> bool:
@@ -212,8 +218,7 @@ class TrainedProbe(abc.ABC):
         features: Any
         if cls._reads(options):
             seen, made = work.through(name, model, want, shape, size.images, size.batch)
-            parts = {part for variant in trial.variants.values() for part in variant.see.parts}
-            vectors = {part: jax.eval_shape(See((part,)), made) for part in sorted(parts)}
+            vectors = {part: jax.eval_shape(See((part,)), made) for part in trial.parts}
             tables = {part: ((rows, *x.shape[1:]), x.dtype) for part, x in vectors.items()}
             features = work.on_batch(model, tables)
         else:
@@ -224,6 +229,8 @@ class TrainedProbe(abc.ABC):
         each = {name: ((rows,), dtype) for name, dtype in targets.items()}
         update, fitted = work.updates(model, grids, trial.recipe, features, calls, each)
         held = len(grids) > len(trial.variants)  # they are judged besides
+        if cls._reads(options):  # of held-out images features are there
+            held = False
         tested = size.test_images + held * round(options.held_out * size.images)
         test, of_test = work.through("test images", model, want, shape, tested, size.batch)
         may = jax.ShapeDtypeStruct((size.classes,), bool, sharding=meshes.replicated(model.mesh))
@@ -256,9 +263,19 @@ class TrainedProbe(abc.ABC):
 
         def look(dataset: Dataset, fitted: Fitted, allowed: np.ndarray | None) -> Judged:
             classes = problem.classes
+            if self._cached:
+                store = cache.pooled(model, dataset, want)
+                assert model.mesh is not None
+                parts = trial.parts
+                return judge_store(model.mesh, store, dataset, fitted, parts, classes, allowed)
             return judge_images(model, cache, dataset, want, fitted, classes, known, allowed)
 
         def judge(fitted: Fitted, on_held_out: bool) -> Judged:
+            if on_held_out and self._cached:
+                assert isinstance(data, Cached) and model.mesh is not None
+                rows = {part: pick(x, held) for part, x in data.features.items()}
+                labels = problem.train_labels[held]
+                return judge_tables(model.mesh, fitted, rows, labels, problem.num_classes)
             return look(held_out if on_held_out else of_test, fitted, None)
 
         data = self._batches(model, cache, problem, numbers, want, trial)
@@ -314,8 +331,7 @@ class TrainedProbe(abc.ABC):
         o, (train, _), targets = self._options, self._pair.datasets, self._targets(problem)
         if self._cached:
             store = cache.pooled(model, train, want)
-            parts = {part for variant in trial.variants.values() for part in variant.see.parts}
-            tables = {part: problem.train_rows_of(store.array(part)) for part in parts}
+            tables = {part: problem.train_rows_of(store.array(part)) for part in trial.parts}
             assert model.mesh is not None
             return Cached(tables, targets, model.mesh, o.batch, o.seed)
         view = random_crops(model) if o.augment else Plain(model.preprocess)
