@@ -172,11 +172,11 @@ def train_together(
     return [Result(p.returncode, output) for p, output in zip(running[wait_for], outputs)]
 
 
-def outputs_of(processes):
+def outputs_of(processes, timeout=300):
     """What each printed, once all have ended. Read at the same time: a process whose pipe is full
     stops, and with it all that wait for it."""
     with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:
-        return list(pool.map(lambda process: process.communicate(timeout=300)[0], processes))
+        return list(pool.map(lambda process: process.communicate(timeout=timeout)[0], processes))
 
 
 def kill_loader_worker(process):

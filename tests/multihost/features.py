@@ -14,11 +14,10 @@ from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import mesh as meshes
 
 DATA = {"train": "corpus:train", "test": "corpus:test", "max_images": 200}
-ROWS = {"knn": {"kind": "knn", **DATA}, "probe": {"kind": "logistic", "last_blocks": 1, **DATA}}
-ROWS["linear"] = {"kind": "linear", "last_blocks": 1, "iterations": 20, "batch": 32, **DATA}
+KNN = {"knn": {"kind": "knn", **DATA}}
 
 
-def compute(folder, names=("knn",)):
+def compute(folder, rows=KNN):
     """{fingerprint, rows: {row: metrics, items, baselines, data}}."""
     encoder = ViTConfig(width=32, depth=2, heads=2, patch_size=8, image_size=32, position="sincos")
     decoder = ViTConfig(width=32, depth=1, heads=2, patch_size=8, image_size=32, position="sincos")
@@ -33,7 +32,6 @@ def compute(folder, names=("knn",)):
     optimizer = Optimizer.from_config(optim, method.tables())
     state = train_state.create(method, optimizer, 0, 8, mesh)
     model = Model.of(method, state.variables)
-    rows = {name: ROWS[name] for name in names}
     with mock.patch.object(features, "MOST_ROWS", 32):  # more chunks than processes
         suite = Suite(rows, folder / ".cache", batch=16, threads=2)
         outcomes = suite.run(model, folder)

@@ -13,7 +13,7 @@ from tests.multihost import contrasts, features, probes
 from tests.once import once
 
 
-def launch(folder, devices, *modules):
+def launch(folder, devices, *modules, timeout=300):
     """What each of two processes with ``devices`` devices finds: {module: what its ``compute``
     returns}."""
     address = f"localhost:{runner.free_port()}"
@@ -29,7 +29,7 @@ def launch(folder, devices, *modules):
         for i in range(2)
     ]
     try:
-        printed = runner.outputs_of(running)
+        printed = runner.outputs_of(running, timeout)
     finally:
         for process in running:
             process.kill()
@@ -68,13 +68,14 @@ def test_features_and_their_neighbours_are_those_of_one_process(found, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_probe_fitted_by_two_processes_of_four_devices_is_that_of_one(tmp_path):
-    found = launch(tmp_path / "two", 4, "probes")
+def test_heads_fitted_by_two_processes_of_four_devices_are_those_of_one(tmp_path):
+    found = launch(tmp_path / "two", 4, "probes", timeout=3000)
     _assert_same_figures([each["probes"] for each in found], probes.compute(tmp_path / "one"))
 
 
 def _assert_same_figures(found, alone):
-    """The same features up to rounding, so at most an item in a hundred may fall otherwise."""
+    """The same features up to rounding, so at most an item in a hundred may fall otherwise; of
+    scenes a pixel in a hundred."""
     first, second = found
     assert first == second
     assert first["fingerprint"] == alone["fingerprint"]
@@ -85,5 +86,6 @@ def _assert_same_figures(found, alone):
         pairs += [(theirs["baselines"][name], x) for name, x in one["baselines"].items()]
         for ours, wanted in pairs:
             assert ours == pytest.approx(wanted, abs=0.011), row
-        hits = [x["items"]["top1"] for x in (one, theirs)]
-        assert sum(a != b for a, b in zip(*hits)) <= len(hits[0]) // 100 + 1
+        if "top1" in one["items"]:
+            hits = [x["items"]["top1"] for x in (one, theirs)]
+            assert sum(a != b for a, b in zip(*hits)) <= len(hits[0]) // 100 + 1

@@ -223,12 +223,12 @@ class Suite:
         """
         found: dict[str, Outcome] = {}
         known = {name: self._known(name, model) for name in (self.rows if names is None else names)}
-        distributed.check_same(
-            {
-                f"what the evaluation {name} finds": str(facts["data"])
-                for name, facts in known.items()
-            }
-        )
+        # Rows too: processes whose paths differ would wait for each other at saves of heads.
+        settings = {f"the row {name}": json.dumps(facts["row"]) for name, facts in known.items()}
+        settings |= {
+            f"what the evaluation {name} finds": str(facts["data"]) for name, facts in known.items()
+        }
+        distributed.check_same(settings)
         todo = []
         for name, facts in known.items():
             done = self._done(outcome.step_path(folder / name, step), facts)
