@@ -14,6 +14,7 @@ METHODS = {
     "clip": "webssl_jax.methods.clip.method:CLIP",
     "dino": "webssl_jax.methods.dino.method:DINO",
     "mae": "webssl_jax.methods.mae.method:MAE",
+    "supervised": "webssl_jax.methods.supervised.method:Supervised",
     "vqa": "webssl_jax.methods.vqa.method:VQA",
 }
 

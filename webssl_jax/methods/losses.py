@@ -64,6 +64,23 @@ def koleo(features: jax.Array) -> jax.Array:
     return -jnp.log(jnp.linalg.norm(difference, axis=-1) + eps).mean()
 
 
+def softmax_cross_entropy(
+    logits: jax.Array, targets: jax.Array, label_smoothing: float = 0.0
+) -> jax.Array:
+    """Mean over images of the cross-entropy of (B, C) logits and targets, whose rows add up to 1.
+    label_smoothing: the share of each target that all classes have alike (Szegedy et al., arXiv
+    1512.00567, section 7)."""
+    targets = targets * (1 - label_smoothing) + label_smoothing / targets.shape[1]
+    return -(targets * jax.nn.log_softmax(logits)).sum(axis=1).mean()
+
+
+def sigmoid_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Mean over images of the binary cross-entropies of (B, C) logits and targets, summed over
+    classes (Beyer et al., arXiv 2006.07159, section 5.2)."""
+    yes, no = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    return -(targets * yes + (1 - targets) * no).sum(axis=1).mean()
+
+
 def entropy(probabilities: jax.Array) -> jax.Array:
     """-sum p log p over the last axis, in nats; 0 log 0 = 0."""
     return jax.scipy.special.entr(probabilities).sum(axis=-1)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -30,9 +30,21 @@ from jax.sharding import PartitionSpec
 
 from webssl_jax.models import attention_kernel
 from webssl_jax.models.layers import Tokens, batch_shards, checkpoint_name, dense, layer_norm
+from webssl_jax.models.rope import Rotation, rotate
 from webssl_jax.models.sizes import BlockConfig, heads_per_lanes
 
 _QKV = tuple[jax.Array, jax.Array, jax.Array]
+
+
+class Context(NamedTuple):
+    """What attention needs to know of the tokens. rotation: of queries and keys. keys: (B, T) bool,
+    the tokens that may be attended to, where not all are."""
+
+    rotation: Rotation | None = None
+    keys: jax.Array | None = None
+
+
+_NOTHING = Context()
 
 
 class Attention(nn.Module):
@@ -42,22 +54,44 @@ class Attention(nn.Module):
     config: BlockConfig
 
     @nn.compact
-    def __call__(self, x: Tokens, layer_scale: jax.Array | None = None) -> Tokens:
-        """(B, T, D) -> (B, T, D). layer_scale: as in ``layers.Linear``, of the output."""
+    def __call__(
+        self, x: Tokens, layer_scale: jax.Array | None = None, context: Any = None
+    ) -> Tokens:
+        """(B, T, D) -> (B, T, D). layer_scale: as in ``layers.Linear``, of the output. context: a
+        :class:`Context`, or of several arrays a tuple of such."""
         c = self.config
 
         def project(name: str) -> Tokens:
-            layer = dense(c, c.width, name, fused=3, use_bias=c.qkv_bias)
+            layer = dense(c, c.width, name, fused=3, use_bias=_has_bias(c, name))
             return checkpoint_name(layer(x), "qkv")
 
+        if context is None:
+            context = jax.tree.map(lambda _: _NOTHING, x)
         attend = functools.partial(_attend, c)
-        out = jax.tree.map(attend, project("q"), project("k"), project("v"))
+        out = jax.tree.map(attend, project("q"), project("k"), project("v"), context)
         # the rest of the block recomputes from here
         return checkpoint_name(dense(c, c.width, "out")(out, layer_scale), "attn")
 
 
-def _attend(c: BlockConfig, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Attention over (B, T, h * d), in the form that ``c`` asks for."""
+def _has_bias(c: BlockConfig, name: str) -> bool:
+    return c.qkv_bias and (c.key_bias or name != "k")
+
+
+def _attend(
+    c: BlockConfig, q: jax.Array, k: jax.Array, v: jax.Array, context: Context
+) -> jax.Array:
+    """Attention over (B, T, h * d), in the form that ``c`` asks for. With keys that may not be
+    attended to it is the formula: neither the kernels nor the backward pass of our own know
+    them."""
+    if context.rotation is not None:
+        q, k = (rotate(x, context.rotation, c.heads) for x in (q, k))
+    if context.keys is not None:
+        masked: Callable[..., jax.Array] = functools.partial(
+            dot_product_attention, keys=context.keys
+        )
+        if c.remat != "none":
+            masked = jax.checkpoint(masked, static_argnums=(3,))
+        return _by_heads(masked, c.heads, c.causal, q, k, v)
     if c.attention == "pallas" and (kernel := _sharded_kernel(c, *q.shape[:2])):
         # the gradient of the output layer's kernel needs it
         return checkpoint_name(kernel(q, k, v), "attn")
@@ -74,17 +108,24 @@ def _by_heads(
 
 
 def dot_product_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, causal: bool = False
+    q: jax.Array, k: jax.Array, v: jax.Array, causal: bool = False, keys: jax.Array | None = None
 ) -> jax.Array:
     """softmax(q k^T / sqrt(d)) v over (B, T, h, d). Scores and softmax are float32 whatever the
-    inputs are."""
-    return jnp.einsum("bhqk,bkhd->bqhd", attention_weights(q, k, causal).astype(v.dtype), v)
+    inputs are. keys: as of :func:`attention_weights`."""
+    weights = attention_weights(q, k, causal, keys).astype(v.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
 
 
-def attention_weights(q: jax.Array, k: jax.Array, causal: bool = False) -> jax.Array:
+def attention_weights(
+    q: jax.Array, k: jax.Array, causal: bool = False, keys: jax.Array | None = None
+) -> jax.Array:
     """softmax(q k^T / sqrt(d)) of (B, Tq, h, d) and (B, Tk, h, d): (B, h, Tq, Tk) float32. Causal:
-    0 where the key comes after the query, Tq = Tk."""
-    return jax.nn.softmax(_scores(q, k, causal), axis=-1)
+    0 where the key comes after the query, Tq = Tk. keys: (B, Tk) bool, 0 where False; at least one
+    of an image must be True."""
+    scores = _scores(q, k, causal)
+    if keys is not None:
+        scores = jnp.where(keys[:, None, None], scores, -jnp.inf)
+    return jax.nn.softmax(scores, axis=-1)
 
 
 def _scores(q: jax.Array, k: jax.Array, causal: bool) -> jax.Array:
@@ -233,18 +274,30 @@ def _sharded_kernel(
     return jax.shard_map(attend, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
 
 
-def cls_attention(config: BlockConfig, block: Mapping[str, Any], x: jax.Array) -> jax.Array:
+def cls_attention(
+    config: BlockConfig,
+    block: Mapping[str, Any],
+    x: jax.Array,
+    rotation: Rotation | None = None,
+    queries: int | None = 1,
+) -> jax.Array:
     """The attention weights of one block's CLS token: (B, h, T) float32, rows add up to 1.
 
     A block does not return its weights, so they are computed again from its input. block: its
     parameters, without the axis of stacked blocks. x: (B, T, D), the input of the block, CLS first.
+    rotation: of its queries and keys. queries: the mean weights of so many first tokens, None for
+    all of them.
     """
     c = config
     normalised: Any = layer_norm(c, None).apply({"params": block["norm1"]}, x)
 
     def heads(name: str, tokens: jax.Array) -> jax.Array:
-        layer = dense(c, c.width, None, use_bias=c.qkv_bias)
+        layer = dense(c, c.width, None, use_bias=_has_bias(c, name))
         projected: Any = layer.apply({"params": block["attn"][name]}, tokens)
+        if rotation is not None:
+            own = Rotation(*(table[..., : tokens.shape[1], :] for table in rotation))
+            projected = rotate(projected, own, c.heads)
         return rearrange(projected, "b t (h d) -> b t h d", h=c.heads)
 
-    return attention_weights(heads("q", normalised[:, :1]), heads("k", normalised))[:, :, 0]
+    weights = attention_weights(heads("q", normalised[:, :queries]), heads("k", normalised))
+    return weights[:, :, 0] if queries == 1 else weights.mean(axis=2)

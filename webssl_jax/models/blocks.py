@@ -16,13 +16,14 @@ What is saved of each block for the backward pass (``BlockConfig.remat``):
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from webssl_jax.models.attention import Attention
+from webssl_jax.models.attention import Attention, Context
 from webssl_jax.models.layers import LayerScale, Mlp, Tokens, gather_tokens, layer_norm, on_batch
 from webssl_jax.models.sizes import BlockConfig
 
@@ -34,6 +35,20 @@ REMAT_POLICIES = {
 _Carry = tuple[Tokens, jax.Array | None]  # (tokens, store)
 
 
+class Placed(NamedTuple):
+    """What the blocks are told of their tokens. coordinates: (N, 2) of the last N of them, or (B,
+    N, 2), where positions are rotated (``rope.py``). keys: (B, T) bool, the tokens that may be
+    attended to, where not all are."""
+
+    coordinates: jax.Array | None = None
+    keys: jax.Array | None = None
+
+    @property
+    def by_image(self) -> bool:
+        """Whether it differs between images."""
+        return self.keys is not None or (self.coordinates is not None and self.coordinates.ndim > 2)
+
+
 class Block(nn.Module):
     """x += gamma1 * attention(norm(x)); x += gamma2 * mlp(norm(x)); each branch under stochastic
     depth in training.
@@ -42,24 +57,33 @@ class Block(nn.Module):
     output is written to ``store[slot]``, or nowhere if ``slot`` is S. The tokens may be a tuple for
     crops of several sizes: each linear layer takes all of them, so that its weights are gathered
     over the devices once.
+
+    drawn: (S, 5), an entry of ``Rope.draw`` for each size, in training with such. placed: a
+    :class:`Placed`, or a tuple of such for a tuple of tokens; None where there is nothing to tell.
     """
 
     config: BlockConfig
     train: bool
 
     @nn.compact
-    def __call__(self, carry: _Carry, slot: jax.Array) -> tuple[_Carry, None]:
+    def __call__(
+        self, carry: _Carry, slot: jax.Array, drawn: jax.Array | None = None, placed: Any = None
+    ) -> tuple[_Carry, None]:
         x, store = carry
+        context = None if placed is None else self._context(x, drawn, placed)
         x = jax.tree.map(on_batch, x)
         c = self.config
 
-        def branch(index: int, layer: Callable[..., Tokens]) -> Callable[[Tokens], Tokens]:
+        def branch(
+            index: int, layer: Callable[..., Tokens], *more: Any
+        ) -> Callable[[Tokens], Tokens]:
             norm, gamma = layer_norm(c, f"norm{index}"), None
             if c.layer_scale is not None:
                 gamma = LayerScale(c.width, c.layer_scale, name=f"layer_scale{index}")()
-            return lambda x: layer(jax.tree.map(norm, x), gamma)
+            return lambda x: layer(jax.tree.map(norm, x), gamma, *more)
 
-        for residual in (branch(1, Attention(c, name="attn")), branch(2, Mlp(c, name="mlp"))):
+        attention = branch(1, Attention(c, name="attn"), context)
+        for residual in (attention, branch(2, Mlp(c, name="mlp"))):
             if self.train and c.drop_path > 0:
                 group = c.drop_path_group or jax.tree.leaves(x)[0].shape[0]
                 x = stochastic_depth(x, residual, c.drop_path, self.make_rng("drop_path"), group)
@@ -70,10 +94,30 @@ class Block(nn.Module):
             store = store.at[slot].set(x, mode="drop")
         return (x, store), None
 
+    def _context(self, x: Tokens, drawn: jax.Array | None, placed: Any) -> Any:
+        """The :class:`Context` of each size of tokens."""
+        rope = self.config.rope
 
-def block_stack(config: BlockConfig, train: bool, name: str = "blocks") -> nn.Module:
+        def of(tokens: jax.Array, one: Placed, size: int) -> Context:
+            if self.train and self.config.drop_path > 0 and one.by_image:
+                raise ValueError("stochastic depth is for images that keep the same patches")
+            if rope is None or one.coordinates is None:
+                return Context(None, one.keys)
+            prefix = tokens.shape[1] - one.coordinates.shape[-2]
+            moved = None if drawn is None else drawn[size]
+            return Context(rope.rotation(one.coordinates, moved, prefix), one.keys)
+
+        if isinstance(placed, Placed):
+            return of(x, placed, 0)
+        return tuple(of(tokens, one, i) for i, (tokens, one) in enumerate(zip(x, placed)))
+
+
+def block_stack(
+    config: BlockConfig, train: bool, name: str = "blocks", placed: bool = False
+) -> nn.Module:
     """``config.depth`` blocks as one module of type ((tokens, store), slots (L,)) ->
-    ((tokens, store), None)."""
+    ((tokens, store), None). placed: it takes two arguments more, what :class:`Block` calls
+    ``drawn``, with an axis L before the others, and ``placed``."""
     block: type[nn.Module] = Block
     if config.remat != "none":
         # The scan already keeps XLA from merging the second run with the first, so no barrier is
@@ -83,7 +127,7 @@ def block_stack(config: BlockConfig, train: bool, name: str = "blocks") -> nn.Mo
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True, "drop_path": True},
-        in_axes=0,
+        in_axes=(0, 0, nn.broadcast) if placed else 0,
         length=config.depth,
     )
     return stack(config, train, name=name)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from webssl_jax.models.layers import l2_normalise, projection
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.text import TextConfig, TextTower
-from webssl_jax.models.vit import ViT, ViTOutput
+from webssl_jax.models.vit import ViT, ViTOutput, train_rngs
 
 # What the originals begin with: what cosines are multiplied by, and what is added to them.
 STARTS: dict[str, tuple[float, float | None]] = {
@@ -79,7 +79,8 @@ def embed_images(
     own: dict[str, Any] = {"encoder": params["encoder"]}
     if "projection" in params:
         own["projection"] = params["projection"]
-    return _embed(CLIPVision(encoder, text.embedding), own, images, drop_path_rng)
+    rngs = {} if drop_path_rng is None else train_rngs(encoder, drop_path_rng)
+    return _embed(CLIPVision(encoder, text.embedding), own, images, rngs)
 
 
 def embed_texts(
@@ -89,13 +90,13 @@ def embed_texts(
     drop_path_rng: jax.Array | None = None,
 ) -> jax.Array:
     """int32 (B, C) -> (B, E) float32, L2-normalised. ``drop_path_rng`` as for images."""
-    return _embed(TextTower(text), params["text"], tokens, drop_path_rng)
+    rngs = {} if drop_path_rng is None else train_rngs(text, drop_path_rng)
+    return _embed(TextTower(text), params["text"], tokens, rngs)
 
 
 def _embed(
-    tower: nn.Module, params: dict[str, Any], inputs: jax.Array, rng: jax.Array | None
+    tower: nn.Module, params: dict[str, Any], inputs: jax.Array, rngs: dict[str, jax.Array]
 ) -> jax.Array:
-    drop = {} if rng is None else {"drop_path": rng}
-    out = tower.apply({"params": params}, inputs, train=rng is not None, rngs=drop)
+    out = tower.apply({"params": params}, inputs, train=bool(rngs), rngs=rngs)
     assert isinstance(out, jax.Array)  # no state was asked for
     return l2_normalise(out.astype(jnp.float32), 1e-12)

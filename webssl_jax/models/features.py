@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from webssl_jax.models.attention import cls_attention
 from webssl_jax.models.pooling import pool_attention
+from webssl_jax.models.rope import Rotation, grid_coordinates
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.vit import ViT, ViTOutput
 
@@ -60,8 +61,8 @@ class Diagnostics(NamedTuple):
     attention: (B, heads, h, w), the CLS token's weights on patches; with those on itself and on
     registers they add up to 1. cls_norm (B,), register_norms (B, R), patch_norms (B, h, w): lengths
     of the block's output tokens before the final norm, which makes them alike. Where pooled tokens
-    take the place of CLS, the weights are those of the pooling's probe and ``cls_norm`` is the
-    length of what is pooled.
+    take the place of CLS, the weights are those of the pooling's probe, or where their mean does
+    the mean weights of all tokens, and ``cls_norm`` is the length of what is pooled.
     """
 
     attention: jax.Array
@@ -137,14 +138,22 @@ def _diagnostics(
     config: ViTConfig, params: dict[str, Any], seen: ViTOutput, grid: tuple[int, int]
 ) -> Diagnostics:
     norms = jnp.linalg.norm(seen.x_prenorm.astype(jnp.float32), axis=-1)
-    if config.pooling == "cls":
-        assert seen.last_block_input is not None  # it was asked for
-        last = jax.tree.map(lambda stacked: stacked[-1], params["blocks"])
-        attention, cls_norm = cls_attention(config, last, seen.last_block_input), norms[:, 0]
-    else:
+    if config.pooling == "map":
         tokens = jnp.concatenate([seen.registers, seen.patches], axis=1)
         attention = pool_attention(config, params["pool"], tokens)
         cls_norm = jnp.linalg.norm(seen.cls, axis=-1)
+    else:
+        assert seen.last_block_input is not None  # it was asked for
+        last = jax.tree.map(lambda stacked: stacked[-1], params["blocks"])
+        rotation: Rotation | None = None
+        queries: int | None = None
+        if config.rope:
+            places = jnp.asarray(grid_coordinates(grid))
+            rotation = config.rope.rotation(places, prefix=config.prefix)
+        if config.pooling == "cls":
+            queries = 1
+        attention = cls_attention(config, last, seen.last_block_input, rotation, queries)
+        cls_norm = norms[:, 0] if queries else jnp.linalg.norm(seen.cls, axis=-1)
     first = norms.shape[1] - seen.patches.shape[1]
     return Diagnostics(
         attention[:, :, first:].reshape(*attention.shape[:2], *grid),

@@ -3,7 +3,7 @@ trains it).
 
 An MLP projects a token to a bottleneck, where it is L2-normalised. The last layer compares it with
 K prototypes and is weight-normalised: prototype k is g_k * v_k / |v_k|, and g is trained (DINO v1
-kept it at 1).
+kept it at 1). DINOv3's is a plain linear layer (arXiv 2508.10104).
 
 Shape letters: B rows, D width of the encoder, b bottleneck, K prototypes.
 """
@@ -25,21 +25,22 @@ from webssl_jax.models.layers import gelu, l2_normalise
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
     """An MLP of ``layers`` linear layers, of width ``hidden`` and the last of width ``bottleneck``,
-    and ``prototypes``.
+    and ``prototypes``, weight-normalised or plain.
 
     Raises:
-      ValueError: when a field is below 1.
+      ValueError: when a number is below 1.
     """
 
     prototypes: int
     bottleneck: int
     hidden: int = 2048
     layers: int = 3
+    weight_norm: bool = True
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
-                raise ValueError(f"{field.name} = {getattr(self, field.name)} must be at least 1")
+        for name in ("prototypes", "bottleneck", "hidden", "layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
 
     def flops(self, width: int) -> float:
         """Floating-point operations of one row of ``width`` channels, forward, two a
@@ -71,7 +72,7 @@ class Scores(NamedTuple):
 
 class Head(nn.Module):
     """(..., D) -> :class:`Scores`, computed in ``dtype`` from float32 parameters: ``fc1`` ... and
-    ``last_layer`` {"g" (1, K), "v" (b, K)}."""
+    ``last_layer`` {"g" (1, K), "v" (b, K)}, or of plain prototypes {"kernel" (b, K)}."""
 
     config: HeadConfig
     dtype: str = "float32"
@@ -85,20 +86,23 @@ class Head(nn.Module):
             x = nn.Dense(size, dtype=self.dtype, kernel_init=init, name=f"fc{i}")(x)
             x = gelu(x) if i < c.layers else x
         x = l2_normalise(x.astype(jnp.float32), 1e-12)
-        kernel = Prototypes(c.prototypes, c.bottleneck, name="last_layer")()
+        kernel = Prototypes(c, name="last_layer")()
         return Scores(x, kernel.astype(self.dtype))
 
 
 class Prototypes(nn.Module):
-    """The kernel of the weight-normalised last layer, which has no bias."""
+    """The kernel of the last layer, which has no bias."""
 
-    prototypes: int
-    bottleneck: int
+    config: HeadConfig
 
     @nn.compact
     def __call__(self) -> jax.Array:
         """(b, K) float32."""
-        g = self.param("g", nn.initializers.ones, (1, self.prototypes))
-        init = uniform(1 / math.sqrt(self.bottleneck))  # PyTorch's default
-        v = self.param("v", init, (self.bottleneck, self.prototypes))
+        c = self.config
+        if not c.weight_norm:
+            plain = nn.initializers.normal(0.02)
+            return self.param("kernel", plain, (c.bottleneck, c.prototypes))
+        g = self.param("g", nn.initializers.ones, (1, c.prototypes))
+        init = uniform(1 / math.sqrt(c.bottleneck))  # PyTorch's default
+        v = self.param("v", init, (c.bottleneck, c.prototypes))
         return g * v / jnp.linalg.norm(v, axis=0, keepdims=True)

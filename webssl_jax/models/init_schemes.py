@@ -109,6 +109,42 @@ class DINOv2(InitScheme):
         return nn.initializers.normal(0.02)
 
 
+class DINOv3(DINOv2):
+    """DINOv3: as DINOv2, but CLS and registers are normal 0.02."""
+
+    def token(self) -> Initializer:
+        return nn.initializers.normal(0.02)
+
+
+class IJEPA(DINOv2):
+    """I-JEPA: kernels and the mask token normal 0.02, the patch embedding's too; biases 0. The
+    original's constructor divides the last layers of a block by sqrt(2 * its number), but its
+    training draws them anew without that."""
+
+    def patch_kernel(self, inputs: int) -> Initializer:
+        return nn.initializers.normal(0.02)
+
+    def patch_bias(self, inputs: int) -> Initializer:
+        return nn.initializers.zeros
+
+    def mask_token(self) -> Initializer:
+        return nn.initializers.normal(0.02)
+
+
+class MoCo(InitScheme):
+    """MoCo v3: kernels Xavier-uniform, each of q, k, v by itself, and the patch embedding as a
+    linear layer; CLS normal 1e-6."""
+
+    def kernel(self, layer: str | None, fused: int) -> Initializer:
+        return xavier_uniform()
+
+    def patch_kernel(self, inputs: int) -> Initializer:
+        return uniform(math.sqrt(6 / (inputs + self.width)))
+
+    def patch_bias(self, inputs: int) -> Initializer:
+        return nn.initializers.zeros
+
+
 class CLIP(InitScheme):
     """The image tower of OpenAI's CLIP. PyTorch's defaults: q, k, v as in MAE; other kernels and
     the biases of the MLP uniform +-1/sqrt(inputs). CLS and positions normal 1/sqrt(D)."""
@@ -177,6 +213,9 @@ def _clip_bias(layer: str | None, inputs: int) -> Initializer:
 INIT_SCHEMES: dict[str, type[InitScheme]] = {
     "mae": MAE,
     "dinov2": DINOv2,
+    "dinov3": DINOv3,
+    "ijepa": IJEPA,
+    "moco": MoCo,
     "clip": CLIP,
     "clip_text": CLIPText,
     "siglip": SigLIP,

@@ -128,9 +128,11 @@ def projection(inputs: int, embedding: int, use_bias: bool = False) -> nn.Dense:
     )
 
 
-def layer_norm(config: BlockConfig, name: str | None, dtype: str | None = None) -> nn.LayerNorm:
-    """LayerNorm with statistics in float32, in two passes: E[x^2] - E[x]^2 loses all digits where
-    activations have large means."""
+def layer_norm(config: BlockConfig, name: str | None, dtype: str | None = None) -> nn.Module:
+    """The norm of ``config``, with statistics in float32. LayerNorm takes two passes: E[x^2] -
+    E[x]^2 loses all digits where activations have large means."""
+    if config.norm == "rms":
+        return nn.RMSNorm(config.norm_eps, dtype=dtype or config.dtype, name=name)
     return nn.LayerNorm(
         config.norm_eps, dtype=dtype or config.dtype, use_fast_variance=False, name=name
     )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from webssl_jax.models.decoder import MAEDecoder
 from webssl_jax.models.layers import patchify
 from webssl_jax.models.sizes import ViTConfig
-from webssl_jax.models.vit import ViT, ViTOutput
+from webssl_jax.models.vit import ViT, ViTOutput, train_rngs
 
 
 class RandomMask(NamedTuple):
@@ -81,7 +81,7 @@ def reconstruct(
         images,
         keep=chosen.keep,
         train=drop_path_rng is not None,
-        rngs={} if drop_path_rng is None else {"drop_path": drop_path_rng},
+        rngs={} if drop_path_rng is None else train_rngs(encoder, drop_path_rng),
     )
     assert isinstance(seen, ViTOutput)  # of images of one size
     prediction = MAEDecoder(decoder).apply(

@@ -1,4 +1,5 @@
-"""Absolute positions of a ViT's tokens, and bicubic resizing of position tables as PyTorch does it.
+"""Positions that are added to a ViT's tokens, and bicubic resizing of position tables as PyTorch
+does it. (What is rotated instead: ``rope.py``.)
 
 ``ViTConfig.position`` names a kind of position; :data:`POSITIONS` gives its class. A new kind is
 one class and one row of that table. ``ViTConfig.position_resize`` names a row of
@@ -99,7 +100,7 @@ INTERPOLATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Position(abc.ABC):
-    """One kind of absolute position, added to the tokens before the first block.
+    """One kind of position, as far as it is added to the tokens before the first block.
 
     width: D. grid: of the images that the table is made for. cls_rows: C, 1 where there is a CLS
     token. interpolation: how the table follows other grids.
@@ -116,6 +117,36 @@ class Position(abc.ABC):
         return {}
 
     @abc.abstractmethod
+    def add(
+        self,
+        params: Params,
+        grid: Grid,
+        cls: jax.Array | None,
+        patches: jax.Array,
+        keep: jax.Array | None = None,
+    ) -> tuple[jax.Array | None, jax.Array]:
+        """``cls`` (1, 1, D), or None without one, and ``patches`` (B, N, D) of that grid, with
+        their positions added. keep: (B, K) int, which patches those given, (B, K, D), are."""
+
+
+class Rotary(Position):
+    """Nothing is added; the blocks rotate queries and keys (``rope.py``)."""
+
+    def add(
+        self,
+        params: Params,
+        grid: Grid,
+        cls: jax.Array | None,
+        patches: jax.Array,
+        keep: jax.Array | None = None,
+    ) -> tuple[jax.Array | None, jax.Array]:
+        return cls, patches
+
+
+class Table(Position):
+    """A position for CLS and for every patch of a grid, resized for other grids."""
+
+    @abc.abstractmethod
     def table(self, params: Params) -> tuple[jax.Array, Array]:
         """The positions of CLS (C, D) and of the patches of ``self.grid`` (N, D), float32."""
 
@@ -127,8 +158,6 @@ class Position(abc.ABC):
         patches: jax.Array,
         keep: jax.Array | None = None,
     ) -> tuple[jax.Array | None, jax.Array]:
-        """``cls`` (1, 1, D), or None without one, and ``patches`` (B, N, D) of that grid, with
-        their positions added. keep: (B, K) int, which patches those given, (B, K, D), are."""
         cls_position, table = self.table(params)
         positions = jnp.asarray(self.interpolation.resize(table, self.grid, grid))
         positions = positions[None] if keep is None else positions[keep]
@@ -137,7 +166,7 @@ class Position(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class Learned(Position):
+class Learned(Table):
     """A trained table ``pos_embed`` (1, C + N, D)."""
 
     def params(self, param: Callable[..., jax.Array], init: Initializer) -> Params:
@@ -150,7 +179,7 @@ class Learned(Position):
 
 
 @dataclasses.dataclass(frozen=True)
-class SinCos(Position):
+class SinCos(Table):
     """MAE's fixed table (:func:`sincos_2d`), no parameter; CLS has position 0.
 
     Raises:
@@ -165,7 +194,20 @@ class SinCos(Position):
         return jnp.zeros((self.cls_rows, self.width)), sincos_2d(self.width, self.grid)
 
 
-POSITIONS: dict[str, type[Position]] = {"learned": Learned, "sincos": SinCos}
+class SinCosRows(SinCos):
+    """:class:`SinCos` with the halves exchanged, so that the first encodes the row (MoCo v3)."""
+
+    def table(self, params: Params) -> tuple[jax.Array, Array]:
+        cls, patches = super().table(params)
+        return cls, np.roll(np.asarray(patches), self.width // 2, axis=1)
+
+
+POSITIONS: dict[str, type[Position]] = {
+    "learned": Learned,
+    "sincos": SinCos,
+    "sincos_rows": SinCosRows,
+    "rope": Rotary,
+}
 
 
 def sincos_2d(width: int, grid: Grid) -> np.ndarray:

@@ -17,6 +17,7 @@ from typing import Any
 
 from webssl_jax.models.init_schemes import INIT_SCHEMES, InitScheme
 from webssl_jax.models.position import INTERPOLATIONS, POSITIONS, Grid, Interpolation, Position
+from webssl_jax.models.rope import Rope
 
 if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -24,7 +25,8 @@ if typing.TYPE_CHECKING:
 _Config = typing.TypeVar("_Config", bound="DataclassInstance")
 
 MLPS = ("gelu", "quick_gelu", "gelu_tanh", "swiglu")
-POOLINGS = ("cls", "map")
+POOLINGS = ("cls", "map", "mean")
+NORMS = ("layer", "rms")
 DTYPES = ("bfloat16", "float32")
 REMATS = ("none", "full", "dots", "named")
 ATTENTIONS = ("xla", "pallas")
@@ -48,10 +50,13 @@ class BlockConfig:
       ``gelu_tanh`` between them, or ``swiglu``.
     mlp_hidden: hidden width; ``None`` takes the originals' rule (:attr:`hidden`).
     layer_scale: initial gamma, ``None`` for no LayerScale.
+    key_bias: whether keys have one, where queries and values do (DINOv3's have none: a bias of all
+      keys alike changes no weight of attention).
+    norm: ``layer`` or ``rms`` (RMSNorm, without bias; Zhang and Sennrich, arXiv 1910.07467).
     drop_path: rate of stochastic depth, the same in every block (``blocks.py``).
     drop_path_group: images from which one subset is drawn, ``None`` for the whole batch. The
       originals draw per device; a fixed group keeps the result independent of the mesh.
-    init: ``mae`` (xavier), ``dinov2`` (normal 0.02), ``clip``, ``clip_text`` or ``siglip``; see
+    init: the initial values, as of ``mae`` (xavier) or ``dinov2`` (normal 0.02); all are in
       ``init_schemes.py``.
     dtype: of the computation. Parameters and outputs are always float32.
     remat: what the backward pass recomputes; see ``blocks.py``.
@@ -71,6 +76,8 @@ class BlockConfig:
     drop_path: float = 0.0
     drop_path_group: int | None = None
     qkv_bias: bool = True
+    key_bias: bool = True
+    norm: str = "layer"
     norm_eps: float = 1e-6
     init: str = "dinov2"
     dtype: str = "float32"
@@ -81,6 +88,9 @@ class BlockConfig:
         self._check_choices(
             mlp=MLPS, init=tuple(INIT_SCHEMES), dtype=DTYPES, remat=REMATS, attention=ATTENTIONS
         )
+        self._check_choices(norm=NORMS)
+        if not self.qkv_bias:
+            object.__setattr__(self, "key_bias", False)  # one way to say it
         self._check_positive("width", "depth", "heads", "mlp_hidden", "drop_path_group")
         if self.norm_eps <= 0:
             raise ValueError(f"norm_eps = {self.norm_eps} must be positive")
@@ -123,6 +133,11 @@ class BlockConfig:
         return False
 
     @property
+    def rope(self) -> Rope | None:
+        """How queries and keys are rotated; None where they are not."""
+        return None
+
+    @property
     def head_dim(self) -> int:
         """Channels of one head."""
         return self.width // self.heads
@@ -148,14 +163,17 @@ class ViTConfig(BlockConfig):
 
     image_size: the side of a square, or (height, width).
     patch_bias: whether the patch embedding has a bias; CLIP's has none.
-    position: ``learned`` (a parameter, CLS included) or ``sincos`` (MAE's fixed table, no
-      parameter); see ``position.py``.
+    position: ``learned`` (a parameter, CLS included), ``sincos`` or ``sincos_rows`` (MAE's and
+      MoCo's fixed tables, no parameter; ``position.py``), or ``rope`` (rotated queries and keys;
+      ``rope.py``).
+    rope_base, rope_rescale, rope_jitter, rope_shift: of ``rope``, the fields of ``rope.Rope``.
     position_resize: how the position table is resized for another image size; see ``position.py``.
     num_registers: register tokens (Darcet et al., arXiv 2309.16588).
     mask_token: whether a learned token can replace masked patches (iBOT).
     pre_norm: a LayerNorm of all tokens before the first block (CLIP).
     pooling: ``cls``, the output of a CLS token stands for the image; ``map``, there is no CLS token
-      but attention pooling of all tokens (SigLIP; ``pooling.py``).
+      but attention pooling of all tokens (SigLIP; ``pooling.py``); ``mean``, there is none and the
+      mean of the patches stands for the image (I-JEPA).
 
     Raises:
       ValueError: when a field is out of range or two do not fit; one line.
@@ -166,6 +184,10 @@ class ViTConfig(BlockConfig):
     patch_bias: bool = True
     position: str = "learned"
     position_resize: str = "plain"
+    rope_base: float = 100.0
+    rope_rescale: float | None = None
+    rope_jitter: float | None = None
+    rope_shift: float | None = None
     num_registers: int = 0
     mask_token: bool = False
     pre_norm: bool = False
@@ -188,7 +210,7 @@ class ViTConfig(BlockConfig):
                 f"image_size = {self.image_size} is not a multiple of patch_size = "
                 f"{self.patch_size}"
             )
-        _ = self.position_scheme  # checks its own fields
+        _ = self.position_scheme, self.rope  # check their own fields
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -220,6 +242,18 @@ class ViTConfig(BlockConfig):
         """The positions that ``position`` names."""
         cls_rows = self.num_positions - self.num_patches
         return POSITIONS[self.position](self.width, self.grid, cls_rows, self.interpolation)
+
+    @property
+    def rope(self) -> Rope | None:
+        if self.position != "rope":
+            return None
+        augments = (self.rope_rescale, self.rope_jitter, self.rope_shift)
+        return Rope(self.head_dim, self.rope_base, *augments)
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the patches: CLS, where there is one, and registers."""
+        return (self.pooling == "cls") + self.num_registers
 
     def grid_of(self, height: int, width: int) -> Grid:
         """Patches (rows, columns) of an image of ``height`` x ``width`` pixels.

@@ -1,9 +1,9 @@
-"""The vision transformer of Web-DINO, Web-MAE, CLIP and SigLIP (Dosovitskiy et al., arXiv
-2010.11929).
+"""The vision transformer of every method here (Dosovitskiy et al., arXiv 2010.11929).
 
 The order of tokens is [CLS, registers, patches row-major]. CLS and patches have positions,
-registers have none. A masked patch is replaced before its position is added. With pooling ``map``
-(SigLIP) there is no CLS token, and attention pooling of all tokens takes the place of its output.
+registers have none; rotated positions are of patches alone. A masked patch is replaced before its
+position is added. With pooling ``map`` (SigLIP) there is no CLS token, and attention pooling of all
+tokens takes the place of its output; with ``mean`` (I-JEPA) the mean of the patches does.
 
 Shape letters: B images, H x W pixels, h x w = N patches, K kept patches, R registers,
 T = 1 + R + N tokens, D width.
@@ -12,24 +12,25 @@ T = 1 + R + N tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from webssl_jax.models.blocks import block_stack
+from webssl_jax.models.blocks import Placed, block_stack
 from webssl_jax.models.layers import PatchEmbed, gather_tokens, layer_norm, patchify
 from webssl_jax.models.pooling import AttentionPool
-from webssl_jax.models.sizes import ViTConfig
+from webssl_jax.models.rope import grid_coordinates
+from webssl_jax.models.sizes import BlockConfig, ViTConfig
 
 
 class ViTOutput(NamedTuple):
     """The outputs of a :class:`ViT`. ``x_prenorm`` and ``last_block_input`` have the compute dtype;
     the others are float32 and after the final norm.
 
-    cls (B, D): CLS, or with pooling ``map`` the pooled tokens. patches (B, N or K, D). registers
+    cls (B, D): CLS, or without one the pooled tokens. patches (B, N or K, D). registers
     (B, R, D). layers {block: (cls (B, D), patches (B, N or K, D))}, without the norm where the call
     asked for that. x_prenorm (B, T, D): the last
     block's output, before the final norm (DINOv2's name). last_block_input (B, T, D): None unless
@@ -42,6 +43,12 @@ class ViTOutput(NamedTuple):
     layers: dict[int, tuple[jax.Array, jax.Array]]
     x_prenorm: jax.Array
     last_block_input: jax.Array | None = None
+
+
+def train_rngs(config: BlockConfig, rng: jax.Array) -> dict[str, jax.Array]:
+    """What a network of ``config`` draws from in training, by the names of its collections."""
+    rope = {"rope": jax.random.fold_in(rng, 1)} if config.rope else {}
+    return {"drop_path": rng, **rope}
 
 
 class ViT(nn.Module):
@@ -57,6 +64,7 @@ class ViT(nn.Module):
         *,
         mask: jax.Array | tuple[jax.Array | None, ...] | None = None,
         keep: jax.Array | None = None,
+        present: jax.Array | None = None,
         train: bool = False,
         layers: Sequence[int] = (),
         layers_norm: bool = True,
@@ -66,11 +74,13 @@ class ViT(nn.Module):
 
         images: (B, H, W, 3) float, H and W multiples of the patch size. Or a tuple of such, crops
           of several sizes that go through the blocks together; then ``mask`` is a tuple too, and so
-          is the output; ``keep``, ``layers`` and ``inside`` are for one size only.
+          is the output; ``keep``, ``present``, ``layers`` and ``inside`` are for one size only.
         mask: (B, N) bool, patches to replace by the mask token.
         keep: (B, K) int, the patches to process, in this order (MAE); the others cost nothing.
+        present: (B, K) bool, which of ``keep`` are there. The others fill images up to one number
+          of patches: no token attends to them, and their outputs mean nothing.
         train: draw stochastic depth, from the rng collection ``drop_path`` when its rate is above
-          0.
+          0, and move rotated positions, from ``rope``, where the config says so.
         layers: 0-based blocks whose outputs to return as well; negative numbers count from the end.
         layers_norm: whether these go through the final norm.
         inside: return the last block's input as well (``last_block_input``).
@@ -81,12 +91,13 @@ class ViT(nn.Module):
         """
         c = self.config
         if isinstance(images, tuple):
-            if keep is not None or layers or inside:
-                raise ValueError("keep, layers and inside are for images of one size")
+            if keep is not None or present is not None or layers or inside:
+                raise ValueError("keep, present, layers and inside are for images of one size")
             masks = (None,) * len(images) if mask is None else mask
             assert isinstance(masks, tuple)
             crops = self._embed(images, masks, (None,) * len(images))
-            (crops, _), _ = block_stack(c, train)((crops, None), np.zeros(c.depth, int))
+            placed = tuple(self._placed(batch) for batch in images) if c.rope else None
+            crops, _ = self._blocks(crops, None, np.zeros(c.depth, int), placed, train)
             normalise = self._final_norm()
             return tuple(ViTOutput(*normalise(x), {}, x) for x in crops)
 
@@ -98,9 +109,11 @@ class ViT(nn.Module):
         stored = sorted({*wanted.values(), *before_last})
         store = jnp.zeros((len(stored), *x.shape), x.dtype) if stored else None
         slots = np.array([stored.index(i) if i in stored else len(stored) for i in range(c.depth)])
-        (x, store), _ = block_stack(c, train)((x, store), slots)
+        plain = c.rope is None and present is None
+        placed = None if plain else self._placed(images, keep, present)
+        x, store = self._blocks(x, store, slots, placed, train)
 
-        normalise = self._final_norm()
+        normalise = self._final_norm(present)
         outputs = {}
         for layer, index in wanted.items():
             layer_cls, layer_patches, _ = normalise(store[stored.index(index)], layers_norm)
@@ -135,7 +148,7 @@ class ViT(nn.Module):
         position_params = position.params(self.param, init.position())
         if c.num_registers:
             registers = self.param("register_tokens", init.token(), (1, c.num_registers, c.width))
-        norm = layer_norm(c, "pre_norm") if c.pre_norm else lambda tokens: tokens
+        norm = layer_norm(c, "pre_norm") if c.pre_norm else None
 
         out = []
         for batch, x, mask, keep in zip(images, embedded, masks, keeps):
@@ -151,10 +164,37 @@ class ViT(nn.Module):
                 first = jnp.concatenate(prefix, axis=1)
                 first = jnp.broadcast_to(first, (x.shape[0], *first.shape[1:]))
                 x = jnp.concatenate([first, x], axis=1)
-            out.append(norm(x))
+            out.append(norm(x) if norm else x)
         return tuple(out)
 
-    def _final_norm(self) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+    def _blocks(
+        self, x: Any, store: jax.Array | None, slots: np.ndarray, placed: Any, train: bool
+    ) -> tuple[Any, Any]:
+        """(tokens, store) after all blocks."""
+        c = self.config
+        if placed is None:
+            return block_stack(c, train)((x, store), slots)[0]
+        drawn = None
+        if train and c.rope and c.rope.augments:
+            sizes = 1 if isinstance(placed, Placed) else len(placed)
+            drawn = c.rope.draw(self.make_rng("rope"), c.depth, sizes)
+        return block_stack(c, train, placed=True)((x, store), slots, drawn, placed)[0]
+
+    def _placed(
+        self, images: jax.Array, keep: jax.Array | None = None, present: jax.Array | None = None
+    ) -> Placed:
+        """What the blocks are told of the tokens of ``images``."""
+        c, coordinates, keys = self.config, None, None
+        if c.rope:
+            coordinates = jnp.asarray(grid_coordinates(c.grid_of(*images.shape[1:3])))
+            coordinates = coordinates if keep is None else coordinates[keep]
+        if present is not None:
+            keys = jnp.pad(present, ((0, 0), (c.prefix, 0)), constant_values=True)
+        return Placed(coordinates, keys)
+
+    def _final_norm(
+        self, present: jax.Array | None = None
+    ) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
         """A function that takes tokens (B, T, D) to CLS (or the pooled tokens), patches and
         registers, all after the final norm; with False as they are, except what is pooled."""
         c = self.config
@@ -168,6 +208,9 @@ class ViT(nn.Module):
             tokens = after if normed else tokens.astype(jnp.float32)
             if pool:
                 return pool(after), tokens[:, r:], tokens[:, :r]
+            if c.pooling == "mean":
+                where = None if present is None else present[:, :, None]
+                return after[:, r:].mean(axis=1, where=where), tokens[:, r:], tokens[:, :r]
             return tokens[:, 0], tokens[:, 1 + r :], tokens[:, 1 : 1 + r]
 
         return normalise

@@ -10,7 +10,7 @@ from typing import Any
 from webssl_jax.data.views import Preprocess
 from webssl_jax.models.position import INTERPOLATIONS
 from webssl_jax.models.sizes import ViTConfig
-from webssl_jax.weights.families import Family
+from webssl_jax.weights.families import FAMILIES, Family
 from webssl_jax.weights.networks import Networks
 from webssl_jax.weights.preprocessing import size_in_words
 from webssl_jax.weights.tokenizer_files import has_tokenizer
@@ -31,6 +31,25 @@ model = ViTModel.from_pretrained("{folder}", add_pooling_layer=False)
 inputs = processor(images=image, return_tensors="pt")  # image: PIL, RGB
 tokens = model(**inputs).last_hidden_state  # (1, 1 + patches, {width}), CLS first, normalised
 # Another size, sides multiples of {patch_size}: model(pixels, interpolate_pos_encoding=True)
+""",
+    "IJepaModel": """\
+from transformers import AutoImageProcessor, IJepaModel
+
+processor = AutoImageProcessor.from_pretrained("{folder}")
+model = IJepaModel.from_pretrained("{folder}", add_pooling_layer=False)
+inputs = processor(images=image, return_tensors="pt")  # image: PIL, RGB
+tokens = model(**inputs).last_hidden_state  # (1, patches, {width}), normalised; there is no CLS
+# Another size, sides multiples of {patch_size}: model(pixels, interpolate_pos_encoding=True)
+""",
+    "DINOv3ViTModel": """\
+from transformers import AutoImageProcessor, DINOv3ViTModel
+
+processor = AutoImageProcessor.from_pretrained("{folder}")
+model = DINOv3ViTModel.from_pretrained("{folder}").eval()  # in training it moves positions
+inputs = processor(images=image, return_tensors="pt")  # image: PIL, RGB
+# (1, 1 + {registers} + patches, {width}): CLS, registers, patches; normalised
+tokens = model(**inputs).last_hidden_state
+# Another size: any sides that are multiples of {patch_size}
 """,
     "Dinov2Model": """\
 from transformers import AutoImageProcessor, Dinov2Model
@@ -125,11 +144,13 @@ class Named:
     """How a card calls what it describes.
 
     place: what the example opens: a folder beside the reader, or ORGANISATION/NAME on the hub.
-    licence: by the hub's name of it, as ``apache-2.0``; None where nobody has said it.
+    licence: by the hub's name of it, as ``apache-2.0``; None where nobody has said it. link: where
+      one lies that the hub does not know.
     """
 
     place: str
     licence: str | None = None
+    link: str | None = None
 
     @classmethod
     def of(cls, folder: str | os.PathLike, licence: str | None = None) -> Named:
@@ -144,6 +165,9 @@ def card(networks: Networks, origin: Any, family: Family, dtype: str, named: Nam
     """
     name = pathlib.Path(origin.path).name or "model"
     source = f" from `{name}`" + (f" (`{origin.family}`)" if origin.family else "")
+    read = FAMILIES[origin.family].licence if origin.family else None
+    if named.licence is None and read:
+        named = dataclasses.replace(named, licence=read.name, link=read.link)
     return f"""\
 {head(networks.kind.replace("encoder", "vit"), family, named)}
 # {name}, converted
@@ -158,6 +182,8 @@ def head(tags: str, family: Family, named: Named) -> str:
     texts = "text" in family.needs
     tag = "zero-shot-image-classification" if texts else "image-feature-extraction"
     licence = f"license: {named.licence}\n" if named.licence else ""
+    if named.link:
+        licence = f"license: other\nlicense_name: {named.licence}\nlicense_link: {named.link}\n"
     return f"""\
 ---
 {licence}library_name: {family.library}
@@ -234,7 +260,7 @@ def _resize(encoder: ViTConfig, family: Family) -> str:
     """What there is to know about other sizes."""
     theirs = family.resize_of(encoder.num_registers)
     ours, theirs = (INTERPOLATIONS[x].words for x in (encoder.position_resize, theirs))
-    if encoder.position == "sincos" or ours == theirs:
+    if encoder.position != "learned" or ours == theirs:
         return ""
     return (
         "At other sizes the features differ slightly from those of this training, as "

@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from webssl_jax.weights import dino, preprocessing, timm_towers
+from webssl_jax.models.sizes import ViTConfig
+from webssl_jax.weights import dino, dinov3, preprocessing, timm_towers
 from webssl_jax.weights.preprocessing import one_way
 from webssl_jax.weights.stored import Opened, WeightsError, shown
 
@@ -34,6 +35,8 @@ _DINO = _SHARED | {"mlp_ratio": 4, "layer_norm_eps": 1e-6, "use_swiglu_ffn": Fal
 _DEFAULTS = {
     "vit": _VIT,
     "vit_mae": _VIT | _MAE,
+    "ijepa": _VIT,
+    "dinov3_vit": dinov3.DEFAULTS,
     "dinov2": _DINO | {"patch_size": 14, "use_mask_token": True},
     "dinov2_with_registers": _DINO | {"patch_size": 16, "num_register_tokens": 4},
 }
@@ -128,6 +131,14 @@ def _transformers(
         raise WeightsError(
             f"{file}: model_type = {shown(kind)} is no {' and no '.join(model_types) or 'such'}"
         )
+    if kind == "dinov3_vit":
+        said = dinov3.facts_of(file, stated, ViTConfig(**facts, heads=1))
+        return {
+            "heads": number(file, said, "num_attention_heads", int),
+            "norm_eps": number(file, said, "layer_norm_eps", float),
+            "rope_base": number(file, said, "rope_theta", float),
+            "preprocess": _of_processor(files, facts),
+        }
     config = _DEFAULTS[kind] | stated
     config["image_size"] = one_way(config["image_size"])
     agree(
@@ -175,11 +186,13 @@ def _transformers(
         said["decoder_heads"] = number(file, config, "decoder_num_attention_heads", int)
         said["mask_ratio"] = number(file, config, "mask_ratio", float)
         said["norm_pix_loss"] = number(file, config, "norm_pix_loss", bool)
+    return said | {"preprocess": _of_processor(files, facts)}
+
+
+def _of_processor(files: Opened, facts: Mapping[str, Any]) -> Any:
+    """How ``preprocessor_config.json`` makes images."""
     usual = preprocessing.default(facts["image_size"])
-    said["preprocess"] = preprocessing.of_transformers(
-        files.preprocessor_file, files.preprocessor, usual
-    )
-    return said
+    return preprocessing.of_transformers(files.preprocessor_file, files.preprocessor, usual)
 
 
 def timm_tower(files: Opened, facts: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

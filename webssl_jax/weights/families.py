@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from webssl_jax.config import suggest
-from webssl_jax.weights import clip, dino, hf, mae, siglip, timm_towers
+from webssl_jax.weights import clip, dino, dinov3, hf, mae, siglip, timm_towers
 from webssl_jax.weights.networks import heads_of
 from webssl_jax.weights.tables import Table, WeightsError
+
+
+class Licence(NamedTuple):
+    """Under which licence the published weights of a family are.
+
+    name, link: for model cards: the hub's name of a licence it knows, else any name and where it
+    is. terms: what it asks of whoever uses the weights, in a sentence.
+    """
+
+    name: str
+    terms: str
+    link: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +42,9 @@ class Family:
     any_grid: its code takes grids of patches that are not square.
     mlps: kinds of MLP that its code has.
     towers: whose image tower its encoder is, ``clip`` or ``siglip``; described by ``towers.py``.
+    fields: what all of its encoders have, fields of ``ViTConfig``: the pooling where it is not CLS,
+      and ``position`` where it is ``rope``.
+    licence: of its published weights, where that asks for something.
     """
 
     name: str
@@ -49,6 +64,8 @@ class Family:
     any_grid: bool = False
     mlps: tuple[str, ...] = ("gelu", "swiglu")
     towers: str = ""
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    licence: Licence | None = None
 
     def resize_of(self, num_registers: int) -> str:
         """How its code fits positions of a network with so many registers."""
@@ -58,6 +75,15 @@ class Family:
 # DINOv2's hub and configs build networks with registers, and these alone, with
 # interpolate_antialias=True and interpolate_offset=0.
 _DINOV2_REGISTERS = "antialias"
+
+DINOV3_LICENCE = Licence(
+    "dinov3-license",
+    "Meta's DINOv3 License lets you use them, also commercially, and asks that they, and what is "
+    "made of them, are passed on under it and with a copy of it, that publications acknowledge "
+    "DINOv3, and that they are not used for arms",
+    "https://ai.meta.com/resources/models-and-libraries/dinov3-license/",
+)
+_IJEPA_LICENCE = Licence("cc-by-nc-4.0", "CC BY-NC 4.0: not for commercial use")
 
 FAMILIES = {
     family.name: family
@@ -149,6 +175,31 @@ FAMILIES = {
             dino.hf_registers_config,
             model_types=("dinov2", "dinov2_with_registers"),
             resize="antialias",
+        ),
+        Family(
+            "hf-ijepa",
+            ("encoder",),
+            lambda method: hf.ijepa_table(method.encoder),
+            "transformers",
+            "IJepaModel",
+            hf.ijepa_config,
+            model_types=("ijepa",),
+            any_grid=True,
+            mlps=("gelu",),
+            fields={"pooling": "mean"},
+            licence=_IJEPA_LICENCE,
+        ),
+        Family(
+            "hf-dinov3",
+            ("encoder",),
+            lambda method: dinov3.table(method.encoder),
+            "transformers",
+            "DINOv3ViTModel",
+            dinov3.config,
+            model_types=("dinov3_vit",),
+            any_grid=True,
+            fields={"position": "rope"},
+            licence=DINOV3_LICENCE,
         ),
         Family(
             "hf-clip",
@@ -258,6 +309,8 @@ def table_of(name: str, method: Any) -> Table:
     missing = [part for part in family.needs if getattr(method, part, None) is None]
     if missing:
         raise WeightsError(f"{name}: these weights have no {' and no '.join(missing)}")
+    if "encoder" in family.needs and not family.towers:
+        _check_fields(family, method.encoder)
     networks = [getattr(method, part) for part in ("encoder", "decoder") if part in family.needs]
     for network in networks:
         if network.mlp not in family.mlps:
@@ -270,3 +323,15 @@ def table_of(name: str, method: Any) -> Table:
     for network in networks if family.fixed_eps else ():
         mae.check_original(network, name)
     return family.table(method)
+
+
+def _check_fields(family: Family, encoder: Any) -> None:
+    """Refuses an encoder that the family's code computes otherwise, from the same names."""
+    rotated = family.fields.get("position") == "rope"
+    theirs = {"pooling": family.fields.get("pooling", "cls"), "rotated positions": rotated}
+    ours = {"pooling": encoder.pooling, "rotated positions": encoder.position == "rope"}
+    for key, value in theirs.items():
+        if value != ours[key]:
+            raise WeightsError(
+                f"{family.name}: its networks have {key}: {value}, this model has {ours[key]}"
+            )

@@ -1,4 +1,5 @@
-"""Files of ``transformers``: ``hf-vit`` (ViTModel) and ``hf-vit-mae`` (ViTMAEForPreTraining).
+"""Files of ``transformers``: ``hf-vit`` (ViTModel), ``hf-vit-mae`` (ViTMAEForPreTraining) and
+``hf-ijepa`` (IJepaModel, which is ViTModel without a CLS token).
 
 Names are those of files on the hub. ``transformers`` 5 calls its modules otherwise
 (``layers.0.attention.q_proj``) and renames when it loads and saves, so the same files open in
@@ -52,6 +53,19 @@ def vit_table(encoder: ViTConfig) -> Table:
     )
 
 
+def ijepa_table(encoder: ViTConfig) -> Table:
+    """``IJepaModel`` without pooling layer: the encoder alone."""
+    rows, constants = _encoder(encoder, "")
+    return Table(
+        "hf-ijepa",
+        rows,
+        constants,
+        leave_out=(r"^(?!encoder/)",),
+        aliases=((r"^ijepa\.", ""), *_ALIASES),
+        ignore=(r"^pooler\.", r"^classifier\."),
+    )
+
+
 def vit_mae_table(encoder: ViTConfig, decoder: ViTConfig) -> Table:
     """``ViTMAEForPreTraining``: encoder and decoder, ready to train on.
 
@@ -87,6 +101,16 @@ def vit_config(method: Any) -> dict[str, Any]:
         **shared_config(method.encoder),
         "intermediate_size": method.encoder.hidden,
         "encoder_stride": method.encoder.patch_size,
+    }
+
+
+def ijepa_config(method: Any) -> dict[str, Any]:
+    """``config.json`` of IJepaModel. ``method`` has an ``encoder``."""
+    return {
+        "architectures": ["IJepaModel"],
+        "model_type": "ijepa",
+        **shared_config(method.encoder),
+        "intermediate_size": method.encoder.hidden,
     }
 
 
@@ -128,8 +152,9 @@ def shared_config(c: ViTConfig) -> dict[str, Any]:
 def _encoder(c: ViTConfig, prefix: str) -> tuple[tuple[Row, ...], tuple[Constant, ...]]:
     embeddings = prefix + "embeddings."
     table, constants = positions.rows(c, embeddings + "position_embeddings")
+    cls = [Row("encoder/cls_token", embeddings + "cls_token")] if c.pooling == "cls" else []
     rows = (
-        Row("encoder/cls_token", embeddings + "cls_token"),
+        *cls,
         *table,
         Row("encoder/patch_embed/kernel", embeddings + "patch_embeddings.projection.weight", CONV),
         Row("encoder/patch_embed/bias", embeddings + "patch_embeddings.projection.bias"),

@@ -23,9 +23,10 @@ from webssl_jax.weights.tables import NotFinite
 
 log = logging.getLogger(__name__)
 # What a network must share with the weights it takes: their shapes, and what is computed with them.
-_SAME = ("width", "depth", "heads", "hidden", "mlp", "qkv_bias", "norm_eps", "pooling")
+_SAME: tuple[str, ...] = ("width", "depth", "heads", "hidden", "mlp", "qkv_bias", "norm_eps")
+_SAME += ("key_bias", "norm", "pooling")
 _SAME_DECODER = (*_SAME, "patch_size")  # an encoder's patches can be resampled
-_SAME_HEAD = ("prototypes", "bottleneck", "hidden", "layers")
+_SAME_HEAD = ("prototypes", "bottleneck", "hidden", "layers", "weight_norm")
 _SAME_TEXT: tuple[str, ...] = ("width", "depth", "heads", "hidden", "mlp", "qkv_bias", "norm_eps")
 _SAME_TEXT += ("context", "vocabulary", "embedding", "causal", "pooling", "projection_bias")
 _SAME_LANGUAGE: tuple[str, ...] = ("width", "depth", "heads", "kv_heads", "head_dim", "hidden")
@@ -243,11 +244,18 @@ def _positions(
 ) -> tuple[np.ndarray | None, str]:
     """(the table for our parameter ``encoder/pos_embed``, or None without one; what was done)."""
     old, new = (f"{c.grid[0]}x{c.grid[1]}" for c in (theirs, ours))
-    if ours.position == "sincos":
-        if theirs.position != "sincos":
+    if "rope" in (ours.position, theirs.position):
+        if ours.rope is None or theirs.rope is None or ours.rope_base != theirs.rope_base:
             raise WeightsError(
-                f"{where}: its positions are not MAE's sin-cos table; set "
-                "config.model.position=learned to take them"
+                f"{where}: its positions are {_in_words(theirs)}, those of this run "
+                f"{_in_words(ours)}"
+            )
+        return None, "positions are rotated in both"
+    if ours.position in positions.FIXED:
+        if theirs.position != ours.position:
+            raise WeightsError(
+                f"{where}: its positions are not {positions.FIXED[ours.position]} sin-cos table; "
+                "set config.model.position=learned to take them"
             )
         if old == new:
             return None, f"positions are the sin-cos table of {new} patches in both"
@@ -258,7 +266,9 @@ def _positions(
     if theirs.position == "learned":
         table = np.asarray(loaded.params["encoder"]["pos_embed"])
     else:
-        table = positions.table(theirs.width, theirs.grid)
+        table = positions.table(theirs.width, theirs.grid, theirs.position)
+        if theirs.pooling != "cls":  # nor has ours a row for it
+            table = table[:, 1:]
     if old == new:
         return table, f"positions taken ({new} patches); {_other_sizes(theirs, ours)}"
     resized = ours.interpolation.resize_table(table, theirs.grid, ours.grid)
@@ -267,6 +277,10 @@ def _positions(
         f"positions resized from {old} to {new} patches ({ours.position_resize}); "
         f"{_other_sizes(theirs, ours)}",
     )
+
+
+def _in_words(c: ViTConfig) -> str:
+    return f"rotated with rope_base = {c.rope_base:g}" if c.rope else c.position
 
 
 def _other_sizes(theirs: ViTConfig, ours: ViTConfig) -> str:

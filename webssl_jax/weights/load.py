@@ -12,6 +12,8 @@ The family is found by the names in the file, the networks by the shapes of its 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -20,11 +22,12 @@ import jax
 import numpy as np
 
 from webssl_jax.weights import clip, safetensors_io, shapes, state_dicts, tables, torch_file, towers
-from webssl_jax.weights.families import FAMILIES, Family
+from webssl_jax.weights.families import FAMILIES, Family, Licence
 from webssl_jax.weights.given import NOTHING, Given
 from webssl_jax.weights.networks import Networks, template_of
 from webssl_jax.weights.stored import Opened, Tensors, WeightsError, shown
 
+log = logging.getLogger(__name__)
 TORCH_FILE = "pytorch_model.bin"
 OPEN_CLIP_TORCH_FILE = "open_clip_pytorch_model.bin"
 
@@ -91,6 +94,8 @@ def fitted(
 ) -> Loaded:
     """:func:`open_` of files whose headers were read, or of tensors that never lay in one."""
     found = best_family(files, family)
+    if found.licence:
+        _say(found.name, found.licence)
     networks, dtype, assumed = describe(files, found, Given(**options), otherwise)
     template = template_of(networks)
     table = found.table(networks)
@@ -106,6 +111,13 @@ def fitted(
         tuple(fit.ignored),
         (*files.choice, *assumed),
     )
+
+
+@functools.cache
+def _say(family: str, licence: Licence) -> None:
+    """Names the licence of published weights, once a process."""
+    link = f" ({licence.link})" if licence.link else ""
+    log.warning("%s: of weights published in this format: %s%s", family, licence.terms, link)
 
 
 def place(
@@ -214,7 +226,11 @@ def best_family(files: Opened, name: str | None = None) -> Family:
             raise WeightsError(f"no weight family {name!r}; there are {', '.join(FAMILIES)}")
         return FAMILIES[name]
     counts = {family.name: _known(files.tensors, family) for family in FAMILIES.values()}
-    order = sorted(FAMILIES.values(), key=lambda f: (-counts[f.name], len(f.needs)))
+    kind = (files.config or {}).get("model_type")
+    order = sorted(
+        FAMILIES.values(),
+        key=lambda f: (-counts[f.name], len(f.needs), kind not in f.model_types, not f.fields),
+    )
     if not counts[order[0].name]:
         some = ", ".join(shown(name) for name in list(files.tensors)[:3])
         raise WeightsError(

@@ -73,6 +73,8 @@ def describe(
     guesses = {"of the published size": known_heads(facts), "of the run": own and own.heads}
     stated, stated_decoder = said.pop("heads", None), said.pop("decoder_heads", None)
     facts["heads"] = choose(files, "heads", stated, given.heads, guesses, assumed)
+    if "rope_base" in said:
+        facts["rope_base"] = said.pop("rope_base")
     if "norm_eps" not in said:
         said["norm_eps"] = mae.NORM_EPS
         if not family.fixed_eps:
@@ -258,7 +260,7 @@ def probe(family: Family, mlp: str | None = None, **fields: Any) -> Table:
     kinds: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "siglip": (dict(pooling="map"), dict(causal=False, pooling="last"))
     }
-    image, words = kinds.get(family.towers, ({}, {}))
+    image, words = kinds.get(family.towers, (dict(family.fields), {}))
     plain = ViTConfig(patch_size=1, image_size=1, **small, **image)
     everything: dict[str, Any] = dict(num_registers=1, layer_scale=_LAYER_SCALE, mask_token=True)
     some = dataclasses.replace(plain, **everything | fields)
@@ -303,10 +305,15 @@ class Shapes:
             depth=self._depth("encoder"),
             qkv_bias=self.has("encoder/blocks/attn/q/bias"),
             patch_size=patch.shape[2],
+            **self._family.fields,
             mask_token="encoder/mask_token" in always or self.has("encoder/mask_token"),
             layer_scale=_LAYER_SCALE if scaled else None,
             num_registers=self._tensor(registers, 3).shape[1] if self.has(registers) else 0,
         )
+        if facts["qkv_bias"]:
+            facts["key_bias"] = self.has("encoder/blocks/attn/k/bias")
+        if facts.get("position") == "rope":
+            return facts | {"image_size": self._any_size(patch.shape[2])}
         self._use(probe(self._family, facts["mlp"], num_registers=facts["num_registers"]))
         table = self._tensor("encoder/pos_embed", 3)
         number = table.shape[1] - self._cls_rows()
@@ -316,6 +323,14 @@ class Shapes:
             self._refuse(f"positions are {table.dtype}")
         grid, facts["position"] = self._grid_of_table(number, patch.shape[2], table)
         return facts | {"image_size": one_way(tuple(side * patch.shape[2] for side in grid))}
+
+    def _any_size(self, patch: int) -> int | tuple[int, ...]:
+        """The image size of a network that takes any: as given, else as the file states."""
+        size = self._given.image_size or stated_size(self._files)
+        if size is None:
+            size = 14 * patch
+            self.assumed.append(f"images of {size} pixels (others by image_size=HEIGHTxWIDTH)")
+        return one_way(size)
 
     def _grid_of_table(self, number: int, patch: int, tensor: TensorOfTheirs) -> tuple[Grid, str]:
         """(rows and columns of ``number`` patches, kind of positions). MAE's table is computed, so
@@ -327,8 +342,8 @@ class Shapes:
                 ((n, number // n) for n in sides), key=lambda grid: abs(grid[0] - grid[1])
             )
             for grid in grids:
-                if positions.kind(array, grid) == "sincos":
-                    return grid, "sincos"
+                if (kind := positions.kind(array, grid)) != "learned":
+                    return grid, kind
         grid = self.grid(number, patch)
         return grid, positions.kind(array, grid)
 
@@ -408,6 +423,8 @@ class Shapes:
             first, last = (f"encoder/blocks/mlp/{name}/kernel" for name in (first, last))
             if not self.has(first):
                 continue
+            if mlp == "swiglu" and len(self._rows[first].paths) == 1:  # a name of its own says it
+                kinds.clear()
             packed, ends = len(self._rows[first].paths), self._tensor(last, 2).shape
             rows = self._out(first.removesuffix("/kernel"))
             wrong = (rows != packed * ends[1], rows // packed not in ends)  # or one is transposed
@@ -435,6 +452,8 @@ class Shapes:
 
     def _cls_rows(self) -> int:
         """1 where the position table begins with the CLS token's row, else 0."""
+        if self._family.fields.get("pooling") == "mean":
+            return 0
         theirs = self._rows["encoder/pos_embed"].transform.to_theirs(np.empty((1, 2, 1)))
         return theirs.shape[1] - 1
 

@@ -1,0 +1,1 @@
+"""Classification with labels, as a control."""
