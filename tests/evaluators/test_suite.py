@@ -333,7 +333,7 @@ def test_what_the_first_process_cannot_write_ends_the_others(shards, runs, tmp_p
     one = suite_.run(small_mae(), tmp_path / "before", 3)["grey"]
     suite_._made["grey"].run = lambda model, cache: one
     suite_._done = lambda path, known: None
-    monkeypatch.setattr(suite_, "_extract", lambda model, names: None)
+    monkeypatch.setattr(suite_, "_extract", lambda model, names: {})
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(distributed, "check_same", lambda settings: None)
