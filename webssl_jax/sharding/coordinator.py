@@ -31,8 +31,9 @@ def end_in_words_when_lost(address: str) -> None:
         os.write(2, f"error: {line}; start all processes again\n".encode())
         os._exit(cli.EXIT_RESTART)
 
-    _installed[:] = [_HANDLER(on_abort)]
-    _signal(signal.SIGABRT, ctypes.cast(_installed[0], ctypes.c_void_p))  # type: ignore[arg-type]
+    handler = _HANDLER(on_abort)
+    _installed[:] = [handler]
+    _signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
 
 
 def forget() -> None:

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from webssl_jax import colours
+from webssl_jax.data.decode import sides
 from webssl_jax.data.labelled import LabelledView
-from webssl_jax.data.views import Preprocess, RandomResizedCropView, with_margin
+from webssl_jax.data.views import Preprocess, RandomResizedCropView
 from webssl_jax.methods import losses
 from webssl_jax.methods.base import LossOutput, Params, Schedule, Variables
 from webssl_jax.methods.mae.method import View
@@ -85,7 +86,7 @@ class Supervised:
 
     def __post_init__(self) -> None:
         colours.check(self.mean, self.std)
-        self.encoder.grid_of(self.view.image_size, self.view.image_size)
+        self.encoder.grid_of(*sides(self.view.image_size))
         if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
             raise ValueError(
                 f"classes: {len(self.classes)} names, {len(set(self.classes))} of them different; "
@@ -167,13 +168,12 @@ class Supervised:
 
     @property
     def preprocess(self) -> Preprocess:
-        size = self.view.image_size
-        return Preprocess(size, with_margin(size), self.mean, self.std)
+        return Preprocess.of_view(self.view.image_size, self.mean, self.std)
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        side = self.view.image_size
+        shape = (batch, *sides(self.view.image_size), 3)
         return {
-            "image": jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8),
+            "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
             "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
         }
 
@@ -211,7 +211,7 @@ class Supervised:
     def train_flops(self) -> float:
         """Three times the forward matrix products."""
         e = self.encoder
-        h, w = e.grid_of(self.view.image_size, self.view.image_size)
+        h, w = e.grid_of(*sides(self.view.image_size))
         forward = 2.0 * h * w * e.patch_size**2 * 3 * e.width + e.block_flops(e.prefix + h * w)
         return 3.0 * (forward + 2.0 * e.width * len(self.classes))
 
