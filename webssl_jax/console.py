@@ -36,6 +36,7 @@ TOOLS = {
     "bench_checkpoint": "measure how long a checkpoint takes",
     "bench_loader": "measure the loader beside torch's",
     "bench_step": "measure a train step beside PyTorch's",
+    "bench_language": "measure a language model beside transformers",
 }
 # {name: (module with main(), one line of help)}
 COMMANDS = {

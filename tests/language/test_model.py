@@ -6,13 +6,11 @@ import shutil
 import jax
 import numpy as np
 import pytest
-import tokenizers
 import transformers
 
+from tests.language.tiny import save
 from webssl_jax.errors import UserError
-from webssl_jax.language import load, model, tokenizer
-from webssl_jax.language.decoder import init
-from webssl_jax.language.sizes import DecoderConfig
+from webssl_jax.language import load, model
 
 # The ways in which templates of Llama 3, Qwen and Mistral are written.
 TEMPLATE = """{%- if messages[0].role == 'system' %}
@@ -47,23 +45,7 @@ CHAT = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A random model of 32 ids with a tokenizer of words."""
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    words = ["<unk>", "<s>", "</s>", *"a small brown dog sat on the red sofa why ? <a> [ ]".split()]
-    inner = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
-    )
-    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    inner.add_special_tokens(["<unk>", "<s>", "</s>"])
-    inner.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 1)]
-    )
-    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    config = DecoderConfig(vocabulary=32, width=16, depth=2, heads=2, kv_heads=1, context=64)
-    words = tokenizer.Tokenizer(inner, special, (2,), TEMPLATE, "test")
-    tiny = model.LanguageModel(config, init(config, jax.random.key(0)), words)
-    tiny.save(folder)
-    return folder
+    return save(tmp_path_factory.mktemp("model") / "tiny", TEMPLATE)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +124,11 @@ def test_bad_input_is_one_line(folder, tiny, tmp_path):
     bare = copy("f")
     (bare / "tokenizer.json").unlink()
     refused("has no tokenizer.json", model.load, bare)
+    tiny.save(tmp_path / "g", max_file_gb=1e-6)
+    shards = sorted((tmp_path / "g").glob("model-*.safetensors"))
+    assert len(shards) > 1
+    shards[1].unlink()
+    refused(f"{shards[1].name}.* no such file", model.load, tmp_path / "g")
     gguf = tmp_path / "x.gguf"
     gguf.write_bytes(b"GGUF" + bytes(20))
     refused("is not a GGUF file, or is cut short", model.load, gguf)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -30,10 +31,12 @@ from webssl_jax.language import load as files
 from webssl_jax.language.sizes import DecoderConfig
 from webssl_jax.language.tokenizer import Messages, Tokenizer
 from webssl_jax.models.sizes import DTYPES
+from webssl_jax.sharding import mesh as meshes
 from webssl_jax.weights.stored import WeightsError
 
 # Prompts are padded to multiples of so many tokens, so that few lengths are compiled.
 BUCKET = 32
+CAPTIONS = 8  # the same of captions, which are short: with 32 most of the work would be padding
 
 
 class HiddenStates(NamedTuple):
@@ -86,6 +89,29 @@ class LanguageModel:
         batch = tokenizer.pad(self.encode(texts), side, self._bucket(0))
         return HiddenStates(_hidden(self.config, self.params, *batch), batch.mask, batch.ids)
 
+    def text_features(self, texts: Sequence[str], batch: int = 16) -> np.ndarray:
+        """(n, L + 1, D) float32 on every process: of each text the mean over its tokens of all
+        hidden states, as :meth:`hidden_states` has them. batch: texts a call of the network.
+
+        Raises:
+          UserError: as :meth:`encode`.
+        """
+        rows = self.encode(texts)
+        mesh = _mesh_of(self.params)
+        ways = 1 if mesh is None else meshes.batch_shards(mesh)
+        batch = -(-min(batch, len(rows)) // ways) * ways
+        out = np.empty((len(rows), self.config.depth + 1, self.config.width), np.float32)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # equal lengths together
+        for start in range(0, len(order), batch):
+            places = order[start : start + batch]
+            filled = [*places, *[places[-1]] * (batch - len(places))]
+            part = tokenizer.pad([rows[i] for i in filled], "left", self._bucket(0, CAPTIONS))
+            placed = part if mesh is None else [meshes.from_whole(x, mesh) for x in part]
+            out[places] = meshes.whole(pooled_program(mesh)(self.config, self.params, *placed))[
+                : len(places)
+            ]
+        return out
+
     def generate(
         self,
         prompts: Sequence[str | Messages],
@@ -117,9 +143,9 @@ class LanguageModel:
         tokens, lengths = np.asarray(made.tokens), np.asarray(made.lengths)
         return [self.tokenizer.decode(row[:length]) for row, length in zip(tokens, lengths)]
 
-    def _bucket(self, room: int) -> int:
+    def _bucket(self, room: int, size: int = BUCKET) -> int:
         """Padding never makes a text longer than the context."""
-        return BUCKET if (self.config.context - room) % BUCKET == 0 else 1
+        return size if (self.config.context - room) % size == 0 else 1
 
     def save(
         self, folder: str | os.PathLike, dtype: str = "float32", max_file_gb: float = 5.0
@@ -150,10 +176,8 @@ def load(
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype = {dtype!r} is not one of {', '.join(DTYPES)}")
-    place = gguf_file.packaged_file() if path == gguf_file.PACKAGED else pathlib.Path(path)
+    place = _find(path)
     if place.suffix == ".gguf":
-        if not place.is_file():
-            raise WeightsError(f"{place}: no such file")
         file = gguf_file.GGUFFile(place)
         beside = (place.parent / tokenizer.FILE).is_file()
         words = tokenizer.read_folder(place.parent) if beside else tokenizer.read_gguf(file)
@@ -161,15 +185,73 @@ def load(
         config = dataclasses.replace(file.config, dtype=dtype)
         params = files.place(file.tensors, file.table(), config, mesh)
         return LanguageModel(config, params, words)
-    if not place.is_dir():
-        raise WeightsError(
-            f"{place}: no such folder; name a folder of transformers, a .gguf file, or "
-            f"{gguf_file.PACKAGED!r}"
-        )
     words = tokenizer.read_folder(place)
     config = files.read_config(place, dtype)
     words.check_fits(config.vocabulary)
     return LanguageModel(config, files.read_params(place, config, mesh), words)
+
+
+def fingerprint(path: str | os.PathLike) -> str:
+    """16 hexadecimal digits of the bytes of all files that :func:`load` reads. Nothing is decoded.
+
+    Raises:
+      WeightsError: if there are none.
+    """
+    place = _find(path)
+    beside = place.parent / tokenizer.FILE
+    if place.suffix == ".gguf":
+        read = [place, *([beside] if beside.is_file() else [])]
+    else:
+        read = sorted(file for file in place.iterdir() if file.suffix in (".json", ".safetensors"))
+    digest = hashlib.sha256()
+    for file in read:
+        with open(file, "rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _find(path: str | os.PathLike) -> pathlib.Path:
+    """The .gguf file or the folder that ``path`` means.
+
+    Raises:
+      WeightsError: where there is none.
+    """
+    place = gguf_file.packaged_file() if path == gguf_file.PACKAGED else pathlib.Path(path)
+    if place.suffix == ".gguf":
+        if not place.is_file():
+            raise WeightsError(f"{place}: no such file")
+    elif not place.is_dir():
+        raise WeightsError(
+            f"{place}: no such folder; name a folder of transformers, a .gguf file, or "
+            f"{gguf_file.PACKAGED!r}"
+        )
+    return place
+
+
+def _mesh_of(params: Any) -> Mesh | None:
+    """The mesh of :func:`load`; None where parameters lie on one device."""
+    sharding = jax.tree.leaves(params)[0].sharding
+    return sharding.mesh if isinstance(sharding, jax.sharding.NamedSharding) else None
+
+
+@functools.lru_cache(maxsize=8)
+def pooled_program(mesh: Mesh | None) -> Any:
+    """The jitted function behind :meth:`LanguageModel.text_features`: of config, parameters, ids
+    and mask (B, T) the features (B, L + 1, D)."""
+
+    def compute(config: DecoderConfig, params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        hidden = _hidden(config, params, ids, mask).astype(jnp.float32)
+        sums = (hidden * mask[..., None]).sum(axis=2)
+        return (sums / mask.sum(axis=1)[:, None]).swapaxes(0, 1)
+
+    if mesh is None:
+        return jax.jit(compute, static_argnums=0)
+
+    def on_mesh(*arguments: Any) -> jax.Array:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for models/layers.on_batch
+            return compute(*arguments)
+
+    return jax.jit(on_mesh, static_argnums=0, out_shardings=meshes.batch_sharding(mesh))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -7,6 +7,8 @@ can it be at best?
     python -m webssl_jax.plan --config configs/web_dino.py:size=7b,res=518 --slice v5e-64
         --eval ROW [--evals configs/evals/NAME.py] [--images N] [--test-images N] [--classes N]
         [--batch N] [--evals.ROW.key=value ...]
+    python -m webssl_jax.plan --language llama-3.1-8b --slice v5e-64 [--reads] [--texts N]
+        [--tokens N]
 
 Needs libtpu (pip install 'webssl_jax[plan]') and no TPU: the compiler runs on this machine's CPU,
 for a minute or ten. Exit codes: 0 it fits; 3 it does not; 2 bad input. What the figures mean and
@@ -28,7 +30,7 @@ from ml_collections import ConfigDict
 from webssl_jax import cli
 from webssl_jax import config as configs
 from webssl_jax.config import UserError
-from webssl_jax.plan import evaluation, training
+from webssl_jax.plan import evaluation, language, training
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.sharding import slices
 
@@ -44,7 +46,7 @@ _HELP = {
 def main(argv: list[str] | None = None) -> int:
     """The entry point. Returns an exit code of the module's docstring."""
     parser = cli.ArgumentParser(prog="python -m webssl_jax.plan", description=__doc__)
-    parser.add_argument("--config", required=True, help="configs/NAME.py[:key=value,...]")
+    parser.add_argument("--config", help="configs/NAME.py[:key=value,...]")
     parser.add_argument("--slice", required=True, help="as gcloud calls it: v5p-512, v5e-256, ...")
     parser.add_argument("--slices", type=int, default=1, help="so many of them, joined by network")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -64,11 +66,20 @@ def main(argv: list[str] | None = None) -> int:
     for name, number in evaluation.IMAGENET._asdict().items():
         flag = f"--{name.replace('_', '-')}"
         group.add_argument(flag, type=int, default=number, help=_HELP[name])
+    group = parser.add_argument_group("a language model, instead of a config")
+    group.add_argument("--language", metavar="SIZE", help="a name in webssl_jax/language/sizes.py")
+    group.add_argument("--reads", action="store_true", help="captions, instead of training")
+    group.add_argument("--texts", type=int, default=64, help="a step or call, over all devices")
+    group.add_argument("--tokens", type=int, default=2048, help="of a text")
     args, given = parser.parse_with_overrides(argv, prefix=("--config.", "--evals."))
     overrides, of_rows = (
         [x.removeprefix(which) for x in given if x.startswith(which)]
         for which in ("config.", "evals.")
     )
+    if bool(args.config) == bool(args.language):
+        raise UserError("give --config, or --language for a language model, one of them")
+    if args.language:
+        return _language(args, given)
     options = read_options(args.option)
     if args.slices < 1:
         raise UserError(f"--slices {args.slices}: must be at least 1")
@@ -103,6 +114,22 @@ def main(argv: list[str] | None = None) -> int:
     asked = {"config": args.config, "overrides": overrides, "options": args.option}
     result = asked | result
     print(json.dumps(result, indent=1) if args.json else training.table(result), flush=True)
+    return 0 if result["fits"] else EXIT_DOES_NOT_FIT
+
+
+def _language(args: argparse.Namespace, overrides: list[str]) -> int:
+    for flag in ("eval", "evals", "hlo", "save", "search", "option"):
+        if getattr(args, flag):
+            raise UserError(f"--{flag}: goes with --config, not with --language")
+    if overrides:
+        raise UserError(f"--{overrides[0]}: goes with --config, not with --language")
+    slice_ = slices.find(args.slice)
+    if jax.config.values["jax_platforms"] != "cpu":
+        jax.config.update("jax_platforms", "cpu")  # as of a config
+    result = language.plan_language(
+        args.language, slice_, args.slices, args.texts, args.tokens, args.reads
+    )
+    print(json.dumps(result, indent=1) if args.json else language.table(result), flush=True)
     return 0 if result["fits"] else EXIT_DOES_NOT_FIT
 
 
