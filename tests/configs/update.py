@@ -13,8 +13,8 @@ from webssl_jax import config as configs
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 FILE = pathlib.Path(__file__).parent / "golden.json"
-SPECS = ["quickstart", "mini_web", "web_mae", "web_dino", "dinov2", "clip", "vqa", "supervised"]
-SPECS += ["supervised:size=tiny"]
+SPECS = ["quickstart", "mini_web", "web_mae", "web_dino", "dinov2", "clip", "lit", "vqa"]
+SPECS += ["supervised", "supervised:size=tiny"]
 SPECS += [f"mini_web:method={name}" for name in ("dino", "clip", "siglip")]
 SPECS += [
     f"web_mae:size={size},recipe={recipe}"

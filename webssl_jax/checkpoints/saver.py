@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from webssl_jax import runs, train_state
@@ -103,6 +104,16 @@ class Saver:
         if not runs.is_run(config.init_from):
             trees = {"params": state.params, "teacher": state.teacher}
             return state._replace(**from_weights(config.init_from, method, trees))
+        if runs.read_config(config.init_from).method.name != config.method.name:
+            encoder = runs.encoder_of_run(config.init_from, state.params["encoder"], method, mesh)
+            trees = {name: getattr(state, name) for name in ("params", "teacher")}
+            # a copy each, as both are given away to the first step
+            took = {
+                name: tree | {"encoder": jax.tree.map(jnp.copy, encoder)}
+                for name, tree in trees.items()
+                if tree
+            }
+            return state._replace(**took)
         wanted = {name: self._template[name] for name in ("params", "teacher")}
         return state._replace(**runs.weights_of_run(config.init_from, wanted, method.encoder))
 
