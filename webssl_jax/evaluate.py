@@ -2,7 +2,7 @@
 
     python -m webssl_jax.evaluate --model PATH [--model PATH ...] [--evals configs/evals/NAME.py]
         [--evals.ROW.key=value ...] [--step N | --watch] [--output DIR] [--batch N]
-        [--heads N] [--image-size HxW] ...
+        [--bars PNG] [--heads N] [--image-size HxW] ...
 
 Each row is an evaluation (webssl_jax/evaluators/base.py); without --evals the rows are those of the
 first run's config. All models stand in one table, beside chance and trivial features, compared item
@@ -37,6 +37,8 @@ from webssl_jax.model import Model, Origin
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import distributed
 from webssl_jax.sharding import mesh as meshes
+from webssl_jax.visuals import save_png
+from webssl_jax.visuals.bars import bar_charts
 from webssl_jax.weights import given
 from webssl_jax.weights import load as weight_files
 
@@ -73,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         "--output", default="evaluations", help="for results of weights that are no run"
     )
     parser.add_argument("--batch", type=int, default=256, help="images a call")
+    parser.add_argument("--bars", metavar="PNG", help="draw the table: a bar a model")
     given.add_flags(parser)
     distributed.add_flags(parser)
     args, overrides = parser.parse_with_overrides(argv, prefix="--evals.")
@@ -91,6 +94,8 @@ def main(argv: list[str] | None = None) -> int:
         model = load(path, args.step, mesh, **options)
         _evaluate(args, suite, path, model, results)
     results.print()
+    if args.bars and jax.process_index() == 0:
+        save_png(args.bars, bar_charts(tables.panels(results.outcomes)))
     results.raise_failed()
     return 0
 
@@ -157,6 +162,8 @@ def _check(args: Any, options: dict[str, Any]) -> None:
     names = [pathlib.Path(path).resolve().name for path in args.model]
     if len(set(names)) < len(names):
         raise UserError(f"--model: two are called {max(names, key=names.count)}; rename one")
+    if args.bars and args.watch:
+        raise UserError(f"--bars {args.bars}: is of one table, --watch prints many; leave one out")
     if args.batch < 1:
         raise UserError(f"--batch {args.batch}: must be at least 1")
     for path, run in zip(args.model, is_run, strict=True):

@@ -228,6 +228,24 @@ class Cache:
             return Store(kept)
         return self._extract(kept, preprocess, dataset, compute, row_bytes)
 
+    def of_texts(
+        self, name: str, texts: Sequence[str], compute: Callable[[], np.ndarray]
+    ) -> np.ndarray:
+        """What ``compute`` makes of texts (n, ...), read from disk. name: says all that it depends
+        on besides the texts. All processes call it.
+
+        Raises:
+          UserError: if it cannot be written.
+        """
+        digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        path = self.folder / "texts" / f"{name}-{digest}.npy"
+        if not distributed.first_says(path.exists()):
+            made = compute()
+            with distributed.error_barrier():
+                if jax.process_index() == 0:
+                    _write_array(path, made)
+        return np.load(path, mmap_mode="r")
+
     def remember(self, name: str, make: Callable[[], dict[str, Outcome]]) -> dict[str, Outcome]:
         """The outcomes that ``make`` gives, kept under ``name``, which says all they depend on. All
         processes call it."""
@@ -422,6 +440,16 @@ def _write(folder: pathlib.Path, arrays: dict[str, np.ndarray], rows: list[Row])
         os.replace(staging, folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+
+
+def _write_array(path: pathlib.Path, array: np.ndarray) -> None:
+    staging = path.with_name(f"{path.stem}.{os.getpid()}.partial.npy")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(staging, array)
+        os.replace(staging, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _is_done(folder: pathlib.Path) -> bool:

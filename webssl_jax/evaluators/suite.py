@@ -33,6 +33,7 @@ from webssl_jax.weights.networks import Networks
 
 # kind -> "module:class". Imported when used, so that what an evaluation needs is its own.
 KINDS = {
+    "alignment": "webssl_jax.evaluators.alignment.platonic:Alignment",
     "attentive": "webssl_jax.evaluators.probes.attentive:Attentive",
     "depth": "webssl_jax.evaluators.dense.depth:Depth",
     "knn": "webssl_jax.evaluators.probes.knn:KNN",

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from webssl_jax.evaluators.outcome import Difference, Outcome, difference
 from webssl_jax.evaluators.probes.labelled import MAJORITY
+from webssl_jax.visuals.bars import Bar, Panel
 
 WIDTH = 100
 Outcomes = Mapping[str, Outcome]  # row: outcome
@@ -59,6 +60,21 @@ def report(
     wrapped = [textwrap.fill(note, WIDTH, subsequent_indent="  ") for note in notes if note]
     verdicts = _verdicts(models, heads)
     return "\n".join([*aligned(table), "", *wrapped, *([""] if verdicts else []), *verdicts])
+
+
+def panels(models: Mapping[str, Outcomes]) -> list[Panel]:
+    """The figures of :func:`report` for ``visuals.bars``: trivial features, then the models."""
+    found = []
+    for head in columns(models):
+        there = {name: one[head.row] for name, one in models.items() if head.row in one}
+        first = next(iter(there.values()))
+        bars = [
+            Bar(name, one.metrics[head.metric], one.se(head.metric), name in first.baselines)
+            for name, one in {**first.baselines, **there}.items()
+            if head.metric in one.metrics
+        ]
+        found.append(Panel(head.title, bars, first.chance.get(head.metric)))
+    return found
 
 
 def beside(models: Mapping[str, Outcomes], heads: Sequence[Column]) -> dict[str, list[str]]:
