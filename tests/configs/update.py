@@ -14,7 +14,7 @@ from webssl_jax import config as configs
 ROOT = pathlib.Path(__file__).parent.parent.parent
 FILE = pathlib.Path(__file__).parent / "golden.json"
 SPECS = ["quickstart", "mini_web", "web_mae", "web_dino", "dinov2", "clip", "lit", "vqa"]
-SPECS += ["supervised", "supervised:size=tiny"]
+SPECS += ["supervised", "supervised:size=tiny", "easy_vqa"]
 SPECS += [f"mini_web:method={name}" for name in ("dino", "clip", "siglip")]
 SPECS += [
     f"web_mae:size={size},recipe={recipe}"
@@ -45,6 +45,7 @@ SPECS += [
         *("siglip_tiny", "siglip_tiny,loss=softmax"),
     )
 ]
+SPECS += ["easy_vqa:stage=2"]
 SPECS += ["vqa:stage=2,encoder=clip_7b,res=224", "vqa:encoder=siglip_so400m,language=qwen3-8b"]
 
 

@@ -7,9 +7,11 @@ import pathlib
 import shutil
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
-from webssl_jax import methods
+from webssl_jax import methods, params
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 VOCABULARY = 272  # 265 ids of the tokenizer
@@ -50,5 +52,12 @@ def make(folder, trained=("connector",), **method):
 
 
 def fresh(method, seed=0):
-    """Its parameters."""
-    return jax.jit(lambda key: method.init(key, method.batch_spec(2)))(jax.random.key(seed)).params
+    """Random parameters of its shapes, none of them zero or one: nothing is compiled."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(method.init, jax.random.key(0), method.batch_spec(2)).params
+
+    def draw(path, leaf):
+        values = rng.normal(size=leaf.shape).astype(np.float32)
+        return jnp.asarray(values * 0.05 + path.endswith("scale"))
+
+    return params.map_with_path(draw, shapes)

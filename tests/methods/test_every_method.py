@@ -21,9 +21,7 @@ from webssl_jax.train_step import jit_train_step, make_train_step, run_schedules
 
 BATCH = 8
 NETWORK = ["model.width=32", "model.depth=2", "model.heads=2", "model.patch_size=8"]
-CASES = {
-    "supervised": ("supervised:size=tiny", ["method.view.image_size=16", "method.mixup=0.2"]),
-}
+CASES = {"supervised": ("supervised:size=tiny", ["method.view.image_size=16", "method.mixup=0.2"])}
 
 
 def load(name):

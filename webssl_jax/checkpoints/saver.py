@@ -103,7 +103,8 @@ class Saver:
             return state
         if not runs.is_run(config.init_from):
             trees = {"params": state.params, "teacher": state.teacher}
-            return state._replace(**from_weights(config.init_from, method, trees))
+            found = from_weights(config.init_from, method, trees, runs.open_encoder)
+            return state._replace(**found)
         if runs.read_config(config.init_from).method.name != config.method.name:
             encoder = runs.encoder_of_run(config.init_from, state.params["encoder"], method, mesh)
             trees = {name: getattr(state, name) for name in ("params", "teacher")}

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from webssl_jax.data import annotations
+from webssl_jax.data import annotations as annotation
 from webssl_jax.data.decode import decode_image
 from webssl_jax.data.records import Record, RecordError
 from webssl_jax.data.turns import IMAGE, DialogueError
@@ -58,7 +58,7 @@ class DialogueView(RecordView):
           DecodeError: if the image cannot be decoded.
           RecordError: without a conversation that can be learned.
         """
-        turns = annotations.conversations(record)
+        turns = annotation.conversations(record)
         try:
             messages = self.dialogue.messages(turns, image=True)
             shown = any(IMAGE in message["content"] for message in messages)

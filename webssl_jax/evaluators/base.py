@@ -20,7 +20,7 @@ from webssl_jax.model import Model
 from webssl_jax.models.features import Want
 from webssl_jax.weights.networks import Networks
 
-FEATURES, TEXTS = "features", "texts"
+FEATURES, TEXTS, LANGUAGE = "features", "texts", "language"
 
 
 class Evaluation(Protocol):
@@ -28,7 +28,7 @@ class Evaluation(Protocol):
 
       Options: a frozen dataclass whose fields are the keys of the row, with their defaults; its
         ``__post_init__`` raises ValueError for what cannot be.
-      needs: what a model must have: ``features``, ``texts``.
+      needs: what a model must have: ``features``, ``texts``, ``language``.
     data: a fingerprint of the records it judges by; an outcome of others is not taken for done.
 
       A kind that does more on devices than have those features made may say so by a class method

@@ -21,7 +21,7 @@ import jax
 
 from webssl_jax.config import ConfigError, TransientError, UserError, suggest
 from webssl_jax.evaluators import features, outcome
-from webssl_jax.evaluators.base import FEATURES, TEXTS, Evaluation
+from webssl_jax.evaluators.base import FEATURES, LANGUAGE, TEXTS, Evaluation
 from webssl_jax.evaluators.datasets import Dataset
 from webssl_jax.evaluators.features import Cache
 from webssl_jax.evaluators.outcome import Outcome
@@ -43,6 +43,7 @@ KINDS = {
     "mae_linear": "webssl_jax.evaluators.probes.mae_linear:MAELinear",
     "retrieval": "webssl_jax.evaluators.texts.retrieval:Retrieval",
     "segmentation": "webssl_jax.evaluators.dense.segmentation:Segmentation",
+    "vqa": "webssl_jax.evaluators.vqa.evaluation:VQA",
     "zero_shot": "webssl_jax.evaluators.texts.zero_shot:ZeroShot",
 }
 # Keys that every row has besides its options.
@@ -50,8 +51,13 @@ SHARED = {"kind": "", "every_steps": 0}
 _NEEDS: dict[str, Callable[[Networks], bool]] = {
     FEATURES: lambda networks: networks.encoder is not None,
     TEXTS: lambda networks: networks.has_tokenizer,
+    LANGUAGE: lambda networks: networks.dialogue is not None,
 }
-_WORDS = {FEATURES: "no image encoder", TEXTS: "no text tower with CLIP's tokenizer"}
+_WORDS = {
+    FEATURES: "no image encoder",
+    TEXTS: "no text tower with CLIP's tokenizer",
+    LANGUAGE: "no language model",
+}
 Rows = Mapping[str, Mapping[str, Any]]
 log = logging.getLogger(__name__)
 

@@ -95,7 +95,9 @@ class Dialogue:
           DialogueError: if there is nothing to learn: all answers are empty.
           UserError: if the template refuses the conversation, or rewrites what was said before.
         """
-        speaker, ids, answer = self.speaker, [], []
+        speaker = self.speaker
+        ids: list[int] = []
+        answer: list[bool] = []
         before, place = "", 0
         ends = set(speaker.end_ids)
         for i, message in enumerate(messages):

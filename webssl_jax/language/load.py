@@ -45,16 +45,13 @@ def open_(path: str) -> weights_load.Loaded | None:
         if not place.is_file():
             raise tables.WeightsError(f"{place}: no such file")
         file = gguf_file.GGUFFile(place)
-        config, tensors, table = file.config, file.tensors, file.table()
-        family = "GGUF"
+        tensors: Mapping[str, tables.TensorOfTheirs] = file.tensors
+        config, table, family = file.config, file.table(), "GGUF"
     else:
         folder = pathlib.Path(path)
-        if not (folder / "config.json").is_file():
-            return None
-        if (
-            safetensors_io.parse_json(folder / "config.json").get("model_type")
-            not in hf.MODEL_TYPES
-        ):
+        said = folder / "config.json"
+        kind = safetensors_io.parse_json(said).get("model_type") if said.is_file() else None
+        if kind not in hf.MODEL_TYPES:
             return None
         config = read_config(folder, "float32")
         tensors = safetensors_io.open_file(folder)

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,12 @@ _PATCHES = "encoder/patch_embed/kernel"
 _LAYER_SCALES = tuple(f"encoder/blocks/layer_scale{i}/gamma" for i in (1, 2))
 
 
-def from_weights(path: str, method: Any, trees: Mapping[str, Any]) -> dict[str, Any]:
+def from_weights(
+    path: str,
+    method: Any,
+    trees: Mapping[str, Any],
+    open_run: Callable[[str], load.Loaded | None] = lambda path: None,
+) -> dict[str, Any]:
     """``trees`` with the networks that ``path`` holds taken from it: the encoder, which must be the
     same, and decoder or heads where they are the same.
 
@@ -54,6 +59,7 @@ def from_weights(path: str, method: Any, trees: Mapping[str, Any]) -> dict[str, 
         between, each with other networks.
       method: has the networks it trains as fields.
       trees: {name: tree of sharded arrays}: ``params``, and ``teacher`` where there is one.
+      open_run: the encoder of a run, as one of several paths; None for what is no run.
 
     Raises:
       UserError: on every process alike, if the weights are damaged, no file has the encoder or it
@@ -62,7 +68,7 @@ def from_weights(path: str, method: Any, trees: Mapping[str, Any]) -> dict[str, 
     paths = [path] if os.path.exists(path) else [one.strip() for one in path.split(",")]
     fresh = {p.split("/")[0] for p in params_lib.flatten(trees["params"])}
     with distributed.error_barrier():
-        opened = [_open(path, one, method, fresh) for one in paths]
+        opened = [_open(path, one, method, fresh, open_run) for one in paths]
         taken = [part for _, parts, _ in opened for part in parts]
         if twice := sorted({part for part in taken if taken.count(part) > 1}):
             raise WeightsError(f"config.init_from = {path}: two files have the {twice[0]}")
@@ -78,7 +84,7 @@ def from_weights(path: str, method: Any, trees: Mapping[str, Any]) -> dict[str, 
 
 
 def _open(
-    given: str, path: str, method: Any, own: set[str]
+    given: str, path: str, method: Any, own: set[str], open_run: Callable[[str], load.Loaded | None]
 ) -> tuple[load.Loaded, list[str], list[str]]:
     """(a file of the list ``given``, the networks to take, what is left and why). own: what the
     run has."""
@@ -86,7 +92,7 @@ def _open(
         raise WeightsError(f"config.init_from = {given}: an empty name between commas")
     with _reading(path):
         opens = getattr(method, "open_weights", None)
-        loaded = opens(path) if opens else None
+        loaded = open_run(path) or (opens and opens(path))
         loaded = loaded or load.open_(path, otherwise=method)
     return loaded, *_networks(f"config.init_from = {path}", loaded, method, own)
 

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from webssl_jax.config import UserError
-from webssl_jax.data import annotations
+from webssl_jax.data import annotations as annotation
 from webssl_jax.data.converter.folder_reader import key_of, read_file
 from webssl_jax.data.converter.items import (
     MAX_BYTES,
@@ -97,7 +97,7 @@ class ConversationsReader:
         if problem:
             return Dropped(f"{key} ({key_of(image)})", f"image: {problem}")
         rest = {name: x for name, x in value.items() if name != NAME}
-        found = {NAME: annotations.encode_json(said)}
+        found: dict[str, bytes | str] = {NAME: annotation.encode_json(said)}
         found |= metadata_of(rest if self.metadata else {}, found)
         return Candidate(key, data, annotations=found)
 

@@ -1,0 +1,131 @@
+"""A model is asked: answers are kept, go on after a kill, and are the same on eight devices."""
+
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+from ml_collections import ConfigDict
+from PIL import Image
+
+from tests.methods.small_vqa import fresh, make, tokenizer_folder
+from webssl_jax.config import ConfigError, UserError
+from webssl_jax.data import annotations, records
+from webssl_jax.evaluators import suite
+from webssl_jax.evaluators.vqa import ask
+from webssl_jax.evaluators.vqa.task import Question
+from webssl_jax.model import Model, Origin
+from webssl_jax.sharding import mesh as meshes
+from webssl_jax.sharding import rules
+from webssl_jax.weights.networks import Networks
+
+NEW = 3
+
+
+def picture(seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (24, 40, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    method = make(tokenizer_folder(tmp_path_factory.mktemp("words")))
+    params = fresh(method)
+    # large enough that answers differ from image to image
+    params["language"] = jax.tree.map(lambda x: x * 4, params["language"])
+    params["connector"] = jax.tree.map(lambda x: x * 10, params["connector"])
+    return Model(Networks.of(method), params, Origin("small"))
+
+
+QUESTIONS = [
+    Question(f"q{i}", "What is it?" + "?" * (i % 3), picture(i // 2) if i < 5 else None, {}, NEW)
+    for i in range(7)
+]
+
+
+@pytest.fixture(scope="module")
+def answers(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("answers") / "a.jsonl"
+    return ask.ask(model, QUESTIONS, path, batch=4), path
+
+
+def test_a_run_that_was_killed_asks_only_the_rest(model, answers, tmp_path, monkeypatch):
+    found, whole = answers
+    path = tmp_path / "a.jsonl"
+    data = whole.read_bytes()
+    path.write_bytes(data[: data.index(b"\n", data.index(b'"q4"')) - 5])  # in the fifth line
+    asked = []
+    once = ask.Answerer._answer
+    monkeypatch.setattr(
+        ask.Answerer,
+        "_answer",
+        lambda self, part, images: asked.extend(q.key for q in part) or once(self, part, images),
+    )
+    assert ask.ask(model, QUESTIONS, path, batch=4) == found
+    assert asked == ["q4", "q5", "q6"] and path.read_bytes() == data
+    with pytest.raises(UserError, match="is to another question"):
+        ask.ask(model, QUESTIONS[1:], path, batch=4)
+
+
+def test_eight_devices_and_other_batches_give_the_same_answers(model, answers, tmp_path):
+    found, path = answers
+    assert [answer.key for answer in found] == [question.key for question in QUESTIONS]
+    assert [json.loads(line)["answer"] for line in path.open()] == [a.answer for a in found]
+    assert len({answer.answer for answer in found}) > 2
+    mesh = meshes.create(ConfigDict({"replica": 2, "fsdp": 4, "tensor": 1}), jax.devices()[:8])
+    params = jax.device_put(model.params, rules.shardings(model.params, mesh))
+    cut = Model(model.networks, params, model.origin)
+    assert ask.ask(cut, QUESTIONS, tmp_path / "a.jsonl", batch=8) == found
+
+
+def test_blind_and_shuffled_models_see_no_image_and_anothers(model, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(
+        ask.Answerer, "_answer", lambda self, part, images: seen.extend(images) or [""] * len(part)
+    )
+    ask.ask(model, QUESTIONS, tmp_path / "b.jsonl", 4, ask.BLIND)
+    assert seen == [None] * 7
+    seen.clear()
+    ask.ask(model, QUESTIONS, tmp_path / "s.jsonl", 4, ask.SHUFFLED)
+    own = [question.image for question in QUESTIONS]
+    assert all(a != b and a in own for a, b in zip(seen[:5], own)) and seen[5:] == [None] * 2
+
+
+def test_a_row_has_the_model_beside_the_blind_one_item_by_item(model, tmp_path, monkeypatch):
+    folder = tmp_path / "records"
+    folder.mkdir()
+    writer = ArrayRecordWriter(str(folder / "a.arrayrecord"), records.WRITER_OPTIONS)
+    asked = [("what colour?", ["Red"]), ("is it red?", ["yes"])]
+    for i in range(3):
+        found = [{"question": q, "answers": a} for q, a in asked]
+        notes = {"questions": annotations.encode_json(found)}
+        record = records.Record(picture(i), (), str(i), 40, 24, "s", annotations=notes)
+        writer.write(records.encode(record))
+    writer.close()
+    says = iter(["red.", " Yes", "blue", "yes", "red", "no"])
+    monkeypatch.setattr(
+        ask.Answerer,
+        "_answer",
+        lambda self, part, images: [next(says) if image else "Red" for image in images],
+    )
+    row = {"kind": "vqa", "task": "shards", "data": f"{folder}/*", "baselines": True}
+    monkeypatch.setattr(ask, "exchanged", lambda chunk: [None] * len(chunk))
+    one = suite.Suite({"own": row}, tmp_path / "eval" / ".cache").run(model, tmp_path / "eval")
+    outcome = one["own"]
+    assert outcome.metrics["accuracy"] == pytest.approx(100 * 4 / 6)
+    assert outcome.metrics["accuracy/open"] == pytest.approx(100 * 2 / 3)
+    assert outcome.baselines["blind"].metrics["accuracy"] == pytest.approx(50)
+    assert list(outcome.items["accuracy"]) == [100, 100, 0, 100, 100, 0]
+    assert len(list((tmp_path / "eval" / "answers").rglob("*.jsonl"))) == 3
+
+
+def test_a_model_that_does_not_speak_and_a_benchmark_that_is_not_there_are_refused(model):
+    with pytest.raises(ConfigError, match="no such benchmark; did you mean 'mme'"):
+        suite.check({"x": {"kind": "vqa", "task": "mmee", "data": "d"}})
+    with pytest.raises(ConfigError, match="has no language model; leave this row"):
+        row = {"x": {"kind": "vqa", "task": "shards", "data": "d"}}
+        suite.check_needs(row, Networks(model.encoder), "it")
