@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from webssl_jax import checkpoints, cli, methods, runs, train_state
+from webssl_jax import checkpoints, cli, cpu_memory, methods, runs, train_state
 from webssl_jax import config as configs
 from webssl_jax import model as models
 from webssl_jax.config import UserError
@@ -82,6 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     options = given.options(args)
     _check(args, options)
     rows = _rows(args, overrides)
+    cpu_memory.keep()
     distributed.initialize(args)
     cli.log_to_stderr(logging.INFO if jax.process_index() == 0 else logging.WARNING)
     # A plain data-parallel program: it need not have the devices of the training run.

@@ -17,7 +17,7 @@ import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from webssl_jax import cli, runs
+from webssl_jax import cli, cpu_memory, runs
 from webssl_jax.files import write_bytes
 from webssl_jax.sharding import distributed
 from webssl_jax.telemetry.goodput import Goodput
@@ -46,6 +46,7 @@ class Session:
     _workdir: Path
 
     def __init__(self, args: argparse.Namespace, host: ConfigDict):
+        cpu_memory.keep()
         distributed.initialize(args)
         self.watchdog = Watchdog(host)
         # Each host reports its own damaged records. All else is logged by the first process alone.

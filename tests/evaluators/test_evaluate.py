@@ -9,7 +9,7 @@ import pytest
 
 from tests.evaluators import toy
 from tests.evaluators.small_models import BATCH, broken, labelled_shard, save_run, small_mae
-from webssl_jax import cli, evaluate
+from webssl_jax import cli, cpu_memory, evaluate
 from webssl_jax.config import UserError
 from webssl_jax.evaluators import outcome
 
@@ -36,6 +36,7 @@ def folder(tmp_path_factory):
 def command(folder, monkeypatch):
     """command(*flags) on those rows."""
     monkeypatch.setattr(cli, "log_to_stderr", lambda *_: None)
+    monkeypatch.setattr(cpu_memory, "keep", lambda: None)  # the process is pytest's
     monkeypatch.syspath_prepend(folder)
     monkeypatch.chdir(folder)
     yield lambda *flags: evaluate.main(["--evals", "rows.py", "--batch", str(BATCH), *flags])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from webssl_jax.models.layers import Mlp, gelu, pad_to_lanes, swiglu
+from webssl_jax.models.layers import Linear, Mlp, cpu_matmul, gelu, pad_to_lanes, swiglu
 from webssl_jax.models.sizes import BlockConfig
 from webssl_jax.params import flatten
 
@@ -81,3 +81,25 @@ def test_an_mlp_of_odd_width_is_the_plain_formula_and_keeps_its_shapes():
     for path, leaf in flatten(pull(value)[0]).items():
         other = flatten(wanted_pull(value)[0])[path]
         np.testing.assert_allclose(leaf, other, rtol=1e-4, atol=1e-4 * np.abs(other).max())
+
+
+def test_the_product_of_cpus_has_the_gradients_of_autodiff():
+    rng = np.random.default_rng(0)
+    x, kernel, dy = (
+        jnp.asarray(rng.standard_normal(shape), jnp.float32)
+        for shape in ((2, 7, 5), (5, 3), (2, 7, 3))
+    )
+    ours, plain = jax.vjp(cpu_matmul, x, kernel), jax.vjp(jnp.matmul, x, kernel)
+    np.testing.assert_array_equal(ours[0], plain[0])
+    for got, wanted in zip(ours[1](dy), plain[1](dy), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("platform, chosen", [("cpu", True), ("tpu", False), (None, False)])
+def test_only_programs_for_cpus_have_their_product(platform, chosen):
+    layer = Linear(BlockConfig(width=4, depth=1, heads=1), 3)
+    device = platform and jax.sharding.AbstractDevice("its name", None, platform)
+    mesh = jax.sharding.AbstractMesh((1,), ("fsdp",), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        program = jax.make_jaxpr(lambda: layer.init_with_output(jax.random.key(0), jnp.ones(4)))()
+    assert ("cpu_matmul" in str(program)) == chosen
