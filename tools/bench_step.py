@@ -6,20 +6,25 @@
     pip install torch==2.13.0
     python tools/bench_step.py --dinov2 /tmp/d2
     python tools/bench_step.py --method mae     # needs transformers, and no checkout
+    python tools/bench_step.py --method clip    # the same
 
 ``dino``: ViT-S/14 with SwiGLU and LayerScale, 2 crops of 112 and 4 of 56 pixels, 16 images, 8192
 prototypes in each of two heads (hidden 2048, bottlenecks 384 and 256), stochastic depth 0.4,
-float32. ``mae``: ViT-S/16 with a decoder of 8 x 512, 224 pixels, 16 images, float32. Sizes can be
-changed (``--config.model.depth=4``), and both workers follow.
+float32. ``mae``: ViT-S/16 with a decoder of 8 x 512, 224 pixels, 16 images, float32. ``clip``: the
+tiny towers of ``configs/clip.py:size=tiny``, 48 pixels, texts of 77 tokens, 128 pairs, float32.
+Sizes can be changed (``--config.model.depth=4``), and both workers follow.
 
     ours    webssl_jax.train_step, as training runs it on one device: copy of the uint8 batch,
-            normalisation, masks, losses, gradients, clipping, guard, AdamW, teacher, all metrics
+            normalisation, masks, losses, gradients, clipping, guard, AdamW, teacher, all metrics;
+            memory as training keeps it (cpu_memory.py)
     torch   dino: the original's modules (ViT, heads, DINO, iBOT and KoLeo losses, parameter groups)
             put together as in its ssl_meta_arch.py and train.py: teacher, student, losses,
             backward, clipping by module, AdamW and the teacher's average, these two ``foreach`` as
             there. Without xFormers, which is not for CPUs, its attention is torch's
             scaled_dot_product_attention, and each size of crop goes through the network by itself.
             mae: ViTMAEForPreTraining of transformers, backward, AdamW (``foreach``)
+            clip: CLIPModel of transformers with its loss, backward, AdamW (``foreach``), the scale
+            clamped
 
 What the torch side has for free: its batch is normalised float32 and its masks are drawn, once,
 before the clock starts. ``--fused-adamw`` gives it torch's fused AdamW instead of the original's.
@@ -55,7 +60,7 @@ from typing import Any
 
 import numpy as np
 
-from webssl_jax import cli
+from webssl_jax import cli, cpu_memory
 from webssl_jax.config import UserError
 from webssl_jax.telemetry.bench_worker import BenchWorker, format_range, median_range
 
@@ -89,8 +94,9 @@ SHAPES = {
         "method.decoder.depth=8",
         "method.decoder.heads=16",
     ),
+    "clip": ("clip:size=tiny",),
 }
-_FAMILIES = {"dino": "dinov2-teacher", "mae": "hf-vit-mae"}
+_FAMILIES = {"dino": "dinov2-teacher", "mae": "hf-vit-mae", "clip": "hf-clip"}
 _WARMUP = 2
 _TOLERANCE = 1e-4  # of loss terms, relative
 
@@ -117,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check_torch_side(args) -> None:
-    packages = {"torch": "2.13.0"} | ({"transformers": "5.23.0"} if args.method == "mae" else {})
+    packages = {"torch": "2.13.0"} | ({"transformers": "5.23.0"} if args.method != "dino" else {})
     for package, version in packages.items():
         if importlib.util.find_spec(package) is None:
             raise UserError(f"the torch side needs {package}: pip install {package}=={version}")
@@ -134,7 +140,7 @@ def _check_torch_side(args) -> None:
 def _compare(args, overrides: list[str], start: str) -> dict[str, Any]:
     """Runs the workers in turns."""
     make = {
-        "ours": functools.partial(Ours, args.method, overrides, start),
+        "ours": functools.partial(_ours, args.method, overrides, start),
         "torch": functools.partial(_torch, args.method, start, args.dinov2, args.fused_adamw),
     }
     workers: dict[str, BenchWorker] = {}
@@ -222,6 +228,11 @@ def _table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _ours(method: str, overrides: list[str], start: str) -> Ours:
+    cpu_memory.keep()
+    return Ours(method, overrides, start)
+
+
 def _serve(pipe, make: Callable[[], Any]) -> None:
     """The process of one side: so many steps for every number received, until 0."""
     side = make()
@@ -267,7 +278,13 @@ class Ours:
         state = train_state.create(self.method, optimizer, config.seed, size, mesh)
 
         rng, spec = np.random.default_rng(0), self.method.batch_spec(size)
-        batch = {key: rng.integers(0, 256, x.shape, np.uint8) for key, x in spec.items()}
+        batch = {
+            key: rng.integers(0, 256, x.shape, np.uint8)
+            for key, x in spec.items()
+            if key != "tokens"
+        }
+        if "tokens" in spec:
+            batch["tokens"] = _texts(rng, self.method.text, size)
         given, theirs = _GIVEN[name](self.method, batch)
         terms = self._terms(state, given)
         self.facts = {
@@ -367,14 +384,41 @@ def _given_mae(method, batch) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return batch | {"noise": noise}, theirs
 
 
+def _given_clip(method, batch) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    from webssl_jax.weights.clip import hf_config
+
+    theirs = {
+        "images": _normalised(batch["image"], method),
+        "tokens": batch["tokens"].astype(np.int64),
+        "shape": np.array(json.dumps(hf_config(method))),
+    }
+    return batch, theirs
+
+
+def _texts(rng: np.random.Generator, text, count: int) -> np.ndarray:
+    """``count`` texts of random length, int32 (count, context): start, ids, end, zeros."""
+    start, end = text.vocabulary - 2, text.vocabulary - 1
+    tokens = rng.integers(1, start, (count, text.context), np.int32)
+    tokens[:, 0] = start
+    ends = rng.integers(1, text.context, (count, 1))
+    place = np.arange(text.context)
+    tokens[place == ends] = end
+    tokens[place > ends] = 0
+    return tokens
+
+
 def _torch(method: str, start: str, checkout: str | None, fused: bool) -> Any:
     from webssl_jax.tools import bench_step_torch  # imports torch
 
-    side = {"dino": bench_step_torch.Dino, "mae": bench_step_torch.Mae}[method]
-    return side(start, checkout, fused)
+    sides = {
+        "dino": bench_step_torch.Dino,
+        "mae": bench_step_torch.Mae,
+        "clip": bench_step_torch.Clip,
+    }
+    return sides[method](start, checkout, fused)
 
 
-_GIVEN = {"dino": _given_dino, "mae": _given_mae}
+_GIVEN = {"dino": _given_dino, "mae": _given_mae, "clip": _given_clip}
 
 
 def _normalised(images: np.ndarray, method) -> np.ndarray:

@@ -7,6 +7,7 @@ are its number of trained parameters, its loss terms at the start and its thread
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import warnings
@@ -184,6 +185,42 @@ class Mae:
         loss.backward()
         self._optimizer.step()
         loss.item()
+
+
+class Clip:
+    """``CLIPModel`` of ``transformers``."""
+
+    def __init__(self, start: str, checkout: None, fused: bool):
+        del checkout
+        from transformers import CLIPConfig, CLIPModel
+
+        given, shape, weights = _read(start)
+        self._given = {"pixel_values": given["images"], "input_ids": given["tokens"]}
+        self._model = CLIPModel(CLIPConfig(**shape))
+        self._model.load_state_dict(weights)
+        self._model.train()
+        trained = list(self._model.parameters())
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": 0.2},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self._optimizer = torch.optim.AdamW(
+            groups, lr=1e-5, betas=(0.9, 0.98), eps=1e-6, foreach=not fused, fused=fused
+        )
+        with torch.no_grad():
+            self.facts = _facts(self._model, {"contrast": self._loss()})
+
+    def step(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = self._loss()
+        loss.backward()
+        self._optimizer.step()
+        with torch.no_grad():
+            self._model.logit_scale.clamp_(0, math.log(100))
+        loss.item()
+
+    def _loss(self) -> torch.Tensor:
+        return self._model(**self._given, return_loss=True).loss
 
 
 def _read(start: str) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, torch.Tensor]]:

@@ -39,6 +39,13 @@ SMALL_MAE = [
     "method.decoder.depth=1",
     "method.decoder.heads=2",
 ]
+SMALL_CLIP = [
+    *SMALL,
+    "method.view.image_size=32",
+    "method.text.width=32",
+    "method.text.depth=1",
+    "method.text.heads=2",
+]
 
 
 @pytest.fixture(scope="module")
@@ -92,17 +99,21 @@ def test_crops_and_masks_are_handed_over_crop_by_crop(handed_over):
 
 
 @pytest.mark.slow
-def test_both_mae_sides_do_the_same_work():
+@pytest.mark.parametrize(
+    ("method", "small", "term"),
+    [("mae", SMALL_MAE, "reconstruction"), ("clip", SMALL_CLIP, "contrast")],
+)
+def test_both_sides_do_the_same_work(method, small, term):
     """The tool ends with an error where loss terms or numbers of parameters differ."""
-    overrides = [f"--config.{key}" for key in SMALL_MAE]
-    done = run("--method", "mae", "--rounds", "2", "--steps", "1", "--json", *overrides)
+    overrides = [f"--config.{key}" for key in small]
+    done = run("--method", method, "--rounds", "2", "--steps", "1", "--json", *overrides)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    ours, torch = (result["loss_terms"][side]["reconstruction"] for side in ("ours", "torch"))
+    ours, torch = (result["loss_terms"][side][term] for side in ("ours", "torch"))
     assert ours == pytest.approx(torch, rel=1e-4) and ours > 0
     low, median, high = (result["ratio"][key] for key in ("low", "median", "high"))
     assert 0 < low <= median <= high
-    assert result["overrides"] == SMALL_MAE and result["images"] == 4
+    assert result["overrides"] == small and result["images"] == 4
 
 
 @pytest.mark.parametrize("flags", [(), ("--dinov2", "."), ("--dinov2", "nowhere")])
