@@ -231,7 +231,8 @@ def _find(path: str | os.PathLike) -> pathlib.Path:
 def _mesh_of(params: Any) -> Mesh | None:
     """The mesh of :func:`load`; None where parameters lie on one device."""
     sharding = jax.tree.leaves(params)[0].sharding
-    return sharding.mesh if isinstance(sharding, jax.sharding.NamedSharding) else None
+    mesh = sharding.mesh if isinstance(sharding, jax.sharding.NamedSharding) else None
+    return mesh if isinstance(mesh, Mesh) else None
 
 
 @functools.lru_cache(maxsize=8)

@@ -174,7 +174,7 @@ class Alignment:
     def _outcome(self, agreed: Agreement, n: int, data: str) -> Outcome:
         o, head = self._options, self._options.names[0]
         values = {name: float(scores.max()) for name, scores in agreed.scores.items()}
-        items = {}
+        items: dict[str, np.ndarray] = {}
         for name, value in agreed.items.items():
             of_items, found = scored(name, value)
             values, items = values | of_items, items | found
