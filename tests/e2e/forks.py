@@ -7,6 +7,7 @@ has no import left to do. ``tools/quickstart.sh`` and tests/test_package.py star
 
 import atexit
 import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -24,6 +25,7 @@ import warnings
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 _LARGEST_MESSAGE = 1 << 20
+_PARENT_DIED = 1  # PR_SET_PDEATHSIG
 
 
 class Process:
@@ -107,6 +109,7 @@ def _attend(connection):
     """Forks again, and tells the process id and, at its end, the exit code. Returns, in the fork,
     what to run."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    _end_with_parent()
     message, (output,), _, _ = socket.recv_fds(connection, _LARGEST_MESSAGE, 1)
     arguments, environment, largest_file_kib = json.loads(message)
     child = os.fork()
@@ -116,6 +119,7 @@ def _attend(connection):
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         connection.send(str(code).encode())
         os._exit(0)
+    _end_with_parent()
     connection.close()
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -126,6 +130,11 @@ def _attend(connection):
     if largest_file_kib:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file_kib << 10,) * 2)
     return arguments
+
+
+def _end_with_parent():
+    """So that nothing outlives a pytest that was killed."""
+    ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGKILL)
 
 
 def main(address):
