@@ -58,6 +58,15 @@ def test_the_report_says_what_beats_what():
     assert "run, step 817 not clearly different from colour histogram: +0.005 ± 0.004" in found
     assert "knn top1: run, step 817 clearly below run, step 0 (untrained): -0.150 ± 0.018" in found
     assert "paired item by item" in found and "not paired" not in found
+    panels = tables.panels(models)  # the same as bars
+    assert [(panel.title, panel.chance) for panel in panels] == [
+        ("knn top1", 0.25),
+        ("probe top1", 0.25),
+    ]
+    assert [bar.name for bar in panels[0].bars] == [*beside, *models]
+    assert [bar.trivial for bar in panels[0].bars] == [True] * 3 + [False] * 2
+    assert panels[1].bars[-1].value == pytest.approx(0.6)
+    assert panels[1].bars[-1].se == pytest.approx(math.sqrt(0.24 / 400))
     assert "majority class:" not in found  # it is beaten by all that learns anything
     assert found.count("probe: share of 400 test images.") == 1 and "knn: votes." in found
     assert max(map(len, lines)) <= 100
