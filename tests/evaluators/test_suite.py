@@ -187,7 +187,7 @@ def test_networks_without_what_a_row_needs_are_refused_by_the_row_s_name(runs):
 @pytest.mark.parametrize(
     "row, says",
     [
-        ({}, r"config.evals.a: has no kind; known: attentive, depth, knn, "),
+        ({}, r"config.evals.a: has no kind; known: alignment, attentive, depth, "),
         ({"kind": "kn"}, r"config.evals.a.kind = 'kn': did you mean 'knn'\? .*; or module:class"),
         ({"kind": "nowhere:Toy"}, "config.evals.a.kind = 'nowhere:Toy': cannot be imported"),
         ({"kind": "json:Toy"}, "config.evals.a.kind = 'json:Toy': cannot be imported .*Toy"),
