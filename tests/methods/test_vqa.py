@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import io
 import logging
+import math
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,9 @@ from PIL import Image
 
 from tests.methods import small_vqa
 from tests.methods.small_vqa import GOLDEN, VOCABULARY, fresh, make, tokenizer_folder
+from webssl_jax import config as configs
 from webssl_jax import params as params_lib
+from webssl_jax import train_state
 from webssl_jax.colours import IMAGENET_MEAN
 from webssl_jax.config import ConfigError
 from webssl_jax.data import annotations
@@ -28,7 +31,10 @@ from webssl_jax.language.dialogue import CELL, HIDDEN_CELL, PADDING
 from webssl_jax.model import Model
 from webssl_jax.models import connector as connectors
 from webssl_jax.models.connector import ConnectorConfig
+from webssl_jax.optim.guard import Guard
 from webssl_jax.optim.optimizer import Optimizer
+from webssl_jax.sharding import mesh as meshes
+from webssl_jax.train_step import jit_train_step, make_train_step, run_schedules, verdict
 from webssl_jax.weights.init_from import from_weights
 from webssl_jax.weights.networks import Networks
 from webssl_jax.weights.stored import WeightsError
@@ -139,7 +145,8 @@ def test_the_loss_and_the_connectors_gradient_are_those_of_transformers(method, 
 
     load.write_folder(tmp_path / "llama", method.language, params["language"])
     llama = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "llama").eval()
-    seen = answers.image_cells(method, params, _normalised(method, data["image"]))
+    see_image = jax.jit(answers.image_cells, static_argnums=0)
+    seen = see_image(method, params, _normalised(method, data["image"]))
     cells = torch.tensor(np.asarray(seen), requires_grad=True)
     total, targets = torch.zeros(()), 0
     for row in range(len(data["tokens"])):
@@ -225,6 +232,30 @@ def test_frozen_networks_have_neither_moments_nor_a_backward_pass(words, method,
     _, grads = learn(method, params, batch(method, *TALK))
     learns = {name for name, tree in grads.items() if any(map(np.any, jax.tree.leaves(tree)))}
     assert learns == {"connector"}
+
+
+@pytest.mark.slow
+def test_steps_are_the_same_on_eight_devices_and_the_encoder_stays(words):
+    method = make(words, trained=("connector", "language"))
+    overrides = ["global_batch=8", "total_steps=4", "optim.warmup_steps=0"]
+    config = configs.load("vqa:stage=2", overrides)
+    data = batch(method, *TALK * 4)
+    losses = []
+    for shape in ((1, 1, 1), (2, 2, 2)):
+        axes = ConfigDict(dict(zip(meshes.AXES, shape)))
+        mesh = meshes.create(axes, jax.devices()[: math.prod(shape)])
+        optimizer = Optimizer.from_config(config.optim, method.tables())
+        template = train_state.abstract(method, optimizer, 0, 8, mesh)
+        state = first = train_state.create(method, optimizer, 0, 8, mesh)
+        made = make_train_step(method, optimizer, Guard(), run_schedules(config, method), mesh)
+        step = jit_train_step(made, template, mesh, donate=False)
+        for _ in range(2):
+            state, metrics, _ = step(state, meshes.to_global(data, mesh), verdict(0, mesh))
+            losses.append(float(metrics["train/loss"]))
+        same = jax.tree.map(np.array_equal, first.params, state.params)
+        assert all(jax.tree.leaves(same["encoder"]))
+        assert not any(jax.tree.leaves(same["language"]["blocks"]))
+    assert losses[2:] == pytest.approx(losses[:2], rel=1e-5) and losses[1] < losses[0]
 
 
 def test_a_run_begins_with_an_encoder_and_a_language_model(method, params, tmp_path, caplog):
