@@ -18,7 +18,9 @@ from tests.evaluators.small_models import (
     small_mae,
 )
 from webssl_jax.config import UserError
+from webssl_jax.data import records
 from webssl_jax.data.views import Preprocess
+from webssl_jax.evaluators.datasets import Greyscale
 from webssl_jax.evaluators.features import Cache
 from webssl_jax.evaluators.outcome import Outcome
 from webssl_jax.evaluators.probes import knn, splits, trivial
@@ -181,6 +183,26 @@ def test_unlabelled_images_among_labelled_ones_have_no_say(tmp_path, cache, shar
     found = knn.evaluate(problem, *({x: s.array(x) for x in ("cls", "patches")} for s in stores))
     assert found.metrics == pytest.approx(outcomes["knn"].metrics)
     np.testing.assert_array_equal(found.items["top1"], outcomes["knn"].items["top1"])
+
+
+def test_grey_rows_are_judged_by_greyscale_copies_and_by_nothing_else(shards, cache):
+    """Of trivial features too; what cannot be decoded is left for the reader to count."""
+    grey, plain = (
+        LabelledPair(LabelledOptions(**shards, greyscale=wanted)) for wanted in (True, False)
+    )
+    view = small_mae().preprocess
+    for data, colour, (n, seed) in zip(grey.datasets, plain.datasets, ((90, 0), (61, 1))):
+        assert data.identity != colour.identity
+        found = grey.thumbnails(data, view, cache)
+        weights = np.array([0.299, 0.587, 0.114])  # ITU-R 601
+        copies = np.rint(coloured(n, seed)[0] @ weights)[..., None].repeat(3, axis=3)
+        copies = [view(Image.fromarray(x.astype(np.uint8))) for x in copies]
+        gaps = found.array("raw pixels")[:] - trivial.raw_pixels(np.stack(copies))
+        assert np.abs(gaps).max() < 2 / 127.5  # rounded once more
+        assert found.labels == cache.pooled(small_mae(), colour, knn._WANT).labels
+    broken = records.encode(records.Record(b"no image", (), "key", 1, 1, "test", "ant"))
+    assert Greyscale([broken, b"no record"])[0] == broken
+    assert Greyscale([broken, b"no record"])[1] == b"no record"
 
 
 @pytest.mark.parametrize(

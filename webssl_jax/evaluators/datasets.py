@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import re
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -12,7 +13,8 @@ import grain
 import numpy as np
 
 from webssl_jax.config import UserError
-from webssl_jax.data import identity
+from webssl_jax.data import identity, records
+from webssl_jax.data.decode import DecodeError, decode_image
 from webssl_jax.data.pipeline import Source
 from webssl_jax.data.sources import ArrayRecordSource
 
@@ -57,6 +59,34 @@ class Subset:
         return self.source.describe(int(self.indices[index]))
 
 
+@dataclasses.dataclass(frozen=True)
+class Greyscale:
+    """The records of a source with greyscale copies of their images: what is left of a picture
+    when its colours are gone. Grey is luma, as ``Image.convert("L")`` has it. A record whose image
+    cannot be decoded stays as it is, for whoever reads it to count."""
+
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> bytes:
+        data = self.source[index]
+        try:
+            record = records.decode(data)
+            image = decode_image(record.image).convert("L")
+        except (DecodeError, records.RecordError):
+            return data
+        file = io.BytesIO()
+        image.save(file, "PNG", compress_level=1)
+        width, height = image.size
+        grey = dataclasses.replace(record, image=file.getvalue(), width=width, height=height)
+        return records.encode(grey)
+
+    def describe(self, index: int) -> str:
+        return self.source.describe(index)
+
+
 def check_options(max_images: int, needed: str, **shards: str) -> None:
     """Refuses keys of a row that name no records.
 
@@ -73,13 +103,14 @@ def check_options(max_images: int, needed: str, **shards: str) -> None:
         raise ValueError(f"max_images = {max_images} must be zero (all) or positive")
 
 
-def open_dataset(pattern: str, needed: str, limit: int = 0) -> Dataset:
-    """The records of shards; see :func:`dataset_of`.
+def open_dataset(pattern: str, needed: str, limit: int = 0, *, greyscale: bool = False) -> Dataset:
+    """The records of shards, or greyscale copies of them; see :func:`dataset_of`.
 
     Raises:
       UserError: if there are no such shards, or no record in them.
     """
-    return dataset_of(ArrayRecordSource(pattern), needed, limit)
+    source = ArrayRecordSource(pattern)
+    return dataset_of(Greyscale(source) if greyscale else source, needed, limit)
 
 
 def dataset_of(source: Source, needed: str, limit: int = 0) -> Dataset:

@@ -14,11 +14,11 @@ _KINDS = {"knn": knn.evaluate, "logistic": logistic.evaluate}
 
 
 def floors(
-    train: str, test: str, size: int
+    train: str, test: str, size: int, greyscale: bool = False
 ) -> tuple[Problem, dict[str, dict[str, dict[str, float]]]]:
     """(the problem, {trivial features: {"knn", "logistic": metrics}}) of labelled shards, at
-    ``size`` x ``size`` pixels."""
-    pair = LabelledPair(LabelledOptions(train, test))
+    ``size`` x ``size`` pixels. greyscale: of greyscale copies of the images."""
+    pair = LabelledPair(LabelledOptions(train, test, greyscale=greyscale))
     with tempfile.TemporaryDirectory() as place:
         cache = Cache(pathlib.Path(place))
         problem = pair.pixel_problem(Preprocess(size, size), cache)

@@ -72,7 +72,11 @@ class Others(NamedTuple):
             _read(options.real)
         return cls(
             tuple(
-                (name, datasets.open_dataset(shards, datasets.LABELLED), name in ("a", "r"))
+                (
+                    name,
+                    datasets.open_dataset(shards, datasets.LABELLED, greyscale=options.greyscale),
+                    name in ("a", "r"),
+                )
                 for name, shards in wanted
                 if shards
             ),

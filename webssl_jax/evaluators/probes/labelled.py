@@ -26,11 +26,13 @@ MAJORITY = "majority class"
 @dataclasses.dataclass(frozen=True)
 class LabelledOptions:
     """train, test: labelled shards, as ``config.data.train`` names them. max_images: of each set,
-    drawn evenly; 0 for all."""
+    drawn evenly; 0 for all. greyscale: judge by greyscale copies of all images, those of trivial
+    features too: what is known besides colours."""
 
     train: str
     test: str
     max_images: int = 0
+    greyscale: bool = False
 
     def __post_init__(self) -> None:
         datasets.check_options(self.max_images, datasets.LABELLED, train=self.train, test=self.test)
@@ -79,10 +81,13 @@ class LabelledPair:
     """
 
     def __init__(self, options: LabelledOptions):
-        self.datasets: tuple[Dataset, Dataset] = (
-            datasets.open_dataset(options.train, datasets.LABELLED, options.max_images),
-            datasets.open_dataset(options.test, datasets.LABELLED, options.max_images),
+        train, test = (
+            datasets.open_dataset(
+                shards, datasets.LABELLED, options.max_images, greyscale=options.greyscale
+            )
+            for shards in (options.train, options.test)
         )
+        self.datasets: tuple[Dataset, Dataset] = (train, test)
 
     @property
     def identity(self) -> str:
