@@ -354,6 +354,11 @@ def test_no_twin_lies_across_the_split(chosen):
     for i in range(40):
         sides = {part for part in keys if keys[part] & {f"a/{i}", f"b/{120 + i}"}}
         assert len(sides) == 1, f"drawing {i} is on both sides"
+    parts = [{row["key"] for row in part} for part in (chosen.probe_fit, chosen.probe_dev)]
+    assert {row["key"] for row in chosen.probe_train} == parts[0] | parts[1]
+    assert 0.2 * len(chosen.probe_train) < len(parts[1]) <= 0.3 * len(chosen.probe_train)
+    for twins in ({f"a/{i}", f"b/{120 + i}"} for i in range(40)):
+        assert not (twins & parts[0] and twins & parts[1]), f"{twins} lie in both parts"
     for i in range(40, 60):  # its twin has no topic, so it is for training
         assert f"a/{i}" in keys["train"]
 
@@ -412,22 +417,24 @@ def test_the_tool_continues_a_stopped_run_offline_and_knows_when_it_is_done(tmp_
     assert first.returncode == 0, first.stderr
     assert files.records.stat().st_mtime_ns == before, "it was prepared again"
     keys = {}
-    for name in ("train", "probe-train", "probe-test"):
+    for name in ("train", "probe-train", "probe-fit", "probe-dev", "probe-test"):
         source = ArrayRecordSource(str(output / f"{name}-*.arrayrecord"))
         keys[name] = {records.decode(source[i]).key for i in range(len(source))}
+    assert keys["probe-fit"] | keys["probe-dev"] == keys["probe-train"]
     assert keys["probe-train"] <= keys["train"] and not keys["train"] & keys["probe-test"]
     floors = json.loads((output / "floors.json").read_text())
     assert floors["classes"] == list(topics) and floors["test"] == len(keys["probe-test"])
     assert set(floors["features"]) == {"majority class", "raw pixels", "colour histogram"}
-    for figures in floors["features"].values():
+    for figures in (*floors["features"].values(), *floors["features_greyscale"].values()):
         assert figures.keys() == {"knn", "logistic"}
         assert all(0 < x["top1"] <= 1 and x["top1_se"] >= 0 for x in figures.values())
     assert floors["chance"] == 0.5 and 0 < floors["topic_guessed_from_source"]["top1"] < 1
     text = (output / "SUMMARY.md").read_text()
     assert "| pysiogame | 140 |" in text and "CC-BY-3.0" in text
-    (floor,) = (line for line in text.splitlines() if line.startswith("raw pixels"))
-    top1 = floors["features"]["raw pixels"]["logistic"]["top1"]
-    assert f"logistic {top1:.3f} +- " in floor and "knn 0." in floor
+    lines = (line for line in text.splitlines() if line.startswith("raw pixels"))
+    for floor, name in zip(lines, ("features", "features_greyscale"), strict=True):
+        top1 = floors[name]["raw pixels"]["logistic"]["top1"]
+        assert f"logistic {top1:.3f} +- " in floor and "knn 0." in floor
     assert Image.open(output / "sources.png").size[0] > 500
     second = run(*args)
     assert second.returncode == 0 and "complete" in second.stdout

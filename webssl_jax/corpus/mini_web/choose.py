@@ -5,8 +5,10 @@ All choices are made by digests of keys, so the same packages give the same corp
 
 *The probe.* Labelled pictures are joined into groups: by what the reader knows (one emoji of all
 vendors, one author's variants) and by likeness. A group may go to test if it resembles nothing
-outside itself, more loosely judged. Quotas for each class and for each source within a class keep
-the topic from being guessed from the source alone; they are the same for both sides of the split.
+outside itself, more loosely judged. What the probe learns from is split once more, whole groups
+together, so that choices can be made without the test images. Quotas for each class and for each
+source within a class keep the topic from being guessed from the source alone; they are the same for
+train and test.
 """
 
 from __future__ import annotations
@@ -32,12 +34,14 @@ MAX_TEST_GROUP = 12
 @dataclasses.dataclass(frozen=True)
 class Quotas:
     """Limits of the probe. test, train: images of one source in one class. of_class: share of a
-    class' groups, at most, that go to test. min_test: classes with fewer test images, or from one
-    source only, are left out of the probe."""
+    class' groups, at most, that go to test. dev: share of a class' training images, at most, that
+    choices are made by. min_test: classes with fewer test images, or from one source only, are
+    left out of the probe."""
 
     test: int = 60
     train: int = 120
     of_class: float = 0.4
+    dev: float = 0.3
     min_test: int = 25
 
 
@@ -45,11 +49,14 @@ class Quotas:
 class Chosen:
     """Rows, in the order of the digests of their keys: any prefix is a fair sample.
 
-    ``probe_train`` is part of ``train``. A row is that of ``prepare`` with its source added.
+    ``probe_train`` is part of ``train``, and all of ``probe_fit`` and ``probe_dev``. A row is that
+    of ``prepare`` with its source added.
     """
 
     train: list[dict]
     probe_train: list[dict]
+    probe_fit: list[dict]
+    probe_dev: list[dict]
     probe_test: list[dict]
     dropped: dict[str, collections.Counter]  # source -> reason -> count
 
@@ -90,16 +97,16 @@ def choose(prepared: Mapping[str, Prepared], cap: int, quotas: Quotas) -> Chosen
     rows = [kept[i] for s in at for i in at[s]]
     split = probe(rows, bank, quotas)
     rank = {row["key"]: i for i, row in enumerate(kept)}
-    train, probe_train, probe_test = (
+    train, probe_train, fit, dev, probe_test = (
         [rows[i] for i in sorted(part, key=lambda i: rank[rows[i]["key"]])] for part in split
     )
-    return Chosen(train, probe_train, probe_test, dropped)
+    return Chosen(train, probe_train, fit, dev, probe_test, dropped)
 
 
 def probe(
     rows: Sequence[Mapping], bank: Mapping[str, np.ndarray], quotas: Quotas
-) -> tuple[list[int], list[int], list[int]]:
-    """Row numbers of (train, probe_train, probe_test). bank: a row a picture, see
+) -> tuple[list[int], ...]:
+    """Row numbers of the lists of :class:`Chosen`, in their order. bank: a row a picture, see
     ``near_duplicates.describe``."""
     labelled = np.array([i for i, row in enumerate(rows) if row["topic"]], int)
     i, j, scores = near_duplicates.similar_pairs(bank, labelled, *APART)
@@ -120,19 +127,10 @@ def probe(
     ]
     candidates.sort(key=lambda found: min(digest("split " + rows[k]["key"]) for k in found))
     total = collections.Counter(rows[k]["topic"] for k in labelled)
-    classes: collections.Counter[str] = collections.Counter()
-    cells: collections.Counter[tuple[str, str]] = collections.Counter()
-    test = []
-    for found in candidates:
-        topic = rows[found[0]]["topic"]
-        sources = collections.Counter(rows[k]["source"] for k in found)
-        if classes[topic] + len(found) > quotas.of_class * total[topic]:
-            continue
-        if any(cells[topic, s] + n > quotas.test for s, n in sources.items()):
-            continue
-        classes[topic] += len(found)
-        cells.update({(topic, s): n for s, n in sources.items()})
-        test += found
+    most = {topic: quotas.of_class * n for topic, n in total.items()}
+    test = _draw(candidates, rows, most, quotas.test)
+    cells = collections.Counter((rows[k]["topic"], rows[k]["source"]) for k in test)
+    classes = collections.Counter(rows[k]["topic"] for k in test)
     weak = {topic for topic in total if classes[topic] < quotas.min_test}
     weak |= {t for t in classes if len({s for topic, s in cells if topic == t}) < 2}
     test = [k for k in test if rows[k]["topic"] not in weak]
@@ -144,7 +142,38 @@ def probe(
         if cell[0] and cell[0] not in weak and cells[cell] < quotas.train:
             cells[cell] += 1
             learn.append(k)
-    return train, learn, test
+    groups = collections.defaultdict(list)
+    for k in learn:
+        groups[group[k]].append(k)
+    total = collections.Counter(rows[k]["topic"] for k in learn)
+    most = {topic: quotas.dev * n for topic, n in total.items()}
+    dev = _draw(list(groups.values()), rows, most, quotas.train)
+    fit = sorted(set(learn) - set(dev))
+    return train, learn, fit, dev, test
+
+
+def _draw(
+    groups: Sequence[Sequence[int]],
+    rows: Sequence[Mapping],
+    of_class: Mapping[str, float],
+    of_cell: int,
+) -> list[int]:
+    """The rows of the first of ``groups``, as many as the limits of classes, and of cells of a
+    class and a source, allow; each group whole."""
+    classes: collections.Counter[str] = collections.Counter()
+    cells: collections.Counter[tuple[str, str]] = collections.Counter()
+    drawn: list[int] = []
+    for found in groups:
+        topic = rows[found[0]]["topic"]
+        sources = collections.Counter(rows[k]["source"] for k in found)
+        if classes[topic] + len(found) > of_class[topic]:
+            continue
+        if any(cells[topic, s] + n > of_cell for s, n in sources.items()):
+            continue
+        classes[topic] += len(found)
+        cells.update({(topic, s): n for s, n in sources.items()})
+        drawn += found
+    return drawn
 
 
 def _groups(names: Sequence[str], i: np.ndarray, j: np.ndarray) -> np.ndarray:

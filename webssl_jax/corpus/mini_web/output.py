@@ -5,6 +5,7 @@ file                      what
 ========================  ========================================================================
 train-*.arrayrecord       every training image; label = topic, or none
 probe-train-*             those of them that the probe learns from
+probe-fit-*, probe-dev-*  probe-train in two parts, look-alikes in one: choices are made by them
 probe-test-*              its test images, which are not in train and resemble nothing there
 settings.json             what the tool was told; another run must be told the same
 summary.json, SUMMARY.md  counts by source, licence, caption, size; what was left out, and why
@@ -90,6 +91,7 @@ def summarise(chosen: Chosen) -> dict[str, Any]:
         "images": len(everything),
         "train": len(chosen.train),
         "probe_train": len(chosen.probe_train),
+        "probe_dev": len(chosen.probe_dev),
         "probe_test": len(chosen.probe_test),
         "probe_test_things": len({row["group"] for row in chosen.probe_test}),
         "megabytes": round(sum(row["bytes"] for row in everything) / 1e6, 1),
@@ -117,9 +119,9 @@ def summarise(chosen: Chosen) -> dict[str, Any]:
 
 
 def _cells(chosen: Chosen) -> dict[str, dict[str, list[int]]]:
-    """{topic: {source: [probe train, probe test]}}."""
-    cells: dict = collections.defaultdict(lambda: collections.defaultdict(lambda: [0, 0]))
-    for side, rows in enumerate((chosen.probe_train, chosen.probe_test)):
+    """{topic: {source: [probe train, of them dev, probe test]}}."""
+    cells: dict = collections.defaultdict(lambda: collections.defaultdict(lambda: [0, 0, 0]))
+    for side, rows in enumerate((chosen.probe_train, chosen.probe_dev, chosen.probe_test)):
         for row in rows:
             cells[row["topic"]][row["source"]][side] += 1
     return {topic: dict(sorted(found.items())) for topic, found in sorted(cells.items())}
@@ -129,8 +131,9 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     """The summary for the eye, in Markdown."""
     lines = [
         f"{summary['images']:,} images, {summary['megabytes']:,} MB: {summary['train']:,} train; "
-        f"probe: {summary['probe_train']:,} of them, and {summary['probe_test']:,} test images of "
-        f"{summary['probe_test_things']:,} things (emoji vendors draw the same ones).",
+        f"probe: {summary['probe_train']:,} of them ({summary['probe_dev']:,} of these to choose "
+        f"by), and {summary['probe_test']:,} test images of {summary['probe_test_things']:,} "
+        "things (emoji vendors draw the same ones).",
         "",
         "| source | images | text-rich | licence | package | what |",
         "| --- | --: | --- | --- | --- | --- |",
@@ -140,10 +143,11 @@ def summary_text(summary: Mapping[str, Any]) -> str:
             f"| {name} | {row['images']:,} | {'yes' if row['text_rich'] else ''} | "
             f"{row['licence']} | {', '.join(row['packages'])} | {row['what']} |"
         )
-    lines += ["", "| topic | probe train | probe test | sources |", "| --- | --: | --: | --- |"]
+    lines += ["", "| topic | probe train | of them dev | probe test | sources |"]
+    lines.append("| --- | --: | --: | --: | --- |")
     for topic, cells in summary["topics"].items():
-        train, test = (sum(cell[side] for cell in cells.values()) for side in (0, 1))
-        lines.append(f"| {topic} | {train:,} | {test:,} | {', '.join(cells)} |")
+        sides = (f"{sum(cell[side] for cell in cells.values()):,}" for side in range(3))
+        lines.append(f"| {topic} | {' | '.join(sides)} | {', '.join(cells)} |")
     for title, name in (
         ("Captions", "captions_by_kind"),
         ("Shorter side", "shorter_side"),
@@ -157,11 +161,11 @@ def summary_text(summary: Mapping[str, Any]) -> str:
 
 
 def floors(folder: Path, size: int, guessed: Mapping[str, float]) -> tuple[str, dict[str, Any]]:
-    """What trivial features reach on the probe at ``size`` x ``size`` pixels: a table and plain
-    JSON."""
-    problem, figures = probe_floors.floors(
-        str(folder / "probe-train-*.arrayrecord"), str(folder / "probe-test-*.arrayrecord"), size
-    )
+    """What trivial features reach on the probe at ``size`` x ``size`` pixels, in colour and on
+    greyscale copies: a table and plain JSON."""
+    train, test = (str(folder / f"probe-{part}-*.arrayrecord") for part in ("train", "test"))
+    problem, figures = probe_floors.floors(train, test, size)
+    _, grey = probe_floors.floors(train, test, size, greyscale=True)
     chance = 1 / problem.num_classes
     n, m = len(problem.train_labels), len(problem.test_labels)
     lines = [
@@ -169,7 +173,8 @@ def floors(folder: Path, size: int, guessed: Mapping[str, float]) -> tuple[str, 
         f"{'chance':26} {chance:.3f}",
         f"{'topic from source alone':26} {guessed['top1']:.3f} +- {guessed['se']:.3f}",
     ]
-    return "\n".join([*lines, *probe_floors.lines(figures)]), {
+    lines += [*probe_floors.lines(figures), "on greyscale copies", *probe_floors.lines(grey)]
+    return "\n".join(lines), {
         "image_size": size,
         "train": n,
         "test": m,
@@ -177,6 +182,7 @@ def floors(folder: Path, size: int, guessed: Mapping[str, float]) -> tuple[str, 
         "chance": chance,
         "topic_guessed_from_source": dict(guessed),
         "features": figures,
+        "features_greyscale": grey,
     }
 
 
