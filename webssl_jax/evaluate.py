@@ -1,8 +1,8 @@
 """Evaluates models: checkpoints of runs, or weights of any published family.
 
     python -m webssl_jax.evaluate --model PATH [--model PATH ...] [--evals configs/evals/NAME.py]
-        [--evals.ROW.key=value ...] [--step N | --watch] [--output DIR] [--batch N]
-        [--bars PNG] [--heads N] [--image-size HxW] ...
+        [--evals.ROW.key=value ...] [--step N | --watch] [--eval-size PX] [--output DIR]
+        [--batch N] [--bars PNG] [--heads N] [--image-size HxW] ...
 
 Each row is an evaluation (webssl_jax/evaluators/base.py); without --evals the rows are those of the
 first run's config. All models stand in one table, beside chance and trivial features, compared item
@@ -12,7 +12,8 @@ DIR/NAME/eval/ROW/00000000.json; what is there is not done again, and what was i
 A row that fails is named in the table, and the others are done; the exit code is that of its error.
 --heads, --image-size and so on say of weight files what they do not say themselves.
 --step 0 makes a run's untrained network anew, from its seed. --watch follows a run that is still
-training until its last step is evaluated. On several hosts run the same command on each.
+training until its last step is evaluated. --eval-size has weights that are no run look at images of
+so many pixels. On several hosts run the same command on each.
 """
 
 from __future__ import annotations
@@ -74,6 +75,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--output", default="evaluations", help="for results of weights that are no run"
     )
+    parser.add_argument(
+        "--eval-size", type=int, metavar="PX", help="of images, for weights that are no run"
+    )
     parser.add_argument("--batch", type=int, default=256, help="images a call")
     parser.add_argument("--bars", metavar="PNG", help="draw the table: a bar a model")
     given.add_flags(parser)
@@ -92,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         return _watch(args, suite, mesh)
     results = _Results()
     for path in args.model:
-        model = load(path, args.step, mesh, **options)
+        model = _sized(load(path, args.step, mesh, **options), args.eval_size)
         _evaluate(args, suite, path, model, results)
     results.print()
     if args.bars and jax.process_index() == 0:
@@ -148,6 +152,18 @@ def load(path: str, step: int | None, mesh: jax.sharding.Mesh, **options: Any) -
     return Model.of(method, state.variables, Origin(path, 0))
 
 
+def _sized(model: Model, size: int | None) -> Model:
+    """The model on images of ``size`` pixels; None: as it is."""
+    if size is None:
+        return model
+    try:
+        return model.at(size)
+    except ValueError as error:
+        raise UserError(
+            f"--eval-size {size}: {model.origin.name} cannot take them: {error}"
+        ) from None
+
+
 def _check(args: Any, options: dict[str, Any]) -> None:
     is_run = [runs.is_run(path) for path in args.model]
     if options and all(is_run):
@@ -165,6 +181,13 @@ def _check(args: Any, options: dict[str, Any]) -> None:
         raise UserError(f"--model: two are called {max(names, key=names.count)}; rename one")
     if args.bars and args.watch:
         raise UserError(f"--bars {args.bars}: is of one table, --watch prints many; leave one out")
+    if args.eval_size is not None and any(is_run):
+        path = args.model[is_run.index(True)]
+        raise UserError(
+            f"--eval-size {args.eval_size}: {path} is a run, whose figures are of its own images"
+        )
+    if args.eval_size is not None and args.eval_size < 1:
+        raise UserError(f"--eval-size {args.eval_size}: must be at least 1")
     if args.batch < 1:
         raise UserError(f"--batch {args.batch}: must be at least 1")
     for path, run in zip(args.model, is_run, strict=True):

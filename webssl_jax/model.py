@@ -117,6 +117,17 @@ class Model:
             raise ValueError("these networks have no encoder, so they take no images")
         return self.networks.preprocess
 
+    def at(self, size: int) -> Model:
+        """The same network on images of ``size`` pixels, with the same share cut off at their
+        edges.
+
+        Raises:
+          ValueError: if the network cannot take them.
+        """
+        preprocess = self.preprocess.at(size)
+        networks = dataclasses.replace(self.networks, preprocess=preprocess)
+        return dataclasses.replace(self, networks=networks)
+
     @property
     def mesh(self) -> Mesh | None:
         """Over which devices the parameters lie; None of parameters that were never placed."""

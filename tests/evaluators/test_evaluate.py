@@ -67,6 +67,8 @@ def test_a_run_and_two_foreign_folders_stand_in_one_table_paired_item_by_item(
     assert command(*flags, "--output", "results") == 0 and len(ran) == 3  # all was there
     assert " ".join(capsys.readouterr().out.split()) == text
 
+    command("--model", "of_timm", "--eval-size", "48", "--output", "larger")
+    assert "Preprocess(size=48" in next((folder / "larger").rglob("*.json")).read_text()
     command("--model", "mine", "--step", "3", "--evals.grey.scale=2.0")
     doubled = outcome.read_rows(folder / "mine/eval", 3)["grey"]
     np.testing.assert_allclose(doubled.items["length"], 2 * found[2].items["length"], rtol=1e-6)
@@ -113,6 +115,12 @@ def test_a_row_that_fails_is_named_in_the_table_and_ends_the_command(command, ca
             "evals.words: mine, step 7 has no text tower",
         ),
         (["--model", "mine", "--batch", "0"], "--batch 0: must be at least 1"),
+        (["--model", "mine", "--eval-size", "32"], "--eval-size 32: mine is a run, whose figures"),
+        (["--model", "of_timm", "--eval-size", "0"], "--eval-size 0: must be at least 1"),
+        (
+            ["--model", "of_timm", "--eval-size", "36"],
+            "--eval-size 36: of_timm cannot take them: .*patches",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_line(command, flags, says):
