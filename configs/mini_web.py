@@ -6,7 +6,8 @@ cores.
     python -m webssl_jax.train --config configs/mini_web.py:method=dino --workdir RUN
 
 Arguments: corpus = the folder that tools/mini_web.py made (runs/mini-web); method = mae, dino, clip
-or siglip. ``bash tools/quickstart.sh --corpus mini-web`` makes the corpus and trains the first.
+or siglip; split = test, or dev where something is to be chosen (evals/mini_web.py). ``bash
+tools/quickstart.sh --corpus mini-web`` makes the corpus and trains the first.
 
 The networks are those of quickstart.py, web_dino.py:size=tiny and clip.py:size=tiny (siglip_tiny,
 with two blocks for texts); what differs from them was chosen here, for the first two on these
@@ -43,13 +44,14 @@ from ml_collections import ConfigDict
 from webssl_jax.config import ConfigError, parse_arg, suggest
 
 from . import clip, quickstart, web_dino
+from .evals import labelled, mini_web
 
 _EVERY_STEPS = {"mae": 2000, "dino": 400, "clip": 500}  # between evaluations
 
 
 def get_config(arg=None):
     """See the module's docstring."""
-    arg = parse_arg(arg, corpus="runs/mini-web", method="mae")
+    arg = parse_arg(arg, corpus="runs/mini-web", method="mae", split="test")
     recipes = {"mae": _mae, "dino": _dino, "clip": _clip, "siglip": _siglip}
     if arg.method not in recipes:
         raise ConfigError(f"config argument method={arg.method}: {suggest(arg.method, recipes)}")
@@ -57,9 +59,8 @@ def get_config(arg=None):
     config.name = f"mini_web_{arg.method}"
     config.data.train = f"{arg.corpus}/train-*.arrayrecord"
     config.data.threads = 4
-    test = f"{arg.corpus}/probe-test-*.arrayrecord"
-    labelled = {"train": f"{arg.corpus}/probe-train-*.arrayrecord", "test": test}
-    rows = {"knn": {"kind": "knn", **labelled}, "probe": {"kind": "logistic", **labelled}}
+    train, test = mini_web.shards(arg.corpus, arg.split)
+    rows = labelled.rows(train, test)
     if config.method.name == "clip":
         rows["zero_shot"] = {"kind": "zero_shot", "test": test, "templates": "short"}
         rows["retrieval"] = {"kind": "retrieval", "pairs": test}

@@ -9,7 +9,7 @@ seeds = of the smallest and the largest cell of each axis, and of DINO and CLIP 
 
 Web-MAE at four sizes and equal images, and at one size with a quarter and four times of them;
 Web-DINO and CLIP at that size and those images. Recipes are those of configs/mini_web.py, whose
-rows (k-NN and a linear probe of 16 topics) judge every cell at its end.
+rows (k-NN and a linear probe of 16 topics, in colour and grey) judge every cell at its end.
 """
 
 from ml_collections import ConfigDict
@@ -56,7 +56,8 @@ def get_config(arg=None):
 
 def _cell(arg, method, size, images, at_an_end):
     width, depth, heads = SIZES[size]
-    rows = {"knn": {"every_steps": 0}, "probe": {"every_steps": 0}}
+    names = ("knn", "probe", "knn_grey", "probe_grey")
+    rows = {name: {"every_steps": 0} for name in names}
     if method == "clip":
         rows |= {"zero_shot": {"every_steps": 0}, "retrieval": {"every_steps": 0}}
     return {
