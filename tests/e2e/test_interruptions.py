@@ -17,6 +17,7 @@ def test_an_undisturbed_run_writes_every_step_and_says_when_it_is_finished(tmp_p
     assert sorted(unbroken) == list(range(1, 13))
     first = runner.train(tmp_path, {"pictures.kinds": "reconstruction"})
     assert first.code == 0 and "finished 12 steps" in first.output
+    assert "at the pace of the first 10 steps the other 2 take " in first.output
     assert runner.losses(tmp_path) == unbroken  # the same command, the same digits
     again = runner.train(tmp_path)
     assert again.code == 0 and "finished: step 12 of 12 is saved" in again.output

@@ -125,6 +125,11 @@ class Goodput:
         self.enter(self._kind)
         return totals(self._starts)
 
+    def seconds(self, kind: str) -> float:
+        """How long this start has spent on a kind."""
+        self.enter(self._kind)
+        return self._this["seconds"][kind]
+
     def fraction(self) -> float:
         """Time of steps whose result was kept, divided by all time of all starts."""
         seconds = self.totals()

@@ -26,13 +26,14 @@ from webssl_jax.sharding import mesh as meshes
 from webssl_jax.telemetry import health_page, trackers
 from webssl_jax.telemetry.alarms import AlarmMonitor
 from webssl_jax.telemetry.goodput import Goodput
-from webssl_jax.telemetry.progress import Progress
+from webssl_jax.telemetry.progress import Progress, format_seconds
 from webssl_jax.telemetry.throughput import Throughput
 from webssl_jax.telemetry.writer import MetricWriter, read_rows
 from webssl_jax.visuals import loss_curves, save_png
 
 log = logging.getLogger(__name__)
 Row = dict[str, float]
+FORECAST_STEPS = 10  # by the pace of which a start says how long it will take
 
 
 class Logbook:
@@ -89,6 +90,7 @@ class Logbook:
         self._note = ""  # of the progress line
         self._pending: tuple[int, dict[str, jax.Array]] | None = None  # still on the device
         self._fetched_step, self._not_finite = start, 0
+        self._forecast_due = start + FORECAST_STEPS
 
     def resume(self) -> None:
         """The loop starts, or goes on after an evaluation: rates count from now."""
@@ -103,7 +105,20 @@ class Logbook:
             if before % self._config.log.every_steps == 0 and before != self._fetched_step:
                 self.write(before, self.fetch())
             self._progress.update(1, self._note)
+            if before == self._forecast_due:
+                self._forecast()
         self._pending = (step, metrics)
+
+    def _forecast(self) -> None:
+        """Logs how long the rest will take here, by the first steps of this start and by what an
+        evaluation took at step 0."""
+        steps, left = self._total_steps - self._progress.done, self._progress.seconds_left
+        if not left:
+            return
+        evaluation = self._goodput.seconds("evaluation")
+        besides = f", and about {format_seconds(evaluation)} an evaluation" if evaluation else ""
+        message = "at the pace of the first %d steps the other %s take %s%s"
+        log.info(message, FORECAST_STEPS, f"{steps:,}", format_seconds(left), besides)
 
     def write_last(self) -> None:
         """Writes the row of the last step that was started, if that is due, to disk: for a run that
