@@ -15,6 +15,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 FILE = pathlib.Path(__file__).parent / "golden.json"
 SPECS = ["quickstart", "mini_web", "web_mae", "web_dino", "dinov2", "clip", "lit", "vqa"]
 SPECS += ["supervised", "supervised:size=tiny", "easy_vqa"]
+SPECS += ["mocov3", "mocov3:size=tiny", "ijepa", "ijepa:size=tiny"]
 SPECS += [f"mini_web:method={name}" for name in ("dino", "clip", "siglip")]
 SPECS += [
     f"web_mae:size={size},recipe={recipe}"

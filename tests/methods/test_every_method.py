@@ -1,6 +1,7 @@
 """What holds for every method. One joins by a row of CASES: a spec of its tiny config, and
 overrides that make it tinier."""
 
+import functools
 import io
 
 import jax
@@ -21,7 +22,21 @@ from webssl_jax.train_step import jit_train_step, make_train_step, run_schedules
 
 BATCH = 8
 NETWORK = ["model.width=32", "model.depth=2", "model.heads=2", "model.patch_size=8"]
-CASES = {"supervised": ("supervised:size=tiny", ["method.view.image_size=16", "method.mixup=0.2"])}
+CASES = {
+    "ijepa": (
+        "ijepa:size=tiny",
+        ["method.view.image_size=32", "method.masks.min_keep=0", "method.predictor.depth=1"]
+        + ["method.masks.targets=2"],
+    ),
+    "mocov3": ("mocov3:size=tiny", ["method.view.image_size=16", "method.projector.hidden=32"]),
+    "supervised": ("supervised:size=tiny", ["method.view.image_size=16", "method.mixup=0.2"]),
+}
+
+
+ONE, TWO = (1, 1, 1), (1, 2, 1)  # meshes
+slow = pytest.mark.slow
+# What is drawn by image, and what needs the whole batch; the others have nothing of either.
+SPREAD = [x if x in ("ijepa", "mocov3") else pytest.param(x, marks=slow) for x in CASES]
 
 
 def load(name):
@@ -68,28 +83,35 @@ def start(config, method, shape):
     return state, step
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_steps_are_the_same_on_eight_devices_and_after_a_restart(name):
+@functools.cache
+def two_steps(name, shape):
+    """(states before, between and after two steps, their metrics, the step function)."""
     config = load(name)
-    method = methods.create(config)
-    state, step = start(config, method, (1, 1, 1))
-    first, metrics = step(state, 0)
-    second, after = step(first, 1)
-    again, _ = step(jax.tree.map(jax.device_put, jax.device_get(first)), 1)
-    jax.tree.map(np.testing.assert_array_equal, again, second)
+    state, step = start(config, methods.create(config), shape)
+    between, first = step(state, 0)
+    after, second = step(between, 1)
+    return (state, between, after), (first, second), step
 
-    signs = {sign.metric for sign in method.vitals(BATCH).signs}
-    limits = {x.metric for alarm in method.vitals(BATCH).alarms for x in alarm.limits}
+
+@pytest.mark.parametrize("name", CASES)
+def test_steps_go_on_after_a_restart_and_have_the_vital_signs(name):
+    (before, between, after), (_, metrics), step = two_steps(name, TWO)
+    back = jax.tree.map(lambda x: jax.device_put(jax.device_get(x), x.sharding), between)
+    again, _ = step(back, 1)
+    jax.tree.map(np.testing.assert_array_equal, again, after)
+    vitals = methods.create(load(name)).vitals(BATCH)
+    signs = {sign.metric for sign in vitals.signs}
+    limits = {x.metric for alarm in vitals.alarms for x in alarm.limits}
     assert signs and limits <= signs <= set(metrics)
-    assert all(np.isfinite(value) for value in after.values())
-    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), state.params, second.params)
+    assert all(np.isfinite(value) for value in metrics.values())
+    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), before.params, after.params)
     assert np.mean(jax.tree.leaves(moved)) > 0.5
 
-    state, step = start(config, method, (2, 2, 2))
-    state, spread = step(state, 0)
-    _, spread_after = step(state, 1)
-    for ours, theirs in ((spread, metrics), (spread_after, after)):
-        np.testing.assert_allclose(ours["train/loss"], theirs["train/loss"], rtol=1e-5)
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_steps_are_the_same_on_one_device_and_on_two(name):
+    for one, two in zip(two_steps(name, ONE)[1], two_steps(name, TWO)[1]):
+        np.testing.assert_allclose(one["train/loss"], two["train/loss"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", CASES)

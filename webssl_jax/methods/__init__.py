@@ -13,7 +13,9 @@ from webssl_jax.methods.base import Method
 METHODS = {
     "clip": "webssl_jax.methods.clip.method:CLIP",
     "dino": "webssl_jax.methods.dino.method:DINO",
+    "ijepa": "webssl_jax.methods.ijepa.method:IJEPA",
     "mae": "webssl_jax.methods.mae.method:MAE",
+    "mocov3": "webssl_jax.methods.mocov3.method:MoCoV3",
     "supervised": "webssl_jax.methods.supervised.method:Supervised",
     "vqa": "webssl_jax.methods.vqa.method:VQA",
 }

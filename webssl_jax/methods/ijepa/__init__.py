@@ -1,0 +1,1 @@
+"""Joint-embedding prediction of hidden blocks."""

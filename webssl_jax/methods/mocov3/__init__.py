@@ -1,0 +1,1 @@
+"""Contrast of two views of an image, with a running average for keys."""
