@@ -170,6 +170,9 @@ def base() -> ConfigDict:
                 "candidates": 256,  # images that neighbours and norms are taken from
             },
             "resume_from": "",  # another run's workdir: continue its whole state here
+            # the same under another config of the method: a second stage, such as DINOv3's Gram
+            # stage; step, moments and teacher go on, and the schedules count from the first stage
+            "continue_from": "",
             "init_from": "",  # take the weights of another run, or of files (FILE or FILE,FILE)
         }
     )

@@ -406,6 +406,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for key, value in leaves(config):
         check(not isinstance(value, float) or math.isfinite(value), key, "a finite number")
     check(0 <= config.seed < 2**32, "seed", "in [0, 2**32)")
+    check(
+        sum(map(bool, (config.resume_from, config.continue_from, config.init_from))) < 2,
+        "continue_from" if config.continue_from else "resume_from",
+        "the only one of resume_from, continue_from and init_from",
+    )
     check(config.global_batch > 0, "global_batch", "a positive number of images")
     check(config.accumulation_steps > 0, "accumulation_steps", "at least 1")
     check(

@@ -141,11 +141,8 @@ def load(path: str, step: int | None, mesh: jax.sharding.Mesh, **options: Any) -
             return models.load(path, step, mesh)
         return models.load(path, mesh=mesh, **options)
     config = runs.read_config(path)
-    if config.init_from or config.resume_from:
-        raise UserError(
-            f"--step 0: {path} started from {config.init_from or config.resume_from}; evaluate "
-            "those weights instead"
-        )
+    if other := config.init_from or config.resume_from or config.continue_from:
+        raise UserError(f"--step 0: {path} started from {other}; evaluate those weights instead")
     method = methods.create(config)
     optimizer = Optimizer.from_config(config.optim, method.tables())
     state = train_state.create(method, optimizer, config.seed, config.global_batch, mesh)

@@ -3,6 +3,7 @@ converted, tensor by tensor; and on the hub of Hugging Face."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -10,13 +11,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from webssl_jax import config as configs
+from webssl_jax import methods, runs
 from webssl_jax.config import UserError
 from webssl_jax.evaluators import outcome, tables
+from webssl_jax.methods.base import initial_weights
 from webssl_jax.model import Model, Origin
 from webssl_jax.telemetry.writer import read_rows
-from webssl_jax.weights import card, export, safetensors_io
+from webssl_jax.weights import card, export, load, safetensors_io
 from webssl_jax.weights.card import Named
-from webssl_jax.weights.families import FAMILIES, Family
+from webssl_jax.weights.families import FAMILIES, Family, Licence
 from webssl_jax.weights.load import Loaded
 from webssl_jax.weights.networks import Networks
 from webssl_jax.weights.stored import WeightsError
@@ -27,7 +30,8 @@ _LOSS = (
     "DINO the sum of cross-entropies in nats between what student and teacher make of an image's "
     "crops, which start near the logarithm of the number of prototypes; for CLIP the contrast of "
     "each image's own caption with all others of the batch, which starts near the logarithm of the "
-    "batch (near 10 or 11 with SigLIP's sigmoid)"
+    "batch (near 10 or 11 with SigLIP's sigmoid); docs/health.md of webssl_jax says what it is for "
+    "other methods"
 )
 _NAMES = {
     "encoder": "an encoder",
@@ -130,10 +134,16 @@ def run_card(run: Any, model: Model, tree: str, family: Family, dtype: str, name
     """README.md of a run for a folder of ``family``. tree: which of the run's variables it holds.
     It names no folder of this machine."""
     method = run.method
+    licence = _licence_of(str(run.config.get("init_from") or ""), method)
+    if licence and named.licence is None:
+        named = dataclasses.replace(named, licence=licence.name, link=licence.link)
     texts = model.text is not None
+    labels = "label" in method.batch_spec(1)
+    seen = "on images with captions" if texts else "with labels" if labels else "without labels"
     workdir = pathlib.Path(run.workdir)
     kind = type(method).__name__
-    tags = f"{'image-text' if texts else 'self-supervised'}, {kind.lower()}"
+    sort = "image-text" if texts else "supervised" if labels else "self-supervised"
+    tags = sort if sort == kind.lower() else f"{sort}, {kind.lower()}"
     resolved = json.dumps(_public(configs.resolved(run.config)), indent=2, sort_keys=True)
     name = run.config.get("name") or "webssl_jax"
     whose = "; these are the weights of the teacher, the student's running average"
@@ -143,7 +153,7 @@ def run_card(run: Any, model: Model, tree: str, family: Family, dtype: str, name
 {card.head(tags, family, named)}
 # {name}, step {run.step:,}
 
-A vision transformer trained {"on images with captions" if texts else "without labels"} by \
+A vision transformer trained {seen} by \
 webssl_jax ({kind}{whose}){", and its text tower" if "text" in family.needs else ""}:
 {card.network_and_use(model.networks, family, dtype, named)}
 ## Figures of this run
@@ -168,6 +178,23 @@ webssl_jax ({kind}{whose}){", and its text tower" if "text" in family.needs else
 
 </details>
 """
+
+
+def _licence_of(init_from: str, method: Any) -> Licence | None:
+    """The licence of the weights that a run began with, if their format has one: what is made of
+    them comes under it. Files that are gone say nothing."""
+    for path in filter(None, (*init_from.split(","), *initial_weights(method).values())):
+        try:
+            if runs.is_run(path):
+                earlier = runs.read_config(path)
+                found = _licence_of(earlier.get("init_from", ""), methods.create(earlier))
+            else:
+                found = load.best_family(load.open_files(path)).licence
+        except (UserError, OSError):
+            continue
+        if found:
+            return found
+    return None
 
 
 def _public(value: Any) -> Any:

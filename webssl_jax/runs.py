@@ -435,7 +435,7 @@ def log_changes(workdir: Path, config: ConfigDict, method: Method, step: int) ->
     if step == 0 or jax.process_index() > 0:
         return
     if not (workdir / "config.json").exists():
-        if not config.resume_from:
+        if not config.resume_from:  # a stage of continue_from is to have schedules of its own
             return
         workdir = Path(config.resume_from)
     for words in (*_changed_versions(workdir), *_jumps(read_config(workdir), config, method, step)):
@@ -510,8 +510,8 @@ def open_records(config: ConfigDict, workdir: Path) -> Records:
 def _known_records(config: ConfigDict, workdir: Path) -> Identity | None:
     """What the run, or the one that it continues, was trained on."""
     found = Identity.read(workdir / _DATA)
-    if found is None and config.resume_from:
-        found = Identity.read(Path(config.resume_from) / _DATA)
+    if found is None and (other := config.resume_from or config.continue_from):
+        found = Identity.read(Path(other) / _DATA)
     return found
 
 

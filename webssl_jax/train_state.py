@@ -80,6 +80,16 @@ def device_bytes(state: Any) -> int:
     )
 
 
+def create_aux(method: Method, seed: int, batch: int, template: Any) -> Any:
+    """The ``aux`` of a fresh state, laid out as ``template``."""
+
+    def make() -> Any:
+        init_key, _ = jax.random.split(jax.random.key(seed))
+        return method.init(init_key, method.batch_spec(batch)).aux
+
+    return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, template))()
+
+
 def create(method: Method, optimizer: Optimizer, seed: int, batch: int, mesh: Mesh) -> TrainState:
     """A fresh state, each shard created on the device that keeps it. The same values on every
     mesh."""

@@ -22,7 +22,22 @@ from webssl_jax.train_step import jit_train_step, make_train_step, run_schedules
 
 BATCH = 8
 NETWORK = ["model.width=32", "model.depth=2", "model.heads=2", "model.patch_size=8"]
+DINOV3 = ["method.view.global_size=16", "method.view.local_size=8", "method.view.local_count=2"]
+DINOV3 += ["method.group_images=4", "method.stream_prototypes=0"]
+DINOV3 += [
+    f"method.{head}.{field}"
+    for head in ("dino_head", "ibot_head")
+    for field in ("prototypes=16", "bottleneck=8", "hidden=16")
+]
+TEACHER = [f"method.teacher.{x}" for x in ("width=16", "depth=1", "heads=2", "patch_size=8")]
 CASES = {
+    "distill": (
+        "distill:size=tiny",
+        ["method.view.image_size=16", "method.weights=a-file", "method.teacher_size=32"]
+        + [*TEACHER, "method.teacher.image_size=32"],
+    ),
+    "dinov3": ("dinov3:size=tiny", DINOV3),
+    "dinov3_gram": ("dinov3:size=tiny,stage=gram", [*DINOV3, "method.gram.size=32"]),
     "ijepa": (
         "ijepa:size=tiny",
         ["method.view.image_size=32", "method.masks.min_keep=0", "method.predictor.depth=1"]
@@ -35,6 +50,8 @@ CASES = {
 
 ONE, TWO = (1, 1, 1), (1, 2, 1)  # meshes
 slow = pytest.mark.slow
+# Compiling a step is dear: DINO's own tests, and the Gram stage here, have most of DINOv3's.
+STEPPED = [pytest.param(x, marks=slow) if x == "dinov3" else x for x in CASES]
 # What is drawn by image, and what needs the whole batch; the others have nothing of either.
 SPREAD = [x if x in ("ijepa", "mocov3") else pytest.param(x, marks=slow) for x in CASES]
 
@@ -93,7 +110,7 @@ def two_steps(name, shape):
     return (state, between, after), (first, second), step
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", STEPPED)
 def test_steps_go_on_after_a_restart_and_have_the_vital_signs(name):
     (before, between, after), (_, metrics), step = two_steps(name, TWO)
     back = jax.tree.map(lambda x: jax.device_put(jax.device_get(x), x.sharding), between)

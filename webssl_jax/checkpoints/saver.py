@@ -5,8 +5,11 @@ A run starts from the first of these that exists:
 
 1. the newest good checkpoint of its own workdir; a local one, if that is newer;
 2. ``config.resume_from``: the whole state of another run;
-3. ``config.init_from``: weights only, of another run or of weight files (weights/init_from.py);
-4. scratch.
+3. ``config.continue_from``: the state of another run, under another config of its method;
+4. ``config.init_from``: weights only, of another run or of weight files (weights/init_from.py);
+5. scratch.
+
+From 3 on, networks that the method takes from elsewhere are filled in (``initial.py``).
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from webssl_jax import runs, train_state
+from webssl_jax.checkpoints import initial
 from webssl_jax.checkpoints.checkpointer import Checkpointer
 from webssl_jax.checkpoints.local import LocalCheckpoints
 from webssl_jax.config import UserError
@@ -97,7 +101,14 @@ class Saver:
             found = self._resume_from(self._config.resume_from)
         if found is not None:
             return TrainState(**found)
+        state = self._begin(method, optimizer, mesh)
+        return initial.filled(state, method, mesh)
+
+    def _begin(self, method: Method, optimizer: Optimizer, mesh: jax.sharding.Mesh) -> TrainState:
+        """A state that no run of this config has been in."""
         config = self._config
+        if config.continue_from:
+            return self._continue_from(config.continue_from, method)
         state = train_state.create(method, optimizer, config.seed, config.global_batch, mesh)
         if not config.init_from:
             return state
@@ -127,6 +138,20 @@ class Saver:
             raise UserError(f"config.resume_from = {workdir}: has no checkpoint")
         log.info("continuing the run of %s at step %d", workdir, int(found["step"]))
         return found
+
+    def _continue_from(self, workdir: str, method: Method) -> TrainState:
+        """Everything but ``aux``, which is of the method's own making and begins fresh."""
+        wanted = {name: x for name, x in self._template.items() if name != "aux"}
+        other = runs.checkpointer(workdir, restore_once=self._config.checkpoint.restore_once)
+        found = other.restore_newest(wanted)
+        if found is None:
+            raise UserError(f"config.continue_from = {workdir}: has no checkpoint")
+        log.info("a new stage after step %d of %s", int(found["step"]), workdir)
+        config = self._config
+        aux = train_state.create_aux(
+            method, config.seed, config.global_batch, self._template["aux"]
+        )
+        return TrainState(**found, aux=aux)
 
     def save(self, state: TrainState, durable: bool = True) -> None:
         """Starts a save; the arrays may be donated once this returns.

@@ -31,7 +31,9 @@ class MultiCropView:
     crop's share of the image area, ``ratio`` its width/height over that of its size; ``flip`` is
     the probability of a left-right flip of a crop. ``distortion`` holds what all crops share; its
     ``blur`` and ``solarize`` are replaced by those given here for the first global, the second
-    global and the local crops.
+    global and the local crops. With ``gram_size``, the side of a square, the global crops are cut
+    out at that size, resized to ``global_size``, and also given as they were before they were
+    distorted (DINOv3's Gram teacher).
     """
 
     global_size: Size = 224
@@ -44,6 +46,7 @@ class MultiCropView:
     blur: tuple[float, float, float] = BLUR_AS_EXECUTED
     solarize: tuple[float, float, float] = (0.0, 0.2, 0.0)
     distortion: Distortion = Distortion()
+    gram_size: int = 0
 
     def __post_init__(self) -> None:
         if self.local_count < 0:
@@ -53,13 +56,13 @@ class MultiCropView:
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """``{"global_crops": (2, *G, 3), "local_crops": (local_count, *L, 3)}``, uint8; without
-        local crops the first alone.
+        local crops the first alone; with ``gram_size`` "gram_crops" (2, S, S, 3).
 
         Raises:
           DecodeError: if the image cannot be decoded.
         """
         opened = open_image(data)
-        sizes = [self.global_size] * 2 + [self.local_size] * self.local_count
+        sizes = [self.gram_size or self.global_size] * 2 + [self.local_size] * self.local_count
         scales = [self.global_scale] * 2 + [self.local_scale] * self.local_count
         boxes = [
             sample_crop(opened.width, opened.height, scale, ratio_of(size, self.ratio), rng)
@@ -72,11 +75,14 @@ class MultiCropView:
             for blur, solarize in zip(self.blur, self.solarize, strict=True)
         )
         distortions = globals_ + [local] * self.local_count
-        crops = []
+        crops, twins = [], []
         for box, size, distort in zip(boxes, sizes, distortions, strict=True):
             image = decoded.crop(box, size)
             if rng.random() < self.flip:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            if self.gram_size and len(crops) < 2:
+                twins.append(np.asarray(image))
+                image = image.resize(sides(self.global_size)[::-1], Image.Resampling.BICUBIC)
             crops.append(distort(image, rng))
-        groups = {"global_crops": crops[:2], "local_crops": crops[2:]}
+        groups = {"global_crops": crops[:2], "local_crops": crops[2:], "gram_crops": twins}
         return {name: np.stack(group) for name, group in groups.items() if group}

@@ -30,7 +30,7 @@ def picture(source: Source, batch: Batch, method: Method, images: int = 12) -> n
             continue
         crops = batch[name][rows]
         if crops.ndim == 4:
-            views["crop"] = crops
+            views["crop" if name == "image" else name] = crops
             continue
         for i in range(crops.shape[1]):
             views[f"{name.removesuffix('_crops')} {i + 1}"] = crops[:, i]

@@ -80,6 +80,7 @@ def _check_paths(config: ConfigDict) -> None:
         "data.train": config.data.train,
         "pictures.source": config.pictures.source,
         "resume_from": config.resume_from,
+        "continue_from": config.continue_from,
         "init_from": config.init_from,
         **{
             f"evals.{name}.{key}": row[key]

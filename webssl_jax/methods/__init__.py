@@ -13,6 +13,7 @@ from webssl_jax.methods.base import Method
 METHODS = {
     "clip": "webssl_jax.methods.clip.method:CLIP",
     "dino": "webssl_jax.methods.dino.method:DINO",
+    "distill": "webssl_jax.methods.distill.method:Distill",
     "ijepa": "webssl_jax.methods.ijepa.method:IJEPA",
     "mae": "webssl_jax.methods.mae.method:MAE",
     "mocov3": "webssl_jax.methods.mocov3.method:MoCoV3",

@@ -44,6 +44,13 @@ class LossOutput(NamedTuple):
     aux: Params
 
 
+def initial_weights(method: Any) -> Mapping[str, str]:
+    """What a method's attribute ``initial_weights`` says, where it has one: {"teacher/NAME" or
+    "aux/NAME": a run, or a file or folder of weights, whose encoder that tree begins as}. For
+    networks beside student and teacher, such as a frozen one."""
+    return getattr(method, "initial_weights", {})
+
+
 class Method(Protocol):
     """The contract. Implementations are frozen dataclasses made from a config."""
 

@@ -1,5 +1,6 @@
 """DINOv2's self-distillation (Oquab et al., arXiv 2304.07193), as Web-DINO trains it (Fan et al.,
-arXiv 2504.01017).
+arXiv 2504.01017), and DINOv3's first two stages (Siméoni et al., arXiv 2508.10104), which are its
+losses with another encoder, plain prototypes and in the second stage a third network (``gram.py``).
 
 A student sees two global crops with some patches masked, and several local crops; its teacher, the
 running average of the student, sees the global crops whole. The student is to predict which
@@ -34,16 +35,17 @@ from webssl_jax.data.views import Preprocess
 from webssl_jax.methods import losses
 from webssl_jax.methods.base import LossOutput, Params, Schedule, Variables
 from webssl_jax.methods.dino import prototypes
+from webssl_jax.methods.dino.gram import Gram, gram_loss
 from webssl_jax.methods.dino.prototypes import Targets
 from webssl_jax.methods.dino.vitals import dino_vitals
 from webssl_jax.methods.masking import BlockMasking, masked_patches
-from webssl_jax.methods.vitals import Vitals, effective_rank
+from webssl_jax.methods.vitals import Sign, Vitals, effective_rank
 from webssl_jax.models import pixels, sizes
 from webssl_jax.models.blocks import subset_size
 from webssl_jax.models.heads import Head, HeadConfig, Scores
 from webssl_jax.models.layers import gather_tokens
 from webssl_jax.models.sizes import ViTConfig
-from webssl_jax.models.vit import ViT, ViTOutput
+from webssl_jax.models.vit import ViT, ViTOutput, train_rngs
 from webssl_jax.optim import schedules
 from webssl_jax.optim.tables import Tables
 from webssl_jax.visuals import crop_sheet
@@ -109,6 +111,9 @@ class DINO:
       whole run.
     layer_decay: the learning rate of block i of n is multiplied by this to the n - i, that of the
       tokens and the patch embedding by one power more.
+    local_weight: of the terms of local crops, beside those of global ones.
+    gram: DINOv3's second stage; its network is ``aux["gram"]``, and ``aux["gram_steps"]`` counts
+      the steps of the stage. None for none.
 
     Raises:
       ValueError: when a field is out of range or two do not fit; one line.
@@ -135,6 +140,8 @@ class DINO:
     freeze_last_layer_images: int = 0
     layer_decay: float = 1.0
     patch_embed_rate: float = 0.2
+    local_weight: float = 1.0
+    gram: Gram | None = None
     mean: tuple[float, ...] = colours.IMAGENET_MEAN
     std: tuple[float, ...] = colours.IMAGENET_STD
 
@@ -157,6 +164,7 @@ class DINO:
             ("masks", BlockMasking),
             ("dino_head", HeadConfig),
             ("ibot_head", HeadConfig),
+            ("gram", Gram),
         ):
             if fields.get(name) is not None:
                 fields[name] = sizes.construct(group, fields[name], f"method.{name}")
@@ -178,6 +186,12 @@ class DINO:
     def __post_init__(self) -> None:
         colours.check(self.mean, self.std)
         self.encoder.grid_of(*sides(self.view.local_size))
+        if self.gram:
+            self.encoder.grid_of(self.gram.size, self.gram.size)
+            if self.gram.size < max(sides(self.view.global_size)):
+                raise ValueError(f"gram.size = {self.gram.size}: smaller than view.global_size")
+            if len(set(sides(self.view.global_size))) > 1:
+                raise ValueError(f"view.global_size = {self.view.global_size}: gram takes squares")
         if self.encoder.pooling != "cls":
             raise ValueError(f"pooling = {self.encoder.pooling!r}: the heads need 'cls'")
         if not self.encoder.mask_token:
@@ -234,7 +248,14 @@ class DINO:
                 "dino_centre": jnp.zeros(self.dino_head.prototypes),
                 "ibot_centre": jnp.zeros(self._patch_head.prototypes),
             }
+        if self.gram:
+            aux |= {"gram": params["encoder"], "gram_steps": jnp.zeros((), jnp.int32)}
         return Variables(params, params, aux)
+
+    @property
+    def initial_weights(self) -> dict[str, str]:
+        """See ``methods.base.initial_weights``."""
+        return {"aux/gram": self.gram.teacher} if self.gram and self.gram.teacher else {}
 
     def loss(
         self,
@@ -296,7 +317,7 @@ class DINO:
             tuple(sizes),
             mask=(rearrange(masks, "g m n -> (g m) n"), None)[: len(sizes)],
             train=True,
-            rngs={"drop_path": drop_rng},
+            rngs=train_rngs(student, drop_rng),
         )
         views = [output for output in outputs if isinstance(output, ViTOutput)]  # all, for mypy
         student_global = views[0]
@@ -323,12 +344,19 @@ class DINO:
             jnp.zeros(()),
         )
         terms = {
-            "dino_local": self.dino_weight * pairs[:, GLOBAL_CROPS:].sum() / count,
+            "dino_local": self.dino_weight
+            * self.local_weight
+            * pairs[:, GLOBAL_CROPS:].sum()
+            / count,
             "dino_global": self.dino_weight * across / count,
             "koleo": self.koleo_weight * koleo,
             "ibot": self.ibot_weight
             * losses.masked_patch_loss(patch_losses.reshape(-1), weights, b * GLOBAL_CROPS),
         }
+        if self.gram:
+            aux, terms["gram"] = self._gram(
+                self.gram, aux, teacher, batch, student_global.patches, schedule_values
+            )
         of_globals = student_cls._replace(features=student_cls.features[:, :GLOBAL_CROPS])
         statistics = prototypes.statistics(
             targets, of_globals.reshape(-1), temperature, chunk=chunk
@@ -336,6 +364,31 @@ class DINO:
         report = self._report(statistics, teacher_global.cls, aux)
         report["masked_share"] = masks.mean()
         return LossOutput(sum(terms.values(), jnp.zeros(())), terms, report, aux)
+
+    def _gram(
+        self,
+        gram: Gram,
+        aux: Params,
+        teacher: Params,
+        batch: Mapping[str, jax.Array],
+        patches: jax.Array,
+        schedule_values: Mapping[str, jax.Array],
+    ) -> tuple[Params, jax.Array]:
+        """(the next ``aux``, the weighted Gram loss of the student's ``patches`` (B * V, N, D),
+        masked ones included)."""
+        due = schedule_values["gram_refresh"] > 0
+        if not gram.teacher:
+            due |= aux["gram_steps"] == 0
+        known = jax.tree.map(
+            lambda new, old: jnp.where(due, new, old), teacher["encoder"], aux["gram"]
+        )
+        twins = pixels.normalise(batch["gram_crops"], self.mean, self.std)
+        twins = rearrange(twins, "b v h w c -> (b v) h w c")
+        seen = ViT(self.encoder).apply({"params": known}, twins)
+        assert isinstance(seen, ViTOutput)
+        grid = self.encoder.grid_of(gram.size, gram.size)
+        loss = gram_loss(patches, jax.lax.stop_gradient(seen.patches), self._grid, grid)
+        return aux | {"gram": known, "gram_steps": aux["gram_steps"] + 1}, gram.weight * loss
 
     def _scores(self, name: str, tree: Params, tokens: jax.Array) -> Scores:
         name = "dino_head" if self.ibot_head is None else name
@@ -361,7 +414,7 @@ class DINO:
         rows = cls.features.shape[0]
         # The mean of the groups' means, as the originals average over devices.
         shares = valid / jnp.maximum(valid.sum(axis=1, keepdims=True), 1) / len(valid)
-        new = {
+        new = aux | {
             "dino_centre": prototypes.next_centre(dino, cls, jnp.full(rows, 1 / rows), m),
             "ibot_centre": prototypes.next_centre(
                 ibot, patches, rearrange(shares, "g u -> (g u)"), m
@@ -385,7 +438,8 @@ class DINO:
             "feature_std": normed.std(axis=0).mean() * features.shape[-1] ** 0.5,
             "effective_rank": effective_rank(features),
         }
-        return report | {f"{name}_norm": jnp.linalg.norm(x) for name, x in aux.items()}
+        centres = {name: x for name, x in aux.items() if name.endswith("_centre")}
+        return report | {f"{name}_norm": jnp.linalg.norm(x) for name, x in centres.items()}
 
     def update_teacher(
         self, teacher: Params, params: Params, schedule_values: Mapping[str, jax.Array]
@@ -399,7 +453,8 @@ class DINO:
     def train_view(self) -> Callable[[bytes, np.random.Generator], dict[str, np.ndarray]]:
         crops = dataclasses.asdict(self.view)
         distortion = Distortion(jitter=crops.pop("jitter"), grayscale=crops.pop("grayscale"))
-        return MultiCropView(**crops, distortion=distortion)
+        gram_size = self.gram.size if self.gram else 0
+        return MultiCropView(**crops, distortion=distortion, gram_size=gram_size)
 
     @property
     def preprocess(self) -> Preprocess:
@@ -412,16 +467,21 @@ class DINO:
             for name, count, size in (
                 ("global_crops", GLOBAL_CROPS, v.global_size),
                 ("local_crops", v.local_count, v.local_size),
+                *([("gram_crops", GLOBAL_CROPS, self.gram.size)] if self.gram else []),
             )
             if count
         }
 
     def schedules(self, total_steps: int, global_batch: int) -> dict[str, Schedule]:
         """``momentum``, ``teacher_temperature``, and ``last_layer_rate``, which is 0 while the
-        prototypes are frozen and 1 afterwards."""
+        prototypes are frozen and 1 afterwards; with Gram ``gram_refresh``, 1 where the teacher
+        takes the Gram teacher's place."""
         warmup = round(self.teacher_temperature_warmup_images / global_batch)
         frozen = round(self.freeze_last_layer_images / global_batch)
-        return {
+        own: dict[str, Schedule] = {}
+        if gram := self.gram:
+            own["gram_refresh"] = lambda step: gram.due(step, global_batch)
+        return own | {
             "momentum": schedules.warmup_cosine(self.momentum, self.final_momentum, total_steps),
             "teacher_temperature": schedules.warmup_cosine(
                 self.teacher_temperature,
@@ -456,13 +516,16 @@ class DINO:
         dino, ibot = (math.log(head.prototypes) for head in (self.dino_head, self._patch_head))
         local = self.view.local_count / (self.view.local_count + GLOBAL_CROPS - 1)
         uniform_loss = {
-            "dino_local": self.dino_weight * dino * local,
+            "dino_local": self.dino_weight * self.local_weight * dino * local,
             "dino_global": self.dino_weight * dino * (1 - local),
             "ibot": self.ibot_weight * ibot * self.masks.probability,
         }
         crops, centred = GLOBAL_CROPS * global_batch, self.centering == "softmax"
         width = self.encoder.width
-        return dino_vitals(self.dino_head.prototypes, crops, width, uniform_loss, centred)
+        found = dino_vitals(self.dino_head.prototypes, crops, width, uniform_loss, centred)
+        if self.gram:
+            found = found._replace(signs=(*found.signs, Sign("train/gram", "Gram loss")))
+        return found
 
     def pictures(
         self, variables: Variables, batch: Mapping[str, np.ndarray], rng: jax.Array
@@ -501,4 +564,6 @@ class DINO:
             student += trunk(v.local_size, v.local_count, e.drop_path)
         student += (GLOBAL_CROPS + v.local_count) * dino + hidden * ibot
         teacher = trunk(v.global_size, GLOBAL_CROPS, 0.0) + GLOBAL_CROPS * dino + hidden * ibot
+        if self.gram:
+            teacher += trunk(self.gram.size, GLOBAL_CROPS, 0.0)
         return 3.0 * student + teacher

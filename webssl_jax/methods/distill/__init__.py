@@ -1,0 +1,1 @@
+"""A small student of a frozen encoder."""
