@@ -20,7 +20,11 @@ Records are chosen by scores of any kind, without copying a shard, in two steps:
     python tools/curate.py select --scores SCORES --where 'width >= 256' --top-share 0.1 \\
         --by edges --output CHOSEN
 
-and CHOSEN/selection.parquet is what training takes: config.mixture.NAME.selection.
+and CHOSEN/selection.parquet is what training takes: config.mixture.NAME.selection. What a scorer
+says of some records, a linear head on features of a model can learn to say of others:
+
+    python tools/curate.py fit-head --scores SCORES --column text_area --above 0.02 \\
+        --model MODEL --output head.npz
 
 Exit codes as everywhere in webssl_jax: 0 done, 2 bad input or full disk (one line says what), 130
 stopped by Ctrl-C.
@@ -41,6 +45,8 @@ from webssl_jax.curation import matching, ngrams, passes, scorers, scores, selec
 from webssl_jax.files import write_text
 from webssl_jax.telemetry.progress import Progress
 
+_RESUMABLE = ("match", "balance", "score", "fit-head", "dedup", "cluster")
+
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point. Returns an exit code of cli.py."""
@@ -56,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return COMMANDS[args.command][2](args)
     except KeyboardInterrupt:
-        resumable = args.command in ("match", "balance", "score")
+        resumable = args.command in _RESUMABLE
         print("stopped; the same command continues" if resumable else "stopped", file=sys.stderr)
         return cli.EXIT_INTERRUPTED
 
@@ -237,19 +243,53 @@ def _score_flags(parser: cli.ArgumentParser) -> None:
         metavar="NAME[:option=value,...]",
         help=f"{', '.join(scorers.SCORERS)}, or module:Class of your own",
     )
-    _add_workers(parser)
+    parser.add_argument(
+        "--workers", type=_positive, metavar="N", help="1 of smolvlm, else one a core"
+    )
 
 
 def _score(args) -> int:
     scorer = scorers.make(args.scorer)
     progress = _Progress("scoring")
-    summary = scores.score(args.input, scorer, args.output, args.workers, progress)
+    workers = args.workers or getattr(scorer, "workers", os.cpu_count())
+    summary = scores.score(args.input, scorer, args.output, workers, progress)
     progress.close()
     print(f"{'column':20} {'least':>12} {'mean':>12} {'most':>12}")
     for name, figures in summary["columns"].items():
         print(f"{name:20} " + " ".join(f"{figures[k]:>12.4g}" for k in ("least", "mean", "most")))
     problems = ", ".join(f"{count:,} {kind}" for kind, count in summary["problems"].items())
     print(f"{summary['records']:,} records, {problems or 'all scored'}, in {args.output}")
+    return 0
+
+
+def _fit_head_flags(parser: cli.ArgumentParser) -> None:
+    parser.add_argument("--scores", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--column", required=True, help="of the scores: what the head shall say")
+    parser.add_argument(
+        "--above", type=float, required=True, metavar="X", help="records above are positives"
+    )
+    parser.add_argument("--model", required=True, help="a run, or a weight file or folder")
+    parser.add_argument("--feature", choices=("cls", "patches"), default="cls")
+    parser.add_argument(
+        "--features",
+        type=Path,
+        metavar="DIR",
+        help="of webssl features for these shards; made if not there (default: OUTPUT.features)",
+    )
+
+
+def _fit_head(args) -> int:
+    from webssl_jax.curation import heads  # with jax, which the workers of match need not import
+
+    target = heads.Target(args.scores, args.column, args.above)
+    figures = heads.fit(target, args.model, args.output, args.features, args.feature)
+    low, high = figures["interval"]
+    print(
+        f"{figures['target']}: {figures['positives']:,} of {figures['records']:,} records, "
+        f"{figures['left_out']:,} left out; area under the ROC curve {figures['auc']:.4f} "
+        f"({low:.4f} to {high:.4f}, 95 %) on {figures['held_out']:,} held out"
+    )
+    print(f"  {args.output}  for --scorer head:file={args.output},model={args.model}")
     return 0
 
 
@@ -278,7 +318,112 @@ def _select(args) -> int:
         f"{figures['without_score']:,} without a score"
         + (f"; {args.by} from {threshold:.6g} on" if threshold is not None else "")
     )
-    print(f"  {args.output / 'selection.parquet'}  for config.mixture.NAME.selection")
+    return _tell_selection(args.output)
+
+
+def _features_flags(parser: cli.ArgumentParser) -> None:
+    parser.add_argument(
+        "--features", type=Path, required=True, metavar="DIR", help="what webssl features has made"
+    )
+    parser.add_argument(
+        "--input", nargs="+", required=True, metavar="PATTERN", help="the shards it was made of"
+    )
+    parser.add_argument("--feature", default="cls", help="column of the features (default: cls)")
+    parser.add_argument("--seed", type=_natural, default=0)
+
+
+def _dedup_flags(parser: cli.ArgumentParser) -> None:
+    _features_flags(parser)
+    parser.add_argument(
+        "--threshold", type=_share, required=True, metavar="T", help="of the cosine similarity"
+    )
+    parser.add_argument("--scores", type=Path, metavar="DIR", help="of the same shards")
+    parser.add_argument(
+        "--by", metavar="COLUMN", help="of a group the largest stays, not the first"
+    )
+    parser.add_argument(
+        "--exact",
+        type=_positive,
+        default=50_000,
+        metavar="N",
+        help="up to so many records all pairs are compared (default: 50,000)",
+    )
+    parser.add_argument(
+        "--probes",
+        type=_positive,
+        default=4,
+        metavar="N",
+        help="cells of the index that a record is looked for in (default: 4)",
+    )
+
+
+def _dedup(args) -> int:
+    from webssl_jax.curation import near_duplicates
+    from webssl_jax.curation.feature_pool import FeaturePool
+
+    if (args.scores is None) != (args.by is None):
+        raise UserError("--scores and --by: give both, or none")
+    pool = FeaturePool.open(args.features, args.input, args.feature)
+    better = None
+    if args.scores:
+        if tuple(scores.shards(args.scores)) != pool.shards:
+            raise UserError(f"--scores {args.scores}: are of other shards than --input")
+        better = scores.numbers([args.scores], args.by)
+    rules = near_duplicates.Rules(args.threshold, args.exact, args.probes, args.seed)
+    progress = _Progress("comparing")
+    figures = near_duplicates.dedup(pool, args.output, rules, better, progress)
+    progress.close()
+    recall = figures["recall"]
+    print(
+        f"{_kept(figures)}; {figures['groups']:,} groups, the largest of "
+        f"{figures['largest_group']:,}; "
+        + (
+            "all pairs compared"
+            if figures["cells"] == 1
+            else f"recall of the index {'unknown' if recall is None else f'{recall:.4f}'}, on "
+            f"{figures['recall_pairs']:,} pairs"
+        )
+    )
+    return _tell_selection(args.output)
+
+
+def _cluster_flags(parser: cli.ArgumentParser) -> None:
+    _features_flags(parser)
+    parser.add_argument(
+        "--levels", required=True, type=_numbers, metavar="K,K", help="clusters, as in 1000,50"
+    )
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--share", type=_share, metavar="P", help="of the records to keep")
+    how.add_argument("--number", type=_positive, metavar="N", help="of records to keep")
+
+
+def _cluster(args) -> int:
+    from webssl_jax.curation import by_cluster
+    from webssl_jax.curation.feature_pool import FeaturePool
+
+    pool = FeaturePool.open(args.features, args.input, args.feature)
+    budget = args.number or round(args.share * len(pool))
+    figures = by_cluster.cluster(pool, args.output, args.levels, budget, args.seed)
+    print(_kept(figures))
+    for number, level in enumerate(figures["by_level"], 1):
+        print(
+            f"level {number}: {level['clusters']:,} clusters, {level['empty']:,} empty; largest "
+            f"{level['largest']:,}, {level['largest_kept']:,} kept; median {level['median']:,g}; "
+            f"smallest {level['smallest']:,}, {level['smallest_kept']:,} kept"
+        )
+    return _tell_selection(args.output)
+
+
+def _kept(figures: dict) -> str:
+    return (
+        f"{figures['kept']:,} of {figures['records']:,} records kept "
+        f"({figures['kept'] / figures['records']:.2%}), {figures['dropped']:,} dropped, "
+        f"{figures['without_features']:,} without features"
+    )
+
+
+def _tell_selection(output: Path) -> int:
+    print(f"  {output / 'selection.parquet'}  for config.mixture.NAME.selection")
     return 0
 
 
@@ -314,7 +459,10 @@ COMMANDS = {
     "entries": ("make a list of entries from counts", _entries_flags, _entries),
     "match": ("which entries the captions of shards hold", _match_flags, _match),
     "score": ("score records, each shard once", _score_flags, _score),
+    "fit-head": ("teach features of a model what a scorer says", _fit_head_flags, _fit_head),
     "select": ("choose records by their scores", _select_flags, _select),
+    "dedup": ("of near-duplicates by features keep one", _dedup_flags, _dedup),
+    "cluster": ("cluster features, and sample evenly", _cluster_flags, _cluster),
     "balance": ("write the sampled records of matched shards", _balance_flags, _balance),
 }
 
@@ -331,6 +479,10 @@ def _share(text: str) -> float:
     return _checked(float(text), lambda value: 0 < value < 1)
 
 
+def _numbers(text: str) -> list[int]:
+    return [_positive(part) for part in text.split(",")]
+
+
 def _checked(value, test):
     if not test(value):
         raise ValueError  # argparse turns it into its own one-line error
@@ -343,6 +495,7 @@ def _name(text: str) -> str:
 
 # argparse names the type in its message: "invalid positive whole number value: '0'".
 _positive.__name__, _natural.__name__ = "positive whole number", "whole number"
+_numbers.__name__ = "list of whole numbers"
 _share.__name__, _name.__name__ = "share (above 0, below 1)", "name (letters, digits, _)"
 
 

@@ -16,7 +16,7 @@ import collections
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from webssl_jax.data.decode import DecodeError
 from webssl_jax.data.sources import DamagedRecord
 from webssl_jax.files import write_json
 
-BATCH = 32  # records that a scorer gets at a time
+BATCH = 32  # records that a scorer gets at a time, unless it has a number of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +105,7 @@ def score_shard(task: Task, progress: Callable[[int], None] = no_progress) -> No
         progress(len(waiting))
         waiting.clear()
 
+    batch = getattr(task.scorer, "batch", BATCH)
     source = task.shard.open() if task.records else None  # an empty one cannot be opened alone
     name = os.path.basename(task.shard.file)
     for place in range(task.records):
@@ -119,7 +120,7 @@ def score_shard(task: Task, progress: Callable[[int], None] = no_progress) -> No
             continue
         row["key"] = record.key
         waiting.append((row, record))
-        if len(waiting) == BATCH:
+        if len(waiting) == batch:
             flush()
     flush()
     temporary = task.path.with_name(task.path.name + ".tmp")
@@ -128,7 +129,7 @@ def score_shard(task: Task, progress: Callable[[int], None] = no_progress) -> No
 
 
 def _score(scorer: scorers.Scorer, batch: list[records.Record]) -> list[Mapping[str, Any]]:
-    """A batch with an unreadable image is scored one by one."""
+    """A batch with an unreadable image is scored in halves, until it is alone."""
     if not batch:
         return []
     try:
@@ -136,7 +137,30 @@ def _score(scorer: scorers.Scorer, batch: list[records.Record]) -> list[Mapping[
     except DecodeError as error:
         if len(batch) == 1:
             return [{"problem": "unreadable: " + " ".join(str(error).split())}]
-    return [_score(scorer, [record])[0] for record in batch]
+    half = len(batch) // 2
+    return _score(scorer, batch[:half]) + _score(scorer, batch[half:])
+
+
+def write(
+    output: Path, pool: Iterable[pa.Table], columns: Mapping[str, pa.Array], problems: pa.Array
+) -> None:
+    """Writes what was computed for all records at once as scores of their shards, whose list the
+    plan of ``output`` has.
+
+    Args:
+      pool: for each shard a table of ``shard``, ``record``, ``key``.
+      columns: {name: (n,) over all shards}, null where there is a problem. problems: (n,) texts.
+    """
+    types = {name: values.type for name, values in columns.items()}
+    start = 0
+    for number, part in enumerate(pool):
+        for name, values in [*columns.items(), ("problem", problems)]:
+            part = part.append_column(name, values.slice(start, len(part)))
+        path = output / f"{number:05d}.parquet"
+        pq.write_table(part.cast(_schema(types)), path.with_name(path.name + ".tmp"))
+        os.replace(path.with_name(path.name + ".tmp"), path)
+        start += len(part)
+    write_json(output / "scores.json", _summary(output, types))
 
 
 def _schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
@@ -177,6 +201,23 @@ def tables(folders: Sequence[Path], columns: Sequence[str]) -> Iterator[pa.Table
         if shards(folder) != shards(folders[0]):
             raise UserError(f"--scores {folder}: are of other shards than {folders[0]}")
     return _tables(folders, columns)
+
+
+def numbers(folders: Sequence[Path], column: str) -> np.ndarray:
+    """(n,) float64 of all records; NaN where there is no score.
+
+    Raises:
+      UserError: as :func:`tables`, or for a column of texts.
+    """
+    return as_numbers(column, [part[column] for part in tables(folders, [column])])
+
+
+def as_numbers(name: str, parts: Sequence[pa.ChunkedArray]) -> np.ndarray:
+    """The parts of a column as one array, as :func:`numbers` gives it."""
+    kind = parts[0].type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise UserError(f"{name}: is no column of numbers")
+    return np.concatenate([part.cast(pa.float64()).to_numpy() for part in parts])
 
 
 def shards(folder: Path) -> list[dict[str, Any]]:

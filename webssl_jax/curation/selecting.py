@@ -21,7 +21,7 @@ import ast
 import hashlib
 import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from webssl_jax.files import write_json
 from webssl_jax.visuals import image_grid, save_png
 
 SHOWN = 24  # images of a sheet
+COLUMNS = ("shard", "record", "key")  # of a selection
 _SIGNS: dict[type, Callable] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -127,7 +128,7 @@ def select(
     names = sorted({*(where.columns if where else ()), *([by] if by else [])})
     parts = list(scores.tables(folders, names))
     sizes = [len(part) for part in parts]
-    columns = {name: _numbers(name, [part[name] for part in parts]) for name in names}
+    columns = {name: scores.as_numbers(name, [part[name] for part in parts]) for name in names}
     scored = ~np.logical_or.reduce([np.isnan(column) for column in columns.values()])
     kept = scored & where(columns) if where else scored.copy()
     figures: dict[str, Any] = {
@@ -146,21 +147,14 @@ def select(
     if not kept.any():
         raise UserError(f"nothing is kept of {len(scored):,} records; see the columns' ranges")
     output.mkdir(parents=True, exist_ok=True)
-    _write(output / "selection.parquet", folders[0], kept, sizes)
+    chosen = scores.tables(folders[:1], COLUMNS)
+    write_selection(output / "selection.parquet", chosen, kept)
     save_png(output / "selection.png", report.histograms(columns, kept))
     order = columns[by] if by else columns[names[0]]
     for name, mask in (("kept", kept), ("dropped", scored & ~kept)):
         _draw(output / f"{name}.png", folders[0], order, mask, name == "kept")
     write_json(output / "selection.json", figures)
     return figures
-
-
-def _numbers(name: str, parts: list[pa.ChunkedArray]) -> np.ndarray:
-    """(n,) float64; NaN where there is none."""
-    kind = parts[0].type
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-        raise UserError(f"{name}: is no column of numbers")
-    return np.concatenate([part.cast(pa.float64()).to_numpy() for part in parts])
 
 
 def _highest(
@@ -187,15 +181,18 @@ def _hash(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
-def _write(path: Path, folder: Path, kept: np.ndarray, sizes: list[int]) -> None:
-    columns = ["shard", "record", "key"]
+def write_selection(path: Path, pool: Iterable[pa.Table], kept: np.ndarray) -> None:
+    """Args:
+    pool: for each shard a table of :data:`COLUMNS`, a row a record.
+    kept: (n,) bool, over the records of all of them.
+    """
     temporary, start, writer = path.with_name(path.name + ".tmp"), 0, None
-    for part, size in zip(scores.tables([folder], columns), sizes, strict=True):
-        chosen = part.filter(pa.array(kept[start : start + size]))
+    for part in pool:
+        chosen = part.filter(pa.array(kept[start : start + len(part)]))
         chosen = chosen.set_column(0, "shard", chosen["shard"].cast(pa.string()))
         writer = writer or pq.ParquetWriter(temporary, chosen.schema)
         writer.write_table(chosen)
-        start += size
+        start += len(part)
     assert writer is not None  # there is a record
     writer.close()
     os.replace(temporary, path)
@@ -211,17 +208,30 @@ def _draw(path: Path, folder: Path, order: np.ndarray, mask: np.ndarray, lowest:
     near = ranked[: SHOWN // 2] if lowest else ranked[: -SHOWN // 2 - 1 : -1]
     any_of = np.random.default_rng(0).permutation(found)
     shown = list(dict.fromkeys([*near.tolist(), *any_of.tolist()][: 4 * SHOWN]))
-    source = ArrayRecordSource([one["file"] for one in scores.shards(folder) if one["records"]])
+    named = ((index, f"{order[index]:.4g}") for index in shown)
+    sheet(path, scores.shards(folder), named, f"{path.stem}: {len(found):,} records")
+
+
+def sheet(
+    path: Path, shards: Sequence[dict[str, Any]], shown: Iterable[tuple[int, str]], title: str
+) -> None:
+    """Draws the first :data:`SHOWN` records that can be read, with their captions.
+
+    shown: numbers of records over all shards, and words for each.
+    """
+    source = ArrayRecordSource([one["file"] for one in shards if one["records"]])
     images, captions = [], []
-    for index in shown:
+    for index, words in shown:
         try:
             image = decode_image(records.decode(source[index]).image, 128)
         except (DamagedRecord, records.RecordError, DecodeError):
             continue  # counted when it was scored
         image.thumbnail((128, 128))
         images.append(np.asarray(image))
-        captions.append(f"{order[index]:.4g}")
+        captions.append(words)
         if len(images) == SHOWN:
             break
     if images:
-        save_png(path, image_grid(images, 8, captions, f"{path.stem}: {len(found):,} records"))
+        save_png(path, image_grid(images, 8, captions, title))
+    else:
+        path.unlink(missing_ok=True)

@@ -38,7 +38,7 @@ from webssl_jax.telemetry.progress import Progress
 COLUMNS = ("cls", "patches", "embedding")
 DTYPES = {"float32": pa.float32(), "float16": pa.float16()}
 _MOST_ROWS = 2048  # of a part: what a kill costs, at most
-_FACTS = "_features.json"  # readers of parquet folders pass over names with _
+FACTS = "_features.json"  # readers of parquet folders pass over names with _
 
 
 class Asked(NamedTuple):
@@ -123,22 +123,27 @@ def _widths(model: Model, columns: Sequence[str]) -> dict[str, int]:
 
 
 def _facts(model: Model, source: Source, asked: Asked, size: int) -> dict[str, Any]:
-    known = f"{len(source)} {source.identity if isinstance(source, ImageFolder) else ''}"
     return {
         "model": model.origin.name,
         "weights": model.fingerprint,
         "preprocess": repr(model.preprocess),
         "images": len(source),
-        "input": sampled_digest(source, range(len(source)), known),
+        "input": input_digest(source),
         "columns": list(asked.columns),
         "dtype": asked.dtype,
         "rows_a_part": size,
     }
 
 
+def input_digest(source: Source) -> str:
+    """What tells these images from others."""
+    known = f"{len(source)} {source.identity if isinstance(source, ImageFolder) else ''}"
+    return sampled_digest(source, range(len(source)), known)
+
+
 def _claim(folder: pathlib.Path, facts: dict[str, Any]) -> None:
     """Makes the folder for these features, or sees that it is theirs."""
-    path = folder / _FACTS
+    path = folder / FACTS
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():

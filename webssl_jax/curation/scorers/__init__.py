@@ -20,6 +20,8 @@ from webssl_jax.data.records import Record
 from webssl_jax.errors import suggest
 
 SCORERS = {
+    "head": "webssl_jax.curation.scorers.head:HeadScorer",
+    "smolvlm": "webssl_jax.curation.scorers.smolvlm:SmolVLM",
     "statistics": "webssl_jax.curation.scorers.statistics:Statistics",
     "text_boxes": "webssl_jax.curation.scorers.text_boxes:TextBoxes",
 }
@@ -27,7 +29,9 @@ SCORERS = {
 
 class Scorer(Protocol):
     """columns: {name: type} of what a record gets. version: changed whenever other figures come
-    out of the same record, so that old and new ones are never mixed."""
+    out of the same record, so that old and new ones are never mixed. It may also have ``workers``,
+    the processes that call it unless the user says, else one a core; and ``batch``, the most
+    records of a call, else 32."""
 
     columns: Mapping[str, pa.DataType]
     version: int

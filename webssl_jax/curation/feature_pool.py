@@ -1,0 +1,110 @@
+"""Features of the records of shards, as ``webssl features`` writes them, joined to the records."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from webssl_jax.config import UserError
+from webssl_jax.curation import engine
+from webssl_jax.curation import index as indexing
+from webssl_jax.data.sources import ArrayRecordSource
+from webssl_jax.evaluators import feature_files
+
+
+@dataclasses.dataclass(frozen=True)
+class FeaturePool:
+    """One column of the features of all records of some shards.
+
+    folder: of ``webssl features``. shards: file, bytes and records of each, in order; record ``i``
+    of them all has row ``i``. facts: what the folder says of its features.
+    """
+
+    folder: Path
+    column: str
+    shards: tuple[dict[str, Any], ...]
+    facts: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path, pattern: Sequence[str], column: str) -> FeaturePool:
+        """Args:
+          pattern: the shards that they are features of.
+
+        Raises:
+          UserError: for features that are not complete, of other records, or without the column.
+        """
+        where = f"--features {folder}"
+        try:
+            facts = json.loads((folder / feature_files.FACTS).read_text("utf-8"))
+        except (OSError, ValueError):
+            raise UserError(f"{where}: no features there; make them with webssl features") from None
+        if column not in facts["columns"]:
+            raise UserError(f"{where}: no column {column!r}; has {', '.join(facts['columns'])}")
+        source = ArrayRecordSource(engine.absolute(pattern))
+        if facts["input"] != feature_files.input_digest(source):
+            raise UserError(
+                f"{where}: are features of {facts['images']:,} other images than the "
+                f"{len(source):,} records of --input {' '.join(pattern)}"
+            )
+        pool = cls(folder, column, tuple(indexing.list_shards(engine.absolute(pattern))), facts)
+        if sum(pq.read_metadata(part).num_rows for part in pool._parts) != len(source):
+            raise UserError(f"{where}: are not complete; the same webssl features command goes on")
+        return pool
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Records of each shard."""
+        return [shard["records"] for shard in self.shards]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What its rows depend on."""
+        return {"column": self.column, **{k: self.facts[k] for k in ("weights", "input", "dtype")}}
+
+    @property
+    def _parts(self) -> list[Path]:
+        return sorted(self.folder.glob("part-*.parquet"))
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows with features, in order: their numbers (m,), and (m, D) float32."""
+        for part in self._parts:
+            for batch in pq.ParquetFile(part).iter_batches(columns=["index", self.column]):
+                there = batch.filter(batch[self.column].is_valid())
+                values = there[self.column].flatten().to_numpy(zero_copy_only=False)
+                numbers = there["index"].to_numpy()
+                width = batch[self.column].type.list_size
+                yield numbers, values.astype(np.float32).reshape(-1, width)
+
+    def records(self) -> Iterator[pa.Table]:
+        """Of each shard: ``shard``, ``record`` and ``key`` of its records, in order."""
+        parts = (pq.read_table(part, columns=["name"])["name"] for part in self._parts)
+        waiting = pa.chunked_array([], pa.string())
+        for shard in self.shards:
+            count = shard["records"]
+            while len(waiting) < count:
+                waiting = pa.chunked_array([*waiting.chunks, *next(parts).chunks])
+            name = pa.array([os.path.basename(shard["file"])] * count, pa.string())
+            yield pa.table(
+                {
+                    "shard": name,
+                    "record": pa.array(range(count), pa.int64()),
+                    "key": waiting.slice(0, count),
+                }
+            )
+            waiting = waiting.slice(count)
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """(m, D) of length 1; zeros stay."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
