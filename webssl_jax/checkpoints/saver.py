@@ -123,7 +123,7 @@ class Saver:
             took = {
                 name: tree | {"encoder": jax.tree.map(jnp.copy, encoder)}
                 for name, tree in trees.items()
-                if tree
+                if "encoder" in tree
             }
             return state._replace(**took)
         wanted = {name: self._template[name] for name in ("params", "teacher")}

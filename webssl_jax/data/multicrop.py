@@ -31,9 +31,9 @@ class MultiCropView:
     crop's share of the image area, ``ratio`` its width/height over that of its size; ``flip`` is
     the probability of a left-right flip of a crop. ``distortion`` holds what all crops share; its
     ``blur`` and ``solarize`` are replaced by those given here for the first global, the second
-    global and the local crops. With ``gram_size``, the side of a square, the global crops are cut
-    out at that size, resized to ``global_size``, and also given as they were before they were
-    distorted (DINOv3's Gram teacher).
+    global and the local crops. With ``gram_size`` the global crops, squares then, are cut out at
+    that size, resized to ``global_size``, and also given as they were before they were distorted
+    (DINOv3's Gram teacher).
     """
 
     global_size: Size = 224
@@ -75,14 +75,16 @@ class MultiCropView:
             for blur, solarize in zip(self.blur, self.solarize, strict=True)
         )
         distortions = globals_ + [local] * self.local_count
-        crops, twins = [], []
+        crops: list[np.ndarray] = []
+        twins: list[np.ndarray] = []
         for box, size, distort in zip(boxes, sizes, distortions, strict=True):
             image = decoded.crop(box, size)
             if rng.random() < self.flip:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             if self.gram_size and len(crops) < 2:
                 twins.append(np.asarray(image))
-                image = image.resize(sides(self.global_size)[::-1], Image.Resampling.BICUBIC)
+                height, width = sides(self.global_size)
+                image = image.resize((width, height), Image.Resampling.BICUBIC)
             crops.append(distort(image, rng))
         groups = {"global_crops": crops[:2], "local_crops": crops[2:], "gram_crops": twins}
         return {name: np.stack(group) for name, group in groups.items() if group}

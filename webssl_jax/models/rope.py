@@ -71,7 +71,7 @@ class Rope:
         logarithms of the jitter of y and x, and of the rescale."""
         shift, jitter = self.shift or 0.0, math.log(self.jitter or 1.0)
         limits = np.array([shift, shift, jitter, jitter, math.log(self.rescale or 1.0)])
-        return limits * jax.random.uniform(rng, (blocks, sizes, DRAWS), minval=-1.0)
+        return jax.random.uniform(rng, (blocks, sizes, DRAWS), minval=-1.0) * limits
 
     def rotation(
         self, coordinates: jax.Array, drawn: jax.Array | None = None, prefix: int = 0

@@ -96,8 +96,8 @@ class ViT(nn.Module):
             masks = (None,) * len(images) if mask is None else mask
             assert isinstance(masks, tuple)
             crops = self._embed(images, masks, (None,) * len(images))
-            placed = tuple(self._placed(batch) for batch in images) if c.rope else None
-            crops, _ = self._blocks(crops, None, np.zeros(c.depth, int), placed, train)
+            of_crops = tuple(self._placed(batch) for batch in images) if c.rope else None
+            crops, _ = self._blocks(crops, None, np.zeros(c.depth, int), of_crops, train)
             normalise = self._final_norm()
             return tuple(ViTOutput(*normalise(x), {}, x) for x in crops)
 

@@ -98,7 +98,7 @@ def facts_of(file: Any, stated: Mapping[str, Any], c: ViTConfig) -> dict[str, An
     Raises:
       WeightsError: if it says something else than the shapes do.
     """
-    said = DEFAULTS | stated
+    said: dict[str, Any] = {**DEFAULTS, **stated}
     wrong = [
         f"{key} = {shown(said[key])}, not {value}"
         for key, value in _told_by_shapes(c).items()

@@ -6,6 +6,8 @@ stand in the files of every family all the same, their CLS row zero.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from webssl_jax.models import position
@@ -60,7 +62,11 @@ def kind(array: np.ndarray, grid: position.Grid) -> str:
     its number type can tell, else ``learned``."""
     width = array.shape[-1]
     for name in FIXED if width % 4 == 0 else ():
-        rows = table(width, grid, name)[:, -array.shape[1] :]
-        if is_constant(array, Constant("", lambda rows=rows: rows, "")):
+        fixed = functools.partial(_last_rows, table(width, grid, name), array.shape[1])
+        if is_constant(array, Constant("", fixed, "")):
             return name
     return "learned"
+
+
+def _last_rows(array: np.ndarray, count: int) -> np.ndarray:
+    return array[:, -count:]

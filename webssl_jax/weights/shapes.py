@@ -417,7 +417,7 @@ class Shapes:
     def _mlp(self) -> dict[str, Any]:
         """Kind and hidden width of the encoder's MLPs. Where both kinds bear the same names, the
         first layer's shape says whether it is packed."""
-        kinds = []
+        kinds: list[tuple[tuple[bool, bool], dict[str, Any]]] = []
         for mlp, first, last in (("gelu", "fc1", "fc2"), ("swiglu", "w1", "w3")):
             self._use(probe(self._family, mlp))
             first, last = (f"encoder/blocks/mlp/{name}/kernel" for name in (first, last))

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from webssl_jax import colours
+from webssl_jax.data.decode import sides
 from webssl_jax.data.paired import PairedView
-from webssl_jax.data.views import Preprocess, with_margin
+from webssl_jax.data.views import Preprocess
 from webssl_jax.methods.base import LossOutput, Params, Schedule, Variables
 from webssl_jax.methods.mae.method import View
 from webssl_jax.methods.vitals import Alarm, Limit, Sign, Vitals, effective_rank, most_rank
@@ -40,7 +41,7 @@ class Distill:
 
     encoder: the student. teacher: the frozen encoder, which sees ``teacher_size`` pixels; weights:
       the run, file or folder that it is read from. Their trees are ``params`` {"encoder",
-      "cls_adapter", "patch_adapter"} and ``teacher`` {"encoder"}.
+      "cls_adapter", "patch_adapter"} and ``teacher`` {"frozen"}.
     hidden: width of the adapters, 0 for the teacher's.
     cls_weight, patch_weight: of the two terms.
     mean, std: of the student's images; teacher_mean, teacher_std: of the teacher's.
@@ -73,7 +74,7 @@ class Distill:
     @property
     def initial_weights(self) -> dict[str, str]:
         """See ``methods.base.initial_weights``."""
-        return {"teacher/encoder": self.weights}
+        return {"teacher/frozen": self.weights}
 
     @classmethod
     def from_config(cls, config: Any) -> Distill:
@@ -94,8 +95,10 @@ class Distill:
     def __post_init__(self) -> None:
         colours.check(self.mean, self.std)
         colours.check(self.teacher_mean, self.teacher_std)
-        self.encoder.grid_of(self.view.image_size, self.view.image_size)
+        self.encoder.grid_of(*sides(self.view.image_size))
         self.teacher.grid_of(self.teacher_size, self.teacher_size)
+        if isinstance(self.view.image_size, tuple):
+            raise ValueError(f"view.image_size = {self.view.image_size}: must be a square's side")
         if not self.weights:
             raise ValueError("method.weights: name a run, or weights, of the teacher")
         if min(self.cls_weight, self.patch_weight, self.hidden) < 0:
@@ -114,7 +117,7 @@ class Distill:
             "cls_adapter": self._adapter.init(rngs[1], token)["params"],
             "patch_adapter": self._adapter.init(rngs[2], token)["params"],
         }
-        return Variables(params, {"encoder": ViT(self.teacher).init(rngs[3], seen)["params"]}, {})
+        return Variables(params, {"frozen": ViT(self.teacher).init(rngs[3], seen)["params"]}, {})
 
     @property
     def _adapter(self) -> Adapter:
@@ -133,7 +136,7 @@ class Distill:
         ``teacher_image`` (B, H', W', 3), uint8."""
         images = pixels.normalise(batch["image"], self.mean, self.std)
         theirs = pixels.normalise(batch["teacher_image"], self.teacher_mean, self.teacher_std)
-        known = ViT(self.teacher).apply({"params": teacher["encoder"]}, theirs)
+        known = ViT(self.teacher).apply({"params": teacher["frozen"]}, theirs)
         seen = ViT(self.encoder).apply(
             {"params": params["encoder"]}, images, train=True, rngs=train_rngs(self.encoder, rng)
         )
@@ -158,8 +161,9 @@ class Distill:
     @property
     def _grids(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Of the teacher and of the student."""
-        side, own = self.teacher_size, self.view.image_size
-        return self.teacher.grid_of(side, side), self.encoder.grid_of(own, own)
+        side = self.teacher_size
+        own = self.encoder.grid_of(*sides(self.view.image_size))
+        return self.teacher.grid_of(side, side), own
 
     def _adapt(self, params: Params, name: str, tokens: jax.Array) -> jax.Array:
         out = self._adapter.apply({"params": params[name]}, tokens)
@@ -176,18 +180,18 @@ class Distill:
     def train_view(self) -> Callable[[bytes, np.random.Generator], dict[str, np.ndarray]]:
         v = self.view
         scale = (v.scale_min, v.scale_max)
+        assert isinstance(v.image_size, int)  # the constructor refuses others
         return PairedView(v.image_size, self.teacher_size, scale, flip=v.hflip)
 
     @property
     def preprocess(self) -> Preprocess:
-        size = self.view.image_size
-        return Preprocess(size, with_margin(size), self.mean, self.std)
+        return Preprocess.of_view(self.view.image_size, self.mean, self.std)
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        sides = {"image": self.view.image_size, "teacher_image": self.teacher_size}
+        views = {"image": self.view.image_size, "teacher_image": self.teacher_size}
         return {
-            name: jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8)
-            for name, side in sides.items()
+            name: jax.ShapeDtypeStruct((batch, *sides(size), 3), jnp.uint8)
+            for name, size in views.items()
         }
 
     def schedules(self, total_steps: int, global_batch: int) -> dict[str, Schedule]:

@@ -21,7 +21,8 @@ import numpy as np
 from einops import repeat
 
 from webssl_jax import colours
-from webssl_jax.data.views import Preprocess, RandomResizedCropView, with_margin
+from webssl_jax.data.decode import sides
+from webssl_jax.data.views import Preprocess, RandomResizedCropView
 from webssl_jax.methods.base import LossOutput, Params, Schedule, Variables
 from webssl_jax.methods.ijepa.blocks import Blocks, MultiBlock
 from webssl_jax.methods.mae.method import View
@@ -100,7 +101,7 @@ class IJEPA:
 
     @property
     def _grid(self) -> tuple[int, int]:
-        return self.encoder.grid_of(self.view.image_size, self.view.image_size)
+        return self.encoder.grid_of(*sides(self.view.image_size))
 
     # Variables and loss.
 
@@ -196,12 +197,11 @@ class IJEPA:
 
     @property
     def preprocess(self) -> Preprocess:
-        size = self.view.image_size
-        return Preprocess(size, with_margin(size), self.mean, self.std)
+        return Preprocess.of_view(self.view.image_size, self.mean, self.std)
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        side = self.view.image_size
-        return {"image": jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8)}
+        shape = (batch, *sides(self.view.image_size), 3)
+        return {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}
 
     def schedules(self, total_steps: int, global_batch: int) -> dict[str, Schedule]:
         """``momentum``, linear."""
@@ -257,8 +257,8 @@ class IJEPA:
             shown = np.zeros((len(images), grid[0] * grid[1]), bool)
             rows = np.arange(len(images))[:, None]
             np.logical_or.at(shown, (rows, places), present)
-            shown = shown.reshape(-1, *grid)
-            return np.where(repeat(shown, "b h w -> b (h p) (w q) 1", p=p, q=p), images, _GREY)
+            on_grid = shown.reshape(-1, *grid)
+            return np.where(repeat(on_grid, "b h w -> b (h p) (w q) 1", p=p, q=p), images, _GREY)
 
         views = {"context": only(blocks.context, blocks.context_present)}
         for i in range(self.masks.targets):

@@ -25,7 +25,7 @@ import numpy as np
 from webssl_jax import colours
 from webssl_jax.data.multicrop import MultiCropView
 from webssl_jax.data.photometric import Distortion
-from webssl_jax.data.views import Preprocess, with_margin
+from webssl_jax.data.views import Preprocess
 from webssl_jax.methods.base import LossOutput, Params, Schedule, Variables
 from webssl_jax.methods.vitals import Alarm, Limit, Sign, Vitals, effective_rank, most_rank
 from webssl_jax.models import pixels, sizes
@@ -105,10 +105,10 @@ class MoCoV3:
           ValueError: for an unknown or ill-fitting field; one line.
         """
         fields = {key: value for key, value in config.method.items() if key != "name"}
-        defaults = {"view": View(), "projector": cls.projector, "predictor": cls.predictor}
-        for name, default in defaults.items():
+        fields["view"] = sizes.construct(View, dict(fields.get("view") or {}), "method.view")
+        for name, default in (("projector", cls.projector), ("predictor", cls.predictor)):
             own = dataclasses.asdict(default) | dict(fields.get(name) or {})
-            fields[name] = sizes.construct(type(default), own, f"method.{name}")
+            fields[name] = sizes.construct(MlpConfig, own, f"method.{name}")
         model = {"image_size": fields["view"].image_size}
         model |= {"position": "sincos_rows", "init": "moco"}
         model |= {key: value for key, value in config.model.items() if value is not None}
@@ -212,8 +212,7 @@ class MoCoV3:
 
     @property
     def preprocess(self) -> Preprocess:
-        size = self.view.image_size
-        return Preprocess(size, with_margin(size), self.mean, self.std)
+        return Preprocess.of_view(self.view.image_size, self.mean, self.std)
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         side = self.view.image_size
