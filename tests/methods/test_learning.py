@@ -1,0 +1,120 @@
+"""Small networks learn a few images by heart, and along the curve that is committed.
+
+python -m tests.methods.test_learning     writes the curves anew; the commit says why
+"""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from tests.methods import small_runs
+from webssl_jax.data import records
+from webssl_jax.methods.base import Variables
+from webssl_jax.model import Model
+from webssl_jax.models.features import Want
+
+FILE = pathlib.Path(__file__).parent / "golden" / "reference_curves.json"
+EVERY = 10  # steps, over which a point of a curve is the mean
+BAND = 0.03  # of each point
+COUNT = 64
+SHORT = ["model.size=micro", "total_steps=300", "optim.lr_scaling=none"]
+RECIPES = {
+    "mae": (
+        "configs/web_mae.py:size=tiny",
+        [
+            "global_batch=16",
+            "method.view.image_size=32",
+            "method.view.scale_min=1.0",
+            "method.decoder.width=64",
+            "method.decoder.depth=1",
+            "method.decoder.heads=2",
+            "optim.warmup_steps=20",
+            "optim.lr=4e-3",
+        ],
+    ),
+    "dino": (
+        "configs/mini_web.py:method=dino",
+        [
+            "global_batch=32",
+            "method.view.global_size=32",
+            "method.view.local_size=16",
+            "method.view.local_count=2",
+            "method.view.jitter=0.0",
+            "method.momentum=0.9",  # a slower teacher is what it was at the start, after 300 steps
+            "optim.warmup_steps=20",
+            "optim.lr=4e-3",
+        ],
+    ),
+    "clip": (
+        "configs/clip.py:size=tiny",
+        [
+            "global_batch=16",
+            "method.view.image_size=32",
+            "method.view.scale_min=1.0",
+            "method.text.width=32",
+            "method.text.depth=1",
+            "method.text.heads=2",
+            "method.text.context=16",
+            "optim.warmup_steps=10",
+            "optim.lr=3e-3",
+        ],
+    ),
+}
+
+
+def train(name, seeds):
+    spec, overrides = RECIPES[name]
+    return small_runs.train(spec, SHORT + overrides, small_runs.few_images(COUNT), seeds)
+
+
+def curve(run):
+    return run.metrics["train/loss"].reshape(-1, EVERY).mean(axis=1)
+
+
+def found_own_crop(method, variables):
+    """Of the images the share whose second crop is the nearest of all second crops to the first,
+    by the cosine of their CLS tokens."""
+    view, model = method.train_view(), Model.of(method, Variables(*variables))
+    crops = np.stack(
+        [
+            view(records.decode(data).image, np.random.default_rng((9, i)))["global_crops"]
+            for i, data in enumerate(small_runs.few_images(COUNT))
+        ]
+    )
+    cls = [np.asarray(model.features(crops[:, i], Want(patches="none")).cls) for i in (0, 1)]
+    one, two = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in cls)
+    return ((one @ two.T).argmax(axis=1) == np.arange(COUNT)).mean()
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def runs(request):
+    """(name, {seed: run} of three seeds)."""
+    return request.param, train(request.param, (0, 1, 2))
+
+
+@pytest.mark.slow
+def test_a_small_network_learns_64_images_by_heart(runs):
+    name, found = runs
+    for seed, run in found.items():
+        loss = run.metrics["train/loss"]
+        if name == "mae":  # guessing the mean of each patch gives 1
+            assert loss[-EVERY:].mean() < min(0.6 * loss[0], 0.85), seed
+        elif name == "clip":
+            assert loss[-EVERY:].mean() < 0.2, seed
+        else:
+            before, after = (found_own_crop(run.method, x) for x in (run.first, run.last))
+            assert after > 5 / COUNT and after > before + 0.1, (seed, before, after)
+
+
+@pytest.mark.slow
+def test_the_loss_falls_along_the_committed_curve(runs):
+    """A change that moves a curve says why in its commit, and writes the file anew."""
+    name, found = runs
+    np.testing.assert_allclose(curve(found[0]), json.loads(FILE.read_text())[name], rtol=BAND)
+
+
+if __name__ == "__main__":
+    made = {name: [round(float(x), 4) for x in curve(train(name, (0,))[0])] for name in RECIPES}
+    FILE.write_text(json.dumps(made, indent=1) + "\n")
