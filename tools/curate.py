@@ -26,6 +26,15 @@ says of some records, a linear head on features of a model can learn to say of o
     python tools/curate.py fit-head --scores SCORES --column text_area --above 0.02 \\
         --model MODEL --output head.npz
 
+By features of the same shards (webssl features), near-duplicates, balance and retrieval are such
+selections, too:
+
+    python tools/curate.py dedup --features FEATURES --input SHARDS --threshold 0.95 --output ONCE
+    python tools/curate.py cluster --features FEATURES --input SHARDS --levels 1000,50 \\
+        --share 0.25 --output EVEN
+    python tools/curate.py retrieve --features FEATURES --input SHARDS --targets WANTED \\
+        --target-input IMAGES --nearest 4 --output LIKE_WANTED
+
 Exit codes as everywhere in webssl_jax: 0 done, 2 bad input or full disk (one line says what), 130
 stopped by Ctrl-C.
 """
@@ -45,7 +54,7 @@ from webssl_jax.curation import matching, ngrams, passes, scorers, scores, selec
 from webssl_jax.files import write_text
 from webssl_jax.telemetry.progress import Progress
 
-_RESUMABLE = ("match", "balance", "score", "fit-head", "dedup", "cluster")
+_RESUMABLE = ("match", "balance", "score", "fit-head", "dedup", "cluster", "retrieve")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -329,7 +338,6 @@ def _features_flags(parser: cli.ArgumentParser) -> None:
         "--input", nargs="+", required=True, metavar="PATTERN", help="the shards it was made of"
     )
     parser.add_argument("--feature", default="cls", help="column of the features (default: cls)")
-    parser.add_argument("--seed", type=_natural, default=0)
 
 
 def _dedup_flags(parser: cli.ArgumentParser) -> None:
@@ -355,6 +363,7 @@ def _dedup_flags(parser: cli.ArgumentParser) -> None:
         metavar="N",
         help="cells of the index that a record is looked for in (default: 4)",
     )
+    parser.add_argument("--seed", type=_natural, default=0)
 
 
 def _dedup(args) -> int:
@@ -395,6 +404,7 @@ def _cluster_flags(parser: cli.ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument("--share", type=_share, metavar="P", help="of the records to keep")
     how.add_argument("--number", type=_positive, metavar="N", help="of records to keep")
+    parser.add_argument("--seed", type=_natural, default=0)
 
 
 def _cluster(args) -> int:
@@ -411,6 +421,40 @@ def _cluster(args) -> int:
             f"{level['largest']:,}, {level['largest_kept']:,} kept; median {level['median']:,g}; "
             f"smallest {level['smallest']:,}, {level['smallest_kept']:,} kept"
         )
+    return _tell_selection(args.output)
+
+
+def _retrieve_flags(parser: cli.ArgumentParser) -> None:
+    _features_flags(parser)
+    parser.add_argument(
+        "--targets", type=Path, required=True, metavar="DIR", help="features of the wanted images"
+    )
+    parser.add_argument(
+        "--target-input", nargs="+", required=True, metavar="PATTERN", help="their shards"
+    )
+    parser.add_argument(
+        "--nearest", type=_positive, default=4, metavar="N", help="records of a target (default 4)"
+    )
+    parser.add_argument(
+        "--above", type=float, default=-1.0, metavar="X", help="only from this cosine similarity on"
+    )
+
+
+def _retrieve(args) -> int:
+    from webssl_jax.curation import retrieving
+    from webssl_jax.curation.feature_pool import FeaturePool
+
+    pool = FeaturePool.open(args.features, args.input, args.feature)
+    targets = FeaturePool.open(args.targets, args.target_input, args.feature)
+    progress = _Progress("comparing")
+    figures = retrieving.retrieve(pool, targets, args.output, args.nearest, args.above, progress)
+    progress.close()
+    print(
+        f"{_kept(figures)}; of {figures['target_images']:,} targets, {figures['wanted_once']:,} "
+        f"records of one only, at most {figures['most_wanted']:,} of one record; mean similarity "
+        f"of the nearest {figures['similarity_of_nearest']:.3f}, the least taken "
+        f"{figures['least_similarity']:.3f}"
+    )
     return _tell_selection(args.output)
 
 
@@ -463,6 +507,7 @@ COMMANDS = {
     "select": ("choose records by their scores", _select_flags, _select),
     "dedup": ("of near-duplicates by features keep one", _dedup_flags, _dedup),
     "cluster": ("cluster features, and sample evenly", _cluster_flags, _cluster),
+    "retrieve": ("of records take the nearest to wanted images", _retrieve_flags, _retrieve),
     "balance": ("write the sampled records of matched shards", _balance_flags, _balance),
 }
 

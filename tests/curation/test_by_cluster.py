@@ -11,6 +11,7 @@ from tests.curation.test_near_duplicates import keys
 from webssl_jax.config import UserError
 from webssl_jax.curation import by_cluster, clusters, scores, selecting
 from webssl_jax.evaluators.sharded import AXIS
+from webssl_jax.tools import curate
 
 SIZES = np.array([150, 60, 30, 20, 9, 4])  # two kinds, three clusters each
 
@@ -53,7 +54,7 @@ def test_shares_fill_the_small_ones_first_and_are_exact():
     assert clusters.shares(SIZES, 4, rng).sum() == 4 and clusters.shares(SIZES, 0, rng).sum() == 0
 
 
-def test_a_sample_is_shared_among_kinds_then_among_their_clusters(planted, tmp_path):
+def test_a_sample_is_shared_among_kinds_then_among_their_clusters(planted, tmp_path, capsys):
     rows, labels = planted
     pool = feature_folders.make(tmp_path, rows, gaps=(5,))
     labels = np.delete(labels, 5)
@@ -74,7 +75,18 @@ def test_a_sample_is_shared_among_kinds_then_among_their_clusters(planted, tmp_p
 
     first = (tmp_path / "out" / "selection.parquet").read_bytes()
     (tmp_path / "out" / ".plan" / "level-2.npy").unlink()  # killed before it
-    by_cluster.cluster(pool, tmp_path / "out", (6, 2), 60)
+    place = [
+        "--features",
+        pool.folder,
+        "--input",
+        tmp_path / "shards",
+        "--output",
+        tmp_path / "out",
+    ]
+    assert curate.main(["cluster", *map(str, place), "--levels", "6,2", "--number", "60"]) == 0
+    said = capsys.readouterr().out
+    assert "60 of 273 records kept (21.98%), 212 dropped, 1 without features" in said
+    assert "level 2: 2 clusters, 0 empty; largest 240, 30 kept" in said
     assert (tmp_path / "out" / "selection.parquet").read_bytes() == first
     with pytest.raises(UserError, match="--levels 2,6: must fall"):
         by_cluster.cluster(pool, tmp_path / "new", (2, 6), 60)

@@ -7,7 +7,7 @@ from tests.curation.test_selecting import Grey
 from tests.data.image_shards import encode_image, make_record, write_shard
 from tests.evaluators.small_models import small_mae
 from webssl_jax.config import UserError
-from webssl_jax.curation import heads, scorers, scores
+from webssl_jax.curation import engine, heads, scorers, scores
 from webssl_jax.data import records
 
 COUNT = 440
@@ -24,7 +24,9 @@ def fitted(tmp_path_factory):
     made[3] = make_record(b"no image", 3)
     write_shard(folder / "p-00000-of-00001.arrayrecord", [records.encode(one) for one in made])
     scored = folder / "scores"
-    scores.score([str(folder)], Grey(), scored, workers=1)
+    with pytest.MonkeyPatch.context() as patch:  # in this process
+        patch.setattr(engine, "work", lambda _, do, tasks, progress: [do(task) for task in tasks])
+        scores.score([str(folder)], Grey(), scored, workers=1)
     model = small_mae().save(folder / "mae.pth", "mae-pth")
     target = heads.Target(scored, "grey", 128)
     figures = heads.fit(target, str(model), folder / "head.npz", feature="patches")

@@ -8,6 +8,7 @@ from tests.curation import feature_folders
 from webssl_jax.config import UserError
 from webssl_jax.curation.feature_pool import FeaturePool
 from webssl_jax.curation.near_duplicates import Rules, dedup
+from webssl_jax.tools import curate
 
 COUNT, COPIES, GAP = 400, 80, 390
 
@@ -27,7 +28,7 @@ def keys(path):
     return [int(key) for key in pq.read_table(path)["key"].to_pylist()]
 
 
-def test_planted_groups_are_found_and_the_first_or_the_best_stays(planted, tmp_path):
+def test_planted_groups_are_found_and_the_first_or_the_best_stays(planted, tmp_path, capsys):
     figures = dedup(planted, tmp_path / "a", Rules(0.98))
     assert (figures["groups"], figures["kept"], figures["dropped"]) == (40, 320, 79)
     assert (figures["without_features"], figures["recall"]) == (1, 1.0)
@@ -37,6 +38,12 @@ def test_planted_groups_are_found_and_the_first_or_the_best_stays(planted, tmp_p
     assert by_key == {i: i for i in range(40)} | {
         COUNT - COPIES + i: i // 2 for i in range(COPIES) if COUNT - COPIES + i != GAP
     }
+    given = ["--features", planted.folder, "--input", planted.folder.parent / "shards"]
+    given += ["--threshold", 0.98, "--output", tmp_path / "a"]
+    assert curate.main(["dedup", *map(str, given)]) == 0
+    said = capsys.readouterr().out
+    assert "320 of 400 records kept (80.00%), 79 dropped, 1 without features; 40 groups" in said
+    assert "the largest of 3; all pairs compared" in said
     better = np.arange(COUNT, dtype=float)
     better[-1] = np.nan  # without a score: not the best
     dedup(planted, tmp_path / "a", Rules(0.98), better)

@@ -10,4 +10,8 @@ and sampled so that no entry is in more of them than a threshold asks for.
 
 Both passes are functions of one shard alone, done by a pool of processes; whatever has its name is
 complete. ``report`` makes the tables and the picture. ``tools/curate.py`` is the command.
+
+Records are also chosen by scores (``scores``, ``scorers``, ``heads``, ``selecting``) and by
+features (``feature_pool``: ``near_duplicates``, ``clusters``, ``by_cluster``, ``retrieving``). The
+result is a selection, a list of records, and no shard is copied.
 """

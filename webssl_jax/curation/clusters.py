@@ -101,7 +101,7 @@ def _step(mesh: Mesh) -> Callable:
     def own(x: jax.Array, real: jax.Array, centroids: jax.Array) -> tuple[jax.Array, ...]:
         size = min(len(x), CHUNK)
 
-        def add(total, chunk):
+        def add(total: tuple, chunk: tuple) -> tuple[tuple, None]:
             rows, there = chunk
             label, distance = _nearest(rows, centroids)
             one_hot = jax.nn.one_hot(label[:, 0], len(centroids)) * there[:, None]

@@ -19,6 +19,8 @@ from webssl_jax.curation import index as indexing
 from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.evaluators import feature_files
 
+ROWS = 8192  # of a block
+
 
 @dataclasses.dataclass(frozen=True)
 class FeaturePool:
@@ -79,7 +81,7 @@ class FeaturePool:
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Rows with features, in order: their numbers (m,), and (m, D) float32."""
         for part in self._parts:
-            for batch in pq.ParquetFile(part).iter_batches(columns=["index", self.column]):
+            for batch in pq.ParquetFile(part).iter_batches(ROWS, columns=["index", self.column]):
                 there = batch.filter(batch[self.column].is_valid())
                 values = there[self.column].flatten().to_numpy(zero_copy_only=False)
                 numbers = there["index"].to_numpy()
