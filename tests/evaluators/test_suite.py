@@ -240,6 +240,7 @@ def test_rows_are_completed_with_the_defaults_of_their_kind():
         "test": "y",
         "max_images": 0,
         "last_blocks": 4,
+        "greyscale": False,
         "protocol": "own",
     }
 
