@@ -10,7 +10,7 @@ share of their true pairs that lie in one group.
 ``selection.parquet``    ``shard``, ``record``, ``key`` of what stays
 ``groups.parquet``       of each record in a group: also ``group``, from 0, and ``kept``
 ``dedup.json``           the figures: records, groups, kept, dropped, without features, recall
-``groups.png``           groups, one after the other
+``groups.png``           some members of groups, what stays first
 ``.plan/``               unit vectors and what was compared: the same command goes on from there
 =======================  =========================================================================
 """
@@ -37,6 +37,7 @@ from webssl_jax.files import write_json
 
 SAMPLED = 1000  # records that the recall is measured on
 _ROWS, _COLUMNS = 1024, 8192  # of a product
+_SHOWN = 4  # records of a group
 _CELLS = 64  # whose links are one file: what a kill costs, at most
 
 
@@ -245,7 +246,9 @@ def _write_groups(output: Path, pool: FeaturePool, group: np.ndarray, kept: np.n
     pq.write_table(pa.concat_tables(parts), temporary)
     os.replace(temporary, output / "groups.parquet")
     members = np.flatnonzero(group >= 0)
-    members = members[np.argsort(group[members], kind="stable")]
-    shown = ((int(i), f"{group[i]}{' kept' if kept[i] else ''}") for i in members)
-    title = f"groups: {len(np.unique(group[members])):,} of {len(members):,} records"
+    members = members[np.lexsort((~kept[members], group[members]))]  # what stays comes first
+    _, starts, sizes = np.unique(group[members], return_index=True, return_counts=True)
+    place = np.arange(len(members)) - np.repeat(starts, sizes)
+    shown = ((int(i), f"{group[i]}{' kept' if kept[i] else ''}") for i in members[place < _SHOWN])
+    title = f"{len(sizes):,} groups of {len(members):,} records; up to {_SHOWN} of each"
     selecting.sheet(output / "groups.png", pool.shards, shown, title)
