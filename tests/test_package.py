@@ -30,7 +30,7 @@ SMALL = {
     "global_batch": 32,
     "sharding.max_unsharded_fraction": 0.2,
     "pictures.kinds": "none",
-    "evals.probe": "none",
+    **{f"evals.{row}": "none" for row in ("probe", "knn_grey", "probe_grey")},
     "evals.knn.max_images": 300,
     "eval_batch": 32,
 }

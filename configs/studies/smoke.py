@@ -4,7 +4,7 @@ corpus, two seeds. Its runs are far too short to show anything.
     webssl study smoke --workdir DIR
 
 Arguments: images = that each run sees; side = of an image, in pixels; seeds; train, test = labelled
-shards.
+shards; max_images = that are judged of each (0: all).
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,9 @@ from webssl_jax.config import parse_arg
 
 def get_config(arg=None):
     """See the module's docstring."""
-    arg = parse_arg(arg, images=640, side=32, seeds=2, train="corpus:train", test="corpus:test")
+    arg = parse_arg(
+        arg, images=640, side=32, seeds=2, train="corpus:train", test="corpus:test", max_images=0
+    )
     cells = {
         name: {
             "config": "web_mae:size=tiny",
@@ -34,6 +36,7 @@ def get_config(arg=None):
         "data": {"train": arg.train},
         "evals": {"knn": {"kind": "knn", "train": arg.train, "test": arg.test}},
     }
+    overrides["evals"]["knn"]["max_images"] = arg.max_images
     findings = {
         "size": {"kind": "slope", "x": "parameters", "metric": "knn/top1", "cells": "*"},
         "last step": {"kind": "gain", "x": "parameters", "metric": "knn/top1", "cells": "*"},

@@ -96,7 +96,7 @@ def alone():
 @pytest.mark.parametrize(
     "shape, chunk",
     [
-        ((2, 2, 2), 0),
+        pytest.param((2, 2, 2), 0, marks=pytest.mark.slow),
         ((1, 8, 1), 16),
         pytest.param((8, 1, 1), 0, marks=pytest.mark.slow),
         pytest.param((1, 8, 1), 0, marks=pytest.mark.slow),

@@ -50,10 +50,11 @@ CASES = {
 
 ONE, TWO = (1, 1, 1), (1, 2, 1)  # meshes
 slow = pytest.mark.slow
-# Compiling a step is dear: DINO's own tests, and the Gram stage here, have most of DINOv3's.
-STEPPED = [pytest.param(x, marks=slow) if x == "dinov3" else x for x in CASES]
-# What is drawn by image, and what needs the whole batch; the others have nothing of either.
-SPREAD = [x if x in ("ijepa", "mocov3") else pytest.param(x, marks=slow) for x in CASES]
+# Compiling a step is dear: DINO's own tests, and those of the Gram stage, have most of DINOv3's.
+DEAR = ("dinov3", "dinov3_gram", "distill")
+STEPPED = [pytest.param(x, marks=slow) if x in DEAR else x for x in CASES]
+# What is drawn by image; the others draw nothing, or have a test like this of their own.
+SPREAD = [x if x == "ijepa" else pytest.param(x, marks=slow) for x in CASES]
 
 
 def load(name):

@@ -37,7 +37,9 @@ def run(method, variables, aux):
     return out, grads
 
 
-@pytest.fixture(scope="module", params=["sinkhorn", "softmax"])
+@pytest.fixture(
+    scope="module", params=["sinkhorn", pytest.param("softmax", marks=pytest.mark.slow)]
+)
 def plain(request):
     method = dataclasses.replace(METHOD, centering=request.param)
     variables = jax.jit(lambda: method.init(jax.random.key(0), method.batch_spec(BATCH)))()

@@ -93,7 +93,7 @@ def test_sincos_table_is_the_formula_of_mae_column_first():
             np.testing.assert_allclose(table[row * grid[1] + column], expected, atol=1e-6)
 
 
-class RowNumbers(position.Position):
+class RowNumbers(position.Table):
     """CLS at 5, each patch at the number of its row."""
 
     def table(self, params):
@@ -114,7 +114,7 @@ def test_a_new_kind_of_position_is_one_class_and_one_row_of_the_table(monkeypatc
 
 
 def test_an_unknown_kind_of_position_is_refused_in_one_line():
-    with pytest.raises(ValueError, match="position = 'polar' is not one of learned, sincos$"):
+    with pytest.raises(ValueError, match="position = 'polar' is not one of learned, sincos, "):
         sizes.web_mae("micro", position="polar")
     with pytest.raises(ValueError, match="width = 30 must be a multiple of 4 for sincos positions"):
         sizes.web_mae("micro", width=30)

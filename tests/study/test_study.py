@@ -180,7 +180,7 @@ def test_a_killed_study_leaves_no_run_behind(tmp_path):
 
 def test_smoke_ends_with_its_page_whatever_killed_it(tmp_path):
     out = tmp_path / "out"
-    arguments = ["tools/study.py", "smoke:images=384,seeds=1", "--workdir", out]
+    arguments = ["tools/study.py", "smoke:images=384,seeds=1,max_images=200", "--workdir", out]
     study = runner_of_tests.start_program(*arguments)
     saved = out / "cells" / "narrow" / "seed0" / "checkpoints"
     deadline = time.monotonic() + 240
@@ -196,7 +196,7 @@ def test_smoke_ends_with_its_page_whatever_killed_it(tmp_path):
     rows = json.loads((out / "runs.json").read_text())
     assert [row["cell"] for row in rows] == ["narrow", "wide"]
     assert "2 of 2 runs of 2 cells are done" in (out / "index.html").read_text()
-    assert "colour: Even the best cell, " in done.output
+    assert "colour: " in done.output
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ checkpoint. A run that fails is named, with its last words, and the others go on
 from __future__ import annotations
 
 import collections
-import ctypes
 import dataclasses
 import json
 import os
@@ -33,7 +32,10 @@ from webssl_jax.telemetry.progress import format_seconds
 _MOST_STARTS = 5  # in a row that save no further step
 _POLL = 0.2  # seconds
 _SPEAK = 30.0  # seconds between two lines
-_PARENT_DIED = 1  # PR_SET_PDEATHSIG
+# A study that is killed leaves no run behind: they get a SIGTERM (15), save and end. Linux only.
+_END_WITH_PARENT = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execvp(sys.argv[1], sys.argv[1:])"
+)
 Command = Callable[[Run], list[str]]
 
 
@@ -151,9 +153,8 @@ class _Runner:
             time.sleep(_POLL)
             return
         with open(run.workdir / "train.log", "ab") as log:
-            process = subprocess.Popen(
-                self._command(run), stdout=log, stderr=log, preexec_fn=_end_with_parent
-            )
+            command = [sys.executable, "-c", _END_WITH_PARENT, *self._command(run)]
+            process = subprocess.Popen(command, stdout=log, stderr=log)
         self._children.append(_Child(run, process, _step(run)))
 
     def _ended(self, child: _Child) -> None:
@@ -198,11 +199,6 @@ class _Runner:
             child.process.terminate()
         for child in self._children:
             child.process.wait()
-
-
-def _end_with_parent() -> None:
-    """A study that is killed leaves no run behind: they save and end. (Linux only.)"""
-    ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGTERM)
 
 
 def _step(run: Run) -> int:

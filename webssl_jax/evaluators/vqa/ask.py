@@ -205,7 +205,7 @@ def _program(
 
     def compute(params: Any, images: jax.Array, tokens: jax.Array) -> generating.Generated:
         seen = pixels.normalise(images, preprocess.mean, preprocess.std)
-        cells = answering.image_cells(networks, params, seen)  # type: ignore[arg-type]
+        cells = answering.image_cells(networks, params, seen)  # type: ignore[arg-type]  # none of its three is None
         return generating.generate(
             language,
             params["language"],
