@@ -255,6 +255,12 @@ class ViTConfig(BlockConfig):
         """Tokens before the patches: CLS, where there is one, and registers."""
         return (self.pooling == "cls") + self.num_registers
 
+    def encode_flops(self, patches: int) -> float:
+        """As :meth:`block_flops`, of ``patches`` with the tokens before them, and of their
+        embedding."""
+        embed = 2.0 * patches * self.patch_size**2 * 3 * self.width
+        return embed + self.block_flops(self.prefix + patches)
+
     def grid_of(self, height: int, width: int) -> Grid:
         """Patches (rows, columns) of an image of ``height`` x ``width`` pixels.
 

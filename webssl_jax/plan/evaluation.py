@@ -195,8 +195,7 @@ def forward_flops(networks: Networks, shape: tuple[int, int]) -> float:
     multiply-add. Where patches do not divide a side, it is filled up."""
     c = encoder_of(networks)
     height, width = c.grid_of(*(side + -side % c.patch_size for side in shape))
-    tokens = height * width + c.num_registers + (c.pooling == "cls")
-    return 2.0 * height * width * c.patch_size**2 * 3 * c.width + c.block_flops(tokens)
+    return c.encode_flops(height * width)
 
 
 def table(r: Mapping[str, Any]) -> str:

@@ -305,8 +305,7 @@ class CLIP:
         others of the batch, less than 3% of them, is left out."""
         e = self.encoder
         h, w = e.grid_of(self.view.image_size, self.view.image_size)
-        vision = 2.0 * h * w * e.patch_size**2 * 3 * e.width
-        vision += e.block_flops((e.pooling == "cls") + h * w + e.num_registers)
+        vision = e.encode_flops(h * w)
         if e.pooling == "cls":
             vision += 2.0 * e.width * self.text.embedding
         else:  # keys and values of all patches; the rest is of one token

@@ -228,13 +228,9 @@ class Distill:
         of the teacher."""
         (rows, columns), (own_rows, own_columns) = self._grids
         e, t = self.encoder, self.teacher
-
-        def encode(c: ViTConfig, patches: int) -> float:
-            return 2.0 * patches * c.patch_size**2 * 3 * c.width + c.block_flops(c.prefix + patches)
-
         own, hidden = own_rows * own_columns, self.hidden or t.width
         adapt = 2.0 * (1 + own) * hidden * (e.width + t.width)
-        return 3.0 * (encode(e, own) + adapt) + encode(t, rows * columns)
+        return 3.0 * (e.encode_flops(own) + adapt) + t.encode_flops(rows * columns)
 
 
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:

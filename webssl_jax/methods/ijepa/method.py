@@ -270,16 +270,11 @@ class IJEPA:
         predictor on every block, and once the teacher's on the whole image; blocks at their
         largest."""
         e, d, grid = self.encoder, self.predictor, self._grid
-        values, patches = e.patch_size**2 * 3, grid[0] * grid[1]
         context, most = self.masks.length(grid), self.masks.most(grid)
-
-        def encode(tokens: int) -> float:
-            return 2.0 * tokens * values * e.width + e.block_flops(e.num_registers + tokens)
-
         predict = 2.0 * context * e.width * d.width + self.masks.targets * (
             d.block_flops(context + most) + 2.0 * most * d.width * e.width
         )
-        return 3.0 * (encode(context) + predict) + encode(patches)
+        return 3.0 * (e.encode_flops(context) + predict) + e.encode_flops(grid[0] * grid[1])
 
 
 def _normalise(x: jax.Array) -> jax.Array:

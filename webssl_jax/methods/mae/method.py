@@ -236,7 +236,7 @@ class MAE:
         h, w = e.grid_of(*sides(self.view.image_size))
         patches, values = h * w, e.patch_size**2 * 3
         visible = visible_count(patches, self.mask_ratio)
-        forward = 2.0 * visible * values * e.width + e.block_flops(1 + visible + e.num_registers)
+        forward = e.encode_flops(visible)
         forward += 2.0 * (1 + visible) * e.width * d.width + d.block_flops(1 + patches)
         forward += 2.0 * patches * d.width * values
         return 3.0 * forward

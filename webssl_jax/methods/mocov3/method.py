@@ -275,7 +275,7 @@ class MoCoV3:
         the average; the comparison of all pairs is left out."""
         e = self.encoder
         h, w = e.grid_of(self.view.image_size, self.view.image_size)
-        encode = 2.0 * h * w * e.patch_size**2 * 3 * e.width + e.block_flops(e.prefix + h * w)
+        encode = e.encode_flops(h * w)
         project = self.projector.flops(e.width)
         student = encode + project + self.predictor.flops(self.projector.output)
         return VIEWS * (3.0 * student + encode + project)

@@ -212,8 +212,7 @@ class Supervised:
         """Three times the forward matrix products."""
         e = self.encoder
         h, w = e.grid_of(*sides(self.view.image_size))
-        forward = 2.0 * h * w * e.patch_size**2 * 3 * e.width + e.block_flops(e.prefix + h * w)
-        return 3.0 * (forward + 2.0 * e.width * len(self.classes))
+        return 3.0 * (e.encode_flops(h * w) + 2.0 * e.width * len(self.classes))
 
 
 def _read_classes(text: str) -> tuple[str, ...]:

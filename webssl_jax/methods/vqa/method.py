@@ -263,8 +263,7 @@ class VQA:
         gradient goes."""
         e = self.encoder
         h, w = e.grid_of(self.image_size, self.image_size)
-        seen = 2.0 * h * w * e.patch_size**2 * 3 * e.width
-        seen += e.block_flops((e.pooling == "cls") + h * w + e.num_registers)
+        seen = e.encode_flops(h * w)
         backward = 2.0 if "language" in self.trained else 1.0
         read = self.language.flops(self.length)
         return seen + 3.0 * self.connector.flops(e.width) + (1.0 + backward) * read
