@@ -333,6 +333,12 @@ def build(fields: Mapping[str, Any]) -> ViTConfig:
     return construct(ViTConfig, fields, "a ViT")
 
 
+def given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are said. None stands for a size's own value, so that every field is a key that
+    can be overridden."""
+    return {key: value for key, value in fields.items() if value is not None}
+
+
 def construct(cls: type[_Config], fields: Mapping[str, Any], what: str) -> _Config:
     """``cls(**fields)`` for a dataclass whose fields are int, float, bool, str, tuple or dataclass,
     or None. A list, as JSON gives it, is taken as a tuple. ``what`` names the object in errors.

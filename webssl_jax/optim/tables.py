@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+# A row of ``decay``: biases and the factors of norms and LayerScale are not decayed (timm's rule,
+# which MAE uses: whatever is one-dimensional in one block).
+ONE_DIMENSIONAL = (r"/(bias|scale|gamma)$", 0.0)
+
 
 @dataclasses.dataclass(frozen=True)
 class Tables:

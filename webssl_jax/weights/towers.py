@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from webssl_jax.models import clip_sizes
+from webssl_jax.models import clip_sizes, sizes
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.text import TextConfig
 from webssl_jax.weights import clip, configs, preprocessing, shapes, siglip
@@ -292,7 +292,7 @@ def _transformers(
             if kind == "clip" and own["eos_token_id"] != _OLD_END:
                 wanted["eos_token_id"] = made["vocabulary"] - 1
         if kind == "siglip":
-            own = {"projection_size": made["width"]} | _given(own)
+            own = {"projection_size": made["width"]} | sizes.given(own)
             wanted |= {"vision_use_head": True} if tower == "encoder" else {}
             wanted |= {"projection_size": made["embedding"]} if tower == "text" else {}
         own["image_size"] = one_way(own.get("image_size"))
@@ -363,10 +363,6 @@ def _object(file: Any, config: Mapping[str, Any], key: str) -> dict[str, Any]:
     if not isinstance(value, dict | None):
         raise WeightsError(f"{file}: {key} = {shown(value)} is no object")
     return value or {}
-
-
-def _given(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if value is not None}
 
 
 def _activation(file: Any, config: Mapping[str, Any], kind: str) -> str:

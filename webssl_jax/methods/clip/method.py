@@ -96,12 +96,12 @@ class CLIP:
         method = {key: value for key, value in config.method.items() if key != "name"}
         view = sizes.construct(View, dict(method.pop("view", None) or {}), "method.view")
         # None stands for the size's own value, so that every field is a key that can be overridden.
-        model = {"image_size": view.image_size} | _given(config.model)
+        model = {"image_size": view.image_size} | sizes.given(config.model)
         size = model.pop("size", None)
         encoder = clip_sizes.vision(size, **model) if size else sizes.build(model)
         # The text tower is computed as the image tower is.
         same = {key: getattr(encoder, key) for key in ("dtype", "remat", "attention")}
-        fields = same | _given(method.pop("text", None) or {})
+        fields = same | sizes.given(method.pop("text", None) or {})
         size = fields.pop("size", size)
         text = clip_sizes.text(size, **fields) if size else clip_sizes.build_text(fields)
         return sizes.construct(cls, dict(method, encoder=encoder, text=text, view=view), "method")
@@ -311,7 +311,3 @@ class CLIP:
         else:  # keys and values of all patches; the rest is of one token
             vision += 2.0 * (2 * h * w + 2) * e.width**2 + 4.0 * e.width * e.hidden
         return 3.0 * (vision + self.text.flops())
-
-
-def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in fields.items() if value is not None}

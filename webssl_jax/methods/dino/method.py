@@ -47,7 +47,7 @@ from webssl_jax.models.layers import gather_tokens
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.vit import ViT, ViTOutput, train_rngs
 from webssl_jax.optim import schedules
-from webssl_jax.optim.tables import Tables
+from webssl_jax.optim.tables import ONE_DIMENSIONAL, Tables
 from webssl_jax.visuals import crop_sheet
 
 CENTRINGS = ("sinkhorn", "softmax")
@@ -502,7 +502,7 @@ class DINO:
         tokens = decay ** (depth + 1)
         blocks = tuple(decay ** (depth - i) for i in range(depth))
         return Tables(
-            decay=((r"/(bias|scale|gamma)$", 0.0),),
+            decay=(ONE_DIMENSIONAL,),
             learning_rate=(
                 (r"_head/last_layer/", "last_layer_rate"),
                 (r"^encoder/patch_embed/", tokens * self.patch_embed_rate),

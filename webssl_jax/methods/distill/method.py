@@ -32,7 +32,7 @@ from webssl_jax.models.layers import l2_normalise
 from webssl_jax.models.position import INTERPOLATIONS
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.vit import ViT, ViTOutput, train_rngs
-from webssl_jax.optim.tables import Tables
+from webssl_jax.optim.tables import ONE_DIMENSIONAL, Tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +199,7 @@ class Distill:
 
     def tables(self) -> Tables:
         """As of ``methods.mae``: biases and the factors of norms and LayerScale are not decayed."""
-        return Tables(decay=((r"/(bias|scale|gamma)$", 0.0),))
+        return Tables(decay=(ONE_DIMENSIONAL,))
 
     def vitals(self, global_batch: int) -> Vitals:
         """How close the student is, and whether its features still differ."""

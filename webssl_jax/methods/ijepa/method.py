@@ -32,7 +32,7 @@ from webssl_jax.models.layers import gather_tokens
 from webssl_jax.models.predictor import Predictor
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.vit import ViT, ViTOutput, train_rngs
-from webssl_jax.optim.tables import Tables
+from webssl_jax.optim.tables import ONE_DIMENSIONAL, Tables
 from webssl_jax.visuals import crop_sheet
 
 _NORM_EPS = 1e-5  # of the targets
@@ -210,7 +210,7 @@ class IJEPA:
 
     def tables(self) -> Tables:
         """Biases and norms are not decayed; the predictor's mask token is."""
-        return Tables(decay=((r"/(bias|scale|gamma)$", 0.0),))
+        return Tables(decay=(ONE_DIMENSIONAL,))
 
     def vitals(self, global_batch: int) -> Vitals:
         """What a falling loss does not show: it also falls when the targets grow alike. In a

@@ -30,7 +30,7 @@ from webssl_jax.models.decoder import MAEDecoder
 from webssl_jax.models.mae import reconstruct, visible_count
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.vit import ViT
-from webssl_jax.optim.tables import Tables
+from webssl_jax.optim.tables import ONE_DIMENSIONAL, Tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +204,7 @@ class MAE:
         """Everything is trained at one rate; biases and the factors of norms and LayerScale are not
         decayed (timm's rule, which MAE uses: whatever is one-dimensional in one block). CLS, mask
         and register tokens are decayed."""
-        return Tables(decay=((r"/(bias|scale|gamma)$", 0.0),))
+        return Tables(decay=(ONE_DIMENSIONAL,))
 
     def vitals(self, global_batch: int) -> Vitals:
         """The prediction's contrast beside that of its target, about 1, and the loss beside that of

@@ -31,7 +31,7 @@ from webssl_jax.methods.vitals import Alarm, Limit, Sign, Vitals
 from webssl_jax.models import pixels, sizes
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.vit import ViT, ViTOutput, train_rngs
-from webssl_jax.optim.tables import Tables
+from webssl_jax.optim.tables import ONE_DIMENSIONAL, Tables
 
 LOSSES = ("softmax", "sigmoid")
 
@@ -182,7 +182,7 @@ class Supervised:
 
     def tables(self) -> Tables:
         """As of ``methods.mae``: biases and the factors of norms and LayerScale are not decayed."""
-        return Tables(decay=((r"/(bias|scale|gamma)$", 0.0),))
+        return Tables(decay=(ONE_DIMENSIONAL,))
 
     def vitals(self, global_batch: int) -> Vitals:
         """The loss beside that of a network that knows nothing, and the share of training images

@@ -89,15 +89,15 @@ class VQA:
           ValueError: for an unknown or ill-fitting field; one line.
         """
         method = {key: value for key, value in config.method.items() if key != "name"}
-        model = {"image_size": method.get("image_size", cls.image_size)} | _given(config.model)
-        language = _given(method.pop("language", None) or {})
+        model = {"image_size": method.get("image_size", cls.image_size)} | sizes.given(config.model)
+        language = sizes.given(method.pop("language", None) or {})
         size = language.pop("size", None)
         shape = decoder_sizes.SIZES.get(size, {}) if size else {}
         if size and not shape:
             known = ", ".join(decoder_sizes.SIZES)
             raise ValueError(f"method.language.size: no decoder {size!r}; there are {known}")
         language_config = decoder_sizes.build({**shape, **language})
-        rest = _given(method.pop("connector", None) or {})
+        rest = sizes.given(method.pop("connector", None) or {})
         same = {"outputs": language_config.width, "dtype": language_config.dtype}
         connector = sizes.construct(ConnectorConfig, same | rest, "method.connector")
         dialogue = sizes.construct(
@@ -276,8 +276,3 @@ def _encoder(fields: dict[str, Any]) -> ViTConfig:
         return sizes.build(fields)
     prefix = next(prefix for prefix in _FAMILIES if size.startswith(prefix))
     return _FAMILIES[prefix](size.removeprefix(prefix), **fields)
-
-
-def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """None stands for the size's own value, so that every field is a key that can be overridden."""
-    return {key: value for key, value in fields.items() if value is not None}
