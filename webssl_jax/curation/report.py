@@ -10,7 +10,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from webssl_jax.visuals.axes import COLOURS, GREY, INK, add_legend, dress, log_ticks, mark_level
+from webssl_jax.visuals.axes import (
+    COLOURS,
+    GREY,
+    INK,
+    add_legend,
+    dress,
+    log_ticks,
+    mark_level,
+    to_pixels,
+)
 
 LARGEST = 15  # entries named in a table
 _WIDTH = 30  # of their names
@@ -142,8 +151,7 @@ def picture(
     figure.tight_layout()
     for axis in (ranked, added):
         add_legend(axis, 9)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return to_pixels(canvas)
 
 
 def histograms(columns: Mapping[str, np.ndarray], kept: np.ndarray) -> np.ndarray:
@@ -173,8 +181,7 @@ def histograms(columns: Mapping[str, np.ndarray], kept: np.ndarray) -> np.ndarra
     figure.tight_layout()
     for axis in figure.axes:
         add_legend(axis, 9)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return to_pixels(canvas)
 
 
 def _pool(summary: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from webssl_jax.visuals.axes import INK
+from webssl_jax.visuals.axes import INK, to_pixels
 
 
 def layer_map(scores: np.ndarray, texts: str, title: str) -> np.ndarray:
@@ -42,5 +42,4 @@ def layer_map(scores: np.ndarray, texts: str, title: str) -> np.ndarray:
     axis.tick_params(labelsize=8, colors=INK, length=3)
     for spine in axis.spines.values():
         spine.set_visible(False)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return to_pixels(canvas)

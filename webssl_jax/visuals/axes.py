@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -70,6 +71,12 @@ def mark_level(axis: Axes, level: float, name: str) -> None:
         fontsize=8,
         color=GREY,
     )
+
+
+def to_pixels(canvas: FigureCanvasAgg) -> np.ndarray:
+    """Draws a figure: (H, W, 3) uint8."""
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def say_empty(axis: Axes, words: str, size: float, colour: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from webssl_jax.visuals.axes import COLOURS, GREY, INK, dress
+from webssl_jax.visuals.axes import COLOURS, GREY, INK, dress, to_pixels
 
 _ROW = 0.42  # inches a bar
 
@@ -64,5 +64,4 @@ def bar_charts(panels: Sequence[Panel]) -> np.ndarray:
         axis.margins(x=0.12)
         dress(axis, label_size=8)
         axis.grid(False, axis="y")
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return to_pixels(canvas)

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
 
-from webssl_jax.visuals.axes import COLOURS, GREY, INK, dress
+from webssl_jax.visuals.axes import COLOURS, GREY, INK, dress, to_pixels
 
 # (value, low, high), in percent
 Figures = Mapping[str, Mapping[str, tuple[float, float, float]]]
@@ -58,8 +58,7 @@ def radar(
         fontsize=9,
         frameon=False,
     )
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return to_pixels(canvas)
 
 
 def _ground(axis: PolarAxes, categories: Mapping[str, Sequence[str]], spokes: int) -> None:
@@ -121,5 +120,4 @@ def bars(models: Figures, groups: Mapping[str, str], title: str) -> np.ndarray:
         frameon=False,
     )
     figure.tight_layout()
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return to_pixels(canvas)

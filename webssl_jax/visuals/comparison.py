@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from webssl_jax.visuals.axes import COLOURS, INK, add_legend, dress, mark_level
+from webssl_jax.visuals.axes import COLOURS, INK, add_legend, dress, mark_level, to_pixels
 
 # (x (n,), y (runs, n))
 Curves = tuple[np.ndarray, np.ndarray]
@@ -52,5 +52,4 @@ def comparison(
     figure.tight_layout()
     for axis in axes[: len(panels)]:
         add_legend(axis, 9)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return to_pixels(canvas)

@@ -11,7 +11,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from webssl_jax.visuals.axes import COLOURS, GREY, INK, add_legend, dress, log_ticks, say_empty
+from webssl_jax.visuals.axes import (
+    COLOURS,
+    GREY,
+    INK,
+    add_legend,
+    dress,
+    log_ticks,
+    say_empty,
+    to_pixels,
+)
 from webssl_jax.visuals.png import save_png
 
 Curve = tuple[np.ndarray, np.ndarray]  # (steps, values)
@@ -86,8 +95,7 @@ def loss_curves(
     for axis in axes.flat:
         if axis.axison:
             _dress(axis, last)
-    canvas.draw()
-    picture = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    picture = to_pixels(canvas)
     if path is not None:
         save_png(path, picture)
     return picture

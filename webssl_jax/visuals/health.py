@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from webssl_jax.visuals.axes import COLOURS, INK, add_legend, dress, log_ticks, say_empty
+from webssl_jax.visuals.axes import COLOURS, INK, add_legend, dress, log_ticks, say_empty, to_pixels
 
 _COLUMNS = 5
 _REFERENCE, _SICK, _WELL = "#b9b9c2", "#d01c1c", "#2c8a57"
@@ -94,8 +94,7 @@ def health_figure(
         _draw(axis, panel, spans)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return to_pixels(canvas)
 
 
 def _draw(axis: Axes, panel: Panel, spans: Sequence[tuple[float, float]]) -> None:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from webssl_jax.visuals import drawing
-from webssl_jax.visuals.axes import dress, mark_level
+from webssl_jax.visuals.axes import dress, mark_level, to_pixels
 
 _SIDE = 256  # pixels of the longer side
 _UNKNOWN = 255  # the number of a pixel without a class
@@ -89,8 +89,7 @@ def bars(
     mark_level(axis, miou, f"mean {miou:.3f}")
     axis.set_title(f"IoU of each class; {of}", fontsize=10, loc="left")
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    return to_pixels(canvas)
 
 
 def _score(shown: Sequence[Segmented], place: int) -> str:

@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from webssl_jax.visuals import drawing
+from webssl_jax.visuals.axes import to_pixels
 
 # An outlier is this many times as long as the median patch. In DINOv2-g patches lie around 50 and
 # outliers above 150.
@@ -90,8 +91,7 @@ def norm_figure(
             axis.set_yticks([])
     scale = figure.add_axes((0.952, 0.09, 0.011, 0.315))
     figure.colorbar(maps[0], cax=scale).ax.tick_params(labelsize=9)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return to_pixels(canvas)
 
 
 def _in_words(found: Sequence[Outlier], median: float, total: int, names: Sequence[str]) -> str:

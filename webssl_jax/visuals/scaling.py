@@ -21,6 +21,7 @@ from webssl_jax.visuals.axes import (
     dress,
     log_ticks,
     mark_level,
+    to_pixels,
 )
 
 _COLUMNS = 2
@@ -84,8 +85,7 @@ def png(figure: Figure) -> np.ndarray:
     """(H, W, 3) uint8, on white."""
     figure.set_facecolor("white")
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return to_pixels(canvas)
 
 
 def svg(figure: Figure) -> str:
