@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from PIL import Image
 
-from webssl_jax.data.decode import open_image
-from webssl_jax.data.views import sample_crop
+from webssl_jax.data.views import crop_at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +26,6 @@ class PairedView:
         Raises:
           DecodeError: if the image cannot be decoded.
         """
-        opened = open_image(data)
-        box = sample_crop(opened.width, opened.height, self.scale, self.ratio, rng)
-        flip = rng.random() < self.flip
-        sides = {"image": self.size, "teacher_image": self.teacher_size}
-        decoded = opened.decode(scale=max(sides.values()) / min(box[2:]))
-        crops = {name: decoded.crop(box, side) for name, side in sides.items()}
-        if flip:
-            turn = Image.Transpose.FLIP_LEFT_RIGHT
-            crops = {name: crop.transpose(turn) for name, crop in crops.items()}
-        return {name: np.asarray(crop) for name, crop in crops.items()}
+        sizes = (self.size, self.teacher_size)
+        image, teacher = crop_at(sizes, data, self.scale, self.ratio, self.flip, rng)
+        return {"image": image, "teacher_image": teacher}

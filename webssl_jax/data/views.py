@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -80,6 +81,30 @@ class RecordView(abc.ABC):
         """
 
 
+def crop_at(
+    sizes: Sequence[Size],
+    data: bytes,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    flip: float,
+    rng: np.random.Generator,
+) -> list[np.ndarray]:
+    """One crop of an encoded image, as :func:`sample_crop` draws it, maybe flipped, at each of
+    ``sizes``: (height, width, 3) uint8.
+
+    Raises:
+      DecodeError: if the image cannot be decoded.
+    """
+    opened = open_image(data)
+    box = sample_crop(opened.width, opened.height, scale, ratio, rng)
+    turned = rng.random() < flip
+    decoded = opened.decode(scale=max(least_scale(size, box) for size in sizes))
+    crops = [decoded.crop(box, size) for size in sizes]
+    if turned:
+        crops = [crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for crop in crops]
+    return [np.asarray(crop) for crop in crops]
+
+
 @dataclasses.dataclass(frozen=True)
 class RandomResizedCropView:
     """One random crop, resized, and maybe flipped: all that MAE does, and, with ``scale`` (0.9, 1)
@@ -101,15 +126,9 @@ class RandomResizedCropView:
         Raises:
           DecodeError: if the image cannot be decoded.
         """
-        opened = open_image(data)
         ratio = ratio_of(self.size, self.ratio)
-        box = sample_crop(opened.width, opened.height, self.scale, ratio, rng)
-        flip = rng.random() < self.flip
-        decoded = opened.decode(scale=least_scale(self.size, box))
-        image = decoded.crop(box, self.size)
-        if flip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return {"image": np.asarray(image)}
+        (image,) = crop_at([self.size], data, self.scale, ratio, self.flip, rng)
+        return {"image": image}
 
 
 @dataclasses.dataclass(frozen=True)
