@@ -171,13 +171,7 @@ def _with_progress(items: Iterable[str], label: str, unit: str) -> Iterator[str]
 
 
 def _match_flags(parser: cli.ArgumentParser) -> None:
-    parser.add_argument(
-        "--input",
-        nargs="+",
-        required=True,
-        metavar="PATTERN",
-        help="shards: globs, files, folders, or corpus:train",
-    )
+    _add_input(parser)
     parser.add_argument(
         "--entries",
         type=Path,
@@ -239,13 +233,7 @@ def _balance(args) -> int:
 
 
 def _score_flags(parser: cli.ArgumentParser) -> None:
-    parser.add_argument(
-        "--input",
-        nargs="+",
-        required=True,
-        metavar="PATTERN",
-        help="shards: globs, files, folders, or corpus:train",
-    )
+    _add_input(parser)
     parser.add_argument(
         "--scorer",
         required=True,
@@ -492,6 +480,16 @@ def _tell_damaged(damaged: dict, where: Path) -> None:
         records = "1 damaged record" if count == 1 else f"{count:,} damaged records"
         named = damaged["records"][0] + (", ..." if count > 1 else "")
         print(f'{records} left out ({named}); see "damaged" in {where}', file=sys.stderr)
+
+
+def _add_input(parser: cli.ArgumentParser) -> None:
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="PATTERN",
+        help="shards: globs, files, folders, or corpus:train",
+    )
 
 
 def _add_workers(parser: cli.ArgumentParser) -> None:

@@ -34,9 +34,15 @@ def get_config(arg=None):
         "log": {"every_steps": 1, "trackers": "none"},
         "pictures": {"kinds": "none"},
         "data": {"train": arg.train},
-        "evals": {"knn": {"kind": "knn", "train": arg.train, "test": arg.test}},
+        "evals": {
+            "knn": {
+                "kind": "knn",
+                "train": arg.train,
+                "test": arg.test,
+                "max_images": arg.max_images,
+            }
+        },
     }
-    overrides["evals"]["knn"]["max_images"] = arg.max_images
     findings = {
         "size": {"kind": "slope", "x": "parameters", "metric": "knn/top1", "cells": "*"},
         "last step": {"kind": "gain", "x": "parameters", "metric": "knn/top1", "cells": "*"},

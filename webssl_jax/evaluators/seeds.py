@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from webssl_jax.config import UserError, differences, drop_costs
 from webssl_jax.evaluators import outcome, tables
@@ -22,7 +23,7 @@ from webssl_jax.evaluators.tables import Column
 from webssl_jax.runs import read_config
 
 # Groups of the config that change no figure: where checkpoints lie, when lines are written.
-WITHOUT_EFFECT = ("checkpoint", "host", "log", "profile", "pictures", "eval_batch")
+_WITHOUT_EFFECT = ("checkpoint", "host", "log", "profile", "pictures", "eval_batch")
 
 
 class Seeds(NamedTuple):
@@ -86,6 +87,15 @@ class Seeds(NamedTuple):
         return outcome.paired_difference(own, theirs)
 
 
+def but_for_the_seed(config: ConfigDict) -> dict[str, Any]:
+    """What of a resolved config two seeds of one experiment have in common."""
+    values = config.to_dict()
+    for key in ("seed", *_WITHOUT_EFFECT):
+        values.pop(key, None)
+    drop_costs(values)
+    return values
+
+
 def read_seeds(name: str, workdirs: Sequence[str]) -> Seeds:
     """Reads the evaluations that runs left in their folders.
 
@@ -96,10 +106,7 @@ def read_seeds(name: str, workdirs: Sequence[str]) -> Seeds:
     runs: list[dict[int, dict[str, Outcome]]] = []
     first: dict[str, Any] = {}
     for workdir in workdirs:
-        config = read_config(workdir).to_dict()
-        for key in ("seed", *WITHOUT_EFFECT):
-            config.pop(key, None)
-        drop_costs(config)
+        config = but_for_the_seed(read_config(workdir))
         for row in config["evals"].values():
             row.pop("every_steps", None)
         first = first or config

@@ -121,14 +121,15 @@ def load(spec: str) -> Study:
     _refuse_unknown(given, _KEYS, f"--study {where}: ")
     if not given.get("cells"):
         raise ConfigError(f"--study {where}: has no cells")
-    shared, seeds = given.get("overrides", {}), given.get("seeds", 1)
+    shared, seeds = ConfigDict(given.get("overrides", {})), given.get("seeds", 1)
     cells = []
     for name, row in given["cells"].items():
         place = f"--study {where}: cells.{name}"
         _refuse_unknown(row, _CELL_KEYS, f"{place}.")
         if not row.get("config"):
             raise ConfigError(f"{place}.config: name the config that it trains")
-        keys = {**_flat(shared), **_flat(row.get("overrides", {}))}
+        own = ConfigDict(row.get("overrides", {}))
+        keys = dict([*configs.leaves(shared), *configs.leaves(own)])
         texts = tuple(f"{key}={value}" for key, value in keys.items())
         count = row.get("seeds", seeds)
         if not isinstance(count, int) or count < 1:
@@ -142,15 +143,6 @@ def load(spec: str) -> Study:
         cells.append(cell)
     name = Path(where).stem
     return Study(name, given.get("title", name), tuple(cells), given.get("findings", {}))
-
-
-def _flat(keys: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"model.width": 96} of {"model": {"width": 96}}."""
-    out: dict[str, Any] = {}
-    for key, value in keys.items():
-        deep = isinstance(value, Mapping)
-        out |= _flat(value, f"{prefix}{key}.") if deep else {f"{prefix}{key}": value}
-    return out
 
 
 def _refuse_unknown(row: Mapping[str, Any], known: Sequence[str] | set[str], where: str) -> None:

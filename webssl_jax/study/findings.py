@@ -40,6 +40,7 @@ _KEYS = {
 }
 _OPTIONAL = {"kind", "lower_is_better"}
 X = ("parameters", "images")
+Row = Mapping[str, Any]
 RISES, FALLS, UNCLEAR, MISSING = "rises", "falls", "cannot tell", "not measured yet"
 
 
@@ -93,11 +94,7 @@ def chosen(cells: Sequence[Cell], names: str | Sequence[str]) -> list[Cell]:
 
 def state(study: Study, groups: Sequence[Group]) -> list[Finding]:
     """All findings of a study, of the runs that are done."""
-    found = []
-    for name, row in study.findings.items():
-        row = {key: value for key, value in row.items()}
-        found.append(_KINDS[row["kind"]](name, row, study, groups))
-    return found
+    return [_KINDS[row["kind"]](name, row, study, groups) for name, row in study.findings.items()]
 
 
 class Draws:
@@ -148,7 +145,7 @@ def slope(x: np.ndarray, figures: Mapping[str, Any]) -> Any:
     return np.tensordot(centred / (centred @ centred), np.stack(list(figures.values())), 1)
 
 
-def _slope(name: str, row: dict, study: Study, groups: Sequence[Group]) -> Finding:
+def _slope(name: str, row: Row, study: Study, groups: Sequence[Group]) -> Finding:
     groups = _measured(row, study, groups)
     x = np.array([x_of(group.cell, row["x"]) for group in groups], float)
     if len(set(x.tolist())) < 2:
@@ -164,7 +161,7 @@ def _slope(name: str, row: dict, study: Study, groups: Sequence[Group]) -> Findi
     return _finding(name, row, words, (value, low, high), draws, f"{len(groups)} cells")
 
 
-def _gain(name: str, row: dict, study: Study, groups: Sequence[Group]) -> Finding:
+def _gain(name: str, row: Row, study: Study, groups: Sequence[Group]) -> Finding:
     groups = sorted(_measured(row, study, groups), key=lambda g: x_of(g.cell, row["x"]))[-2:]
     if len(groups) < 2:
         return _missing(name, row, "")
@@ -181,7 +178,7 @@ def _gain(name: str, row: dict, study: Study, groups: Sequence[Group]) -> Findin
     return _finding(name, row, words, result, draws, "")
 
 
-def _difference(name: str, row: dict, study: Study, groups: Sequence[Group]) -> Finding:
+def _difference(name: str, row: Row, study: Study, groups: Sequence[Group]) -> Finding:
     sides = [_measured({"cells": row[key], **row}, study, groups) for key in ("a", "b")]
     if not all(len(side) == 1 for side in sides):
         return _missing(name, row, "")
@@ -197,7 +194,7 @@ def _difference(name: str, row: dict, study: Study, groups: Sequence[Group]) -> 
     return _finding(name, row, words, result, draws, "")
 
 
-def _above(name: str, row: dict, study: Study, groups: Sequence[Group]) -> Finding:
+def _above(name: str, row: Row, study: Study, groups: Sequence[Group]) -> Finding:
     groups = _measured(row, study, groups)
     eval_row, _, metric = row["metric"].partition("/")
     levels = [one.baselines.get(row["baseline"]) for g in groups for one in g.outcomes(eval_row)]
@@ -223,19 +220,19 @@ def _above(name: str, row: dict, study: Study, groups: Sequence[Group]) -> Findi
 _KINDS = {"slope": _slope, "gain": _gain, "difference": _difference, "above": _above}
 
 
-def _measured(row: Mapping[str, Any], study: Study, groups: Sequence[Group]) -> list[Group]:
+def _measured(row: Row, study: Study, groups: Sequence[Group]) -> list[Group]:
     names = {cell.name for cell in chosen(study.cells, row["cells"])}
     return [g for g in groups if g.cell.name in names and len(g.figures(row["metric"]))]
 
 
-def _missing(name: str, row: Mapping[str, Any], needs: str) -> Finding:
+def _missing(name: str, row: Row, needs: str) -> Finding:
     words = f"{row['metric']}: {MISSING}" + (f"; it needs {needs}" if needs else "")
     return Finding(name, row["kind"], f"{words}.", MISSING)
 
 
 def _finding(
     name: str,
-    row: Mapping[str, Any],
+    row: Row,
     words: Mapping[str, str],
     result: tuple[float, float, float],
     draws: Draws,

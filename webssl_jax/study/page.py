@@ -131,8 +131,7 @@ def _table(groups: Sequence[Group]) -> str:
     metrics = results.headlines(groups)
     heads = ["cell", "parameters", "images seen", "seeds", *metrics, "time a run"]
     lines = []
-    for metric_levels in _levels(groups, metrics).items():
-        name, levels = metric_levels
+    for name, levels in _levels(groups, metrics).items():
         cells = [name, "", "", "", *(levels.get(m, "") for m in metrics), ""]
         lines.append(cells)
     for group in groups:

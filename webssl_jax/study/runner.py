@@ -24,7 +24,7 @@ from webssl_jax import config as configs
 from webssl_jax.checkpoints import directory
 from webssl_jax.config import UserError
 from webssl_jax.evaluators import outcome
-from webssl_jax.evaluators.seeds import WITHOUT_EFFECT
+from webssl_jax.evaluators.seeds import but_for_the_seed
 from webssl_jax.runs import WorkdirLock, read_config
 from webssl_jax.study.cells import Run, Study
 from webssl_jax.telemetry.progress import format_seconds
@@ -52,12 +52,8 @@ def is_done(run: Run) -> bool:
     """
     if not (run.workdir / "config.json").exists():
         return False
-    then = read_config(run.workdir).to_dict()
-    now = configs.from_resolved(configs.resolved(run.cell.config)).to_dict()
-    for config in (then, now):
-        for key in ("seed", *WITHOUT_EFFECT):
-            config.pop(key, None)
-        configs.drop_costs(config)
+    then = but_for_the_seed(read_config(run.workdir))
+    now = but_for_the_seed(configs.from_resolved(configs.resolved(run.cell.config)))
     if differs := configs.differences(then, now):
         words = ", ".join(f"config.{key}: {a} -> {b}" for key, a, b in differs[:4])
         raise UserError(f"{run.workdir}: was made with other settings ({words}); remove it")
