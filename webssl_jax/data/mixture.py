@@ -21,8 +21,6 @@ from typing import Any, NamedTuple
 
 import grain
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from webssl_jax.config import ConfigError, UserError
 from webssl_jax.data.sources import ArrayRecordSource, Shard
@@ -313,6 +311,9 @@ class _Order(grain.MapDataset):
 
 def _read_selection(part: Part, source: ArrayRecordSource) -> np.ndarray:
     """(n,) int64, ascending: the numbers, in the source, of the records that are selected."""
+    import pyarrow as pa  # which no run and no loader process without a selection should wait for
+    import pyarrow.parquet as pq
+
     where = f"config.mixture.{part.name}.selection = {part.selection}"
     try:
         table = pq.read_table(part.selection, columns=["shard", "record"])
