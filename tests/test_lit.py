@@ -17,6 +17,7 @@ from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.train_step import jit_train_step, make_train_step, run_schedules, verdict
 from webssl_jax.weights import load
+from webssl_jax.weights.init_from import from_weights
 from webssl_jax.weights.networks import Networks, template_of
 
 SMALL = (
@@ -90,7 +91,7 @@ def test_a_config_takes_encoder_size_and_colours_from_weights(tmp_path):
 def test_another_encoder_than_the_runs_is_refused_in_one_line(run):
     config = configs.load(f"lit:encoder={run[0]},text=micro", [*SMALL, "model.heads=1"])
     method = methods.create(config)
-    shapes = template_of(Networks.of(method))["encoder"]
-    with pytest.raises(UserError, match="holds another encoder .heads") as caught:
-        runs.encoder_of_run(run[0], shapes, method, mesh_of(1))
+    trees = {"params": template_of(Networks.of(method))}
+    with pytest.raises(UserError, match="holds another encoder: heads") as caught:
+        from_weights(config.init_from, method, trees, runs.open_encoder)
     assert "\n" not in str(caught.value)

@@ -51,8 +51,6 @@ _OF_A_HOST = re.compile(
     r"data\.(train|workers|threads|read_ahead)|mixture\..*\.(train|selection)"
     r"|host\.compilation_cache|checkpoint\.local_folder"
 )
-# of encoders with the same parameters that compute the same
-_MAY_DIFFER = {"dtype", "remat", "attention", "mask_token", "drop_path", "drop_path_group", "init"}
 _OWNER = "run_id"  # a file in the workdir and in checkpoint.folder, the same in both
 _WRITTEN = ("checkpoints", "bad_steps", "eval", "pictures", "profile", "tensorboard")
 log = logging.getLogger(__name__)
@@ -266,59 +264,23 @@ def weights_of_run(workdir: str, abstract: dict[str, Any], encoder: ViTConfig) -
     return paths.map_with_path(fitted, weights)
 
 
-def encoder_of_run(
-    workdir: str, abstract: dict[str, Any], method: Method, mesh: jax.sharding.Mesh
-) -> dict[str, Any]:
-    """The encoder of the newest good weights of a run of another method, for ``config.init_from``:
-    that of the tree which its method evaluates (of Web-DINO the teacher's).
+def open_encoder(workdir: str, mesh: jax.sharding.Mesh | None = None) -> Loaded | None:
+    """The encoder that a run's method evaluates (of Web-DINO the teacher's), of its newest good
+    checkpoint, as weights for ``init_from``; None for what is no run.
 
     Args:
-      abstract: what is wanted, the tree of ``method``'s encoder; with its shapes.
-      mesh: over which its leaves are cut.
+      mesh: over which its leaves are cut, over the hosts too; one device when None.
 
     Raises:
-      UserError: if there is no such run or checkpoint, or it has another encoder.
-    """
-    where = f"config.init_from = {workdir}"
-    other = load_run(workdir, mesh=mesh)
-    given = getattr(other.variables, other.method.evaluated)["encoder"]
-    theirs, ours = paths.flatten(given), paths.flatten(abstract)
-    wrong = [
-        field.name
-        for field in dataclasses.fields(ViTConfig)
-        if field.name not in _MAY_DIFFER
-        and getattr(other.method.encoder, field.name) != getattr(method.encoder, field.name)
-    ]
-    wrong += [p for p in ours if p not in theirs or theirs[p].shape != ours[p].shape]
-    if wrong:
-        raise UserError(f"{where}: holds another encoder ({', '.join(wrong[:3])})")
-    log.info(
-        "starting from the encoder of %s (a run of %s), step %d; all else begins anew",
-        workdir,
-        other.config.method.name,
-        other.step,
-    )
-    return paths.unflatten({p: theirs[p] for p in ours})
-
-
-def open_encoder(workdir: str) -> Loaded | None:
-    """The evaluated encoder of a run as weights, for ``init_from`` with several paths; None for
-    what is no run.
-
-    Raises:
-      UserError: with several processes, each of which would read all of it.
+      UserError: if there is no good checkpoint.
     """
     if not is_run(workdir):
         return None
-    if jax.process_count() > 1:
-        raise UserError(
-            f"config.init_from: {workdir} is a run; export its encoder first (webssl export), and "
-            "name that folder"
-        )
-    run = load_run(workdir)
+    run = load_run(workdir, mesh=mesh)
     tree = getattr(run.variables, run.method.evaluated)
     networks = Networks(run.method.encoder, preprocess=run.method.preprocess)
-    return Loaded("a run", networks, {"encoder": tree["encoder"]}, workdir, "", "float32")
+    kind = f"a run of {run.config.method.name}, step {run.step}"
+    return Loaded(kind, networks, {"encoder": tree["encoder"]}, workdir, "", "float32")
 
 
 @dataclasses.dataclass(frozen=True)

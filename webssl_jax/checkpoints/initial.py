@@ -41,13 +41,10 @@ def filled(state: TrainState, method: Method, mesh: jax.sharding.Mesh) -> TrainS
 
 def _encoder(path: str, mesh: jax.sharding.Mesh) -> Any:
     """The parameters of the encoder: of a run those that it evaluates."""
-    if not runs.is_run(path):
-        loaded = load.open_(path)
-        if "encoder" not in loaded.params:
-            raise UserError(f"{path}: has no encoder")
-        return loaded.params["encoder"]
-    run = runs.load_run(path)
-    return getattr(run.variables, run.method.evaluated)["encoder"]
+    loaded = runs.open_encoder(path, mesh) or load.open_(path)
+    if "encoder" not in loaded.params:
+        raise UserError(f"{path}: has no encoder")
+    return loaded.params["encoder"]
 
 
 def _check(path: str, where: str, own: dict[str, Any], theirs: dict[str, Any]) -> None:

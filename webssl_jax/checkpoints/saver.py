@@ -15,13 +15,13 @@ From 3 on, networks that the method takes from elsewhere are filled in (``initia
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from webssl_jax import runs, train_state
@@ -112,22 +112,17 @@ class Saver:
         state = train_state.create(method, optimizer, config.seed, config.global_batch, mesh)
         if not config.init_from:
             return state
-        if not runs.is_run(config.init_from):
+        if not self._of_this_method(config.init_from):
             trees = {"params": state.params, "teacher": state.teacher}
-            found = from_weights(config.init_from, method, trees, runs.open_encoder)
-            return state._replace(**found)
-        if runs.read_config(config.init_from).method.name != config.method.name:
-            encoder = runs.encoder_of_run(config.init_from, state.params["encoder"], method, mesh)
-            trees = {name: getattr(state, name) for name in ("params", "teacher")}
-            # a copy each, as both are given away to the first step
-            took = {
-                name: tree | {"encoder": jax.tree.map(jnp.copy, encoder)}
-                for name, tree in trees.items()
-                if "encoder" in tree
-            }
-            return state._replace(**took)
+            open_run = functools.partial(runs.open_encoder, mesh=mesh)
+            return state._replace(**from_weights(config.init_from, method, trees, open_run))
         wanted = {name: self._template[name] for name in ("params", "teacher")}
         return state._replace(**runs.weights_of_run(config.init_from, wanted, method.encoder))
+
+    def _of_this_method(self, path: str) -> bool:
+        return runs.is_run(path) and (
+            runs.read_config(path).method.name == self._config.method.name
+        )
 
     def _resume_from(self, workdir: str) -> dict[str, Any]:
         with distributed.error_barrier():

@@ -16,6 +16,7 @@ from webssl_jax import params as params_lib
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.text import TextConfig
 from webssl_jax.sharding import distributed
+from webssl_jax.sharding import mesh as meshes
 from webssl_jax.telemetry.progress import Progress
 from webssl_jax.weights import load, patches, positions, shapes
 from webssl_jax.weights.stored import WeightsError, some
@@ -59,7 +60,7 @@ def from_weights(
         between, each with other networks.
       method: has the networks it trains as fields.
       trees: {name: tree of sharded arrays}: ``params``, and ``teacher`` where there is one.
-      open_run: the encoder of a run, as one of several paths; None for what is no run.
+      open_run: the encoder of a run, over the devices of ``trees``; None for what is no run.
 
     Raises:
       UserError: on every process alike, if the weights are damaged, no file has the encoder or it
@@ -236,7 +237,7 @@ def _adapt(weights: dict[str, Any], theirs: ViTConfig, ours: ViTConfig) -> str:
     then, which computes what theirs does). Returns what was done, for the log."""
     done = ""
     if theirs.patch_size != ours.patch_size:
-        weights[_PATCHES] = patches.resample(np.asarray(weights[_PATCHES]), ours.patch_size)
+        weights[_PATCHES] = patches.resample(meshes.whole(weights[_PATCHES]), ours.patch_size)
         done += f"; patches resampled from {theirs.patch_size} to {ours.patch_size} pixels"
     if theirs.layer_scale is None and ours.layer_scale is not None:
         one = np.ones((ours.depth, ours.width), np.float32)
@@ -270,7 +271,7 @@ def _positions(
             f"(config.model.image_size={theirs.image_size} would stretch that one)"
         )
     if theirs.position == "learned":
-        table = np.asarray(loaded.params["encoder"]["pos_embed"])
+        table = meshes.whole(loaded.params["encoder"]["pos_embed"])
     else:
         table = positions.table(theirs.width, theirs.grid, theirs.position)
         if theirs.pooling != "cls":  # nor has ours a row for it

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from webssl_jax.weights import clip, safetensors_io, shapes, state_dicts, tables, torch_file, towers
@@ -121,17 +122,21 @@ def _say(family: str, licence: Licence) -> None:
 
 
 def place(
-    leaf: tables.Leaf | np.ndarray,
+    leaf: tables.Leaf | np.ndarray | jax.Array,
     shape: tuple[int, ...],
     sharding: jax.sharding.Sharding,
     dtype: Any = np.float32,
 ) -> jax.Array:
     """``leaf`` as an array of ``shape`` and ``dtype``, laid out by ``sharding``; every block is
-    read once, and a process holds what its own devices will hold.
+    read once, and a process holds what its own devices will hold. A jax array is copied between
+    the devices.
 
     Raises:
       NotFinite: if a block of it holds NaN or infinity.
     """
+
+    if isinstance(leaf, jax.Array):
+        return jax.jit(lambda x: jnp.array(x, dtype, copy=True), out_shardings=sharding)(leaf)
 
     def key(index: tuple[slice, ...] | None) -> tuple[tuple[int, int], ...]:
         assert index is not None  # each of these devices holds a part
