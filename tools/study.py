@@ -3,14 +3,19 @@
 
     python tools/study.py STUDY --workdir DIR [--jobs N]
     python tools/study.py STUDY --workdir DIR --dry-run [--slice v5p-512 [--price DOLLARS]]
+    python tools/study.py STUDY --workdir /mnt/BUCKET/DIR --jobs N --slice v5p-512 --price DOLLARS
+        --max-dollars DOLLARS --tpu '--zone ZONE --mount BUCKET=/mnt/BUCKET ...'
 
 STUDY is a shipped study (configs/studies: smoke, mini, paper) or a FILE.py. --slice says what its
 cells would take on a TPU slice at best, by what the compiler says of their steps; --price is of a
-chip and hour. Nothing that is done is done
-again; whatever stopped it, the same command goes on. What comes of it lies in DIR: index.html (the
-page), figures.png, runs.csv, runs.json, findings.json; the runs lie in DIR/cells/CELL/seedN, each
-an ordinary run with its train.log. The page is written anew at the end, and at any time by
---page-only.
+chip and hour. With --max-dollars each run gets such a slice of its own, by tools/tpu.py babysit
+(--tpu: its flags), N at a time; the budget is dealt out by what each takes at best. DIR must be a
+folder that this machine and the slices see.
+
+Nothing that is done is done again; whatever stopped it, the same command goes on. What comes of it
+lies in DIR: index.html (the page), figures.png, runs.csv, runs.json, findings.json; the runs lie in
+DIR/cells/CELL/seedN, each an ordinary run with its train.log. The page is written anew at the end,
+and at any time by --page-only.
 
 Exit codes: 0 all runs are done · 1 some failed, and are named · 2 bad input, one line · 130 stopped
 by Ctrl-C, all state saved.
@@ -21,11 +26,12 @@ from __future__ import annotations
 import datetime
 import pathlib
 import shlex
+from typing import Any
 
 from webssl_jax import cli
 from webssl_jax.config import UserError
 from webssl_jax.evaluators.tables import aligned
-from webssl_jax.study import cells, findings, page, price, runner
+from webssl_jax.study import cells, findings, on_slices, page, price, references, runner
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,27 +41,37 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="of all runs")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--dry-run", action="store_true", help="print what would be run, and end")
-    parser.add_argument("--slice", help="with --dry-run: hours and cost there, as v5p-512")
+    parser.add_argument("--slice", help="hours and cost there, as v5p-512")
     parser.add_argument("--price", type=float, help="with --slice: dollars a chip and hour")
+    parser.add_argument("--max-dollars", type=float, help="run on slices, all within this budget")
+    parser.add_argument("--tpu", default="", metavar="FLAGS", help="of tools/tpu.py babysit")
     parser.add_argument("--plan-table", type=pathlib.Path, default=price.TABLE, metavar="FILE")
     parser.add_argument("--page-only", action="store_true", help="write the page of what is done")
     args = parser.parse_args(argv)
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: must be at least 1")
-    if args.slice and not args.dry_run:
-        raise UserError("--slice: goes with --dry-run; tools/tpu.py trains on slices")
+    if args.slice and not args.dry_run and args.max_dollars is None:
+        raise UserError("--slice: goes with --dry-run, or --max-dollars to run there")
+    if args.max_dollars is not None and (args.price is None or not args.max_dollars > 0):
+        raise UserError("--max-dollars: needs --slice and --price, and dollars above 0")
+    if args.tpu and args.max_dollars is None:
+        raise UserError("--tpu: its flags go with --max-dollars")
     if args.price is not None and not (args.slice and 0 < args.price < 1e6):
         raise UserError(f"--price {args.price:g}: needs --slice, and dollars above 0")
     study = cells.load(args.study)
     findings.check(study)
+    references.check(study)
     print("\n".join(aligned(_plan(study, args.workdir))), flush=True)
     if args.slice:
         priced = price.rows(study, args.slice, args.price, args.plan_table)
         print("\n" + "\n".join(aligned(priced)) + "\n")
+    start = _start(study, args)
     if args.dry_run:
         for run in study.runs(args.workdir):
             if not runner.is_done(run):
-                print(shlex.join(runner.command(run)))
+                print(shlex.join(start(run)))
+        for reference in study.references:
+            print(shlex.join(references.command(study, reference, args.workdir)))
         return 0
     if args.page_only:
         if not args.workdir.is_dir():
@@ -63,7 +79,8 @@ def main(argv: list[str] | None = None) -> int:
         _tell(study, args.workdir)
         return 0
     try:
-        progress = runner.run_all(study, args.workdir, args.jobs, _say)
+        progress = runner.run_all(study, args.workdir, args.jobs, _say, start)
+        progress.failed |= references.judge(study, args.workdir, _say)
     except KeyboardInterrupt:
         _tell(study, args.workdir)
         print("stopped; the same command goes on")
@@ -72,6 +89,16 @@ def main(argv: list[str] | None = None) -> int:
     for name, words in progress.failed.items():
         print(f"failed: {name}: {words}")
     return cli.EXIT_FAILURE if progress.failed else 0
+
+
+def _start(study: cells.Study, args: Any) -> runner.Command:
+    """What starts a run: here, or on a slice of its own."""
+    if args.max_dollars is None:
+        return runner.command
+    folder, budget = args.workdir, args.max_dollars
+    parts = on_slices.shares(study, folder, args.slice, args.price, budget, args.plan_table)
+    flags = shlex.split(args.tpu)
+    return lambda run: on_slices.command(study, run, args.slice, args.price, parts[run.name], flags)
 
 
 def _say(line: str) -> None:

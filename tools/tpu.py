@@ -39,7 +39,7 @@ from webssl_jax import cli, methods
 from webssl_jax.config import UserError
 from webssl_jax.launch import own_config
 from webssl_jax.launch.babysitter import Babysitter
-from webssl_jax.launch.cost import Cost, read_price
+from webssl_jax.launch.cost import Cost, Meter, read_price
 from webssl_jax.launch.gcloud import TIERS, Gcloud, GcloudError, Request
 from webssl_jax.launch.job import ROOT, Job, train_command
 from webssl_jax.sharding import slices
@@ -136,6 +136,9 @@ def _parser() -> cli.ArgumentParser:
     babysit.add_argument("--max-dollars", type=float, help="the same as money, at your price")
     babysit.add_argument(
         "--spent-hours", type=float, default=0.0, help="of the budget, as an earlier one said"
+    )
+    babysit.add_argument(
+        "--meter", type=pathlib.Path, help="file that keeps the hours spent, instead of that"
     )
     babysit.add_argument("--retries", type=int, default=3, help="failures in a row")
     babysit.add_argument("--keep", action="store_true", help="delete nothing at the end")
@@ -237,7 +240,10 @@ def _babysit(args, gcloud, job, request, cost) -> int:
     spent = args.spent_hours
     if not (math.isfinite(spent) and spent >= 0):
         raise UserError(f"--spent-hours {spent}: give a finite number, not less than 0")
-    return _babysitter(args, gcloud, job, request, cost, max_hours=hours, spent_hours=spent)
+    if args.meter and spent:
+        raise UserError(f"--spent-hours {spent:g}: --meter {args.meter} knows them; leave one out")
+    meter = Meter(time.time(), spent, args.meter)
+    return _babysitter(args, gcloud, job, request, cost, max_hours=hours, meter=meter)
 
 
 def _babysitter(args, gcloud, job, request, cost, **settings) -> int:

@@ -10,6 +10,7 @@ import pytest
 from webssl_jax import cli
 from webssl_jax.config import UserError
 from webssl_jax.launch import gcloud
+from webssl_jax.launch.cost import Meter
 
 HOUR = 3600.0
 ACTIVE = {
@@ -237,17 +238,22 @@ def test_another_babysitter_takes_over_a_running_training_and_does_not_start_it_
     assert world.read()["starts"] == 1 and world.read()["asked"] == 1 and _nothing_left(world)
 
 
-def test_another_babysitter_that_is_told_what_was_spent_keeps_the_budget(world):
+@pytest.mark.parametrize("kept", [False, True])
+def test_another_babysitter_that_knows_what_was_spent_keeps_the_budget(world, tmp_path, kept):
+    """kept: in a file, else as it is told."""
+    file = tmp_path / "run" / "meter.json" if kept else None
     world.change(work=100 * HOUR)
     world.interrupt_at = 12 * HOUR
-    assert world.babysitter(max_hours=20).run() == cli.EXIT_INTERRUPTED
+    first = Meter(world.now(), file=file)
+    assert world.babysitter(max_hours=20, meter=first).run() == cli.EXIT_INTERRUPTED
     spent = float(re.search(r"--spent-hours (\S+) within the same budget", world.said[-1])[1])
     assert 10 < spent <= 12
-    assert world.babysitter(max_hours=20, spent_hours=spent).run() == 3
+    known = Meter(world.now(), file=file) if kept else Meter(world.now(), spent)
+    assert world.babysitter(max_hours=20, meter=known).run() == 3
     # a poll may pass between the two looks of which each sitter knows one
     assert world.read()["billed"] <= 20 * HOUR and world.read()["saved"] > 18 * HOUR
     with pytest.raises(UserError, match="a budget of 12 hours is gone before.*more than 12.5"):
-        world.babysitter(max_hours=12, spent_hours=12)
+        world.babysitter(max_hours=12, meter=Meter(world.now(), 12))
 
 
 def test_what_ended_before_the_babysitter_came_is_tried_once_more(world):

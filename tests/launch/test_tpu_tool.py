@@ -145,6 +145,7 @@ def test_a_dry_run_prints_every_command_and_runs_none(tool, world_on_path, capsy
         (["create", "--tier=spott", *WANTED], "did you mean 'spot'"),
         (["babysit", *WANTED, *TRAINING], "give its budget"),
         (["babysit", *WANTED, *TRAINING, "--max-hours=9", "--spent-hours=-1"], "not less than 0"),
+        (["babysit", *WANTED, *TRAINING, "--max-hours=9", "--spent-hours=1", "--meter=a"], "leave"),
         (["babysit", *WANTED, *TRAINING, "--max-hours=9", "--config.optim.lrr=1"], "optim.lr"),
         (["babysit", *WANTED, "--max-hours=9", f"--config={TINY}"], "give --config and --workdir"),
         (["babysit", *WANTED, *TRAINING, "--max-hours=9", "--slices=2"], "multiple of the 2 slic"),

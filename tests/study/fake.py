@@ -31,7 +31,8 @@ def leave(workdir, config, share):
     steps = configs.total_steps(config)
     start = {"began": 0.0, "start_step": 0, "step": steps, "seconds": {"step": 10.0}}
     (workdir / "goodput.json").write_text(json.dumps([start]))
-    (workdir / "metrics.jsonl").write_text(json.dumps({"step": steps}) + "\n")
+    rows = [{"step": step, "train/loss": 1 / step} for step in (1, steps)]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (workdir / "checkpoints" / str(steps)).mkdir(parents=True)
     path = outcome.step_path(workdir / "eval" / "knn", steps)
     judged(share, config.seed).write(path)

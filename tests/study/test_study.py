@@ -5,6 +5,8 @@ import dataclasses
 import json
 import os
 import pathlib
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +18,10 @@ import pytest
 from tests.e2e import runner as runner_of_tests
 from tests.study import fake
 from webssl_jax.config import ConfigError, UserError
-from webssl_jax.study import cells, findings, page, price, results, runner
+from webssl_jax.evaluators import outcome
+from webssl_jax.study import cells, findings, page, price, references, results, runner
 from webssl_jax.tools import study as tool
+from webssl_jax.tools import tpu
 
 FAKE = pathlib.Path(fake.__file__)
 WIDTHS = {"small": 32, "middle": 64, "large": 96}
@@ -131,6 +135,40 @@ def test_the_page_holds_every_figure_and_what_is_missing(done, tmp_path):
     assert "Nothing is measured yet" in (tmp_path / "index.html").read_text()
 
 
+def test_a_reference_is_judged_once_and_stands_beside_the_cells(
+    done, tmp_path, monkeypatch, capsys
+):
+    _, folder = done
+    weights = tmp_path / "dinov2-s"
+    weights.mkdir()
+    asked = {"size": {**FINDINGS["size"], "published": "5.63 points a decade"}}
+    given = {"dino": {"model": str(weights), "name": "DINOv2 <S>", "eval_size": 98}}
+    study = cells.load(write(tmp_path / "asked.py", asked=asked, references=given))
+    calls = []
+
+    def judge(command, stdout, stderr, check):
+        calls.append(command)
+        output = pathlib.Path(command[command.index("--output") + 1])
+        path = outcome.step_path(output / "dinov2-s" / "eval" / "knn", 0)
+        fake.judged(0.9, 0).write(path)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(references.subprocess, "run", judge)
+    out = tmp_path / "out"
+    shutil.copytree(folder / "cells", out / "cells")
+    for _ in range(2):
+        assert references.judge(study, out, print) == {}
+    assert len(calls) == 1
+    said = " ".join(calls[0])
+    assert "--eval-size 98" in said and "--evals.knn.kind=knn --evals.knn.test=b" in said
+    page.write(study, out)
+    text = (out / "index.html").read_text()
+    assert text.count("DINOv2 &lt;S&gt;") == 2  # the level and the line of the table
+    assert "Published: 5.63 points a decade." in text and "How they learned" in text
+    tool.main([str(tmp_path / "asked.py"), "--workdir", str(out), "--dry-run"])
+    assert shlex.join(calls[0]) in capsys.readouterr().out
+
+
 def test_what_fails_is_named_what_asks_is_started_again_and_what_is_done_is_left(tmp_path):
     widths = {"bad": 32, "tired": 64, "good": 96}
     study = cells.load(write(tmp_path / "asked.py", widths, seeds=1, asked={}))
@@ -205,6 +243,8 @@ def test_smoke_ends_with_its_page_whatever_killed_it(tmp_path):
         ({"cells": {}}, "has no cells"),
         ({"cels": {}}, r"asked\.py: cels: did you mean 'cells'"),
         ({"seeds": 0}, r"cells\.large\.seeds = 0: must be"),
+        ({"references": {"a": {"modl": "b"}}}, r"references\.a\.modl: did you mean 'model'"),
+        ({"references": {"a": {"model": "/no"}}}, r"references\.a\.model = /no: no such file"),
         ({"overrides": {"optim": {"lrr": 1}}}, r"cells\.large: --config\.optim\.lrr: no such key"),
         ({"asked": {"x": {"kind": "slop"}}}, r"findings\.x\.kind = slop: did you mean 'slope'"),
         (
@@ -236,6 +276,24 @@ def test_the_papers_runs_have_their_price_and_published_figures():
     assert dollars == pytest.approx(2 * sum(whole), abs=2 * len(whole))
     with pytest.raises(UserError, match="--plan-table /nowhere: cannot be read"):
         price.read_table(pathlib.Path("/nowhere"))
+
+
+def test_runs_on_slices_share_one_budget_and_have_a_babysitter_each(tmp_path, monkeypatch, capsys):
+    study, out = cells.load("paper"), tmp_path / "out"
+    arguments = ["paper", "--workdir", str(out), "--dry-run", "--slice", "v5p-512", "--price", "2"]
+    flags = f"--zone z --project p --mount bucket={tmp_path}"
+    assert tool.main([*arguments, "--max-dollars", "2000000", "--tpu", flags]) == 0
+    lines = [x for x in capsys.readouterr().out.splitlines() if " tpu babysit " in x]
+    commands = [shlex.split(line) for line in lines]
+    dollars = [float(c[c.index("--max-dollars") + 1]) for c in commands]
+    assert len(lines) == len(study.cells) and sum(dollars) == pytest.approx(2e6, abs=1)
+    assert dollars[0] != dollars[-1] and all(f"{out}/cells/" in line for line in lines)
+    (mae,) = (c for c in commands if "paper-web-mae-1b-0" in c)
+    start = mae.index("babysit")
+    assert tpu.main([*mae[start:], "--dry-run"]) == 0  # its flags and config are good
+    assert "queued-resources create paper-web-mae-1b-0" in capsys.readouterr().out
+    with pytest.raises(UserError, match="all runs take .* at best"):
+        tool.main([*arguments, "--max-dollars", "1000"])
 
 
 def test_a_dry_run_prints_each_command_and_starts_none(tmp_path, capsys):

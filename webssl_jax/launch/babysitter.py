@@ -49,7 +49,7 @@ class Babysitter:
     Args:
       max_hours: that machines may exist in all; the training is stopped in time to save. None only
         with ``until_running``.
-      spent_hours: of them, under an earlier babysitter.
+      meter: what was spent of them, under earlier babysitters too.
       poll_seconds: between looks.
       grace_seconds: that machines have to end once one of them has ended, or all were asked to.
       retries: failures in a row before giving up.
@@ -65,7 +65,7 @@ class Babysitter:
         cost: Cost,
         *,
         max_hours: float | None,
-        spent_hours: float = 0.0,
+        meter: Meter | None = None,
         clock: Clock | None = None,
         say: Callable[[str], None] = print,
         poll_seconds: float = 60,
@@ -74,6 +74,9 @@ class Babysitter:
         keep: bool = False,
         until_running: bool = False,
     ):
+        clock = clock or Clock()
+        meter = meter or Meter(clock.now())
+        spent_hours = meter.hours(clock.now())
         reserve = (grace_seconds + 2 * poll_seconds) / 3600
         if max_hours is not None and max_hours <= spent_hours + reserve:
             raise UserError(
@@ -83,11 +86,11 @@ class Babysitter:
         self._gcloud, self._request, self._job, self._cost = gcloud, request, job, cost
         self._last_hour = None if max_hours is None else max_hours - reserve
         self._max_hours = max_hours
-        self._clock, self._say = clock or Clock(), say
+        self._clock, self._say = clock, say
         self._poll, self._grace, self._retries = poll_seconds, grace_seconds, retries
         self._keep, self._until_running = keep, until_running
 
-        self._meter = Meter(self._clock.now(), spent_hours)
+        self._meter = meter
         self._prepared = ""  # which resource has the source tree: its time of creation
         self._hosts = 0
         self._token, self._started = "", 0.0

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 from webssl_jax.config import UserError, suggest
+from webssl_jax.files import write_json
 from webssl_jax.launch.gcloud import TIERS, Request, Resource
 
 PRICE_HELP = "cloud.google.com/tpu/pricing says it for your region"
@@ -78,10 +80,26 @@ class Cost:
 
 class Meter:
     """Hours that machines existed, ``hours`` of them before, as far as was seen. Between two looks
-    they count whole if there were machines at either."""
+    they count whole if there were machines at either.
 
-    def __init__(self, now: float, hours: float = 0.0):
-        self._seconds, self._seen, self._costs = 3600 * hours, now, False
+    Args:
+      file: keeps the count, so that the next one goes on with it; the time between counts whole if
+        there were machines at the last look.
+
+    Raises:
+      UserError: if the file cannot be read.
+    """
+
+    def __init__(self, now: float, hours: float = 0.0, file: Path | None = None):
+        self._seconds, self._seen, self._costs, self._file = 3600 * hours, now, False, file
+        if file is None or not file.exists():
+            return
+        try:
+            known = json.loads(file.read_text())
+            self._seconds += 3600 * float(known["hours"])
+            self._seen, self._costs = float(known["at"]), bool(known["machines"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"--meter {file}: cannot be read ({error})") from None
 
     def look(self, now: float, resource: Resource | None) -> None:
         """``resource`` is what exists at ``now`` (seconds)."""
@@ -89,6 +107,10 @@ class Meter:
         if costs or self._costs:
             self._seconds += now - self._seen
         self._seen, self._costs = now, costs
+        if self._file is not None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            row = {"hours": self._seconds / 3600, "at": now, "machines": costs}
+            write_json(self._file, row)
 
     def hours(self, now: float) -> float:
         """Up to now, if nothing has changed since the last look."""

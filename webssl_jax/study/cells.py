@@ -17,7 +17,9 @@
 ``config`` is what ``train --config`` takes; ``overrides`` are keys of it, in groups as there, those
 of a cell over those of the study. The evaluations of a cell are the rows of its config. ``labels``
 of a cell ({"method": "Web-MAE", "data": "all"}) stand in the table of runs; these two name its
-colour in pictures. Cells are sorted by name.
+colour in pictures. Cells are sorted by name. ``references`` ({"dinov2_s": {"model": PATH, "name":
+"DINOv2 S/14", "eval_size": 98}}) are weights that are not trained here, judged by the rows that all
+cells share, on images of that size (their own without), and drawn as levels.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ from webssl_jax.config import ConfigError
 from webssl_jax.errors import suggest
 from webssl_jax.weights.networks import Networks, template_of
 
-_KEYS = {"title", "cells", "overrides", "seeds", "findings"}
+_KEYS = {"title", "cells", "overrides", "seeds", "findings", "references"}
+_REFERENCE_KEYS = {"model", "name", "eval_size"}
 _CELL_KEYS = {"config", "overrides", "seeds", "labels"}
 
 
@@ -94,6 +97,17 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
+class Reference:
+    """key: of its folder. name: in tables. model: a path of weights. eval_size: of images, in
+    pixels; None: the model's own."""
+
+    key: str
+    name: str
+    model: str
+    eval_size: int | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Study:
     """findings: {name: row}, see findings.py."""
 
@@ -101,6 +115,7 @@ class Study:
     title: str
     cells: tuple[Cell, ...]
     findings: Mapping[str, Mapping[str, Any]]
+    references: tuple[Reference, ...] = ()
 
     def runs(self, folder: Path) -> list[Run]:
         """In the order in which they are started: the first seed of all cells first, so that a
@@ -141,8 +156,16 @@ def load(spec: str) -> Study:
         except ConfigError as error:
             raise ConfigError(f"{place}: {error}") from None
         cells.append(cell)
-    name = Path(where).stem
-    return Study(name, given.get("title", name), tuple(cells), given.get("findings", {}))
+    references = []
+    for key, row in given.get("references", {}).items():
+        place = f"--study {where}: references.{key}"
+        _refuse_unknown(row, _REFERENCE_KEYS, f"{place}.")
+        if not row.get("model"):
+            raise ConfigError(f"{place}.model: name a file or folder of weights")
+        size = row.get("eval_size")
+        references.append(Reference(key, row.get("name", key), row["model"], size))
+    name, asked = Path(where).stem, given.get("findings", {})
+    return Study(name, given.get("title", name), tuple(cells), asked, tuple(references))
 
 
 def _refuse_unknown(row: Mapping[str, Any], known: Sequence[str] | set[str], where: str) -> None:

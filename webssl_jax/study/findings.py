@@ -14,7 +14,8 @@ above        by how much each of ``cells`` is above the trivial feature ``baseli
 bootstrap draws that take the seeds of every cell and the items of the test set anew; cells that
 were judged on the same items get the same draw of them, so that their differences are paired.
 Where a cell has one seed, what seeds do is not in the interval, and the sentence says so. Higher is
-better unless the row says ``lower_is_better``.
+better unless the row says ``lower_is_better``. ``published``, in words, stands behind the sentence:
+a figure that others found of the same question.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _KEYS = {
     "difference": {"a", "b", "metric"},
     "above": {"cells", "metric", "baseline"},
 }
-_OPTIONAL = {"kind", "lower_is_better"}
+_OPTIONAL = {"kind", "lower_is_better", "published"}
 X = ("parameters", "images")
 Row = Mapping[str, Any]
 RISES, FALLS, UNCLEAR, MISSING = "rises", "falls", "cannot tell", "not measured yet"
@@ -249,4 +250,6 @@ def _finding(
         good = {RISES: "worse", FALLS: "better"}
         notes.append(f"lower is better, so {good[verdict]}" if verdict in good else "")
     text = f"{text[0].upper()}{text[1:]} ({'; '.join(filter(None, notes))})."
+    if row.get("published"):
+        text += f" Published: {row['published']}."
     return Finding(name, row["kind"], text, verdict, value, low, high)

@@ -3,20 +3,24 @@ that needs nothing else, and beside it the same as PNG, CSV and JSON."""
 
 from __future__ import annotations
 
+import base64
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from webssl_jax.evaluators.outcome import Outcome
 from webssl_jax.files import write_text
-from webssl_jax.study import findings, results
+from webssl_jax.study import findings, references, results
 from webssl_jax.study.cells import Study
 from webssl_jax.study.findings import Finding
 from webssl_jax.study.results import Group
 from webssl_jax.telemetry.progress import format_seconds
-from webssl_jax.visuals import save_png, scaling
+from webssl_jax.visuals import axes, comparison, save_png, scaling
+
+References = Mapping[str, Mapping[str, Outcome]]
 
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --ink: #1c1c21; --soft: #6a6a72; --line: #dcdce2 }
@@ -32,6 +36,7 @@ th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(-
   white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
 svg { max-width: 100%; height: auto; color: var(--ink) } svg text { fill: currentColor }
+figure { margin: 1rem 0 } figcaption { font-size: .9rem } img { max-width: 100% }
 li { margin: .4rem 0 } b { font-weight: 600 }
 """
 
@@ -43,7 +48,7 @@ def write(study: Study, folder: Path) -> list[Finding]:
     Raises:
       UserError: for an outcome that cannot be read.
     """
-    groups = results.read(study, folder)
+    groups, known = results.read(study, folder), references.read(study, folder)
     stated = findings.state(study, groups)
     table = results.rows(groups)
     write_text(folder / "runs.csv", results.as_csv(table) if table else "")
@@ -51,15 +56,15 @@ def write(study: Study, folder: Path) -> list[Finding]:
     told = [vars(one) for one in stated]
     write_text(folder / "findings.json", json.dumps(told, indent=1) + "\n")
     drawn = ""
-    if panels := _panels(study, groups):
+    if panels := _panels(study, groups, known):
         figure = scaling.draw(panels)
-        drawn = scaling.svg(figure)
-        save_png(folder / "figures.png", scaling.png(figure))
-    write_text(folder / "index.html", _html(study, folder, groups, stated, drawn))
+        drawn = axes.svg(figure)
+        save_png(folder / "figures.png", axes.png(figure))
+    write_text(folder / "index.html", _html(study, folder, groups, known, stated, drawn))
     return stated
 
 
-def _panels(study: Study, groups: Sequence[Group]) -> list[scaling.Panel]:
+def _panels(study: Study, groups: Sequence[Group], known: References) -> list[scaling.Panel]:
     """One for each pair of a metric and an x that a finding asks for."""
     asked: dict[tuple[str, str], list[Group]] = {}
     lines = set()
@@ -89,10 +94,53 @@ def _panels(study: Study, groups: Sequence[Group]) -> list[scaling.Panel]:
                 line = (middle - tilt * float(np.log10(places).mean()), tilt)
             points[label] = scaling.Points(places, figures, line)
         if points:
-            levels = list(results.baselines(members, metric).items())
+            levels = [*results.baselines(members, metric).items(), *_figures(known, metric)]
             what = "parameters of the encoder" if x == "parameters" else "images seen"
             panels.append(scaling.Panel(metric, what, points, levels))
     return panels
+
+
+def _figures(known: References, metric: str) -> list[tuple[str, float]]:
+    """(name, figure) of the references."""
+    row, _, name = metric.partition("/")
+    return [
+        (key, rows[row].metrics[name])
+        for key, rows in known.items()
+        if row in rows and name in rows[row].metrics
+    ]
+
+
+def _curves(groups: Sequence[Group]) -> str:
+    """The training loss over images, a panel a method, as the losses of two are not comparable."""
+    panels: dict[str, dict[str, comparison.Curves]] = {}
+    for group in groups:
+        found = [run.losses for run in group.runs if len(run.losses[0])]
+        if not found:
+            continue
+        shared = min(len(steps) for steps, _ in found)
+        values = np.stack([losses[:shared] for _, losses in found])
+        images = found[0][0][:shared] * group.cell.config.global_batch
+        panels.setdefault(f"{_label(group)}: loss", {})[group.cell.name] = (images, values)
+    return axes.svg(comparison.draw(panels, {}, marker="")) if panels else ""
+
+
+def _pictures(groups: Sequence[Group]) -> str:
+    """What the largest cell of each label sees, where its runs have drawn it."""
+    largest: dict[str, Group] = {}
+    for group in sorted(groups, key=lambda g: (g.cell.parameters, g.cell.images)):
+        largest[_label(group)] = group
+    out = []
+    for group in largest.values():
+        for kind, what in (("pca", "patch features, by their principal components"),):
+            found = sorted((group.runs[0].run.workdir / "pictures").glob(f"{kind}_[0-9]*.png"))
+            if found:
+                data = base64.b64encode(found[-1].read_bytes()).decode()
+                words = html.escape(f"{group.cell.name}: {what}")
+                out.append(
+                    f'<figure><img alt="{words}" src="data:image/png;base64,{data}">'
+                    f"<figcaption>{words}</figcaption></figure>"
+                )
+    return "".join(out)
 
 
 def _label(group: Group) -> str:
@@ -101,7 +149,12 @@ def _label(group: Group) -> str:
 
 
 def _html(
-    study: Study, folder: Path, groups: Sequence[Group], stated: Sequence[Finding], drawn: str
+    study: Study,
+    folder: Path,
+    groups: Sequence[Group],
+    known: References,
+    stated: Sequence[Finding],
+    drawn: str,
 ) -> str:
     done, runs = sum(len(group.runs) for group in groups), len(study.runs(folder))
     seconds = sum(run.seconds for group in groups for run in group.runs)
@@ -119,19 +172,26 @@ from the figures (webssl_jax/study/findings.py).</p>
 <h2>What it shows</h2><ul>{items or "<li>No finding is asked.</li>"}</ul>
 <h2>Figures</h2><div class="scroll">{drawn or "<p>Nothing is measured yet.</p>"}</div>
 <p class="soft">Small dots are runs, large ones means over seeds; a line is the least-squares fit
-over the logarithm; broken lines are features that need no training.</p>
-<h2>Cells</h2><div class="scroll">{_table(groups)}</div>
+over the logarithm; broken lines are features that need no training, and models that were not
+trained here.</p>
+<h2>Cells</h2><div class="scroll">{_table(groups, known)}</div>
 <p class="soft">Mean over seeds ± standard deviation between them. runs.csv and runs.json hold every
-run with every metric, findings.json the intervals.</p>
+run with every metric, findings.json the intervals. Time is wall time of this machine; energy is not
+measured.</p>
+{_section("How they learned", _curves(groups))}{_section("What they see", _pictures(groups))}
 </body></html>
 """
 
 
-def _table(groups: Sequence[Group]) -> str:
+def _section(title: str, content: str) -> str:
+    return f'<h2>{title}</h2><div class="scroll">{content}</div>' if content else ""
+
+
+def _table(groups: Sequence[Group], known: References) -> str:
     metrics = results.headlines(groups)
     heads = ["cell", "parameters", "images seen", "seeds", *metrics, "time a run"]
     lines = []
-    for name, levels in _levels(groups, metrics).items():
+    for name, levels in _levels(groups, known, metrics).items():
         cells = [name, "", "", "", *(levels.get(m, "") for m in metrics), ""]
         lines.append(cells)
     for group in groups:
@@ -151,9 +211,11 @@ def _table(groups: Sequence[Group]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _levels(groups: Sequence[Group], metrics: Sequence[str]) -> dict[str, dict[str, str]]:
+def _levels(
+    groups: Sequence[Group], known: References, metrics: Sequence[str]
+) -> dict[str, dict[str, str]]:
     out: dict[str, dict[str, str]] = {}
     for metric in metrics:
-        for name, value in results.baselines(groups, metric).items():
+        for name, value in [*results.baselines(groups, metric).items(), *_figures(known, metric)]:
             out.setdefault(name, {})[metric] = f"{value:.3f}"
     return out

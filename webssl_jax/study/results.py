@@ -18,16 +18,19 @@ from webssl_jax.evaluators.outcome import Outcome
 from webssl_jax.study.cells import Cell, Run, Study
 from webssl_jax.study.runner import is_done
 from webssl_jax.telemetry.goodput import seconds_of
+from webssl_jax.telemetry.writer import read_rows
+from webssl_jax.visuals.curves import collect
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A run that is done: its outcomes by row, and the seconds that it ran, evaluations included,
-    over all starts."""
+    """A run that is done: its outcomes by row, the seconds that it ran, evaluations included, over
+    all starts, and (steps, losses) of its training."""
 
     run: Run
     outcomes: dict[str, Outcome]
     seconds: float
+    losses: tuple[np.ndarray, np.ndarray]
 
     def figure(self, metric: str) -> float | None:
         """Of ``ROW/METRIC``."""
@@ -65,7 +68,9 @@ def read(study: Study, folder: Path) -> list[Group]:
         except UserError:
             continue  # of other settings: the runner names it
         outcomes = outcome.read_rows(run.workdir / "eval", run.cell.steps)
-        found[run.cell.name].append(Measured(run, outcomes, seconds_of(run.workdir)))
+        curves = collect(read_rows(run.workdir / "metrics.jsonl"))
+        losses = curves.get("train/loss", (np.empty(0), np.empty(0)))
+        found[run.cell.name].append(Measured(run, outcomes, seconds_of(run.workdir), losses))
     return [Group(cell, tuple(runs)) for cell in study.cells if (runs := found[cell.name])]
 
 

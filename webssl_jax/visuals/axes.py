@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 COLOURS = ("#1f5fa8", "#c8511b", "#2c8a57", "#8a4fa3", "#b8860b", "#3a8fa0")
@@ -52,6 +56,13 @@ def add_legend(axis: Axes, size: float, columns: int = 1) -> None:
     axis.set_ylim(low, above)
 
 
+def add_bare_legend(axis: Axes, size: float) -> None:
+    """A legend without a frame, which would be white on any ground."""
+    add_legend(axis, size)
+    if legend := axis.get_legend():
+        legend.set_frame_on(False)
+
+
 def log_ticks(part: Axis) -> None:
     """Plain numbers on a logarithmic axis, also where it spans less than a decade."""
     part.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
@@ -91,3 +102,23 @@ def say_empty(axis: Axes, words: str, size: float, colour: str) -> None:
         color=colour,
         fontsize=size,
     )
+
+
+def png(figure: Figure) -> np.ndarray:
+    """(H, W, 3) uint8, on white."""
+    figure.set_facecolor("white")
+    return to_pixels(FigureCanvasAgg(figure))
+
+
+def svg(figure: Figure) -> str:
+    """For a page of either theme, without a ground: its ink is the colour of the text around it,
+    its grid the variable ``--line`` of the page."""
+    text = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "webssl_jax"}):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    whole = text.getvalue()[text.getvalue().index("<svg") :]
+    for colour in (INK, "#000000"):
+        whole = whole.replace(colour, "currentColor")
+    for colour in (GRID, FRAME):
+        whole = whole.replace(colour, "var(--line)")
+    return whole

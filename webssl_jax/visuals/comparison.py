@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from webssl_jax.visuals.axes import COLOURS, INK, add_legend, dress, mark_level, to_pixels
+from webssl_jax.visuals.axes import COLOURS, INK, add_bare_legend, dress, mark_level, png
 
 # (x (n,), y (runs, n))
 Curves = tuple[np.ndarray, np.ndarray]
@@ -18,18 +18,25 @@ Curves = tuple[np.ndarray, np.ndarray]
 def comparison(
     panels: Mapping[str, Mapping[str, Curves]], levels: Mapping[str, Sequence[tuple[str, float]]]
 ) -> np.ndarray:
+    """:func:`draw` as a picture, (H, W, 3) uint8."""
+    return png(draw(panels, levels))
+
+
+def draw(
+    panels: Mapping[str, Mapping[str, Curves]],
+    levels: Mapping[str, Sequence[tuple[str, float]]],
+    marker: str = "o",
+) -> Figure:
     """Draws each run of a group thinly and their mean on top.
 
     Args:
       panels: {title: {group: (images seen (n,), shares (runs, n))}}. A group has one colour in all.
       levels: {title: [(name, share)]}, drawn as level lines.
-
-    Returns:
-      The picture, (H, W, 3) uint8.
+      marker: of each value of a mean; "" for none.
     """
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(6.2 * columns, 4.6 * rows), dpi=100, facecolor="white")
+    figure = Figure(figsize=(6.2 * columns, 4.6 * rows), dpi=100)
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for axis in axes[len(panels) :]:
@@ -40,7 +47,8 @@ def comparison(
         for name, (x, y) in groups.items():
             colour = COLOURS[names.index(name) % len(COLOURS)]
             axis.plot(x, y.T, color=colour, alpha=0.35, linewidth=0.9)
-            axis.plot(x, y.mean(axis=0), "o-", color=colour, linewidth=2, markersize=4, label=name)
+            style = f"{marker}-"
+            axis.plot(x, y.mean(axis=0), style, color=colour, linewidth=2, markersize=4, label=name)
         for name, level in levels.get(title, ()):
             mark_level(axis, level, name)
         axis.set_xlabel("images seen", fontsize=9, color=INK, loc="right")
@@ -50,6 +58,7 @@ def comparison(
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         dress(axis, label_size=8)
     figure.tight_layout()
+    canvas.draw()
     for axis in axes[: len(panels)]:
-        add_legend(axis, 9)
-    return to_pixels(canvas)
+        add_bare_legend(axis, 9)
+    return figure

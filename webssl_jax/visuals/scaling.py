@@ -1,28 +1,16 @@
 """Figures of cells over their size or the images they saw: every run, the means, a line through
-them, and the levels they stand beside. As a PNG, or as SVG for a page of either theme."""
+them, and the levels they stand beside."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from webssl_jax.visuals.axes import (
-    COLOURS,
-    FRAME,
-    GRID,
-    INK,
-    add_legend,
-    dress,
-    log_ticks,
-    mark_level,
-    to_pixels,
-)
+from webssl_jax.visuals.axes import COLOURS, INK, add_bare_legend, dress, log_ticks, mark_level
 
 _COLUMNS = 2
 
@@ -75,28 +63,5 @@ def draw(panels: Sequence[Panel]) -> Figure:
     figure.tight_layout()
     canvas.draw()
     for axis in axes[: len(panels)]:
-        add_legend(axis, 9)
-        if legend := axis.get_legend():
-            legend.set_frame_on(False)  # which would be white on any ground
+        add_bare_legend(axis, 9)
     return figure
-
-
-def png(figure: Figure) -> np.ndarray:
-    """(H, W, 3) uint8, on white."""
-    figure.set_facecolor("white")
-    canvas = FigureCanvasAgg(figure)
-    return to_pixels(canvas)
-
-
-def svg(figure: Figure) -> str:
-    """Without a ground. Its ink is the colour of the text around it, its grid the variable
-    ``--line`` of the page."""
-    text = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "study"}):
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    whole = text.getvalue()[text.getvalue().index("<svg") :]
-    for colour in (INK, "#000000"):
-        whole = whole.replace(colour, "currentColor")
-    for colour in (GRID, FRAME):
-        whole = whole.replace(colour, "var(--line)")
-    return whole
