@@ -87,10 +87,10 @@ def distill(teacher: str, image_size: int, side: int) -> dict:
 
 def _encoder(path: str) -> tuple[dict, tuple, tuple]:
     """(fields of the encoder in a run or weights, and the colours that it expects)."""
-    from webssl_jax import methods, runs
+    from webssl_jax import methods, runs, workdirs
     from webssl_jax.weights import load
 
-    if runs.is_run(path):
+    if workdirs.is_run(path):
         networks = methods.create(runs.read_config(path))
     else:
         networks = load.open_(path).networks

@@ -31,7 +31,7 @@ Expected figures: none, as no size has been run here; docs/language.md has what 
 
 import dataclasses
 
-from webssl_jax import methods, runs
+from webssl_jax import methods, runs, workdirs
 from webssl_jax.config import ConfigError, parse_arg
 from webssl_jax.weights import load as weight_files
 from webssl_jax.weights.networks import Networks
@@ -59,7 +59,7 @@ def get_config(arg=None):
 
 
 def _networks(path: str) -> Networks:
-    if runs.is_run(path):
+    if workdirs.is_run(path):
         return Networks.of(methods.create(runs.read_config(path)))
     return weight_files.open_(path).networks
 

@@ -8,7 +8,7 @@ from tests import gcs
 from tests import test_checkpoints as checkpoints_of
 from tests.e2e import runner
 from tests.test_checkpoints import make
-from webssl_jax import runs
+from webssl_jax import runs, workdirs
 from webssl_jax.checkpoints import Checkpointer, CheckpointError, DamagedCheckpoint, directory
 from webssl_jax.config import UserError
 
@@ -97,20 +97,20 @@ def test_a_save_that_the_bucket_refuses_is_one_line(storage, tmp_path):
 def test_a_folder_belongs_to_one_run_and_stays_its_own(storage, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    runs.claim_folder(tmp_path / "a", FOLDER)
-    runs.claim_folder(tmp_path / "a", FOLDER)
+    workdirs.claim_folder(tmp_path / "a", FOLDER)
+    workdirs.claim_folder(tmp_path / "a", FOLDER)
     with pytest.raises(UserError, match=f"folder = {FOLDER}: holds the checkpoints of another run"):
-        runs.claim_folder(tmp_path / "b", FOLDER)
-    runs.claim_folder(tmp_path / "b", str(tmp_path / "elsewhere"))
+        workdirs.claim_folder(tmp_path / "b", FOLDER)
+    workdirs.claim_folder(tmp_path / "b", str(tmp_path / "elsewhere"))
     assert not (tmp_path / "b" / "checkpoints").exists()
 
 
 def test_a_bucket_that_is_not_there_or_not_ours_is_named_at_the_start(storage, tmp_path):
     with pytest.raises(UserError, match="config.checkpoint.folder = gs://buckte/a: cannot be used"):
-        runs.claim_folder(tmp_path, "gs://buckte/a")
+        workdirs.claim_folder(tmp_path, "gs://buckte/a")
     storage.refuse = lambda method, path: 403 if method == "POST" else None
     with pytest.raises(UserError, match=f"config.checkpoint.folder = {FOLDER}: cannot be used"):
-        runs.claim_folder(tmp_path, FOLDER)
+        workdirs.claim_folder(tmp_path, FOLDER)
 
 
 def test_without_gcsfs_the_extra_is_named(monkeypatch):

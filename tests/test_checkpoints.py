@@ -14,7 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from webssl_jax import config as configs
-from webssl_jax import methods, runs, train, train_state
+from webssl_jax import methods, runs, train, train_state, workdirs
 from webssl_jax.checkpoints import Checkpointer, CheckpointError, StorageError, checksums, directory
 from webssl_jax.checkpoints.saver import Saver
 from webssl_jax.config import ConfigError, TransientError, UserError
@@ -315,15 +315,15 @@ def test_a_workdir_whose_config_was_edited_by_hand_is_refused_by_its_key(tmp_pat
 def test_a_file_in_the_place_of_a_folder_is_refused_at_the_start(tmp_path, name):
     (tmp_path / name).write_text("")
     with pytest.raises(UserError, match=f"{name}: is no folder, and a run needs one; move it"):
-        runs.check_places(tmp_path)
+        workdirs.check_places(tmp_path)
 
 
 def test_a_folder_in_the_place_of_a_file_is_refused_at_the_start(tmp_path):
-    runs.check_places(tmp_path)
+    workdirs.check_places(tmp_path)
     for name in ("metrics.jsonl", "goodput.json", "environment.json", "config.json"):
         (tmp_path / name).mkdir()
         with pytest.raises(UserError, match=f"{name}: is a folder, and a run needs a file; move"):
-            runs.check_places(tmp_path)
+            workdirs.check_places(tmp_path)
         (tmp_path / name).rmdir()
 
 

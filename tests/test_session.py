@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from webssl_jax import cli, runs
+from webssl_jax import cli, workdirs
 from webssl_jax import config as configs
 from webssl_jax.config import TransientError, UserError
 from webssl_jax.session import Session, _StopRequest
@@ -27,7 +27,7 @@ def session_of(workdir):
     """A session that has opened ``workdir``, with no processes and time limits."""
     session = object.__new__(Session)
     workdir.mkdir()
-    session._workdir, session._lock = workdir, runs.WorkdirLock(workdir)
+    session._workdir, session._lock = workdir, workdirs.WorkdirLock(workdir)
     (workdir / "run_id").write_text("me")
     session._identity = {workdir / "run_id": b"me"}
     return session
@@ -61,9 +61,9 @@ def test_a_workdir_that_is_removed_is_made_again_for_a_last_save(tmp_path):
     assert session._trouble() == ""
     shutil.rmtree(tmp_path / "deep")
     assert session._trouble().startswith(f"the removal of {workdir}")
-    assert runs.run_id(workdir) == "me" and session._trouble() == ""
+    assert workdirs.run_id(workdir) == "me" and session._trouble() == ""
     with pytest.raises(UserError, match="is using this workdir"):
-        runs.WorkdirLock(workdir)
+        workdirs.WorkdirLock(workdir)
 
 
 def test_nothing_is_made_where_another_run_is_by_now_or_a_disk_was_mounted(tmp_path):
@@ -71,7 +71,7 @@ def test_nothing_is_made_where_another_run_is_by_now_or_a_disk_was_mounted(tmp_p
     session = session_of(workdir)
     shutil.rmtree(workdir)
     workdir.mkdir()
-    other = runs.WorkdirLock(workdir)
+    other = workdirs.WorkdirLock(workdir)
     (workdir / ".lock").write_text("1\n")  # its own number
     with pytest.raises(UserError, match=r"another run \(process 1\) is using this workdir"):
         session._trouble()
@@ -87,14 +87,14 @@ def test_nothing_is_made_where_another_run_is_by_now_or_a_disk_was_mounted(tmp_p
 @pytest.mark.parametrize("key", ["--workdir", "checkpoint.local_folder", "host.compilation_cache"])
 def test_a_folder_that_cannot_be_written_is_named_at_the_start(tmp_path, key):
     config = configs.load("configs/web_mae.py:size=tiny")
-    runs.check_writable(tmp_path / "new", config)
+    workdirs.check_writable(tmp_path / "new", config)
     (tmp_path / "closed").symlink_to("/proc/self")  # also of root
     if key == "--workdir":
         (tmp_path / "checkpoints").symlink_to("/proc/self")
     else:
         config.update_from_flattened_dict({key: str(tmp_path / "closed")})
     with pytest.raises(UserError, match=f"{key}: nothing can be written in {tmp_path}"):
-        runs.check_writable(tmp_path, config)
+        workdirs.check_writable(tmp_path, config)
     assert not list(tmp_path.rglob(".writable*"))
 
 
@@ -108,7 +108,7 @@ def test_a_disk_that_fails_at_a_later_start_may_come_back(tmp_path, monkeypatch,
     def fail(folder):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(runs, "try_writing", fail)
+    monkeypatch.setattr(workdirs, "try_writing", fail)
     with pytest.raises(UserError, match="nothing can be written in") as caught:
-        runs.check_writable(tmp_path, configs.load("configs/web_mae.py:size=tiny"))
+        workdirs.check_writable(tmp_path, configs.load("configs/web_mae.py:size=tiny"))
     assert isinstance(caught.value, TransientError) == (begun and code == errno.EROFS)

@@ -22,7 +22,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from webssl_jax import cli, runs
+from webssl_jax import cli, workdirs
 from webssl_jax.config import UserError
 from webssl_jax.data.image_folder import open_images
 from webssl_jax.evaluators import feature_files
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--{flag} {getattr(args, flag)}: must be at least 1")
     source = open_images(args.images, "--images")
     mesh = meshes.create(ConfigDict({"replica": 1, "fsdp": -1, "tensor": 1}))
-    heads = {} if runs.is_run(args.model) and args.heads is None else {"heads": args.heads}
+    heads = {} if workdirs.is_run(args.model) and args.heads is None else {"heads": args.heads}
     model = load(args.model, args.step, mesh, **heads)
     columns = feature_files.choose(args.columns, model, "--columns")
     print(f"{model.origin.name}: {', '.join(columns)} of {len(source):,} images", flush=True)

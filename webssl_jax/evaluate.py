@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from webssl_jax import checkpoints, cli, cpu_memory, methods, runs, train_state
+from webssl_jax import checkpoints, cli, cpu_memory, methods, runs, train_state, workdirs
 from webssl_jax import config as configs
 from webssl_jax import model as models
 from webssl_jax.config import UserError
@@ -136,8 +136,8 @@ def load(path: str, step: int | None, mesh: jax.sharding.Mesh, **options: Any) -
     Raises:
       UserError: also if the run started from other weights.
     """
-    if step != 0 or not runs.is_run(path):
-        if runs.is_run(path):
+    if step != 0 or not workdirs.is_run(path):
+        if workdirs.is_run(path):
             return models.load(path, step, mesh)
         return models.load(path, mesh=mesh, **options)
     config = runs.read_config(path)
@@ -162,7 +162,7 @@ def _sized(model: Model, size: int | None) -> Model:
 
 
 def _check(args: Any, options: dict[str, Any]) -> None:
-    is_run = [runs.is_run(path) for path in args.model]
+    is_run = [workdirs.is_run(path) for path in args.model]
     if options and all(is_run):
         flag = next(iter(options)).replace("_", "-")
         raise UserError(f"--{flag}: {args.model[0]} is a run, which knows that itself")
@@ -197,7 +197,7 @@ def _rows(args: Any, overrides: list[str]) -> dict[str, dict[str, Any]]:
     if args.evals:
         rows = configs.load_rows(args.evals, overrides)
     else:
-        owner = next((path for path in args.model if runs.is_run(path)), None)
+        owner = next((path for path in args.model if workdirs.is_run(path)), None)
         given = runs.read_config(owner).evals if owner else ConfigDict()
         rows = configs.override_rows(given, overrides)
     if not rows:
@@ -209,7 +209,7 @@ def _rows(args: Any, overrides: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _place(args: Any, path: str, step: int) -> Place:
-    if runs.is_run(path):
+    if workdirs.is_run(path):
         return Place(pathlib.Path(path) / "eval", step)
     return Place(pathlib.Path(args.output) / pathlib.Path(path).resolve().name / "eval", 0)
 

@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from webssl_jax import params as paths
-from webssl_jax import runs
+from webssl_jax import runs, workdirs
 from webssl_jax.config import UserError
 from webssl_jax.data.decode import decode_image, upright_rgb
 from webssl_jax.data.tokens import VOCABULARY, Tokenizer
@@ -348,7 +348,7 @@ def load(
     if mesh is None:
         one = [device or jax.local_devices()[0]]
         mesh = meshes.create(ConfigDict({"replica": 1, "fsdp": 1, "tensor": 1}), one)
-    if runs.is_run(path):
+    if workdirs.is_run(path):
         if options:
             raise UserError(f"{path}: is a run, which knows its {next(iter(options))} itself")
         run = runs.load_run(path, step, mesh)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from webssl_jax import config as configs
-from webssl_jax import methods, runs
+from webssl_jax import environment, methods, runs, workdirs
 from webssl_jax.config import UserError
 from webssl_jax.evaluators import outcome, tables
 from webssl_jax.methods.base import initial_weights
@@ -168,7 +168,7 @@ webssl_jax ({kind}{whose}){", and its text tower" if "text" in family.needs else
 - images a step: {run.config.global_batch:,}
 - training images: `{_public(run.config.data.train)}`
 - git revision of the training code: {_training_revision(workdir)}
-- git revision of the exporting code: {configs.git_revision()}
+- git revision of the exporting code: {environment.git_revision()}
 
 <details><summary>Resolved config</summary>
 
@@ -185,7 +185,7 @@ def _licence_of(init_from: str, method: Any) -> Licence | None:
     them comes under it. Files that are gone say nothing."""
     for path in filter(None, (*init_from.split(","), *initial_weights(method).values())):
         try:
-            if runs.is_run(path):
+            if workdirs.is_run(path):
                 earlier = runs.read_config(path)
                 found = _licence_of(earlier.get("init_from", ""), methods.create(earlier))
             else:

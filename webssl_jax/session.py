@@ -17,7 +17,7 @@ import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from webssl_jax import cli, cpu_memory, runs
+from webssl_jax import cli, cpu_memory, workdirs
 from webssl_jax.files import write_bytes
 from webssl_jax.sharding import distributed
 from webssl_jax.telemetry.goodput import Goodput
@@ -53,7 +53,7 @@ class Session:
         level = logging.INFO if jax.process_index() == 0 else logging.WARNING
         cli.log_to_stderr(level, timed=True)
         use_compilation_cache(host.compilation_cache)
-        self._lock: runs.WorkdirLock | None = None
+        self._lock: workdirs.WorkdirLock | None = None
 
     def open(self, workdir: Path, config: ConfigDict, began: float) -> None:
         """Makes and locks the workdir. From now on a signal asks the run to stop.
@@ -66,10 +66,10 @@ class Session:
           UserError: if another run uses the workdir, or not all processes see it.
         """
         with distributed.error_barrier():
-            runs.check_places(workdir)
-            runs.check_writable(workdir, config)
+            workdirs.check_places(workdir)
+            workdirs.check_writable(workdir, config)
             if jax.process_index() == 0:
-                self._lock = runs.WorkdirLock(workdir)
+                self._lock = workdirs.WorkdirLock(workdir)
         distributed.check_shared(workdir)
         self._workdir = workdir
         self._stop_request = _StopRequest(self._trouble)
@@ -79,7 +79,9 @@ class Session:
         """From now on time counts as steps, and each step has a time limit."""
         if self._lock:
             self._identity = {
-                path: path.read_bytes() for path in runs.identity(self._workdir) if path.exists()
+                path: path.read_bytes()
+                for path in workdirs.identity(self._workdir)
+                if path.exists()
             }
         self.goodput.enter("step")
         self.watchdog.start()

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.e2e.runner import ROOT
-from webssl_jax import cli
+from webssl_jax import cli, environment
 from webssl_jax import config as configs
 
 ACTIONS = {"FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts", "RestartJob"}
@@ -153,7 +153,7 @@ def test_the_image_copies_what_is_there_and_starts_a_command_of_the_package():
 
 
 def test_a_run_in_an_image_knows_its_revision(monkeypatch, tmp_path):
-    monkeypatch.setattr(configs, "__file__", str(tmp_path / "webssl_jax" / "config.py"))
-    assert configs.git_revision() == "unknown"
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "webssl_jax" / "environment.py"))
+    assert environment.git_revision() == "unknown"
     monkeypatch.setenv("WEBSSL_REVISION", "abc123")
-    assert configs.git_revision() == "abc123"
+    assert environment.git_revision() == "abc123"

@@ -144,8 +144,8 @@ class Checkpointer:
       keep_every_steps: multiples of this are kept for good; 0 = none.
       read_only: nothing is written or cleaned up: for a run that may still be training.
       restore_once: the first replica reads and sends to the others (sharding/replicas.py).
-      run: the run's id (``runs.run_id``). A checkpoint that says another one is refused: somebody
-        has copied it here. One that says none is taken.
+      run: the run's id (``workdirs.run_id``). A checkpoint that says another one is refused:
+        somebody has copied it here. One that says none is taken.
     """
 
     def __init__(

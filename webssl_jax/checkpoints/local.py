@@ -47,7 +47,7 @@ class LocalCheckpoints:
 
     Args:
       folder: ``config.checkpoint.local_folder``, on a disk of this machine.
-      run_id: of ``runs.run_id``: other runs may use the same folder.
+      run_id: of ``workdirs.run_id``: other runs may use the same folder.
       abstract: {field of TrainState: tree of ShapeDtypeStruct with shardings}.
     """
 

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from webssl_jax import runs, train_state
+from webssl_jax import runs, train_state, workdirs
 from webssl_jax.checkpoints import initial
 from webssl_jax.checkpoints.checkpointer import Checkpointer
 from webssl_jax.checkpoints.local import LocalCheckpoints
@@ -56,7 +56,7 @@ class Saver:
         self._config, self._template = config, template._asdict()
         options = config.checkpoint
         with distributed.error_barrier():
-            known = runs.run_id(workdir) if jax.process_index() == 0 else ""  # writes it
+            known = workdirs.run_id(workdir) if jax.process_index() == 0 else ""  # writes it
         run = distributed.from_first(known)
         self._local = None
         if options.local_folder:
@@ -65,7 +65,7 @@ class Saver:
             saved_locally = bool(self._local and self._local.steps())
             runs.refuse_another(workdir, config, "--workdir", saved_locally)
             if options.folder and jax.process_index() == 0:
-                runs.claim_folder(workdir, options.folder)
+                workdirs.claim_folder(workdir, options.folder)
         self._durable = Checkpointer(
             workdir,
             folder=options.folder,
@@ -120,7 +120,7 @@ class Saver:
         return state._replace(**runs.weights_of_run(config.init_from, wanted, method.encoder))
 
     def _of_this_method(self, path: str) -> bool:
-        return runs.is_run(path) and (
+        return workdirs.is_run(path) and (
             runs.read_config(path).method.name == self._config.method.name
         )
 

@@ -17,7 +17,7 @@ import struct
 import jax
 from jax.experimental import serialize_executable
 
-from webssl_jax import config as configs
+from webssl_jax import environment
 from webssl_jax.config import UserError
 from webssl_jax.files import write_bytes
 
@@ -85,7 +85,7 @@ def load(
 
 def _note(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh) -> dict[str, str]:
     device = mesh.devices.flat[0]
-    versions = configs.package_versions()
+    versions = environment.package_versions()
     return {
         "devices": f"{mesh.size} x {device.device_kind}",
         **{name: versions[name] for name in _PACKAGES},

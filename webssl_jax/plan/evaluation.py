@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from webssl_jax import config as configs
-from webssl_jax import methods
+from webssl_jax import environment, methods
 from webssl_jax import params as params_lib
 from webssl_jax.config import UserError, suggest
 from webssl_jax.evaluators import suite, work
@@ -140,7 +139,7 @@ def plan_evaluation(
         "images_per_s": seen / seconds if seconds else None,
         "compile_cpu_s": time.process_time() - began,
         "ignored": list(IGNORED),
-        "versions": {name: configs.package_versions()[name] for name in ("jax", "libtpu")},
+        "versions": {name: environment.package_versions()[name] for name in ("jax", "libtpu")},
     }
 
 

@@ -21,7 +21,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from webssl_jax import config as configs
+from webssl_jax import environment
 from webssl_jax import params as params_lib
 from webssl_jax.config import UserError
 from webssl_jax.language import decoder, sizes
@@ -108,7 +108,7 @@ def plan_language(
         "mfu_with_exposed_ici": modelled["mfu_with_exposed_ici"],
         "compile_cpu_s": time.process_time() - began,
         "ignored": list(IGNORED),
-        "versions": {name: configs.package_versions()[name] for name in ("jax", "libtpu")},
+        "versions": {name: environment.package_versions()[name] for name in ("jax", "libtpu")},
     }
 
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from webssl_jax import config as configs
-from webssl_jax import methods, train_state
+from webssl_jax import environment, methods, train_state
 from webssl_jax.config import UserError
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.plan import bundles, hlo
@@ -84,7 +84,7 @@ def plan(
     rules.check(state.params, mesh, config.sharding.max_unsharded_fraction)
     where = f"{count} x {slice_.name}" if count > 1 else slice_.name
     log.info("compiling the step of %s for %s; minutes of CPU", config.name, where)
-    versions = configs.package_versions()
+    versions = environment.package_versions()
     result = {
         "slice": slice_.name,
         "slices": count,

@@ -25,9 +25,10 @@ from webssl_jax.checkpoints import directory
 from webssl_jax.config import UserError
 from webssl_jax.evaluators import outcome
 from webssl_jax.evaluators.seeds import but_for_the_seed
-from webssl_jax.runs import WorkdirLock, read_config
+from webssl_jax.runs import read_config
 from webssl_jax.study.cells import Run, Study
 from webssl_jax.telemetry.progress import format_seconds
+from webssl_jax.workdirs import WorkdirLock
 
 _MOST_STARTS = 5  # in a row that save no further step
 _POLL = 0.2  # seconds

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from webssl_jax import config as configs
-from webssl_jax import runs
+from webssl_jax import workdirs
 from webssl_jax.data.pipeline import TrainLoader
 from webssl_jax.errors import DivergedError
 from webssl_jax.methods.base import Method
@@ -70,7 +70,7 @@ class Logbook:
             # checkpoint are removed too.
             step, opened = start or -1, []
             if self._is_first:
-                known, resolved = runs.run_id(workdir), configs.resolved(config)
+                known, resolved = workdirs.run_id(workdir), configs.resolved(config)
                 facts = trackers.RunFacts(workdir, config.name, known, step, resolved)
                 opened = trackers.open_all(config.log.trackers, facts)
             self._writer = MetricWriter(workdir, step=step, enabled=self._is_first, trackers=opened)
