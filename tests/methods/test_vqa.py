@@ -193,6 +193,26 @@ def test_logits_in_blocks_are_those_of_all_at_once(method):
         assert float(share) == pytest.approx(hits)
 
 
+def test_a_block_of_tokens_that_do_not_count_is_not_computed(method):
+    """Its logits would be NaN, and the head's gradient too."""
+    rng = np.random.default_rng(0)
+    last = np.full((2, 12, 32), np.nan, np.float32)
+    counts = np.zeros((2, 12), bool)
+    counts[0, [2, 9]] = counts[1, 11] = True  # with others of the same text in one block of four
+    last[:, :3] = rng.normal(size=(2, 3, 32))
+    last[:, [3, 9, 11]] = rng.normal(size=(2, 3, 32))
+    kernel = jnp.asarray(rng.normal(size=(32, VOCABULARY)), jnp.float32)
+
+    def loss(kernel, last, block):
+        language, labels = {"lm_head": {"kernel": kernel}}, np.ones((2, 12), int)
+        return answers.answer_loss(method.language, language, last, labels, counts, block)[0]
+
+    found, grad = jax.value_and_grad(loss)(kernel, last, 4)
+    wanted, whole = jax.value_and_grad(loss)(kernel, np.nan_to_num(last), 0)
+    np.testing.assert_allclose(grad, whole, atol=1e-6)
+    assert float(found) == pytest.approx(float(wanted), rel=1e-6)
+
+
 def test_what_stands_behind_an_answer_or_is_no_answer_does_not_count(method, params):
     data = batch(method, *TALK)
     before, _ = loss_of(method, params, data)

@@ -68,8 +68,10 @@ def answer_loss(
     """Cross entropy of the tokens that count, and the share that was the likeliest; means over all
     of them (0 where there is none).
 
-    Logits of ``block`` tokens of each text exist at a time, and the backward pass makes them again:
-    those of all would be the largest array of the step.
+    Tokens that count are put first in each text. Logits of ``block`` tokens of each text exist at a
+    time, and the backward pass makes them again: those of all would be the largest array of the
+    step. A block in which no token of the batch counts costs nothing; there are many, as answers
+    are short beside an image and its question.
 
     Args:
       last: (B, T, D), as of ``decoder.DecoderOutput``. labels: (B, T), what is to follow each
@@ -78,6 +80,8 @@ def answer_loss(
     texts, length, width = last.shape
     block = min(block or length, length)
     blocks = -(-length // block)
+    order = jnp.argsort(~counts, axis=1)  # stable
+    last, labels, counts = (gather_tokens(x, order) for x in (last, labels, counts))
 
     def cut(x: jax.Array) -> jax.Array:
         rest = ((0, 0), (0, blocks * block - length)) + ((0, 0),) * (x.ndim - 2)
@@ -92,7 +96,7 @@ def answer_loss(
         return jnp.where(real, losses, 0).sum(), (hits & real).sum()
 
     def add(total: tuple[jax.Array, jax.Array], part: tuple[jax.Array, ...]) -> Any:
-        loss, hits = one(*part)
+        loss, hits = jax.lax.cond(part[2].any(), one, lambda *_: zero, *part)
         return (total[0] + loss, total[1] + hits), None
 
     zero = (jnp.zeros(()), jnp.zeros((), jnp.int32))
