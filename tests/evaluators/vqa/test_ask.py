@@ -1,10 +1,13 @@
 """A model is asked: answers are kept, go on after a kill, and are the same on eight devices."""
 
+import dataclasses
 import io
 import json
 
 import jax
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from ml_collections import ConfigDict
@@ -14,7 +17,7 @@ from tests.methods.small_vqa import fresh, make, tokenizer_folder
 from webssl_jax.config import ConfigError, UserError
 from webssl_jax.data import annotations, records
 from webssl_jax.evaluators import suite
-from webssl_jax.evaluators.vqa import ask
+from webssl_jax.evaluators.vqa import ask, evaluation
 from webssl_jax.evaluators.vqa.task import Question
 from webssl_jax.model import Model, Origin
 from webssl_jax.sharding import mesh as meshes
@@ -57,7 +60,7 @@ def test_a_run_that_was_killed_asks_only_the_rest(model, answers, tmp_path, monk
     found, whole = answers
     path = tmp_path / "a.jsonl"
     data = whole.read_bytes()
-    path.write_bytes(data[: data.index(b"\n", data.index(b'"q4"')) - 5])  # in the fifth line
+    path.write_bytes(b"".join(data.splitlines(True)[:5])[:-5])  # in the fifth line
     asked = []
     once = ask.Answerer._answer
     monkeypatch.setattr(
@@ -66,15 +69,19 @@ def test_a_run_that_was_killed_asks_only_the_rest(model, answers, tmp_path, monk
         lambda self, part, images: asked.extend(q.key for q in part) or once(self, part, images),
     )
     assert ask.ask(model, QUESTIONS, path, batch=4) == found
-    assert asked == ["q4", "q5", "q6"] and path.read_bytes() == data
-    with pytest.raises(UserError, match="is to another question"):
-        ask.ask(model, QUESTIONS[1:], path, batch=4)
+    # shorter prompts went first
+    assert asked == ["q4", "q2", "q5"] and path.read_bytes() == data
+    assert ask.ask(model, QUESTIONS[1:], path, batch=4) == found[1:]  # of fewer questions too
+    other = dataclasses.replace(QUESTIONS[1], text="Who?")
+    with pytest.raises(UserError, match="its answer q1 is to another question"):
+        ask.ask(model, [other], path, batch=4)
 
 
 def test_eight_devices_and_other_batches_give_the_same_answers(model, answers, tmp_path):
     found, path = answers
     assert [answer.key for answer in found] == [question.key for question in QUESTIONS]
-    assert [json.loads(line)["answer"] for line in path.open()] == [a.answer for a in found]
+    lines = map(json.loads, path.open())
+    assert {x["key"]: x["answer"] for x in lines} == {a.key: a.answer for a in found}
     assert len({answer.answer for answer in found}) > 2
     mesh = meshes.create(ConfigDict({"replica": 2, "fsdp": 4, "tensor": 1}), jax.devices()[:8])
     params = jax.device_put(model.params, rules.shardings(model.params, mesh))
@@ -83,16 +90,22 @@ def test_eight_devices_and_other_batches_give_the_same_answers(model, answers, t
 
 
 def test_blind_and_shuffled_models_see_no_image_and_anothers(model, monkeypatch, tmp_path):
-    seen = []
     monkeypatch.setattr(
-        ask.Answerer, "_answer", lambda self, part, images: seen.extend(images) or [""] * len(part)
+        ask.Answerer,
+        "_answer",
+        lambda self, part, images: (
+            seen.update(zip((q.key for q in part), images)) or [""] * len(part)
+        ),
     )
+    seen = {}
     ask.ask(model, QUESTIONS, tmp_path / "b.jsonl", 4, ask.BLIND)
-    assert seen == [None] * 7
+    assert seen == dict.fromkeys((q.key for q in QUESTIONS), None)
     seen.clear()
     ask.ask(model, QUESTIONS, tmp_path / "s.jsonl", 4, ask.SHUFFLED)
-    own = [question.image for question in QUESTIONS]
-    assert all(a != b and a in own for a, b in zip(seen[:5], own)) and seen[5:] == [None] * 2
+    own = {question.key: question.image for question in QUESTIONS}
+    assert seen["q5"] is seen["q6"] is None
+    assert all(seen[f"q{i}"] not in (None, own[f"q{i}"]) for i in range(5))
+    assert set(seen.values()) <= set(own.values())
 
 
 def test_a_row_has_the_model_beside_the_blind_one_item_by_item(model, tmp_path, monkeypatch):
@@ -106,11 +119,16 @@ def test_a_row_has_the_model_beside_the_blind_one_item_by_item(model, tmp_path, 
         record = records.Record(picture(i), (), str(i), 40, 24, "s", annotations=notes)
         writer.write(records.encode(record))
     writer.close()
-    says = iter(["red.", " Yes", "blue", "yes", "red", "no"])
+    says = {
+        "what colour?": iter(["red.", "blue", "red"]),
+        "is it red?": iter([" Yes", "yes", "no"]),
+    }
     monkeypatch.setattr(
         ask.Answerer,
         "_answer",
-        lambda self, part, images: [next(says) if image else "Red" for image in images],
+        lambda self, part, images: [
+            next(says[q.text]) if image else "Red" for q, image in zip(part, images)
+        ],
     )
     row = {"kind": "vqa", "task": "shards", "data": f"{folder}/*", "baselines": True}
     monkeypatch.setattr(ask, "exchanged", lambda chunk: [None] * len(chunk))
@@ -121,6 +139,38 @@ def test_a_row_has_the_model_beside_the_blind_one_item_by_item(model, tmp_path, 
     assert outcome.baselines["blind"].metrics["accuracy"] == pytest.approx(50)
     assert list(outcome.items["accuracy"]) == [100, 100, 0, 100, 100, 0]
     assert len(list((tmp_path / "eval" / "answers").rglob("*.jsonl"))) == 3
+
+
+def test_the_first_questions_are_whole_pairs_and_have_the_error_of_their_items(tmp_path):
+    """MME's headline is a sum over categories: the spread of all its items together is not its."""
+    rows = [{"image": None, "question": "?", "answer": "Yes", "category": "OCR"}] * 6
+    table = pyarrow.Table.from_pylist(
+        rows,
+        pyarrow.schema(
+            [("image", pyarrow.struct([("bytes", pyarrow.binary())]))]
+            + [(x, pyarrow.string()) for x in ("question", "answer", "category")]
+        ),
+    )
+    (tmp_path / "data").mkdir()
+    pyarrow.parquet.write_table(table, tmp_path / "data" / "test-0.parquet")
+    row = evaluation.VQA(evaluation.VQAOptions("mme", str(tmp_path), max_questions=3))
+    asked = list(row._questions())
+    assert [question.key for question in asked] == ["0", "1", "2", "3"]
+    for question in asked[2:]:
+        question.extra["category"] = "count"
+    answers = [
+        question.answered(word) for question, word in zip(asked, ("yes", "no", "yes", "yes"))
+    ]
+    outcome = row._outcome(answers)
+    assert outcome.metrics["total"] == 50 + 200 and outcome.se("total") == 0  # of one item each
+
+
+def test_a_benchmark_of_rotations_is_asked_whole_or_refused(tmp_path, monkeypatch):
+    rotation = Question("0", "?", None, {"rotation_of": "a"})
+    monkeypatch.setattr(evaluation, "read_questions", lambda task, folder: iter([rotation]))
+    evaluation.VQA(evaluation.VQAOptions("mmbench", str(tmp_path)))
+    with pytest.raises(UserError, match="rotations, which lie apart; ask all"):
+        evaluation.VQA(evaluation.VQAOptions("mmbench", str(tmp_path), max_questions=5))
 
 
 def test_a_model_that_does_not_speak_and_a_benchmark_that_is_not_there_are_refused(model):

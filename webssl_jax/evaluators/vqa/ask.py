@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -32,6 +33,7 @@ from webssl_jax.sharding import mesh as meshes
 from webssl_jax.telemetry.progress import Progress
 from webssl_jax.weights.networks import Networks
 
+log = logging.getLogger(__name__)
 # As they are asked; without any image; each with the image of another question.
 SEEING, BLIND, SHUFFLED = CONDITIONS = ("seeing", "blind", "shuffled")
 BUCKET = 32  # prompts are padded to multiples of so many tokens, so that few lengths are compiled
@@ -58,12 +60,12 @@ def ask(
     """
     answerer = Answerer(model, batch, new_tokens)
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = _kept(path)
+    kept = {answer.key: answer for answer in _kept(path)}
     progress = Progress(None, f"asking ({condition}):", "questions")
     found: list[Answer] = []
     for chunk in _chunks(iter(questions)):
-        done, kept = kept[: len(chunk)], kept[len(chunk) :]
-        strange = [a.key for a, q in zip(done, chunk) if (a.key, a.text) != (q.key, q.text)]
+        done = {q.key: kept.pop(q.key) for q in chunk if q.key in kept}
+        strange = [q.key for q in chunk if q.key in done and done[q.key].text != q.text]
         if strange:
             raise UserError(
                 f"{path}: its answer {strange[0]} is to another question; move the file away"
@@ -72,19 +74,20 @@ def ask(
             images: list[bytes | None] = [None] * len(chunk)
         else:
             images = exchanged(chunk) if condition == SHUFFLED else [q.image for q in chunk]
-        rest = answerer(chunk[len(done) :], images[len(done) :])
-        for part, said in rest:
+        rest = [(q, image) for q, image in zip(chunk, images) if q.key not in done]
+        for part, said in answerer([q for q, _ in rest], [image for _, image in rest]):
             fresh = [question.answered(text) for question, text in zip(part, said)]
             with distributed.error_barrier():
                 if jax.process_index() == 0:
                     with open(path, "a", encoding="utf-8") as file:
                         file.writelines(answer.line() for answer in fresh)
-            done = [*done, *fresh]
+            done |= {answer.key: answer for answer in fresh}
             progress.update(len(part))
-        found += done
+        found += [done[question.key] for question in chunk]
     progress.close()
     if not found:
         raise UserError(f"{path}: there is no question")
+    answerer.log_lengths()
     return found
 
 
@@ -128,14 +131,32 @@ class Answerer:
         self._context = self._networks.language.context
         self._speaker = self._dialogue.speaker
         self._batch = model.rounded_batch(batch)
+        self._prompts: list[int] = []  # tokens of each, and of the answer
+        self._answers: list[int] = []
+        self._cut = 0
 
     def __call__(
         self, questions: Sequence[Question], images: Sequence[bytes | None]
     ) -> Iterator[tuple[Sequence[Question], list[str]]]:
-        """Questions of a batch and the answers to them, one batch after the other."""
-        for start in range(0, len(questions), self._batch):
-            part = questions[start : start + self._batch]
-            yield part, self._answer(part, images[start : start + len(part)])
+        """Questions of a batch and the answers to them, one batch after the other. Short ones come
+        first, as a batch is as long as its longest."""
+        lengths = [(q.max_new_tokens, len(self._dialogue.prompt(q.text, None))) for q in questions]
+        order = sorted(range(len(questions)), key=lambda i: lengths[i])
+        for start in range(0, len(order), self._batch):
+            places = order[start : start + self._batch]
+            part = [questions[i] for i in places]
+            yield part, self._answer(part, [images[i] for i in places])
+
+    def log_lengths(self) -> None:
+        """Says how long prompts and answers were so far."""
+        if self._prompts:
+            log.info(
+                "prompts of %d to %d tokens, %.0f in the mean; answers of %d to %d, %.1f in the "
+                "mean; %d of %d cut at their limit",
+                *(min(self._prompts), max(self._prompts), np.mean(self._prompts)),
+                *(min(self._answers), max(self._answers), np.mean(self._answers)),
+                *(self._cut, len(self._answers)),
+            )
 
     def _answer(self, part: Sequence[Question], images: Sequence[bytes | None]) -> list[str]:
         made = [self._prompt(question, image) for question, image in zip(part, images)]
@@ -160,10 +181,11 @@ class Answerer:
         }
         program = _program(mesh, self._networks, new, self._speaker.end_ids)
         found = jax.tree.map(meshes.whole, program(self._model.params, **placed))
-        return [
-            self._speaker.decode(row[:n]).strip()
-            for row, n in zip(found.tokens[: len(part)], found.lengths)
-        ]
+        said = [row[:n] for row, n in zip(found.tokens[: len(part)], found.lengths)]
+        self._prompts += [len(ids) for ids, _ in made]
+        self._answers += map(len, said)
+        self._cut += sum(row[-1] not in self._speaker.end_ids for row in said)
+        return [self._speaker.decode(row).strip() for row in said]
 
     def _prompt(self, question: Question, image: bytes | None) -> tuple[list[int], np.ndarray]:
         """Its tokens, and the image as the encoder takes it (black where there is none)."""

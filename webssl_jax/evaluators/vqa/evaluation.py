@@ -40,10 +40,10 @@ class VQAOptions:
 
     task: a benchmark of ``vqa/tasks``, or ``shards``: records with the annotation ``questions``.
     data: the folder that the benchmark was downloaded to; or the shards. max_questions: the first
-    of them; 0 for all. kind_of_answer: of shards, ``all`` questions, or ``open``: those whose
-    answer is neither yes nor no. batch: questions a call. new_tokens: most tokens of an answer; 0
-    for the benchmark's own number. baselines: whether the model is also asked without the image and
-    with another.
+    of them, and one more where it is the second of a pair; 0 for all. kind_of_answer: of shards,
+    ``all`` questions, or ``open``: those whose answer is neither yes nor no. batch: questions a
+    call. new_tokens: most tokens of an answer; 0 for the benchmark's own number. baselines: whether
+    the model is also asked without the image and with another.
     """
 
     task: str
@@ -102,10 +102,18 @@ class VQA:
             found = self._task.read()
         else:
             found = read_questions(self._task, pathlib.Path(self._options.data))
-        for number, question in enumerate(found, 1):
-            yield question
-            if number == self._options.max_questions:
+        limit = self._options.max_questions
+        pair = None
+        for number, question in enumerate(found):
+            if limit and "rotation_of" in question.extra:
+                raise UserError(
+                    f"{self._task.name}: max_questions = {limit}: a question counts in all its "
+                    "rotations, which lie apart; ask all (0)"
+                )
+            before, pair = pair, question.extra.get("pair")
+            if 0 < limit <= number and (pair is None or pair != before):
                 return
+            yield question
 
     def run(self, model: Model, cache: Cache) -> Outcome:
         """See ``base.Evaluation``."""
@@ -134,9 +142,8 @@ class VQA:
             meaning = f"{self._task.title}: answered; only a server has the truth (score_vqa)."
             return Outcome(("answers",), {"answers": float(count)}, {}, self.data, meaning)
         score = self._task.score(answers)
-        values = score.items.contributions()
-        spread = float(values.std() / max(len(values), 1) ** 0.5)
-        metrics = dict(score.metrics) | {f"{score.headline}_se": spread}
+        metrics = dict(score.metrics)
+        metrics[f"{score.headline}_se"] = score.items.standard_error()
         meaning = f"{self._task.title}: {score.headline} of answers to {count:,} questions."
-        items = {score.headline: values.astype("float32")}
+        items = {score.headline: score.items.contributions().astype("float32")}
         return Outcome((score.headline,), metrics, items, self.data, meaning)
