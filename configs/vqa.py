@@ -33,7 +33,8 @@ LAION's images.
 
 Known differences of this code: batches are drawn at random in both stages, where Cambrian groups
 conversations of like length in stage 2. The last layer's tokens after the final norm are taken of
-every encoder; Cambrian's code takes the last but one, unnormed, of CLIP.
+every encoder; Cambrian's code takes the last but one, unnormed, of CLIP:
+``--config.method.connector.block=-2 --config.method.connector.norm=false``.
 
 Hardware: not run on chips with this code. Expected figures: tables 6 to 15 of the paper, the goal
 of a full run and not results of this code; encoders of 1B have an average of about 49 to 52.

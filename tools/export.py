@@ -24,6 +24,8 @@ Formats:
   hf-siglip-vision      its image tower alone, for SiglipVisionModel
   open-clip             both towers, a folder for open_clip ("local-dir:DIR")
   open-clip-pth         both towers, a .pt file for open_clip and MetaCLIP
+  hf-llava              encoder, connector and language model of a run of configs/vqa.py, for
+                        LlavaForConditionalGeneration; docs/vqa.md says which it can hold
 Of a run that has a teacher (DINO) the teacher is written: the weights that its features, figures
 and pictures come from. --student writes the network that was trained.
 
@@ -41,6 +43,7 @@ Exit codes: 0 done · 1 --verify found a difference · 2 bad input, a full disk,
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib
 import pathlib
@@ -53,6 +56,7 @@ import numpy as np
 from webssl_jax import cli, publish, runs
 from webssl_jax import params as params_lib
 from webssl_jax.config import UserError
+from webssl_jax.language import llava
 from webssl_jax.methods import losses
 from webssl_jax.model import Model
 from webssl_jax.models import pixels
@@ -93,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="the network that was trained, of a run whose teacher is evaluated",
     )
-    parser.add_argument("--format", required=True, choices=sorted(FAMILIES))
+    parser.add_argument("--format", required=True, choices=sorted([*FAMILIES, llava.FORMAT]))
     parser.add_argument(
         "--output", required=True, help="folder, or .pth file; an earlier export is replaced"
     )
@@ -116,6 +120,11 @@ def main(argv: list[str] | None = None) -> int:
     for flag in ("step", "student"):
         if args.weights and getattr(args, flag) not in (None, False):
             parser.error(f"--{flag} belongs to --workdir")
+    if args.format == llava.FORMAT:
+        beyond = ("weights", "student", "chunks", "verify", "license", "push")
+        if given_too := [flag for flag in beyond if getattr(args, flag)]:
+            parser.error(f"--{given_too[0]}: not of {llava.FORMAT}, which is made of a --workdir")
+        return _export_llava(args)
     if (args.license or args.push) and not FAMILIES[args.format].config:
         parser.error(f"--license, --push: {args.format} is one file, without a model card")
     if args.push and not args.license:
@@ -159,6 +168,15 @@ def main(argv: list[str] | None = None) -> int:
     if args.push and code == 0:
         print(f"uploaded to {publish.push(output, args.push)}")
     return code
+
+
+def _export_llava(args: argparse.Namespace) -> int:
+    run = runs.load_run(args.workdir, args.step)
+    networks, params = Networks.of(run.method), run.variables.params
+    output = llava.write_folder(args.output, networks, params, args.dtype)
+    print(f"{args.workdir}: step {run.step:,}, {params_lib.count(params):,} parameters")
+    print(f"  {output}: for transformers' LlavaForConditionalGeneration; its README.md says how")
+    return 0
 
 
 def _verify(

@@ -36,8 +36,8 @@ def tokenizer_folder(parent: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def make(folder, trained=("connector",), **method):
-    """The method. folder: of its tokenizer."""
+def make(folder, trained=("connector",), size="web_dino_micro", **method):
+    """The method. folder: of its tokenizer. size: of the encoder."""
     method = {
         "name": "vqa",
         "trained": trained,
@@ -48,7 +48,7 @@ def make(folder, trained=("connector",), **method):
         "connector": {"grid": 3, "newline": True},
         "dialogue": {"tokenizer": str(folder), "unpad": True},
     } | method
-    return methods.create(ConfigDict({"model": {"size": "web_dino_micro"}, "method": method}))
+    return methods.create(ConfigDict({"model": {"size": size}, "method": method}))
 
 
 def fresh(method, seed=0):

@@ -302,6 +302,8 @@ def test_a_run_begins_with_an_encoder_and_a_language_model(method, params, tmp_p
         ({"trained": ("encoder",)}, "trained = .*must be some of connector, language"),
         ({"length": 12}, "length = 12: must be more than the 12 cells"),
         ({"connector": {"outputs": 16}}, "connector.outputs = 16 must be the width"),
+        ({"connector": {"block": -9}}, "connector.block = -9: the encoder has 2"),
+        ({"connector": {"block": 1}}, "block = 1 is counted from the last, which is -1"),
         ({"language": {"size": "gpt"}}, "no decoder 'gpt'"),
         ({"dialogue": {"tokenizer": "x", "template": "y"}}, "template = 'y' is not one of own"),
     ],

@@ -21,7 +21,6 @@ from webssl_jax.models.layers import gather_tokens
 from webssl_jax.models.sizes import ViTConfig
 
 NETWORKS = ("encoder", "connector", "language")
-_PATCHES = Want(cls=False)
 
 
 class Answering(Protocol):
@@ -36,11 +35,14 @@ class Answering(Protocol):
 
 
 def image_cells(networks: Answering, params: dict[str, Any], images: jax.Array) -> jax.Array:
-    """Normalised images (B, H, W, 3) -> (B, N, D): the encoder's patches after its final norm,
-    through the connector."""
-    seen = compute_features(networks.encoder, params["encoder"], images, _PATCHES)
-    assert seen.patches is not None  # they were asked for
-    return connectors.connect(networks.connector, params["connector"], seen.patches)
+    """Normalised images (B, H, W, 3) -> (B, N, D): the encoder's patches through the connector."""
+    c = networks.connector
+    last = c.block == -1 and c.norm  # what an encoder gives anyway
+    want = Want(cls=False, blocks=() if last else (c.block,), blocks_norm=c.norm)
+    seen = compute_features(networks.encoder, params["encoder"], images, want)
+    patches = seen.patches if last else seen.blocks[c.block][1]
+    assert patches is not None  # they were asked for
+    return connectors.connect(c, params["connector"], patches)
 
 
 def place(language: dict[str, Any], tokens: jax.Array, cells: jax.Array) -> jax.Array:

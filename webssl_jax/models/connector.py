@@ -26,7 +26,9 @@ class ConnectorConfig:
     """One connector.
 
     outputs: E. grid: g; patches of another number are resized to it. newline: a learned embedding
-    after each row of the grid (Cambrian's ``image_newline``). dtype: of the computation.
+    after each row of the grid (Cambrian's ``image_newline``). block: of the encoder, counted from
+    its last, whose patches are read. norm: whether they go through the encoder's final norm. dtype:
+    of the computation.
 
     Raises:
       ValueError: when a field is out of range; one line.
@@ -35,11 +37,15 @@ class ConnectorConfig:
     outputs: int
     grid: int = 24
     newline: bool = False
+    block: int = -1
+    norm: bool = True
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if min(self.outputs, self.grid) < 1:
             raise ValueError(f"outputs = {self.outputs}, grid = {self.grid} must be at least 1")
+        if self.block > -1:
+            raise ValueError(f"block = {self.block} is counted from the last, which is -1")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype = {self.dtype!r} is not one of {', '.join(DTYPES)}")
 

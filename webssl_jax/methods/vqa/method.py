@@ -122,6 +122,10 @@ class VQA:
                 f"connector.outputs = {self.connector.outputs} must be the width of the language "
                 f"model, {self.language.width}"
             )
+        if -self.connector.block > self.encoder.depth:
+            raise ValueError(
+                f"connector.block = {self.connector.block}: the encoder has {self.encoder.depth}"
+            )
         if not self.connector.cells < self.length <= self.language.context:
             raise ValueError(
                 f"length = {self.length}: must be more than the {self.connector.cells} cells of an "
