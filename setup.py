@@ -76,7 +76,10 @@ setup(
         "webssl_jax.launch": ["host.sh"],
         "webssl_jax.telemetry": ["reference/*.json"],
     },
-    entry_points={"console_scripts": ["webssl=webssl_jax.console:main"]},
+    entry_points={
+        "console_scripts": ["webssl=webssl_jax.console:main"],
+        "lmms_eval.models": ["webssl_jax=webssl_jax.evaluators.vqa.lmms:manifest"],
+    },
     install_requires=CORE,
     extras_require={
         "tpu": ["jax[tpu]>=0.10,<0.11"],
