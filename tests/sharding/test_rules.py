@@ -97,6 +97,15 @@ def test_a_size_that_divides_passes_on_a_pod_and_lies_in_even_shares(size, fsdp,
     assert held < total / (fsdp * tensor) + 0.02 * total
 
 
+@pytest.mark.parametrize("spec", ["dinov3:size=7b", "mocov3:size=b16", "ijepa:size=b16"])
+def test_recipes_of_other_methods_start_on_a_slice(spec):
+    """Heads and projectors are cut too."""
+    method = methods.create(configs.load(spec))
+    spec = method.batch_spec(1)
+    tree = jax.eval_shape(lambda: method.init(jax.random.key(0), spec)).params
+    rules.check(tree, pod(8, 16), 0.02)
+
+
 def test_a_kernel_cut_by_one_of_two_axes_counts_by_what_it_costs():
     """(2, 7, 8): fsdp falls away, tensor halves it; a quarter would be even, so 25% too much."""
     mesh = meshes.create(MESH)

@@ -30,9 +30,10 @@ RULES = (
     (r"blocks/mlp/(fc2|w3)/kernel$", (None, "tensor", "fsdp")),
     (r"blocks/.*/(bias|scale|gamma)$", (None, "fsdp")),
     (r"patch_embed/kernel$", (None, None, None, "fsdp")),
-    (r"(embed|pred|projection|lm_head|(_head|connector)/fc\d)/kernel$", ("fsdp", "tensor")),
+    (r"(embed|pred|projection|lm_head)/kernel$", ("fsdp", "tensor")),
+    (r"(_head|connector|projector|predictor)/fc\d/kernel$", ("fsdp", "tensor")),
     (r"token_embed$", ("tensor", "fsdp")),
-    (r"last_layer/(g|v)$", (None, "fsdp")),  # prototypes are many, channels few
+    (r"last_layer/(g|v|kernel)$", (None, "fsdp")),  # prototypes are many, channels few
     (r"(cls_token|mask_token|pos_embed|register_tokens|probe)$", (None, None, "fsdp")),
     (r"pool/(attn/(q|k|v)|mlp/fc1)/kernel$", ("fsdp", "tensor")),
     (r"pool/(attn/out|mlp/fc2)/kernel$", ("tensor", "fsdp")),
