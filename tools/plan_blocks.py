@@ -2,7 +2,8 @@
 to try what may make a whole step faster, before python -m webssl_jax.plan confirms it.
 
     python tools/plan_blocks.py --config configs/web_mae.py:size=5b,preset=v5p --slice v5p-256
-        --tokens 1x257 --images 24 [--option NAME=VALUE ...] [--config.key.path=value ...]
+        --tokens 1x257 --images 24 [--explain] [--option NAME=VALUE ...]
+        [--config.key.path=value ...]
 
 ``--tokens`` says what a block sees of an image: crops x tokens of each, as 2x257,8x50 for Web-DINO
 at 224 and 98 pixels, 1x65 for Web-MAE's visible quarter. Stochastic depth is the config's, and the
@@ -16,17 +17,34 @@ import dataclasses
 import re
 import sys
 
+from webssl_jax import cli
+from webssl_jax import config as configs
+from webssl_jax.config import UserError
+
+
+def _parser() -> cli.ArgumentParser:
+    parser = cli.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", required=True, help="NAME or FILE.py, and [:key=value,...]")
+    parser.add_argument("--slice", required=True, help="as gcloud calls it: v5p-512, v5e-256, ...")
+    parser.add_argument("--tokens", default="1x257", help="crops x tokens, with commas between")
+    parser.add_argument("--images", type=int, default=24, help="a device")
+    parser.add_argument("--blocks", type=int, default=2)
+    parser.add_argument("--explain", action="store_true", help="as of plan: docs/plan.md")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE")
+    return parser
+
+
+cli.help_early(_parser, __name__)
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from webssl_jax import cli, methods
-from webssl_jax import config as configs
-from webssl_jax.config import UserError
+from webssl_jax import methods
 from webssl_jax.models.blocks import block_stack, subset_size
 from webssl_jax.models.sizes import ViTConfig
-from webssl_jax.plan import command
+from webssl_jax.plan import bundles, command, hlo
 from webssl_jax.plan import training as plan
 from webssl_jax.sharding import compiler_options, rules, slices
 from webssl_jax.sharding import mesh as meshes
@@ -34,14 +52,7 @@ from webssl_jax.sharding import mesh as meshes
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point. Returns 0, or plan's exit code for what does not fit."""
-    parser = cli.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True, help="NAME or FILE.py, and [:key=value,...]")
-    parser.add_argument("--slice", required=True, help="as gcloud calls it: v5p-512, v5e-256, ...")
-    parser.add_argument("--tokens", default="1x257", help="crops x tokens, with commas between")
-    parser.add_argument("--images", type=int, default=24, help="a device")
-    parser.add_argument("--blocks", type=int, default=2)
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE")
-    args, overrides = parser.parse_with_overrides(argv)
+    args, overrides = _parser().parse_with_overrides(argv)
     if not re.fullmatch(r"\d+x\d+(,\d+x\d+)*", args.tokens):
         raise UserError(f"--tokens {args.tokens}: must be as 1x257 or 2x257,8x50")
     crops = [tuple(map(int, crop.split("x"))) for crop in args.tokens.split(",")]
@@ -69,15 +80,20 @@ def main(argv: list[str] | None = None) -> int:
         share = subset_size(size, encoder.drop_path) / size
         flops += 3 * images * count * share * encoder.block_flops(tokens)
     known = {"model_flops": flops, "global_batch": images, "chips": slice_.chips}
-    r = plan.speed(plan.cost(compiled.as_text(), slice_), slice_, mesh, known, steps=1)
+    text = compiled.as_text()
+    kernels = bundles.cycles(hlo.kernels_of(text), slice_)
+    r = plan.speed(hlo.cost(text, kernels), slice_, mesh, known, steps=1)
+    r |= plan.limit(text, slice_, kernels, r)
     peak = compiled.memory_analysis().peak_memory_in_bytes / 2**30
     for line in (
         f"modelled MFU {r['mfu_modelled']:.3f}, with exposed ICI {r['mfu_with_exposed_ici']:.3f}",
+        f"attainable MFU {r['mfu_attainable']:.3f}",
         f"{1e3 * r['compute_s']:.2f} ms, exposed ICI {1e3 * r['exposed_ici_s']:.2f} ms",
         f"executed flops {r['executed_over_model_flops']:.3f} times the model's",
         f"{r['wire_gb']:.3g} GB a device, {r['exposed_gb']:.3g} exposed; peak {peak:.2f} GiB",
         *(f"counted as free: {kernel}" for kernel in r["unpriced_kernels"]),
         *(f"{1e3 * x['seconds']:8.3f} ms  {x['name']}" for x in r["operations"]),
+        *([plan.explanation(r)] if args.explain else []),
     ):
         print(line)
     return 0

@@ -46,8 +46,8 @@ CONFIGS = (
 )
 KEPT = (
     "fits spare_gib peak_hbm_gib state_gib mesh global_batch executed_over_model_flops compute_s "
-    "exposed_ici_s wire_gb exposed_gb dcn_gb mfu_modelled mfu_with_exposed_ici images_per_s days "
-    "chip_hours compile_cpu_s versions error"
+    "exposed_ici_s wire_gb exposed_gb dcn_gb mfu_modelled mfu_with_exposed_ici attainable_s "
+    "mfu_attainable images_per_s days chip_hours compile_cpu_s versions error"
 ).split()
 
 
@@ -141,13 +141,14 @@ def page(figures: dict) -> str:
         "",
         "Written by `python tools/plan_table.py` from `plan_table.json`; the columns and what",
         "they leave out are in [plan.md](plan.md). Each row is compiled with the preset that",
-        "suits its slice. MFU is modelled, with exposed ICI; `x` is executed over model flops;",
-        "GB are sent by a device in a step, and in brackets exposed.",
+        "suits its slice. MFU is modelled, with exposed ICI; attainable is the limit of that",
+        "program, of rows compiled since `plan` knows it; `x` is executed over model flops; GB are",
+        "sent by a device in a step, and in brackets exposed.",
     ]
     for place in SLICES:
         lines += ["", f"## {place}", "", "| Config | batch | peak GiB (spare) | x | GB | MFU |"]
-        lines[-1] += " images/s | chip-hours |"
-        lines.append("| --- |" + " ---: |" * 7)
+        lines[-1] += " attainable | images/s | chip-hours |"
+        lines.append("| --- |" + " ---: |" * 8)
         for config in CONFIGS:
             lines.append(_line(config, figures.get(f"{config}@{place}")))
     return "\n".join(lines) + "\n"
@@ -156,16 +157,17 @@ def page(figures: dict) -> str:
 def _line(config: str, r: dict | None) -> str:
     name = config.replace(".py:size=", " ")
     if r is None:
-        return f"| {name} | | not compiled yet | | | | | |"
+        return f"| {name} | | not compiled yet | | | | | | |"
     memory = f"{r['peak_hbm_gib']:.1f} ({r['spare_gib']:.1f})"
     if not r["fits"]:
-        return f"| {name} | {r['global_batch']:,} | does not fit: {memory} | | | | | |"
+        return f"| {name} | {r['global_batch']:,} | does not fit: {memory} | | | | | | |"
     cells = (
         f"{r['global_batch']:,}",
         memory,
         f"{r['executed_over_model_flops']:.2f}",
         f"{r['wire_gb']:.0f} ({r['exposed_gb']:.0f})",
         f"{100 * r['mfu_with_exposed_ici']:.1f}%",
+        f"{100 * r['mfu_attainable']:.1f}%" if "mfu_attainable" in r else "",
         f"{r['images_per_s']:,.0f}",
         f"{r['chip_hours']:,.0f}",
     )

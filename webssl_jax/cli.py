@@ -12,6 +12,7 @@ import argparse
 import atexit
 import errno
 import faulthandler
+import importlib
 import io
 import logging
 import os
@@ -80,6 +81,24 @@ class ArgumentParser(argparse.ArgumentParser):
         if others:
             self.error(f"unrecognized arguments: {' '.join(others)}")
         return args, overrides
+
+
+started = ""  # the module whose main() runs, where that is not __main__
+
+
+def start(module: str) -> NoReturn:
+    """Imports an entry point and runs its ``main``."""
+    global started
+    started = module
+    run(importlib.import_module(module).main)
+
+
+def help_early(parser: Callable[[], ArgumentParser], module: str) -> None:
+    """Answers ``--help`` before anything is imported that takes seconds, such as jax. An entry
+    point calls it between its parser and these imports, with its ``__name__``. Where it was not
+    started, but imported, nothing happens."""
+    if module in ("__main__", started) and not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
+        parser().parse_known_args()
 
 
 TIME = "%m-%d %H:%M:%S "  # before the lines of what runs for long

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from typing import NoReturn
 
@@ -62,7 +61,7 @@ def main() -> NoReturn:
         print(f"error: {says}; webssl --help says what they do", file=sys.stderr)
         sys.exit(cli.EXIT_BAD_INPUT)
     sys.argv = [f"webssl {given[0]}", *rest]  # parsers name their usage by the first word
-    cli.run(importlib.import_module(COMMANDS[name][0]).main)
+    cli.start(COMMANDS[name][0])
 
 
 def _help() -> str:

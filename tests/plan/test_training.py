@@ -10,7 +10,7 @@ from webssl_jax import config as configs
 from webssl_jax import methods, train_state
 from webssl_jax.optim.guard import Guard
 from webssl_jax.optim.optimizer import Optimizer
-from webssl_jax.plan import command, hlo
+from webssl_jax.plan import command, hlo, limits
 from webssl_jax.plan import training as plan
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.sharding import slices
@@ -56,8 +56,21 @@ def test_the_figures_of_a_plan_follow_from_one_another(monkeypatch, capsys, tmp_
     assert r["images_per_s"] == pytest.approx(64 / step)
     assert r["chip_hours"] == pytest.approx(4 * step * configs.total_steps(config) / 3600)
     assert r["peak_hbm_gib"] + r["spare_gib"] == pytest.approx(15.75)
+    assert sum(row["modelled_s"] for row in r["limits"]) == pytest.approx(step)
+    assert sum(row["least_s"] for row in r["limits"]) == pytest.approx(r["attainable_s"])
+    at_peak = r["model_flops"] / (4 * 197e12)
+    assert r["mfu_attainable"] == pytest.approx(at_peak / r["attainable_s"])
+    says = plan.explanation(r).splitlines()
+    assert len(says) == 1 + len(r["limits"]) + 2 + 10 and len(r["worst"]) == 10
+    assert says[-10].endswith(f"({r['worst'][0]['category']}; {r['worst'][0]['name']})")
     text = plan.table(r)
-    for word in ("fits", "left out", "costliest", "web_mae.py:size=tiny on v5e-4"):
+    for word in (
+        "fits",
+        "left out",
+        "attainable MFU",
+        "costliest",
+        "web_mae.py:size=tiny on v5e-4",
+    ):
         assert word in text
 
 
@@ -165,10 +178,22 @@ def test_search_says_so_where_nothing_fits(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", GATED)
-def test_no_program_costs_more_than_it_did(name):
+def test_no_program_costs_more_than_it_did_and_its_operations_add_up_to_that(name):
     """A change that moves these for a reason runs python -m tests.tpu.update and says why."""
     golden = json.loads(GOLDEN.read_text())[name]
-    assert figures(name) == pytest.approx(golden, rel=TOLERANCE)
+    counted = figures(name)
+    assert counted == pytest.approx(golden, rel=TOLERANCE)
+    text = programs.compiled(name, GATED[name])[0].as_text()
+    chip = slices.find(GATED[name]).chip
+    found = limits.operations(text, limits.Rates(1e12, 1e12, 1e12, chip.clock))
+    modelled = counted["cycles"] / chip.clock + counted["exposed_bytes"] / 1e12
+    assert sum(operation.modelled_s for operation in found) == pytest.approx(modelled)
+    assert sum(operation.flops for operation in found) == counted["flops"]
+    assert sum(operation.wire_bytes for operation in found) == counted["wire_bytes"]
+    least = sum(operation.least_s for operation in found)
+    for amount in ("flops", "hbm_bytes", "wire_bytes"):
+        used = sum(getattr(operation, amount) for operation in found) / 1e12
+        assert least >= used * (1 - 1e-9)
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 features (extraction.py)."""
 
 from webssl_jax import cli
-from webssl_jax.plan.command import main
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.start("webssl_jax.plan.command")

@@ -2,13 +2,13 @@
 can it be at best?
 
     python -m webssl_jax.plan --config configs/web_dino.py:size=7b --slice v5p-512 [--slices 2]
-        [--search] [--save FILE] [--json] [--hlo FILE] [--option NAME=VALUE ...]
+        [--explain] [--search] [--save FILE] [--json] [--hlo FILE] [--option NAME=VALUE ...]
         [--config.key.path=value ...]
     python -m webssl_jax.plan --config configs/web_dino.py:size=7b,res=518 --slice v5e-64
         --eval ROW [--evals configs/evals/NAME.py] [--images N] [--test-images N] [--classes N]
         [--batch N] [--evals.ROW.key=value ...]
     python -m webssl_jax.plan --language llama-3.1-8b --slice v5e-64 [--reads] [--texts N]
-        [--tokens N]
+        [--tokens N] [--explain]
 
 Needs libtpu (pip install 'webssl_jax[plan]') and no TPU: the compiler runs on this machine's CPU,
 for a minute or ten. Exit codes: 0 it fits; 3 it does not; 2 bad input. What the figures mean and
@@ -22,20 +22,14 @@ import functools
 import json
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
-
-import jax
-from ml_collections import ConfigDict
 
 from webssl_jax import cli
 from webssl_jax import config as configs
 from webssl_jax.config import UserError
-from webssl_jax.plan import evaluation, language, training
-from webssl_jax.sharding import mesh as meshes
-from webssl_jax.sharding import slices
 
-EXIT_DOES_NOT_FIT = 3
-_HELP = {
+_SIZES = {
     "images": "of the training set",
     "test_images": "of the test set",
     "classes": "of the labels",
@@ -43,13 +37,15 @@ _HELP = {
 }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The entry point. Returns an exit code of the module's docstring."""
+def _parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(prog="python -m webssl_jax.plan", description=__doc__)
     parser.add_argument("--config", help="configs/NAME.py[:key=value,...]")
     parser.add_argument("--slice", required=True, help="as gcloud calls it: v5p-512, v5e-256, ...")
     parser.add_argument("--slices", type=int, default=1, help="so many of them, joined by network")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--explain", action="store_true", help="say where the time goes, and the least it could be"
+    )
     parser.add_argument("--hlo", metavar="FILE", help="write the optimised HLO, for a recount")
     parser.add_argument("--save", metavar="FILE", help="write the compiled step: train --compiled")
     parser.add_argument("--search", action="store_true", help="find the largest batch that fits")
@@ -63,15 +59,31 @@ def main(argv: list[str] | None = None) -> int:
     group = parser.add_argument_group("a row of evaluations, instead of the train step")
     group.add_argument("--eval", metavar="ROW", help="of config.evals, or of --evals")
     group.add_argument("--evals", metavar="FILE", help="rows of evaluations, a config")
-    for name, number in evaluation.IMAGENET._asdict().items():
-        flag = f"--{name.replace('_', '-')}"
-        group.add_argument(flag, type=int, default=number, help=_HELP[name])
+    for name, says in _SIZES.items():
+        group.add_argument(f"--{name.replace('_', '-')}", type=int, help=says)
     group = parser.add_argument_group("a language model, instead of a config")
     group.add_argument("--language", metavar="SIZE", help="a name in webssl_jax/language/sizes.py")
     group.add_argument("--reads", action="store_true", help="captions, instead of training")
     group.add_argument("--texts", type=int, default=64, help="a step or call, over all devices")
     group.add_argument("--tokens", type=int, default=2048, help="of a text")
-    args, given = parser.parse_with_overrides(argv, prefix=("--config.", "--evals."))
+    return parser
+
+
+cli.help_early(_parser, __name__)
+
+import jax
+from ml_collections import ConfigDict
+
+from webssl_jax.plan import evaluation, language, training
+from webssl_jax.sharding import mesh as meshes
+from webssl_jax.sharding import slices
+
+EXIT_DOES_NOT_FIT = 3
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point. Returns an exit code of the module's docstring."""
+    args, given = _parser().parse_with_overrides(argv, prefix=("--config.", "--evals."))
     overrides, of_rows = (
         [x.removeprefix(which) for x in given if x.startswith(which)]
         for which in ("config.", "evals.")
@@ -86,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     for flag, file in (("--hlo", args.hlo), ("--save", args.save)):
         if file and not pathlib.Path(file).parent.is_dir():
             raise UserError(f"{flag} {file}: its folder does not exist")
-    for flag in ("hlo", "save", "search", "option"):
+    for flag in ("hlo", "save", "search", "option", "explain"):
         if args.eval and getattr(args, flag):
             raise UserError(f"--{flag}: goes with the train step, not with --eval")
     if (args.evals or of_rows) and not args.eval:
@@ -112,8 +124,16 @@ def main(argv: list[str] | None = None) -> int:
     else:
         result = attempt(config)
     asked = {"config": args.config, "overrides": overrides, "options": args.option}
-    result = asked | result
-    print(json.dumps(result, indent=1) if args.json else training.table(result), flush=True)
+    return _say(asked | result, args, training.table)
+
+
+def _say(
+    result: dict[str, Any], args: argparse.Namespace, table: Callable[[dict[str, Any]], str]
+) -> int:
+    """Prints the figures. Returns the exit code."""
+    print(json.dumps(result, indent=1) if args.json else table(result), flush=True)
+    if args.explain and result["fits"] and not args.json:
+        print(training.explanation(result), flush=True)
     return 0 if result["fits"] else EXIT_DOES_NOT_FIT
 
 
@@ -129,8 +149,7 @@ def _language(args: argparse.Namespace, overrides: list[str]) -> int:
     result = language.plan_language(
         args.language, slice_, args.slices, args.texts, args.tokens, args.reads
     )
-    print(json.dumps(result, indent=1) if args.json else language.table(result), flush=True)
-    return 0 if result["fits"] else EXIT_DOES_NOT_FIT
+    return _say(result, args, language.table)
 
 
 def _evaluation(
@@ -140,10 +159,10 @@ def _evaluation(
         rows = configs.load_rows(args.evals, overrides)
     else:
         rows = configs.override_rows(config.evals, overrides)
-    size = evaluation.Size(args.images, args.test_images, args.classes, args.batch)
+    given = {name: getattr(args, name) for name in _SIZES if getattr(args, name) is not None}
+    size = evaluation.IMAGENET._replace(**given)
     result = evaluation.plan_evaluation(config, rows, args.eval, slice_, args.slices, size)
-    print(json.dumps(result, indent=1) if args.json else evaluation.table(result), flush=True)
-    return 0 if result["fits"] else EXIT_DOES_NOT_FIT
+    return _say(result, args, evaluation.table)
 
 
 def read_options(given: list[str]) -> dict[str, Any]:

@@ -30,10 +30,20 @@ from typing import NamedTuple
 
 import numpy as np
 
+from webssl_jax.plan.hlo_text import (
+    ARRAY,
+    Instruction,
+    Program,
+    array_bytes,
+    find,
+    parse,
+    root_of,
+    search,
+)
+
 _NO_ESTIMATE = 2**62  # the compiler writes int64's greatest value where it has none
-_BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8, "f4e2m1fn": 4}
 # opcode -> what a device sends of each operand byte, in a group of g
-_WIRE = {
+WIRE = {
     "all-gather": lambda g: g - 1,
     "all-reduce": lambda g: 2 * (g - 1) / g,
     "reduce-scatter": lambda g: (g - 1) / g,
@@ -44,31 +54,6 @@ _WIRE = {
 }
 _DTYPES = {"bf16": "bfloat16", "f32": "float32", "s32": "int32", "u32": "uint32", "pred": "bool"}
 _KERNELS = ("tpu_custom_call", "mosaic")  # targets of custom calls
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%(\S+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%(\S+) = (.*)$")
-_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
-_CALLED = {
-    "fusion": re.compile(r"calls=%([\w.\-]+)"),
-    "call": re.compile(r"to_apply=%([\w.\-]+)"),
-    "async-start": re.compile(r"calls=%([\w.\-]+)"),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    """One line: ``name = shape opcode(operands), attributes``. ``text``: what stands between the
-    parentheses, which is a constant's value or a parameter's number."""
-
-    name: str
-    shape: str
-    opcode: str
-    operands: tuple[str, ...]
-    text: str
-    attributes: str
-    root: bool
-
-
-Program = Mapping[str, Mapping[str, Instruction]]  # computation -> its lines, by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,11 +106,8 @@ def cost(text: str, kernels: Mapping[str, float] | None = None) -> Cost:
     Raises:
       ValueError: if ``text`` has no entry computation.
     """
-    program, entry = _parse(text)
-    if entry is None:
-        raise ValueError("this is no HLO module: it has no ENTRY computation")
-    header = text.partition("\n")[0]
-    devices = int(_search(r"num_partitions=(\d+)", header) or 1)
+    program, entry = parse(text)
+    devices = devices_of(text)
     flops = cycles = between = 0.0
     operations: dict[str, float] = collections.defaultdict(float)
     found: list[Collective] = []
@@ -136,12 +118,12 @@ def cost(text: str, kernels: Mapping[str, float] | None = None) -> Cost:
             unknown.add(run.name)
         for instruction in computation.values():
             if instruction.opcode in ("convolution", "dot"):
-                flops += count * _flops(instruction, computation)
+                flops += count * flops_of(instruction, computation)
             if instruction.opcode == "send" and "_xla_megascale" in instruction.attributes:
                 between += count * array_bytes(computation[instruction.operands[0]].shape)
-            own: float = _cycles(instruction)
-            if not own and _is_kernel(instruction):
-                flops += count * int(_search(r'"flops":"(\d+)"', instruction.attributes) or 0)
+            own: float = cycles_of(instruction)
+            if not own and is_kernel(instruction):
+                flops += count * int(search(r'"flops":"(\d+)"', instruction.attributes) or 0)
                 own = (kernels or {}).get(instruction.name, 0)
                 if not own:
                     unpriced.add(where(instruction))
@@ -153,13 +135,18 @@ def cost(text: str, kernels: Mapping[str, float] | None = None) -> Cost:
     return Cost(flops, cycles, between, dict(operations), *lists)
 
 
+def devices_of(text: str) -> int:
+    """How many the program is cut over."""
+    return int(search(r"num_partitions=(\d+)", text.partition("\n")[0]) or 1)
+
+
 def kernels_of(text: str) -> list[Kernel]:
     """A program's Pallas kernels, without those that state their cycles."""
-    program, _ = _parse(text)
+    program, _ = parse(text)
     out = []
     for computation in program.values():
         for instruction in computation.values():
-            if _is_kernel(instruction) and not _cycles(instruction):
+            if is_kernel(instruction) and not cycles_of(instruction):
                 shapes = [computation[name].shape for name in instruction.operands]
                 _, _, config = instruction.attributes.partition("backend_config=")
                 config, _ = json.JSONDecoder().raw_decode(config)
@@ -171,20 +158,20 @@ def kernels_of(text: str) -> list[Kernel]:
 
 
 def _arrays(shapes: str) -> list[tuple[str, list[int]]]:
-    found = _ARRAY.findall(re.sub(r"\{[^}]*\}", "", shapes))
+    found = ARRAY.findall(re.sub(r"\{[^}]*\}", "", shapes))
     return [
         (_DTYPES.get(dtype, dtype), [int(size) for size in dims.split(",") if size])
         for dtype, dims in found
     ]
 
 
-def _is_kernel(instruction: Instruction) -> bool:
-    return _search(r'custom_call_target="([^"]*)"', instruction.attributes) in _KERNELS
+def is_kernel(instruction: Instruction) -> bool:
+    return search(r'custom_call_target="([^"]*)"', instruction.attributes) in _KERNELS
 
 
 def where(instruction: Instruction) -> str:
     """The place in the model that an operation stems from, in words for people."""
-    name = _search(r'op_name="([^";]*)', instruction.attributes)
+    name = search(r'op_name="([^";]*)', instruction.attributes)
     if not name:
         return instruction.opcode
     again = "rematted_computation" in name
@@ -196,22 +183,13 @@ def where(instruction: Instruction) -> str:
     return f"{phase} {name.strip('/')}".strip()
 
 
-def array_bytes(shape: str) -> float:
-    """Bytes of an array or a tuple of arrays, as HLO writes it, without the padding of tiles."""
-    total = 0.0
-    for dtype, dims in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", shape)):
-        bits = _BITS.get(dtype) or int(_search(r"(\d+)", dtype) or 0)
-        total += math.prod(map(int, dims.split(","))) * bits / 8 if dims else bits / 8
-    return total
-
-
 def groups_of(attributes: str, devices: int) -> np.ndarray:
     """``replica_groups`` in any of its notations as (groups, size) partition ids.
 
     Raises:
       ValueError: for a notation that is not known.
     """
-    text = _search(r"replica_groups=(.*?)(?:, (?!device_ids)[a-z_]+=|$)", attributes) or "{}"
+    text = search(r"replica_groups=(.*?)(?:, (?!device_ids)[a-z_]+=|$)", attributes) or "{}"
     if match := re.match(r"mesh\[([^\]]*)\](?:, device_ids=\((\S*)\))? \{([^}]*)\}", text):
         axes = re.findall(r"'(\w+)'=(\d+)", match[1])
         sizes, names = [int(size) for _, size in axes], [name for name, _ in axes]
@@ -242,45 +220,6 @@ def _order(text: str) -> np.ndarray | None:
     return ids.transpose(tuple(map(int, match[2].split(",")))) if match[2] else ids
 
 
-# ------------------------------------------------------------------------------------- the reader
-
-
-def _parse(text: str) -> tuple[Program, str | None]:
-    program: dict[str, dict[str, Instruction]] = {}
-    entry, current = None, None
-    for line in text.splitlines():
-        if current is None:
-            if match := _COMPUTATION.match(line):
-                current = program.setdefault(match[1], {})
-                entry = match[1] if line.startswith("ENTRY") else entry
-        elif line.startswith("}"):
-            current = None
-        elif match := _INSTRUCTION.match(line):
-            instruction = _instruction(match[1], match[2], "ROOT %" in line[:12])
-            current[match[1]] = instruction
-    return program, entry
-
-
-def _instruction(name: str, rest: str, root: bool) -> Instruction:
-    end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
-    shape, rest = rest[:end], rest[end:].lstrip()
-    start = rest.index("(")
-    end = _closing(rest, start)
-    text = rest[start + 1 : end - 1]
-    operands = tuple(re.findall(r"%([\w.\-]+)", text))
-    return Instruction(name, shape, rest[:start], operands, text, rest[end:], root)
-
-
-def _closing(text: str, start: int) -> int:
-    """The place after the parenthesis that closes the one at ``start``."""
-    depth = 0
-    for match in re.compile(r"[()]").finditer(text, start):
-        depth += 1 if match[0] == "(" else -1
-        if depth == 0:
-            return match.end()
-    raise ValueError(f"a parenthesis is not closed in {text[:80]!r}")
-
-
 class _Run(NamedTuple):
     """A computation, called from one place. times: how often. scheduled: its operations each
     for itself, not as parts of a fusion. hidden: it is started and finished apart. trips_known:
@@ -294,40 +233,49 @@ class _Run(NamedTuple):
 
 
 def _runs(program: Program, entry: str) -> Iterator[_Run]:
-    """Everything that the program runs. Of a conditional's branches each is taken to run."""
+    """Everything that the program runs."""
     stack = [_Run(entry, 1.0)]
     while stack:
         run = stack.pop()
         yield run
         for instruction in program[run.name].values():
-            attributes = instruction.attributes
-            again = run._replace(trips_known=True)
-            if instruction.opcode == "while":
-                trips = _trips(program, program[run.name], instruction)
-                body = _find(r"body=%([\w.\-]+)", attributes)
+            for name, trips in calls_of(program, run.name, instruction):
                 times, known = run.times * (1 if trips is None else trips), trips is not None
-                stack.append(again._replace(name=body, times=times, trips_known=known))
-            elif instruction.opcode == "conditional":
-                names = _search(r"branch_computations=\{([^}]*)\}", attributes) or attributes
-                called = re.findall(r"%([\w.\-]+)", names)
-                stack += [again._replace(name=name) for name in called if name in program]
-            elif pattern := _CALLED.get(instruction.opcode):
-                if match := pattern.search(attributes):
-                    apart = run.hidden or instruction.opcode == "async-start"
-                    whole = run.scheduled and instruction.opcode != "fusion"
-                    stack.append(again._replace(name=match[1], scheduled=whole, hidden=apart))
+                stack.append(run._replace(name=name, times=times, trips_known=known))
+            if instruction.opcode in ("fusion", "async-start"):
+                name = find(r"calls=%([\w.\-]+)", instruction.attributes)
+                apart = run.hidden or instruction.opcode == "async-start"
+                whole = run.scheduled and instruction.opcode != "fusion"
+                stack.append(_Run(name, run.times, scheduled=whole, hidden=apart))
+
+
+def calls_of(
+    program: Program, inside: str, instruction: Instruction
+) -> list[tuple[str, int | None]]:
+    """(computation, how often) of a loop, a conditional or a call. Of a conditional's branches each
+    is taken to run. None: nobody knows how often."""
+    attributes = instruction.attributes
+    if instruction.opcode == "while":
+        trips = _trips(program, program[inside], instruction)
+        return [(find(r"body=%([\w.\-]+)", attributes), trips)]
+    if instruction.opcode == "conditional":
+        names = search(r"branch_computations=\{([^}]*)\}", attributes) or attributes
+        return [(name, 1) for name in re.findall(r"%([\w.\-]+)", names) if name in program]
+    if instruction.opcode == "call":
+        return [(find(r"to_apply=%([\w.\-]+)", attributes), 1)]
+    return []
 
 
 def _trips(program: Program, caller: Mapping[str, Instruction], loop: Instruction) -> int | None:
     """How often a loop runs that counts one number up to a constant, as all scans do; else None."""
-    if known := _search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
+    if known := search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(known)
-    condition = program[_find(r"condition=%([\w.\-]+)", loop.attributes)]
-    body = program[_find(r"body=%([\w.\-]+)", loop.attributes)]
-    test = _root(condition)
+    condition = program[find(r"condition=%([\w.\-]+)", loop.attributes)]
+    body = program[find(r"body=%([\w.\-]+)", loop.attributes)]
+    test = root_of(condition)
     if test.opcode == "fusion":  # of the comparison alone
-        inner = program[_find(r"calls=%([\w.\-]+)", test.attributes)]
-        test, given = _root(inner), test.operands
+        inner = program[find(r"calls=%([\w.\-]+)", test.attributes)]
+        test, given = root_of(inner), test.operands
         sides = [
             condition[given[int(inner[name].text)]]
             if inner[name].opcode == "parameter"
@@ -350,7 +298,7 @@ def _number_of(
 ) -> int | None:
     """A constant, or the constant that a loop's variable begins with."""
     if side.opcode == "get-tuple-element":
-        index = int(_find(r"index=(\d+)", side.attributes))
+        index = int(find(r"index=(\d+)", side.attributes))
         side = caller[caller[loop.operands[0]].operands[index]]
         while side.opcode in ("copy", "bitcast"):
             side = caller[side.operands[0]]
@@ -363,20 +311,16 @@ def _step(counter: Instruction, body: Mapping[str, Instruction]) -> int | None:
     """What the body adds to the loop's variable that the condition looks at."""
     if counter.opcode != "get-tuple-element":
         return None
-    index = int(_find(r"index=(\d+)", counter.attributes))
-    new = body[_root(body).operands[index]]
+    index = int(find(r"index=(\d+)", counter.attributes))
+    new = body[root_of(body).operands[index]]
     if new.opcode != "add":
         return None
     steps = [body[name] for name in new.operands if body[name].opcode == "constant"]
     return int(steps[0].text) if len(steps) == 1 else None
 
 
-def _root(computation: Mapping[str, Instruction]) -> Instruction:
-    return next(instruction for instruction in computation.values() if instruction.root)
-
-
-def _cycles(instruction: Instruction) -> int:
-    found = _search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
+def cycles_of(instruction: Instruction) -> int:
+    found = search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
     cycles = int(found or 0)
     return cycles if cycles < _NO_ESTIMATE else 0
 
@@ -384,25 +328,25 @@ def _cycles(instruction: Instruction) -> int:
 # ------------------------------------------------------------------------------ products and wires
 
 
-def _flops(instruction: Instruction, computation: Mapping[str, Instruction]) -> float:
+def flops_of(instruction: Instruction, computation: Mapping[str, Instruction]) -> float:
     """Two operations a multiply-add, of those that meet no padding and no hole of a dilation: the
     TPU compiler writes a batched product as a convolution that is dilated along the batch."""
     out = _dims(instruction.shape)
     left, right = (_dims(computation[name].shape) for name in instruction.operands[:2])
     attributes = instruction.attributes
     if instruction.opcode == "dot":
-        axes = _find(r"lhs_contracting_dims=\{([\d,]*)\}", attributes).split(",")
+        axes = find(r"lhs_contracting_dims=\{([\d,]*)\}", attributes).split(",")
         contracted = [left[int(axis)] for axis in axes if axis]
         return 2.0 * math.prod(out) * math.prod(contracted)
-    labels = re.split("_|->", _find(r"dim_labels=(\w+->\w+)", attributes))
+    labels = re.split("_|->", find(r"dim_labels=(\w+->\w+)", attributes))
     size_of = [dict(zip(label, dims)) for label, dims in zip(labels, (left, right, out))]
     base, kernel, result = size_of
-    window = _search(r"window=\{([^}]*)\}", attributes) or ""
+    window = search(r"window=\{([^}]*)\}", attributes) or ""
     spatial = sorted(label for label in base if label.isdigit())
     pairs = 1
     for number, label in enumerate(spatial):
         pairs *= _meetings(base[label], result[label], _window(window, number))
-    batch_groups = int(_search(r"batch_group_count=(\d+)", attributes) or 1)
+    batch_groups = int(search(r"batch_group_count=(\d+)", attributes) or 1)
     return 2.0 * pairs * base["b"] / batch_groups * kernel["i"] * kernel["o"]
 
 
@@ -429,51 +373,56 @@ def _meetings(base: int, result: int, window: Mapping[str, int]) -> int:
 def _collectives(
     computation: Mapping[str, Instruction], run: _Run, devices: int
 ) -> Iterator[Collective]:
-    # A gather that the compiler takes apart appears in every piece of it, each a fusion; it is
-    # counted where it starts.
-    started = {
+    started = started_in(computation)
+    for instruction in computation.values():
+        sent = sent_by(instruction, computation, run.name, devices)
+        if sent is None or (is_piece(instruction, started) and not run.scheduled):
+            continue
+        kind, wire = sent
+        hidden = run.hidden or instruction.name in started or instruction.opcode.endswith("-start")
+        yield Collective(kind, run.times, wire, not hidden, where(instruction))
+
+
+def started_in(computation: Mapping[str, Instruction]) -> frozenset[str]:
+    """A gather that the compiler takes apart appears in every piece of it, each a fusion. These are
+    the names of those that start here, where alone they are counted."""
+    return frozenset(
         operand
         for instruction in computation.values()
         if 'target="AsyncCollectiveStart"' in instruction.attributes
         for operand in instruction.operands
-    }
-    for instruction in computation.values():
-        kind = instruction.opcode.removesuffix("-start")
-        if kind not in _WIRE:
-            continue
-        piece = "async_collective_fusion_config" in instruction.attributes and not run.scheduled
-        if piece and instruction.name not in started:
-            continue
-        if kind == "all-reduce" and run.name.startswith("all-reduce-scatter"):
-            kind = "reduce-scatter"  # a fusion of the sum and of cutting out one's own part
-        if kind == "collective-permute":
-            listed = _search(r"source_target_pairs=\{(.*?)\}\}", instruction.attributes) or ""
-            pairs = [tuple(map(int, pair)) for pair in re.findall(r"(\d+),(\d+)", listed)]
-            size = 2 if any(source != target for source, target in pairs) else 1
-        else:
-            size = groups_of(instruction.attributes, devices).shape[1]
-        if size == 1:
-            continue
-        sent = sum(array_bytes(computation[operand].shape) for operand in instruction.operands)
-        hidden = run.hidden or instruction.name in started or instruction.opcode.endswith("-start")
-        wire = sent * _WIRE[kind](size)
-        yield Collective(kind, run.times, wire, not hidden, where(instruction))
+    )
+
+
+def is_piece(instruction: Instruction, started: frozenset[str]) -> bool:
+    piece = "async_collective_fusion_config" in instruction.attributes
+    return piece and instruction.name not in started
+
+
+def sent_by(
+    instruction: Instruction, computation: Mapping[str, Instruction], inside: str, devices: int
+) -> tuple[str, float] | None:
+    """(kind of collective, bytes that one device sends in one run); None where it is no collective,
+    or one of a single device. inside: the computation's name."""
+    kind = instruction.opcode.removesuffix("-start")
+    if kind not in WIRE:
+        return None
+    if kind == "all-reduce" and inside.startswith("all-reduce-scatter"):
+        kind = "reduce-scatter"  # a fusion of the sum and of cutting out one's own part
+    if kind == "collective-permute":
+        listed = search(r"source_target_pairs=\{(.*?)\}\}", instruction.attributes) or ""
+        pairs = [tuple(map(int, pair)) for pair in re.findall(r"(\d+),(\d+)", listed)]
+        size = 2 if any(source != target for source, target in pairs) else 1
+    else:
+        size = groups_of(instruction.attributes, devices).shape[1]
+    if size == 1:
+        return None
+    sent = sum(array_bytes(computation[operand].shape) for operand in instruction.operands)
+    return kind, sent * WIRE[kind](size)
 
 
 def _dims(shape: str) -> list[int]:
-    match = _ARRAY.match(shape)
+    match = ARRAY.match(shape)
     if match is None:
         raise ValueError(f"{shape}: not the shape of one array")
     return [int(size) for size in match[2].split(",") if size]
-
-
-def _search(pattern: str, text: str) -> str | None:
-    match = re.search(pattern, text)
-    return match[1] if match else None
-
-
-def _find(pattern: str, text: str) -> str:
-    found = _search(pattern, text)
-    if found is None:
-        raise ValueError(f"{text[:200]!r} has nothing like {pattern}")
-    return found

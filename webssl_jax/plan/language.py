@@ -29,11 +29,12 @@ from webssl_jax.language.model import pooled_program
 from webssl_jax.language.sizes import DecoderConfig
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.optim.tables import Tables
+from webssl_jax.plan import bundles, hlo
 from webssl_jax.plan.training import (
     IGNORED,
     OutOfMemory,
     compile_or_refuse,
-    cost,
+    limit,
     lines,
     nothing_runs,
     speed,
@@ -93,19 +94,21 @@ def plan_language(
     try:
         compiled = compile_or_refuse(lowered)
     except OutOfMemory as refusal:
-        gone = dict.fromkeys(("tokens_per_s", "mfu_with_exposed_ici"))
+        gone = dict.fromkeys(("tokens_per_s", "mfu_with_exposed_ici", "mfu_attainable"))
         fits = {"fits": False, "peak_hbm_gib": refusal.needs, "error": str(refusal)}
         return result | gone | fits | {"compile_cpu_s": time.process_time() - began}
     text, memory = compiled.as_text(), compiled.memory_analysis()
     assert text is not None and memory is not None  # a compiler for TPUs gives both
     known = {"model_flops": flops, "global_batch": texts, "chips": result["chips"]}
-    modelled = speed(cost(text, slice_), slice_, mesh, known, 1)
+    kernels = bundles.cycles(hlo.kernels_of(text), slice_)
+    modelled = speed(hlo.cost(text, kernels), slice_, mesh, known, 1)
     return result | {
         "fits": True,
         "error": None,
         "peak_hbm_gib": memory.peak_memory_in_bytes / _GIB,
         "tokens_per_s": modelled["images_per_s"] * tokens,
         "mfu_with_exposed_ici": modelled["mfu_with_exposed_ici"],
+        **limit(text, slice_, kernels, modelled),
         "compile_cpu_s": time.process_time() - began,
         "ignored": list(IGNORED),
         "versions": {name: environment.package_versions()[name] for name in ("jax", "libtpu")},
@@ -170,6 +173,7 @@ def table(r: Mapping[str, Any]) -> str:
     rows = [("fits", f"yes, {memory}"), *rows]
     rows += [
         ("modelled MFU", f"{100 * r['mfu_with_exposed_ici']:.1f}% with exposed ICI"),
+        ("attainable MFU", f"{100 * r['mfu_attainable']:.1f}%"),
         ("at best", f"{r['tokens_per_s']:,.0f} tokens/s"),
         ("compiled in", f"{format_seconds(r['compile_cpu_s'])} of CPU"),
     ]

@@ -21,7 +21,7 @@ from webssl_jax import config as configs
 from webssl_jax import environment, methods, train_state
 from webssl_jax.config import UserError
 from webssl_jax.optim.optimizer import Optimizer
-from webssl_jax.plan import bundles, hlo
+from webssl_jax.plan import bundles, hlo, limits
 from webssl_jax.plan import compiled as compiled_steps
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.sharding import rules, slices
@@ -38,12 +38,14 @@ IGNORED = (
     "clocks below the nominal, and any overlap between operations",
 )
 _COSTLIEST = 5
+_WORST = 10
 _GIB, _GB = 2**30, 1e9
 # what only a compiled program tells
 _COMPILED = (
     "temporary_gib executed_flops executed_over_model_flops modelled_cycles compute_s "
     "exposed_ici_s wire_gb exposed_gb dcn_gb wire_gb_by_kind mfu_modelled mfu_with_exposed_ici "
-    "images_per_s days chip_hours operations unknown_loops unpriced_kernels"
+    "images_per_s days chip_hours operations unknown_loops unpriced_kernels attainable_s "
+    "mfu_attainable limits worst"
 ).split()
 log = logging.getLogger(__name__)
 
@@ -126,7 +128,10 @@ def plan(
         result |= {"fits": True, "error": None, "try_next": []}
         result |= {"peak_hbm_gib": peak, "spare_gib": slice_.chip.hbm_gib - peak}
         result["temporary_gib"] = peak - result["state_gib"]
-        seconds = speed(cost(text, slice_), slice_, mesh, result, configs.total_steps(config))
+        kernels = bundles.cycles(hlo.kernels_of(text), slice_)
+        counted, steps = hlo.cost(text, kernels), configs.total_steps(config)
+        seconds = speed(counted, slice_, mesh, result, steps)
+        seconds |= limit(text, slice_, kernels, seconds)
     result["compile_s"] = time.perf_counter() - wall
     result["compile_cpu_s"] = time.process_time() - cpu
     return result | seconds | {"ignored": list(IGNORED)}
@@ -265,6 +270,57 @@ def speed(
     }
 
 
+def limit(
+    text: str, slice_: slices.Slice, kernels: Mapping[str, float], modelled: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The least time of the program ``text`` on these chips, and what the modelled time has above
+    it. kernels: as of ``hlo.cost``. modelled: of the same program, by :func:`speed`."""
+    chip = slice_.chip
+    peak = PEAK_FLOPS[chip.device_kind]
+    rates = limits.Rates(peak, chip.bandwidth, slice_.ici, chip.clock)
+    found = limits.operations(text, rates, kernels)
+    least = sum(operation.least_s for operation in found)
+    at_peak_s = modelled["mfu_modelled"] * modelled["compute_s"]
+    worst = sorted(found, key=lambda operation: -operation.lost_s)[:_WORST]
+    return {
+        "attainable_s": least,
+        "mfu_attainable": at_peak_s / least,
+        "limits": [
+            {"category": category} | _seconds(rows)
+            for category, rows in limits.by_category(found).items()
+        ],
+        "worst": [
+            {"name": x.name, "place": x.place, "category": x.category} | _seconds([x])
+            for x in worst
+        ],
+    }
+
+
+def _seconds(found: list[limits.Operation]) -> dict[str, float]:
+    names = ("modelled_s", "least_s", "lost_s")
+    return {name: sum(getattr(operation, name) for operation in found) for name in names}
+
+
+def explanation(result: Mapping[str, Any]) -> str:
+    """Where the modelled time goes and what of it is above the limit, for people."""
+
+    def line(row: Mapping[str, Any], name: str) -> str:
+        return "".join(f"{1e3 * row[key]:11,.2f}" for key in _seconds([])) + f"  {name}"
+
+    rows = result["limits"]
+    whole = {key: sum(row[key] for row in rows) for key in _seconds([])}
+    of_operation = "{place} ({category}; {name})"
+    return "\n".join(
+        [
+            f"{'modelled':>11}{'least':>11}{'lost':>11}  milliseconds of a step, on a device",
+            *(line(row, row["category"]) for row in rows),
+            line(whole, "all"),
+            "the operations that lose most:",
+            *(line(row, of_operation.format(**row)) for row in result["worst"]),
+        ]
+    )
+
+
 def advice(
     config: ConfigDict, slice_: slices.Slice, state_gib: float, refusal: OutOfMemory
 ) -> list[str]:
@@ -326,6 +382,7 @@ def table(result: Mapping[str, Any]) -> str:
     with_ici = f"{100 * r['mfu_with_exposed_ici']:.1f}% with exposed ICI"
     rows += [
         ("modelled MFU", f"{100 * r['mfu_modelled']:.1f}%, {with_ici}"),
+        ("attainable MFU", f"{100 * r['mfu_attainable']:.1f}%, the limit of this program"),
         ("at best", f"{r['images_per_s']:,.0f} images/s"),
         ("the whole run", f"{r['days']:.3g} days, {r['chip_hours']:,.0f} chip-hours"),
     ]

@@ -7,7 +7,7 @@ one of tpu7x is two. ``v5litepod-N``, gcloud's word, is v5e-N.
 Sources: shapes and hosts are Google Cloud's documentation of each generation; usable HBM is what
 libtpu 0.0.42 says when a program exceeds it; clocks follow from the public peak and the size of the
 matrix units (v4 and v5p 8 of 128 x 128, v5e 4; v6e and each device of tpu7x 4 of 256 x 256); link
-rates are the public ICI bandwidth of one link in one direction.
+rates are the public ICI bandwidth of one link in one direction, ``bandwidth`` that of a chip's HBM.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import itertools
 import math
 import os
 import re
-
-import jax
-from jax.experimental import topologies
+from typing import TYPE_CHECKING
 
 from webssl_jax.config import UserError
 from webssl_jax.sharding import compiler_options
+
+if TYPE_CHECKING:
+    import jax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Chip:
     topology: its name for the compiler. named_by_cores: whether N in a name is twice the chips.
     devices: jax devices a chip. device_kind: as jax reports it. hbm_gib: usable, a device. clock:
     Hz. link: bytes a second of one link in one direction. pod: sides of the largest slice.
+    bandwidth: bytes a second of a device's HBM.
     """
 
     topology: str
@@ -44,14 +46,15 @@ class Chip:
     clock: float
     link: float
     pod: tuple[int, ...]
+    bandwidth: float
 
 
 CHIPS = {
-    "v4": Chip("v4", True, 1, "TPU v4", 30.75, 1.05e9, 45e9, (16, 16, 16)),
-    "v5e": Chip("v5e", False, 1, "TPU v5 lite", 15.75, 1.5e9, 45e9, (16, 16)),
-    "v5p": Chip("v5", True, 1, "TPU v5", 95.74, 1.75e9, 90e9, (16, 20, 28)),
-    "v6e": Chip("v6e", False, 1, "TPU v6 lite", 31.25, 1.75e9, 90e9, (16, 16)),
-    "tpu7x": Chip("tpu7x", True, 2, "TPU7x", 94.75, 2.2e9, 100e9, (16, 24, 24)),
+    "v4": Chip("v4", True, 1, "TPU v4", 30.75, 1.05e9, 45e9, (16, 16, 16), 1228e9),
+    "v5e": Chip("v5e", False, 1, "TPU v5 lite", 15.75, 1.5e9, 45e9, (16, 16), 819e9),
+    "v5p": Chip("v5", True, 1, "TPU v5", 95.74, 1.75e9, 90e9, (16, 20, 28), 2765e9),
+    "v6e": Chip("v6e", False, 1, "TPU v6 lite", 31.25, 1.75e9, 90e9, (16, 16), 1640e9),
+    "tpu7x": Chip("tpu7x", True, 2, "TPU7x", 94.75, 2.2e9, 100e9, (16, 24, 24), 7380e9 / 2),
 }
 ALIASES = {"v5litepod": "v5e"}
 _SMALL = {3: ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4)), 2: ((1, 1), (2, 2), (2, 4))}
@@ -114,6 +117,8 @@ class Slice:
                 "libtpu, the compiler for TPUs, is not installed (it needs no TPU): "
                 "pip install 'webssl_jax[plan]'"
             )
+        from jax.experimental import topologies  # names of slices need none of it
+
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         compiler_options.set_libtpu_flags()
