@@ -20,11 +20,25 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from webssl_jax import cli
+from webssl_jax.config import UserError
+
+
+def _parser() -> cli.ArgumentParser:
+    parser = cli.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2", help="as language.model.load opens it")
+    parser.add_argument("--texts", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=128, help="of a prompt")
+    parser.add_argument("--new", type=int, default=32, help="tokens of an answer")
+    parser.add_argument("--rounds", type=int, default=3)
+    return parser
+
+
+cli.help_early(_parser, __name__)
+
 import jax
 import numpy as np
 
-from webssl_jax import cli
-from webssl_jax.config import UserError
 from webssl_jax.language import generate, model
 from webssl_jax.language.model import LanguageModel
 
@@ -38,13 +52,7 @@ class Timing(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point. Returns an exit code of cli.py."""
-    parser = cli.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="smollm2", help="as language.model.load opens it")
-    parser.add_argument("--texts", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=128, help="of a prompt")
-    parser.add_argument("--new", type=int, default=32, help="tokens of an answer")
-    parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     if min(args.texts, args.tokens, args.rounds) < 1 or args.new < 2:
         raise UserError("--texts, --tokens and --rounds must be at least 1, --new at least 2")
     ours = model.load(args.model)

@@ -40,12 +40,38 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from webssl_jax import cli
+from webssl_jax.config import UserError
+
+_BATCHES = {"dino": 4, "mae": 16, "clip": 16}  # a round
+
+
+def _parser() -> cli.ArgumentParser:
+    parser = cli.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--input",
+        metavar="PATTERN",
+        help="ArrayRecord shards with images; by default photo-like JPEGs are made",
+    )
+    parser.add_argument("--views", nargs="+", choices=_BATCHES, default=list(_BATCHES))
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of all workers (default: 5)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=2,
+        help="worker processes of ours and of torch (default: 2); 0: our threads, torch's main one",
+    )
+    parser.add_argument("--threads", type=int, default=1, help="our threads a worker (default: 1)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, not a table")
+    return parser
+
+
+cli.help_early(_parser, __name__)
+
 import numpy as np
 from array_record.python import array_record_module
 from PIL import Image
 
-from webssl_jax import cli
-from webssl_jax.config import UserError
 from webssl_jax.data import records
 from webssl_jax.data.decode import open_image
 from webssl_jax.data.multicrop import MultiCropView
@@ -62,7 +88,6 @@ VIEWS = {
 SIDES = ("ours", "torch", "floor")
 _BATCH = 64
 _READ_AHEAD = 2  # batches: a process of ours, a worker of torch
-_BATCHES = {"dino": 4, "mae": 16, "clip": 16}  # a round
 _PHOTOS, _PHOTO_BYTES = 64, 37_000
 # Grain's shuffle walks a cycle of at least 2^16 indices: a draw from 64 records takes 0.5 ms, from
 # as many as real sets have next to nothing. So each photo is written many times.
@@ -71,23 +96,7 @@ _COPIES = 32
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point. Returns an exit code of cli.py."""
-    parser = cli.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--input",
-        metavar="PATTERN",
-        help="ArrayRecord shards with images; by default photo-like JPEGs are made",
-    )
-    parser.add_argument("--views", nargs="+", choices=VIEWS, default=list(VIEWS))
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of all workers (default: 5)")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=2,
-        help="worker processes of ours and of torch (default: 2); 0: our threads, torch's main one",
-    )
-    parser.add_argument("--threads", type=int, default=1, help="our threads a worker (default: 1)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, not a table")
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     if args.rounds < 1 or args.workers < 0 or args.threads < 1:
         raise UserError("need --rounds and --threads of at least 1 and --workers of at least 0")
     for package in ("torch", "torchvision"):

@@ -42,7 +42,6 @@ from webssl_jax.config import UserError
 from webssl_jax.corpus import near_duplicates
 from webssl_jax.corpus.near_duplicates import alike
 from webssl_jax.data import records
-from webssl_jax.evaluators.probes import floors
 
 PACKAGES = ("openclipart-png", "openclipart-svg")
 # the package holds 16 larger pictures, up to 623 Mpixel: two thirds of all its pixels
@@ -472,6 +471,8 @@ def draw_sheets(splits: dict[str, list[Picture]], cross: np.ndarray, folder: Pat
 def report(folder: Path) -> None:
     """Prints what trivial features reach on the class probe: the floor under every figure of a
     model."""
+    from webssl_jax.evaluators.probes import floors  # and with it jax
+
     problem, figures = floors.floors(
         str(folder / "train-*.arrayrecord"), str(folder / "test-*.arrayrecord"), REPORT_SIZE
     )

@@ -14,10 +14,21 @@ Exit codes: 0 done · 2 bad input or a full disk, one line.
 
 from __future__ import annotations
 
-import numpy as np
-
 from webssl_jax import cli
 from webssl_jax.config import UserError
+
+
+def _parser() -> cli.ArgumentParser:
+    parser = cli.ArgumentParser(description=__doc__)
+    parser.add_argument("groups", nargs="+", metavar="NAME=RUN[,RUN...]")
+    parser.add_argument("--output", help="where the picture goes, as PNG")
+    return parser
+
+
+cli.help_early(_parser, __name__)
+
+import numpy as np
+
 from webssl_jax.evaluators.probes.labelled import MAJORITY
 from webssl_jax.evaluators.seeds import Seeds, read_seeds, summary, table
 from webssl_jax.visuals import save_png
@@ -26,10 +37,7 @@ from webssl_jax.visuals.comparison import comparison
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point. Returns an exit code of cli.py."""
-    parser = cli.ArgumentParser(description=__doc__)
-    parser.add_argument("groups", nargs="+", metavar="NAME=RUN[,RUN...]")
-    parser.add_argument("--output", help="where the picture goes, as PNG")
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     groups = [_read(text) for text in args.groups]
     if len({group.name for group in groups}) < len(groups):
         raise UserError("two groups have the same name")

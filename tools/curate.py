@@ -50,7 +50,7 @@ from pathlib import Path
 from webssl_jax import cli
 from webssl_jax.config import UserError
 from webssl_jax.curation import entries as listing
-from webssl_jax.curation import matching, ngrams, passes, scorers, scores, selecting
+from webssl_jax.curation import matching, ngrams, scorers
 from webssl_jax.files import write_text
 from webssl_jax.telemetry.progress import Progress
 
@@ -183,6 +183,8 @@ def _match_flags(parser: cli.ArgumentParser) -> None:
 
 
 def _match(args) -> int:
+    from webssl_jax.curation import passes  # a command imports what it needs, --help none of it
+
     progress = _Progress("matching")
     summary = passes.match(args.input, args.entries, args.output, args.workers, progress)
     progress.close()
@@ -215,6 +217,8 @@ def _balance_flags(parser: cli.ArgumentParser) -> None:
 
 
 def _balance(args) -> int:
+    from webssl_jax.curation import passes
+
     progress = _Progress("balancing")
     summary = passes.balance(
         args.index,
@@ -246,6 +250,8 @@ def _score_flags(parser: cli.ArgumentParser) -> None:
 
 
 def _score(args) -> int:
+    from webssl_jax.curation import scores
+
     scorer = scorers.make(args.scorer)
     progress = _Progress("scoring")
     workers = args.workers or getattr(scorer, "workers", os.cpu_count())
@@ -302,6 +308,8 @@ def _select_flags(parser: cli.ArgumentParser) -> None:
 
 
 def _select(args) -> int:
+    from webssl_jax.curation import selecting
+
     if (args.top_share is None) != (args.by is None):
         raise UserError("--top-share and --by: give both, or only --where")
     if args.where is None and args.by is None:
@@ -355,7 +363,7 @@ def _dedup_flags(parser: cli.ArgumentParser) -> None:
 
 
 def _dedup(args) -> int:
-    from webssl_jax.curation import near_duplicates
+    from webssl_jax.curation import near_duplicates, scores
     from webssl_jax.curation.feature_pool import FeaturePool
 
     if (args.scores is None) != (args.by is None):

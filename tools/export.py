@@ -49,20 +49,59 @@ import importlib
 import pathlib
 from typing import Any, NamedTuple
 
+from webssl_jax import cli
+from webssl_jax.config import UserError
+from webssl_jax.weights import given
+
+
+def _parser() -> cli.ArgumentParser:
+    parser = cli.ArgumentParser(description=__doc__)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", help="the run")
+    source.add_argument("--weights", help="instead of a run: a weight file or folder")
+    parser.add_argument(
+        "--step", type=int, default=None, help="which checkpoint; the newest when left out"
+    )
+    given.add_flags(parser)
+    parser.add_argument(
+        "--student",
+        action="store_true",
+        help="the network that was trained, of a run whose teacher is evaluated",
+    )
+    parser.add_argument("--format", required=True, choices=sorted([*given.FORMATS, "hf-llava"]))
+    parser.add_argument(
+        "--output", required=True, help="folder, or .pth file; an earlier export is replaced"
+    )
+    parser.add_argument(
+        "--chunks",
+        type=int,
+        help="name the blocks as a network built with this block_chunks has them (Web-SSL's are "
+        "built with 4); for dinov2-pth and dinov2-teacher",
+    )
+    parser.add_argument("--dtype", default="float32", choices=("bfloat16", "float32"))
+    parser.add_argument("--verify", action="store_true", help="compare with the other library")
+    parser.add_argument("--license", help="for the model card, as the hub names it: apache-2.0")
+    parser.add_argument(
+        "--push", metavar="ORGANISATION/NAME", help="upload the folder to the hub, as private"
+    )
+    return parser
+
+
+cli.help_early(_parser, __name__)
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from webssl_jax import cli, publish, runs
 from webssl_jax import params as params_lib
-from webssl_jax.config import UserError
+from webssl_jax import publish, runs
 from webssl_jax.language import llava
 from webssl_jax.methods import losses
 from webssl_jax.model import Model
 from webssl_jax.models import pixels
 from webssl_jax.models.features import Want
 from webssl_jax.models.position import INTERPOLATIONS
-from webssl_jax.weights import given, load, preprocessing, safetensors_io, shapes, tables
+from webssl_jax.weights import load, preprocessing, safetensors_io, shapes, tables
 from webssl_jax.weights.card import Named
 from webssl_jax.weights.families import FAMILIES, Family, table_of
 from webssl_jax.weights.networks import Networks
@@ -84,35 +123,7 @@ class Comparison(NamedTuple):
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = cli.ArgumentParser(description=__doc__)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", help="the run")
-    source.add_argument("--weights", help="instead of a run: a weight file or folder")
-    parser.add_argument(
-        "--step", type=int, default=None, help="which checkpoint; the newest when left out"
-    )
-    given.add_flags(parser)
-    parser.add_argument(
-        "--student",
-        action="store_true",
-        help="the network that was trained, of a run whose teacher is evaluated",
-    )
-    parser.add_argument("--format", required=True, choices=sorted([*FAMILIES, llava.FORMAT]))
-    parser.add_argument(
-        "--output", required=True, help="folder, or .pth file; an earlier export is replaced"
-    )
-    parser.add_argument(
-        "--chunks",
-        type=int,
-        help="name the blocks as a network built with this block_chunks has them (Web-SSL's are "
-        "built with 4); for dinov2-pth and dinov2-teacher",
-    )
-    parser.add_argument("--dtype", default="float32", choices=sorted(safetensors_io.DTYPES))
-    parser.add_argument("--verify", action="store_true", help="compare with the other library")
-    parser.add_argument("--license", help="for the model card, as the hub names it: apache-2.0")
-    parser.add_argument(
-        "--push", metavar="ORGANISATION/NAME", help="upload the folder to the hub, as private"
-    )
+    parser = _parser()
     args = parser.parse_args(argv)
     options = given.options(args)
     if args.workdir and options:

@@ -20,19 +20,11 @@ from __future__ import annotations
 
 import pathlib
 
-from ml_collections import ConfigDict
-
-from webssl_jax import cli, workdirs
+from webssl_jax import cli
 from webssl_jax.config import UserError
-from webssl_jax.data.image_folder import open_images
-from webssl_jax.evaluators import feature_files
-from webssl_jax.model import load
-from webssl_jax.sharding import mesh as meshes
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The entry point. Returns an exit code of cli.py."""
-    asked = feature_files.Asked()
+def _parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="a run, or a weight file or folder")
     parser.add_argument("--step", type=int, help="a run's checkpoint; by default the newest")
@@ -41,11 +33,27 @@ def main(argv: list[str] | None = None) -> int:
         "--images", required=True, help="a folder of images, or shards as config.data.train"
     )
     parser.add_argument("--output", required=True, help="folder for the parquet files")
-    parser.add_argument("--columns", default=",".join(asked.columns), help="with commas")
-    parser.add_argument("--dtype", default=asked.dtype, choices=list(feature_files.DTYPES))
-    parser.add_argument("--batch", type=int, default=asked.batch, help="images a call")
-    parser.add_argument("--threads", type=int, default=asked.threads, help="that read and decode")
-    args = parser.parse_args(argv)
+    parser.add_argument("--columns", default="cls,patches", help="with commas")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float16"))
+    parser.add_argument("--batch", type=int, default=256, help="images a call")
+    parser.add_argument("--threads", type=int, default=16, help="that read and decode")
+    return parser
+
+
+cli.help_early(_parser, __name__)
+
+from ml_collections import ConfigDict
+
+from webssl_jax import workdirs
+from webssl_jax.data.image_folder import open_images
+from webssl_jax.evaluators import feature_files
+from webssl_jax.model import load
+from webssl_jax.sharding import mesh as meshes
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point. Returns an exit code of cli.py."""
+    args = _parser().parse_args(argv)
     for flag in ("batch", "threads"):
         if getattr(args, flag) < 1:
             raise UserError(f"--{flag} {getattr(args, flag)}: must be at least 1")

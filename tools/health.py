@@ -17,9 +17,23 @@ from __future__ import annotations
 import json
 import pathlib
 
-from webssl_jax import cli, methods, runs
+from webssl_jax import cli
 from webssl_jax import config as configs
 from webssl_jax.config import UserError
+
+
+def _parser() -> cli.ArgumentParser:
+    parser = cli.ArgumentParser(description=__doc__)
+    parser.add_argument("--workdir", required=True, help="a run")
+    parser.add_argument("--output", help="where the page goes, as PNG")
+    parser.add_argument("--reference", help="a file that --save-reference wrote")
+    parser.add_argument("--save-reference", help="write this run's curves there")
+    return parser
+
+
+cli.help_early(_parser, __name__)
+
+from webssl_jax import methods, runs
 from webssl_jax.telemetry import health_page
 from webssl_jax.telemetry.alarms import AlarmMonitor
 from webssl_jax.telemetry.writer import read_rows
@@ -28,12 +42,7 @@ from webssl_jax.visuals import save_png
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point. Returns an exit code of cli.py."""
-    parser = cli.ArgumentParser(description=__doc__)
-    parser.add_argument("--workdir", required=True, help="a run")
-    parser.add_argument("--output", help="where the page goes, as PNG")
-    parser.add_argument("--reference", help="a file that --save-reference wrote")
-    parser.add_argument("--save-reference", help="write this run's curves there")
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     if not (args.output or args.save_reference):
         raise UserError("give --output PNG or --save-reference FILE; else there is nothing to do")
     for flag, path in (("--output", args.output), ("--save-reference", args.save_reference)):

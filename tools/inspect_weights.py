@@ -25,9 +25,23 @@ import math
 from typing import Any
 
 from webssl_jax import cli
+from webssl_jax.weights import given
+
+
+def _parser() -> cli.ArgumentParser:
+    parser = cli.ArgumentParser(description=__doc__)
+    parser.add_argument("path", help="a .pth or .safetensors file, an index, or a folder")
+    parser.add_argument("--family", help="instead of the one that fits best")
+    given.add_flags(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    return parser
+
+
+cli.help_early(_parser, __name__)
+
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.params import count
-from webssl_jax.weights import given, load, shapes, tables
+from webssl_jax.weights import load, shapes, tables
 from webssl_jax.weights.networks import Networks, template_of
 from webssl_jax.weights.preprocessing import size_in_words
 from webssl_jax.weights.stored import WeightsError, shown, some
@@ -39,12 +53,7 @@ _MLPS["swiglu"] = "SwiGLU"
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = cli.ArgumentParser(description=__doc__)
-    parser.add_argument("path", help="a .pth or .safetensors file, an index, or a folder")
-    parser.add_argument("--family", help="instead of the one that fits best")
-    given.add_flags(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object")
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     facts, trouble = inspect(args.path, args.family, **given.options(args))
     if args.json:
         print(json.dumps(facts | {"does_not_fit": trouble}, indent=1))

@@ -27,22 +27,11 @@ from pathlib import Path
 
 from webssl_jax import cli
 from webssl_jax.config import UserError, suggest
-from webssl_jax.corpus.mini_web import packages
-from webssl_jax.corpus.mini_web.catalogue import BY_NAME, SOURCES, Source
-from webssl_jax.corpus.mini_web.choose import Quotas, choose
-from webssl_jax.corpus.mini_web.prepare import Files, prepare
-from webssl_jax.data import processes
-from webssl_jax.data.converter import plan
-from webssl_jax.data.converter.work import means_disk_full
 from webssl_jax.files import write_json
 from webssl_jax.telemetry.progress import Progress
 
-WORK = ".work"
-SETTINGS = ("only", "without", "max_side", "cap", "floor_size")  # whatever changes the output
 
-
-def main(argv: list[str] | None = None) -> int:
-    """The entry point. Returns an exit code of cli.py."""
+def _parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument(
@@ -67,7 +56,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--floor-size", type=int, default=64, metavar="PX", help="of the floors")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N")
     parser.add_argument("--keep-work", action="store_true", help="keep what was prepared")
-    args = parser.parse_args(argv)
+    return parser
+
+
+cli.help_early(_parser, __name__)
+
+from webssl_jax.corpus.mini_web import packages
+from webssl_jax.corpus.mini_web.catalogue import BY_NAME, SOURCES, Source
+from webssl_jax.corpus.mini_web.choose import Quotas, choose
+from webssl_jax.corpus.mini_web.prepare import Files, prepare
+from webssl_jax.data import processes
+from webssl_jax.data.converter import plan
+from webssl_jax.data.converter.work import means_disk_full
+
+WORK = ".work"
+SETTINGS = ("only", "without", "max_side", "cap", "floor_size")  # whatever changes the output
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point. Returns an exit code of cli.py."""
+    args = _parser().parse_args(argv)
     for flag in ("max_side", "cap", "floor_size", "workers"):
         least = 32 if flag in ("max_side", "floor_size") else 1
         if getattr(args, flag) < least:

@@ -14,11 +14,24 @@ from __future__ import annotations
 
 import pathlib
 
-import numpy as np
-
-from webssl_jax import cli, methods, runs
+from webssl_jax import cli
 from webssl_jax import config as configs
 from webssl_jax.config import UserError
+
+
+def _parser() -> cli.ArgumentParser:
+    parser = cli.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", required=True, help="as of train")
+    parser.add_argument("--step", type=int, default=0, help="the batch to draw")
+    parser.add_argument("--output", help="the sheet, a PNG; none is drawn without")
+    return parser
+
+
+cli.help_early(_parser, __name__)
+
+import numpy as np
+
+from webssl_jax import methods, runs
 from webssl_jax.data.mixture import Mixture
 from webssl_jax.data.pipeline import TrainLoader
 from webssl_jax.evaluators import fed
@@ -28,11 +41,7 @@ from webssl_jax.visuals import save_png
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point. Returns an exit code of cli.py."""
-    parser = cli.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True, help="as of train")
-    parser.add_argument("--step", type=int, default=0, help="the batch to draw")
-    parser.add_argument("--output", help="the sheet, a PNG; none is drawn without")
-    args, overrides = parser.parse_with_overrides(argv)
+    args, overrides = _parser().parse_with_overrides(argv)
     if args.step < 0:
         raise UserError(f"--step {args.step}: must be 0 or more")
     config = configs.load(args.config, overrides)

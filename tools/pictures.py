@@ -21,39 +21,12 @@ import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
-import numpy as np
-from ml_collections import ConfigDict
-
-from webssl_jax import cli, runs
+from webssl_jax import cli
 from webssl_jax.config import MOST_PICTURES, UserError
-from webssl_jax.data.image_folder import open_images
-from webssl_jax.evaluators.pictures import (
-    ModelPictures,
-    available,
-    choose,
-    images_needed,
-    read_images,
-)
-from webssl_jax.evaluators.text_pictures import read_pictured
-from webssl_jax.model import Model, Origin, load
-from webssl_jax.sharding import mesh as meshes
-from webssl_jax.visuals import save_png
 from webssl_jax.weights import given
 
 
-class Subject(NamedTuple):
-    """What is looked at. ``own``: pictures that its training method draws itself. ``images``: to
-    look at when none are given."""
-
-    model: Model
-    own: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
-    own_names: tuple[str, ...]
-    images: str
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The entry point. Returns an exit code of cli.py."""
+def _parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(description=__doc__)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--workdir", help="a run")
@@ -77,7 +50,43 @@ def main(argv: list[str] | None = None) -> int:
         default=256,
         help="images that neighbours and norms are taken from",
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+cli.help_early(_parser, __name__)
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from webssl_jax import runs
+from webssl_jax.data.image_folder import open_images
+from webssl_jax.evaluators.pictures import (
+    ModelPictures,
+    available,
+    choose,
+    images_needed,
+    read_images,
+)
+from webssl_jax.evaluators.text_pictures import read_pictured
+from webssl_jax.model import Model, Origin, load
+from webssl_jax.sharding import mesh as meshes
+from webssl_jax.visuals import save_png
+
+
+class Subject(NamedTuple):
+    """What is looked at. ``own``: pictures that its training method draws itself. ``images``: to
+    look at when none are given."""
+
+    model: Model
+    own: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+    own_names: tuple[str, ...]
+    images: str
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point. Returns an exit code of cli.py."""
+    args = _parser().parse_args(argv)
     if args.step is not None and not args.workdir:
         raise UserError("--step: goes with --workdir; a file of weights has no steps")
     if given.options(args) and not args.weights:

@@ -25,10 +25,22 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from webssl_jax import cli
+from webssl_jax.config import UserError
+
+
+def _parser() -> cli.ArgumentParser:
+    parser = cli.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", required=True, help="folder for the weights")
+    parser.add_argument("--onnx", help="the graph, where it is not that of the installed package")
+    return parser
+
+
+cli.help_early(_parser, __name__)
+
 import numpy as np
 
-from webssl_jax import cli, params, publish
-from webssl_jax.config import UserError
+from webssl_jax import params, publish
 from webssl_jax.weights import load, preprocessing
 from webssl_jax.weights.stored import Opened, WeightsError, shown, some
 
@@ -43,10 +55,7 @@ _CROP = 224
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point. Returns an exit code of cli.py."""
-    parser = cli.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", required=True, help="folder for the weights")
-    parser.add_argument("--onnx", help="the graph, where it is not that of the installed package")
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     file = pathlib.Path(args.onnx) if args.onnx else installed()
     loaded = read(file)
     publish.export_loaded(loaded, FAMILY, args.output)

@@ -22,6 +22,22 @@ from collections.abc import Mapping
 
 from webssl_jax import cli
 from webssl_jax.errors import UserError
+from webssl_jax.evaluators.vqa.tasks.mme import MME, READINGS
+from webssl_jax.files import write_bytes, write_json
+
+
+def _parser() -> cli.ArgumentParser:
+    parser = cli.ArgumentParser(description=__doc__)
+    parser.add_argument("answers", nargs="+", metavar="NAME=ANSWERS")
+    parser.add_argument("--output", help="folder for scores, pictures and files for servers")
+    parser.add_argument("--beside", action="append", default=[], help="a published encoder")
+    parser.add_argument("--benchmarks", help="folder of downloaded data sets, for sheets")
+    parser.add_argument("--mme", choices=READINGS, default=MME().reading, help="its headline")
+    return parser
+
+
+cli.help_early(_parser, __name__)
+
 from webssl_jax.evaluators.vqa import pictures
 from webssl_jax.evaluators.vqa.averages import Published, published
 from webssl_jax.evaluators.vqa.rows import read_questions
@@ -29,8 +45,6 @@ from webssl_jax.evaluators.vqa.submissions import Submits
 from webssl_jax.evaluators.vqa.table import figures, gaps, table
 from webssl_jax.evaluators.vqa.task import Answer, Task, TaskScore, read_answers
 from webssl_jax.evaluators.vqa.tasks import SIXTEEN, TASKS
-from webssl_jax.evaluators.vqa.tasks.mme import MME, READINGS
-from webssl_jax.files import write_bytes, write_json
 from webssl_jax.visuals import save_png
 
 Answers = Mapping[str, Mapping[str, list[Answer]]]
@@ -38,13 +52,7 @@ Answers = Mapping[str, Mapping[str, list[Answer]]]
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point. Returns an exit code of cli.py."""
-    parser = cli.ArgumentParser(description=__doc__)
-    parser.add_argument("answers", nargs="+", metavar="NAME=ANSWERS")
-    parser.add_argument("--output", help="folder for scores, pictures and files for servers")
-    parser.add_argument("--beside", action="append", default=[], help="a published encoder")
-    parser.add_argument("--benchmarks", help="folder of downloaded data sets, for sheets")
-    parser.add_argument("--mme", choices=READINGS, default=MME().reading, help="its headline")
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     if args.benchmarks and not args.output:
         raise UserError("--benchmarks: sheets need a folder; give --output DIR too")
     tasks = TASKS | {"mme": MME(args.mme)}

@@ -30,12 +30,10 @@ from typing import Any
 
 from webssl_jax import cli
 from webssl_jax.config import UserError
-from webssl_jax.evaluators.tables import aligned
-from webssl_jax.study import cells, findings, on_slices, page, price, references, runner
+from webssl_jax.study import price
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The entry point. Returns an exit code of cli.py."""
+def _parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(description=__doc__)
     parser.add_argument("study", help="NAME or FILE.py, and [:key=value,...]")
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="of all runs")
@@ -47,7 +45,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tpu", default="", metavar="FLAGS", help="of tools/tpu.py babysit")
     parser.add_argument("--plan-table", type=pathlib.Path, default=price.TABLE, metavar="FILE")
     parser.add_argument("--page-only", action="store_true", help="write the page of what is done")
-    args = parser.parse_args(argv)
+    return parser
+
+
+cli.help_early(_parser, __name__)
+
+from webssl_jax.evaluators.tables import aligned
+from webssl_jax.study import cells, findings, on_slices, page, references, runner
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point. Returns an exit code of cli.py."""
+    args = _parser().parse_args(argv)
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: must be at least 1")
     if args.slice and not args.dry_run and args.max_dollars is None:

@@ -35,7 +35,7 @@ import signal
 import sys
 import time
 
-from webssl_jax import cli, methods
+from webssl_jax import cli
 from webssl_jax.config import UserError
 from webssl_jax.launch import own_config
 from webssl_jax.launch.babysitter import Babysitter
@@ -43,7 +43,6 @@ from webssl_jax.launch.cost import Cost, Meter, read_price
 from webssl_jax.launch.gcloud import TIERS, Gcloud, GcloudError, Request
 from webssl_jax.launch.job import ROOT, Job, train_command
 from webssl_jax.sharding import slices
-from webssl_jax.sharding.mesh import check_batch_over, mesh_shape
 
 WANTS = ("create", "resume", "babysit")  # commands that may create
 RUNS = ("run", "resume", "babysit")  # commands that may start a training
@@ -157,6 +156,9 @@ def _check_config(
         raise UserError(f"{args.action}: give --config and --workdir")
     if not args.workdir.startswith("/"):
         raise UserError(f"--workdir {args.workdir}: give an absolute path, seen by all machines")
+    from webssl_jax import methods  # and with it jax
+    from webssl_jax.sharding.mesh import check_batch_over, mesh_shape
+
     config, spec, sent = own_config.prepare(args.config, overrides)
     methods.create(config)
     if request is None:

@@ -23,39 +23,14 @@ import pathlib
 import time
 from typing import Any, NamedTuple
 
-import jax
-from ml_collections import ConfigDict
-
-from webssl_jax import checkpoints, cli, cpu_memory, methods, runs, train_state, workdirs
+from webssl_jax import cli
 from webssl_jax import config as configs
-from webssl_jax import model as models
 from webssl_jax.config import UserError
-from webssl_jax.evaluators import outcome, tables
-from webssl_jax.evaluators import suite as suites
-from webssl_jax.evaluators.outcome import Outcome
-from webssl_jax.evaluators.suite import Suite, check_needs
-from webssl_jax.model import Model, Origin
-from webssl_jax.optim.optimizer import Optimizer
-from webssl_jax.sharding import distributed
-from webssl_jax.sharding import mesh as meshes
-from webssl_jax.visuals import save_png
-from webssl_jax.visuals.bars import bar_charts
+from webssl_jax.sharding import rendezvous
 from webssl_jax.weights import given
-from webssl_jax.weights import load as weight_files
-
-POLL_SECONDS = 20.0
-log = logging.getLogger(__name__)
 
 
-class Place(NamedTuple):
-    """Where a model's results lie, and the step they are filed under."""
-
-    folder: pathlib.Path
-    step: int
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The entry point. Returns an exit code of cli.py."""
+def _parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(prog="python -m webssl_jax.evaluate", description=__doc__)
     parser.add_argument(
         "--model",
@@ -81,8 +56,43 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=256, help="images a call")
     parser.add_argument("--bars", metavar="PNG", help="draw the table: a bar a model")
     given.add_flags(parser)
-    distributed.add_flags(parser)
-    args, overrides = parser.parse_with_overrides(argv, prefix="--evals.")
+    rendezvous.add_flags(parser)
+    return parser
+
+
+cli.help_early(_parser, __name__)
+
+import jax
+from ml_collections import ConfigDict
+
+from webssl_jax import checkpoints, cpu_memory, methods, runs, train_state, workdirs
+from webssl_jax import model as models
+from webssl_jax.evaluators import outcome, tables
+from webssl_jax.evaluators import suite as suites
+from webssl_jax.evaluators.outcome import Outcome
+from webssl_jax.evaluators.suite import Suite, check_needs
+from webssl_jax.model import Model, Origin
+from webssl_jax.optim.optimizer import Optimizer
+from webssl_jax.sharding import distributed
+from webssl_jax.sharding import mesh as meshes
+from webssl_jax.visuals import save_png
+from webssl_jax.visuals.bars import bar_charts
+from webssl_jax.weights import load as weight_files
+
+POLL_SECONDS = 20.0
+log = logging.getLogger(__name__)
+
+
+class Place(NamedTuple):
+    """Where a model's results lie, and the step they are filed under."""
+
+    folder: pathlib.Path
+    step: int
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point. Returns an exit code of cli.py."""
+    args, overrides = _parser().parse_with_overrides(argv, prefix="--evals.")
     options = given.options(args)
     _check(args, options)
     rows = _rows(args, overrides)

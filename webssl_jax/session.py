@@ -35,7 +35,7 @@ class Session:
             session.start_loop()
 
     Args:
-      args: has the flags of ``distributed.add_flags``.
+      args: has the flags of ``rendezvous.add_flags``.
       host: ``config.host``.
 
     Raises:

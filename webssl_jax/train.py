@@ -18,17 +18,39 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from webssl_jax import cli
+from webssl_jax import config as configs
+from webssl_jax.config import ConfigError, UserError
+from webssl_jax.sharding import rendezvous
+from webssl_jax.telemetry.progress import format_seconds
+
+
+def _parser() -> cli.ArgumentParser:
+    parser = cli.ArgumentParser(prog="python -m webssl_jax.train", description=__doc__)
+    parser.add_argument(
+        "--config", required=True, help="NAME or FILE.py, and [:key=value,...]; or FILE.json"
+    )
+    parser.add_argument("--workdir", help="folder of the run; seen by all hosts")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print every key as JSON, and end"
+    )
+    parser.add_argument("--replay", type=int, metavar="STEP", help="a step of WORKDIR/bad_steps")
+    parser.add_argument("--compiled", metavar="FILE", help="the step as plan --save wrote it")
+    rendezvous.add_flags(parser)
+    return parser
+
+
+cli.help_early(_parser, __name__)
+
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from webssl_jax import cli, methods, params, runs, train_state
-from webssl_jax import config as configs
+from webssl_jax import methods, params, runs, train_state
 from webssl_jax.bad_steps import replay
 from webssl_jax.bad_steps.saving import BadSteps, GuardedStep
 from webssl_jax.checkpoints import directory
 from webssl_jax.checkpoints.saver import Saver
-from webssl_jax.config import ConfigError, UserError
 from webssl_jax.data.damage_list import DamageList
 from webssl_jax.data.identity import Identity
 from webssl_jax.data.pipeline import Source, TrainLoader
@@ -45,7 +67,6 @@ from webssl_jax.sharding import distributed, rules
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.telemetry.logbook import Logbook
 from webssl_jax.telemetry.profiler import Profiler
-from webssl_jax.telemetry.progress import format_seconds
 from webssl_jax.train_state import TrainState
 from webssl_jax.train_step import lower_train_step
 from webssl_jax.weights.networks import Networks
@@ -333,17 +354,7 @@ class _Evaluations:
 
 def _read_flags() -> tuple[argparse.Namespace, ConfigDict, Method]:
     """Flags, config and method, as far as they can be checked without devices and data."""
-    parser = cli.ArgumentParser(prog="python -m webssl_jax.train", description=__doc__)
-    parser.add_argument(
-        "--config", required=True, help="NAME or FILE.py, and [:key=value,...]; or FILE.json"
-    )
-    parser.add_argument("--workdir", help="folder of the run; seen by all hosts")
-    parser.add_argument(
-        "--print-config", action="store_true", help="print every key as JSON, and end"
-    )
-    parser.add_argument("--replay", type=int, metavar="STEP", help="a step of WORKDIR/bad_steps")
-    parser.add_argument("--compiled", metavar="FILE", help="the step as plan --save wrote it")
-    distributed.add_flags(parser)
+    parser = _parser()
     args, overrides = parser.parse_with_overrides()
     if not args.workdir and not args.print_config:
         parser.error("--workdir: give the folder of the run")

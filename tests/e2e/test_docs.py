@@ -22,7 +22,7 @@ PRESENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
 # Flags that every entry point has from here; the rest stand in its own files.
 SHARED = (
     "webssl_jax/cli.py",
-    "webssl_jax/sharding/distributed.py",
+    "webssl_jax/sharding/rendezvous.py",
     "webssl_jax/data/converter/kinds.py",
 )
 COMMAND = re.compile(r"\b(?:python (-m )?([\w./]+)|webssl ([a-z_]+))((?:[^\n`|]|\\\n|\\\|)*)")

@@ -41,15 +41,6 @@ _GONE = re.compile("(?i)connection (closed|reset|refused)|socket closed|broken p
 _raised_on_all: BaseException | None = None  # an error with which all processes end
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """``--coordinator HOST:PORT --num-processes N --process-id I``: only for machines that are no
-    TPU pod."""
-    group = parser.add_argument_group("several processes (found automatically on TPU pods)")
-    group.add_argument("--coordinator", help="HOST:PORT of process 0")
-    group.add_argument("--num-processes", type=int)
-    group.add_argument("--process-id", type=int)
-
-
 def initialize(args: argparse.Namespace) -> None:
     """Joins the processes of a run. Must be called before anything uses a device.
 

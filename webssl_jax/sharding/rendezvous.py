@@ -7,6 +7,7 @@ is said in one line.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import socket
@@ -17,6 +18,15 @@ from webssl_jax.config import TransientError, UserError
 SECONDS = 300.0  # that a process waits for the others
 _PAUSE = 0.2  # between tries to connect
 _LINE = 200  # bytes of a message, at most
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """``--coordinator HOST:PORT --num-processes N --process-id I``: only for machines that are no
+    TPU pod."""
+    group = parser.add_argument_group("several processes (found automatically on TPU pods)")
+    group.add_argument("--coordinator", help="HOST:PORT of process 0")
+    group.add_argument("--num-processes", type=int)
+    group.add_argument("--process-id", type=int)
 
 
 def meet(address: str, processes: int, process: int, seconds: float = SECONDS) -> None:

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from webssl_jax.config import UserError
 from webssl_jax.sharding import slices
-from webssl_jax.study.cells import Cell, Study
+
+if TYPE_CHECKING:
+    from webssl_jax.study.cells import Cell, Study
 
 TABLE = Path(__file__).parent.parent.parent / "docs" / "plan_table.json"
 Row = tuple[str, ...]

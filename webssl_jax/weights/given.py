@@ -6,9 +6,15 @@ import argparse
 import dataclasses
 from typing import Any
 
-from webssl_jax.models.position import INTERPOLATIONS
-from webssl_jax.weights import clip
-from webssl_jax.weights.preprocessing import parse_size
+# Names alone, of ``families.FAMILIES``, ``clip.MLPS`` and ``position.INTERPOLATIONS``: to name them
+# a parser imports no jax.
+FORMATS = (
+    "dinov2-heads dinov2-pth dinov2-teacher hf-clip hf-clip-vision hf-dinov2 hf-dinov2-registers "
+    "hf-dinov3 hf-ijepa hf-siglip hf-siglip-vision hf-vit hf-vit-mae mae-pth open-clip "
+    "open-clip-pth timm timm-clip timm-siglip"
+).split()
+MLPS = ("gelu", "quick_gelu")
+RESIZES = ("antialias", "offset", "plain")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +42,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds a flag for each field of :class:`Given`."""
     parser.add_argument("--heads", type=int, help="attention heads, where the file says none")
     parser.add_argument("--decoder-heads", type=int, help="those of a decoder")
-    parser.add_argument(
-        "--mlp", choices=clip.MLPS, help="of CLIP's towers, where the file says none"
-    )
+    parser.add_argument("--mlp", choices=MLPS, help="of CLIP's towers, where the file says none")
     parser.add_argument(
         "--image-size",
         type=parse_size,
@@ -47,9 +51,22 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--position-resize",
-        choices=sorted(INTERPOLATIONS),
+        choices=RESIZES,
         help="how positions follow other image sizes, where the family's own way is not wanted",
     )
+
+
+def parse_size(text: str) -> int | tuple[int, ...]:
+    """``224`` or ``HEIGHTxWIDTH``.
+
+    Raises:
+      ValueError: for anything else.
+    """
+    words = text.split("x")
+    sides = tuple(int(word) for word in words if word.isdecimal())
+    if len(sides) != len(words) or len(sides) > 2 or min(sides) < 1:
+        raise ValueError(f"image_size = {text}: must be N or HEIGHTxWIDTH")
+    return sides if len(sides) == 2 else sides[0]
 
 
 def options(args: argparse.Namespace) -> dict[str, Any]:

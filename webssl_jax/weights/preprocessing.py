@@ -26,21 +26,8 @@ def one_way(size: Any) -> Any:
     return size[0] if isinstance(size, tuple) and size == size[:1] * 2 else size
 
 
-def parse_size(text: str) -> int | tuple[int, ...]:
-    """``224`` or ``HEIGHTxWIDTH``.
-
-    Raises:
-      ValueError: for anything else.
-    """
-    words = text.split("x")
-    sides = tuple(int(word) for word in words if word.isdecimal())
-    if len(sides) != len(words) or len(sides) > 2 or min(sides) < 1:
-        raise ValueError(f"image_size = {text}: must be N or HEIGHTxWIDTH")
-    return sides if len(sides) == 2 else sides[0]
-
-
 def size_in_words(size: int | tuple[int, ...]) -> str:
-    """As :func:`parse_size` takes it."""
+    """As ``given.parse_size`` takes it."""
     return str(size) if isinstance(size, int) else "x".join(map(str, size))
 
 

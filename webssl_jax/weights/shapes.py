@@ -26,9 +26,9 @@ from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.text import TextConfig
 from webssl_jax.weights import configs, dino, mae, positions, tables
 from webssl_jax.weights.families import Family
-from webssl_jax.weights.given import NOTHING, Given
+from webssl_jax.weights.given import NOTHING, Given, parse_size
 from webssl_jax.weights.networks import HEADS, Networks, template_of
-from webssl_jax.weights.preprocessing import one_way, parse_size, size_in_words
+from webssl_jax.weights.preprocessing import one_way, size_in_words
 from webssl_jax.weights.stored import Opened, TensorOfTheirs, WeightsError, shown
 from webssl_jax.weights.tables import Row, Table
 
