@@ -195,6 +195,7 @@ def test_what_is_wrong_with_masks_and_depths_is_one_line_before_anything_is_trai
         (DepthOptions, {"layers": 2}, "layers = 2 must be 1 or 4"),
         (DepthOptions, {"layout": "nyud"}, "layout = 'nyud' is not one of nyu, sun, kitti, plain"),
         (DepthOptions, {"batch": 15}, "batch = 15: must be even"),
+        (DepthOptions, {"steps": 100}, "steps = 100: must be above 100; so many first steps learn"),
         (KNNSegmentationOptions, {"memory": 0}, "size, memory and batch must be at least 1"),
     ],
 )

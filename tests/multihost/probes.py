@@ -1,11 +1,14 @@
 """As ``features``, with rows that train heads: logistic regression, a linear probe, segmentation
 and depth. All devices of two processes meet at each update, which takes minutes."""
 
+from unittest import mock
+
 import jax
 from jax.experimental import multihost_utils
 
 from tests.evaluators.scenes import class_file, scene_shard
 from tests.multihost import features
+from webssl_jax.evaluators.dense import losses
 
 LOGISTIC = {"kind": "logistic", "last_blocks": 1, **features.DATA}
 LINEAR = {"kind": "linear", "last_blocks": 1, "iterations": 6, "batch": 32, **features.DATA}
@@ -24,4 +27,5 @@ def compute(folder):
     segmentation = {"kind": "segmentation", "classes": classes, "size": 32, **data}
     depth = {"kind": "depth", "layout": "plain", "size": (40, 56), "layers": 4, **data}
     rows = {"probe": LOGISTIC, "linear": LINEAR, "segmentation": segmentation, "depth": depth}
-    return features.compute(folder, rows)
+    with mock.patch.object(losses, "WARMUP_STEPS", 2):
+        return features.compute(folder, rows)

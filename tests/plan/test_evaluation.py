@@ -128,8 +128,8 @@ def test_calls_of_the_network_are_counted_as_the_protocols_say(on_four):
         "training images": (9, 4, (60, 60)),
         "test views": (2 * 100 * (2 + 6 + 12 + 24 + 35) // 4, 4, (60, 60)),
     }
-    assert seen(kind="depth", batch=4, size=(48, 64), steps=9) == {
-        "training images": (9, 4, (42, 54)),
+    assert seen(kind="depth", batch=4, size=(48, 64), steps=101) == {
+        "training images": (101, 4, (42, 54)),
         "test views": (50, 4, (48, 64)),
     }
     assert seen(kind="knn_segmentation", batch=4, size=47, memory=100) == {

@@ -132,8 +132,13 @@ class DepthOptions:
                 raise ValueError(f"layout = {name!r} is not one of {', '.join(LAYOUTS)}")
         if len(self.size) not in (0, 2) or any(side < 1 for side in self.size):
             raise ValueError(f"size = {self.size} must be a height and a width")
-        if self.steps < 1 or self.batch < 1 or self.batch % _GROUP:
-            raise ValueError(f"batch = {self.batch}: must be even, and steps at least 1")
+        if self.batch < 1 or self.batch % _GROUP:
+            raise ValueError(f"batch = {self.batch}: must be even")
+        if self.steps <= losses.WARMUP_STEPS:
+            raise ValueError(
+                f"steps = {self.steps}: must be above {losses.WARMUP_STEPS}; so many first steps "
+                "learn the mean depth alone"
+            )
         if min(self.gradient_weight, self.learning_rate, self.weight_decay) < 0:
             raise ValueError("gradient_weight, learning_rate, weight_decay must not be negative")
 
