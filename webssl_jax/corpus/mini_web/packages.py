@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from webssl_jax.config import UserError
+from webssl_jax.telemetry.progress import Progress
 
 Tree = Mapping[str, bytes]  # path in the package -> content
 _PROGRAMS = {"deb": ("apt-get", "dpkg-deb"), "npm": ("npm",), "pypi": ()}
@@ -85,6 +86,14 @@ def download(packages: Iterable[Package], cache: Path, done: Callable[[int], Non
         thread.join()
     if errors:
         raise errors[0]
+
+
+def download_shown(packages: Iterable[Package], cache: Path) -> None:
+    """:func:`download`, each package once, with its progress shown."""
+    wanted = dict.fromkeys(packages)
+    progress = Progress(len(wanted), "downloading", "packages")
+    download(wanted, cache, progress.update)
+    progress.close()
 
 
 def _names(packages: Iterable[Package]) -> str:
