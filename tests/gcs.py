@@ -230,6 +230,7 @@ def of_this_process() -> Storage:
     os.environ |= {
         "TENSORSTORE_GCS_HTTP_URL": url,
         "STORAGE_EMULATOR_HOST": url,
+        "CLOUD_STORAGE_EMULATOR_ENDPOINT": url,  # of array_record
         "GOOGLE_CLOUD_PROJECT": "project",
         "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks over gRPC, with credentials
     }

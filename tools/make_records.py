@@ -53,10 +53,11 @@ input or full disk (one line says what; also if samples of a tar were not read a
 whole ones leave it at 0: the last line on stderr says how many there are.
 
 ``--runner beam`` does the same work on Apache Beam (``pip install '.[beam]'``, in an environment of
-its own): ``--beam-options='--runner=DataflowRunner --project=...'``. Inputs, ``--output`` and this
-package must be there for all workers, the first two under the same paths: a shared file system, or
-a bucket mounted in the workers' container. ``gs://`` addresses are not understood. Proven with
-Beam's DirectRunner on one machine only.
+its own): ``--beam-options='--runner=DataflowRunner --project=...'``. This package must be there for
+all workers, and inputs and ``--output`` under the same paths: a shared file system, or a bucket.
+``--output`` may be ``gs://BUCKET/FOLDER`` with any runner, and so may the ``--input`` of tars
+(``pip install 'webssl_jax[gcp]'``); the bytes are those of a local run. Proven with Beam's
+DirectRunner and a stand-in for the storage, on one machine only.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ from typing import Any
 
 from webssl_jax import cli
 from webssl_jax.config import UserError
-from webssl_jax.data.converter import flags, items, kinds, plan, runners, stats
+from webssl_jax.data.converter import buckets, flags, items, kinds, plan, remote, runners, stats
 from webssl_jax.data.converter.records_reader import list_digest, read_list
 from webssl_jax.files import write_text
 from webssl_jax.telemetry.progress import Progress
@@ -102,7 +103,9 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--annotation {name}: given twice; each name has one place")
     if args.require_annotations and not args.annotation:
         raise UserError("--require-annotations: only with --annotation")
-    return _convert(args, kinds.KINDS[args.kind])
+    address = args.output
+    with remote.opened(address) as (args.output, mirror):
+        return _convert(args, kinds.KINDS[args.kind], address, mirror)
 
 
 def _add_annotation(parser: cli.ArgumentParser, where: str) -> None:
@@ -126,7 +129,7 @@ def _add_annotation(parser: cli.ArgumentParser, where: str) -> None:
 
 def _add_common(parser: cli.ArgumentParser, unit: str) -> None:
     """What every kind of input shares."""
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--output", type=buckets.place, required=True, metavar="DIR")
     parser.add_argument(
         "--split", default="train", type=flags.name, help="first part of the shards' names"
     )
@@ -195,7 +198,8 @@ def _add_common(parser: cli.ArgumentParser, unit: str) -> None:
     )
 
 
-def _convert(args: Any, kind: kinds.Kind) -> int:
+def _convert(args: Any, kind: kinds.Kind, address: Path | str, mirror: remote.Mirror | None) -> int:
+    """address: of the output. mirror: of it, if it is in a bucket; then args.output is there."""
     begun = time.monotonic()
     args.input = _absolute(args.input)
     for name in ("keys", "without"):
@@ -218,7 +222,7 @@ def _convert(args: Any, kind: kinds.Kind) -> int:
 
     facts, continued = plan.prepare(args.output, settings, make)
     if continued:
-        print(f"continuing {args.output} by the plan made when it was begun", file=sys.stderr)
+        print(f"continuing {address} by the plan made when it was begun", file=sys.stderr)
     total = sum(sum(sizes) for sizes in plan.planned(args.output).values())
     progress = Progress(total, "converting", kind.unit)
     before = None
@@ -234,6 +238,8 @@ def _convert(args: Any, kind: kinds.Kind) -> int:
     runner = functools.partial(runners.pool, args.workers)
     if args.runner == "beam":
         runner = functools.partial(runners.beam, args.beam_options)
+    if mirror is not None:
+        runner = mirror.runner(runner)
     names = [field.name for field in dataclasses.fields(items.Rules)]
     rules = items.Rules(**{name: getattr(args, name) for name in names})
     try:
@@ -258,20 +264,24 @@ def _convert(args: Any, kind: kinds.Kind) -> int:
     for split, summary in summaries.items():
         if count := stats.damaged(summary):
             inputs = "1 input (or part of one)" if count == 1 else f"{count:,} inputs (or parts)"
-            where = args.output / f"{split}.summary.json"
+            where = f"{address}/{split}.summary.json"
             print(f'{inputs} damaged, missing or empty; see "notes" in {where}', file=sys.stderr)
-    _tell_unmatched(args, set().union(*map(read_list, lists.values())), summaries)
+    _tell_unmatched(args, address, set().union(*map(read_list, lists.values())), summaries)
     for summary in summaries.values():
         _refuse_misread(args, summary)
     return 0
 
 
-def _tell_unmatched(args: Any, listed: set[str], summaries: Mapping[str, Any]) -> None:
+def _tell_unmatched(
+    args: Any, address: Path | str, listed: set[str], summaries: Mapping[str, Any]
+) -> None:
     """Tells the values of lists that are in no record."""
     left = sorted(listed.difference(*(summary["listed"] for summary in summaries.values())))
     if left:
-        path = args.output / f"{args.split}.unmatched.txt"
-        write_text(path, "".join(f"{value}\n" for value in left))
+        path = f"{address}/{args.split}.unmatched.txt"
+        write_text(
+            args.output / f"{args.split}.unmatched.txt", "".join(f"{value}\n" for value in left)
+        )
         print(
             f"{len(left):,} of {len(listed):,} listed values of {args.by!r} are in no record "
             f"({', '.join(left[:3])}{', ...' if len(left) > 3 else ''}): {path}",

@@ -1,6 +1,5 @@
 """Claims about tools/curate.py and the two passes under it."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -12,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from array_record.python import array_record_module
 
@@ -44,21 +44,10 @@ ENTRIES = [
 ]
 
 
-@contextlib.contextmanager
-def one_after_the_other(workers):
-    """In place of the pool of processes: in this one."""
-
-    def do(function, shards, progress):
-        for shard in shards:
-            function(shard, progress)
-
-    yield do
-
-
 @pytest.fixture
 def inline(monkeypatch):
-    """Both passes in this process."""
-    monkeypatch.setattr(runners, "pool", one_after_the_other)
+    """The commands in this process, whatever the workers."""
+    monkeypatch.setattr(runners, "pool", lambda workers: runners.here())
 
 
 @pytest.fixture
@@ -89,8 +78,8 @@ def entries(tmp_path):
 def curate(tmp_path, pool, entries, threshold=40, seed=0, name="out"):
     """Both passes; returns the folder of the curated shards."""
     index, output = tmp_path / f"{name}-index", tmp_path / name
-    passes.match([pool], entries, index, 1)
-    passes.balance(index, output, "train", threshold, None, seed, 1)
+    passes.match([pool], entries, index)
+    passes.balance(index, output, "train", threshold, None, seed)
     return output
 
 
@@ -103,8 +92,8 @@ def files_of(folder):
 def make_matched(folder):
     """A pool with both passes done, and much that is wrong beside it."""
     pool = write_pool(folder / "pool", random_captions(5, 50), 2)
-    passes.match([pool], write_entries(folder), folder / "index", 1)
-    passes.balance(folder / "index", folder / "out", "train", 10, None, 0, 1)
+    passes.match([pool], write_entries(folder), folder / "index")
+    passes.balance(folder / "index", folder / "out", "train", 10, None, 0)
     write_pool(folder / "mute", [[]] * 5, 1)
     write_pool(folder / "foreign", [["zzz"]] * 5, 1)
     (folder / "other.txt").write_text("dog\n")
@@ -116,12 +105,10 @@ def make_matched(folder):
 @pytest.fixture(scope="module")
 def matched(tmp_path_factory):
     """:func:`make_matched`, not to be changed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runners, "pool", one_after_the_other)
-        return make_matched(tmp_path_factory.mktemp("matched"))
+    return make_matched(tmp_path_factory.mktemp("matched"))
 
 
-def test_counts_and_samples_are_those_of_the_plain_algorithm(tmp_path, entries, inline):
+def test_counts_and_samples_are_those_of_the_plain_algorithm(tmp_path, entries):
     captions = random_captions(0, 900)
     pool = write_pool(tmp_path / "pool", captions, 3)
     output = curate(tmp_path, pool, entries)
@@ -163,16 +150,16 @@ def test_counts_and_samples_are_those_of_the_plain_algorithm(tmp_path, entries, 
     assert "head, more than 40" in (output / "train.table.txt").read_text()
 
 
-def test_every_caption_stays_with_the_probability_of_its_entries(tmp_path, entries, inline):
+def test_every_caption_stays_with_the_probability_of_its_entries(tmp_path, entries):
     """Over seeds: the share of seeds in which a caption stays is 1 - prod(1 - t / count)."""
     captions = [["a dog"]] * 300 + [["dog"]] * 200 + [["flag"]] * 5 + [["flag a"]] * 5
     pool = write_pool(tmp_path / "pool", captions, 1)
     index = tmp_path / "index"
-    passes.match([pool], entries, index, 1)
+    passes.match([pool], entries, index)
     counts = dict(zip(ENTRIES, np.load(index / "counts.npy")))
     assert (counts["dog"], counts["a"], counts["a dog"], counts["flag"]) == (500, 305, 300, 10)
-    with np.load(next(index.glob(".plan/*.npz"))) as found:
-        arrays = [found[name] for name in ("lengths", "matches", "digests")]
+    found = balancing.Matched.of(pq.read_table(index / "00000.parquet"))
+    arrays = found.lengths, found.matches, found.digests
     asked = balancing.probabilities(np.load(index / "counts.npy"), 20)
     kept = np.mean([balancing.sample(*arrays, asked, seed) for seed in range(200)], axis=0)
     expected = 1 - (1 - 20 / 500) * (1 - 20 / 305) * (1 - 20 / 300)
@@ -182,7 +169,7 @@ def test_every_caption_stays_with_the_probability_of_its_entries(tmp_path, entri
 
 
 def test_the_same_is_sampled_however_the_pool_is_cut_and_another_with_another_seed(
-    tmp_path, entries, inline
+    tmp_path, entries
 ):
     captions = random_captions(3, 600)
     found = []
@@ -206,14 +193,12 @@ def start(*args):
     )
 
 
-def test_killed_and_continued_with_two_workers_is_as_if_nothing_had_happened(
-    tmp_path, entries, inline
-):
+def test_killed_and_continued_with_two_workers_is_as_if_nothing_had_happened(tmp_path, entries):
     pool = write_pool(tmp_path / "pool", random_captions(4, 6000), 30)
     whole = curate(tmp_path, pool, entries, 100)
     index, output = tmp_path / "index", tmp_path / "killed"
     steps = [
-        (["match", "--input", pool, "--entries", entries], index, ".plan/*.npz"),
+        (["match", "--input", pool, "--entries", entries], index, "*.parquet"),
         (["balance", "--index", index, "--threshold", 100], output, "*.arrayrecord"),
     ]
     for (args, folder, mark), expected in zip(steps, (tmp_path / "out-index", whole)):
@@ -249,7 +234,7 @@ def test_ctrl_c_stops_with_130_and_says_how_to_go_on(tmp_path, entries):
     pool = write_pool(tmp_path / "pool", random_captions(4, 4000), 40)
     args = ["match", "--input", pool, "--entries", entries, "--output", tmp_path / "index"]
     process = start(*args, "--workers", 1)  # a second one might not have started to ignore it
-    while not list((tmp_path / "index").glob(".plan/*.npz")) and process.poll() is None:
+    while not list((tmp_path / "index").glob("*.parquet")) and process.poll() is None:
         time.sleep(0.001)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -295,32 +280,32 @@ def test_damaged_records_are_left_out_counted_and_named(tmp_path, entries, invok
     assert code == 0 and len(read_shards(tmp_path / "o")) == 38
 
 
-def test_an_empty_shard_stays_empty_and_patterns_may_be_several(tmp_path, entries, inline):
+def test_an_empty_shard_stays_empty_and_patterns_may_be_several(tmp_path, entries):
     pool = write_pool(tmp_path / "pool", [["a dog"], ["flag"]], 3)
     files = sorted(str(path) for path in Path(pool).iterdir())
-    passes.match(files, entries, tmp_path / "index", 1)
-    passes.balance(tmp_path / "index", tmp_path / "out", "few", 1, None, 0, 1)
+    passes.match(files, entries, tmp_path / "index")
+    passes.balance(tmp_path / "index", tmp_path / "out", "few", 1, None, 0)
     names = sorted(path.name for path in (tmp_path / "out").glob("*.arrayrecord"))
     assert names == [f"few-0000{i}-of-00003.arrayrecord" for i in range(3)]
     assert len(read_shards(tmp_path / "out", "few")) == 2
 
 
-def test_a_relative_pattern_is_continued_from_any_folder(tmp_path, entries, inline, monkeypatch):
+def test_a_relative_pattern_is_continued_from_any_folder(tmp_path, entries, monkeypatch):
     write_pool(tmp_path / "pool", [["a dog"]] * 10, 2)
     monkeypatch.chdir(tmp_path)
-    passes.match(["pool"], entries, tmp_path / "index", 1)
+    passes.match(["pool"], entries, tmp_path / "index")
     monkeypatch.chdir("/")
-    passes.match([str(tmp_path / "pool")], entries, tmp_path / "index", 1)
-    passes.balance(tmp_path / "index", tmp_path / "out", "train", 10, None, 0, 1)
+    passes.match([str(tmp_path / "pool")], entries, tmp_path / "index")
+    passes.balance(tmp_path / "index", tmp_path / "out", "train", 10, None, 0)
     assert len(read_shards(tmp_path / "out")) == 10
 
 
-def test_a_tail_share_chooses_the_threshold_and_says_it(tmp_path, entries, inline):
+def test_a_tail_share_chooses_the_threshold_and_says_it(tmp_path, entries):
     pool = write_pool(tmp_path / "pool", random_captions(0, 900), 3)
     index = tmp_path / "index"
-    passes.match([pool], entries, index, 1)
+    passes.match([pool], entries, index)
     counts = np.load(index / "counts.npy")
-    summary = passes.balance(index, tmp_path / "out", "train", None, 0.2, 0, 1)
+    summary = passes.balance(index, tmp_path / "out", "train", None, 0.2, 0)
     assert summary["threshold"] == balancing.threshold_of_tail(counts, 0.2)
     assert summary["tail"]["before"] < 0.5 * counts.sum()
 
@@ -368,7 +353,7 @@ def test_shards_that_changed_after_they_were_matched_are_refused(tmp_path, invok
     write_pool(tmp_path / "longer", random_captions(6, 60), 1)
     path.write_bytes(next((tmp_path / "longer").iterdir()).read_bytes())
     code, errors = invoke("balance", "--index", index, "--threshold", 5, "--output", output)
-    assert code == 2 and path.name in errors[-1] and "matching began" in errors[-1]
+    assert code == 2 and path.name in errors[-1] and "when the pass over it began" in errors[-1]
     path.write_bytes(data)
     code, _ = invoke("balance", "--index", index, "--threshold", 5, "--output", output)
     assert code == 0 and len(read_shards(output)) > 5
@@ -379,8 +364,7 @@ def test_a_caption_that_is_not_the_matched_one_is_refused(matched):
     record = records.Record(b"", ("now this",), "key", 1, 1, "pool")
     then = dataclasses.replace(record, captions=("once that",))
     digest = np.array([balancing.text_digest(then, "once that")], np.uint64)
-    facts = json.loads((matched / "index/.plan/facts.json").read_text())
-    task = balancing.Task(passes._shards(matched, facts)[0], "out", "train", 1, 0)
+    task = passes._tasks(matched / "index", matched / "out", "train", 0)[0]
     assert balancing._captions(task, then, number, digest) == ("once that",)
     with pytest.raises(balancing.UserError, match="not the one that was matched"):
         balancing._captions(task, record, number, digest)

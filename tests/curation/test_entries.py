@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from tests.curation.pools import random_text
+from tests.curation.pools import random_text, write_pool
 from webssl_jax.config import UserError
 from webssl_jax.curation import entries, ngrams
 from webssl_jax.curation.entries import Limits, build
@@ -35,16 +35,34 @@ def read_counts(path):
 
 
 @pytest.mark.parametrize("limit", [3, 10**6])
-def test_counts_are_exact_however_little_fits_in_memory(tmp_path, limit):
+def test_counts_are_exact_however_little_fits_in_memory_or_was_done_before_a_kill(
+    tmp_path, limit, monkeypatch
+):
+    monkeypatch.setattr(ngrams, "_RUNS", 10)  # a limit of 3 makes hundreds of files
     rng = random.Random(1)
-    # With a limit of 3 they make 787 files, more than are merged at once.
-    texts = [random_text(rng) for _ in range(1000)]
-    sizes = ngrams.count(texts, tmp_path / "counts", limit)
-    words, pairs = slow_counts(texts)
-    assert read_counts(tmp_path / "counts/unigrams.tsv") == words
-    assert read_counts(tmp_path / "counts/bigrams.tsv") == pairs
-    assert sizes == (len(words), len(pairs)) and sizes[0] > 10
-    assert len(list((tmp_path / "counts").iterdir())) == 2
+    captions = [random_text(rng) for _ in range(600)]
+    pool = write_pool(tmp_path / "pool", [[text] for text in captions], 11)
+    lines = [" ".join(random_text(rng).split("\n")).rstrip("\r") for _ in range(200)]
+    (tmp_path / "text.txt").write_text("".join(f"{line}\n" for line in lines), newline="\n")
+    output = tmp_path / "counts"
+
+    def stop(done, total=None):
+        if total is None and len(list(output.glob(".plan/*.counts"))) == 5:
+            raise KeyboardInterrupt
+
+    given = [tmp_path / "text.txt"], [pool], output
+    with pytest.raises(KeyboardInterrupt):
+        ngrams.count(*given, progress=stop, limit=limit)
+    done = {path: path.stat().st_mtime_ns for path in output.glob(".plan/*.counts")}
+    *sizes, damaged = ngrams.count(*given, limit=limit)
+    assert len(done) == 5 and {path: path.stat().st_mtime_ns for path in done} == done
+    words, pairs = slow_counts([*captions, *lines])
+    assert read_counts(output / "unigrams.tsv") == words
+    assert read_counts(output / "bigrams.tsv") == pairs
+    assert sizes == [len(words), len(pairs)] and sizes[0] > 10 and not damaged
+    assert len(list(output.iterdir())) == 3 and not list(output.glob(".plan/counting*"))
+    with pytest.raises(UserError, match="was begun with --text"):
+        ngrams.count([], [pool], output)
 
 
 def test_a_pair_does_not_reach_over_a_mark_and_is_one_that_matches():
@@ -136,4 +154,5 @@ def test_a_file_cut_short_damaged_or_missing_is_named(tmp_path):
         with pytest.raises(UserError, match=f"{name}.*cannot be read"):
             build([], tmp_path / name, None, [], Limits())
     with pytest.raises(UserError, match="no word"):
-        ngrams.count(["...", ""], tmp_path / "counts")
+        (tmp_path / "marks.txt").write_text("...\n\n")
+        ngrams.count([tmp_path / "marks.txt"], [], tmp_path / "counts")

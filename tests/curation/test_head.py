@@ -26,7 +26,7 @@ def fitted(tmp_path_factory):
     scored = folder / "scores"
     with pytest.MonkeyPatch.context() as patch:  # in this process
         patch.setattr(engine, "work", lambda _, do, tasks, progress: [do(task) for task in tasks])
-        scores.score([str(folder)], Grey(), scored, workers=1)
+        scores.score([str(folder)], Grey(), scored)
     model = small_mae().save(folder / "mae.pth", "mae-pth")
     target = heads.Target(scored, "grey", 128)
     figures = heads.fit(target, str(model), folder / "head.npz", feature="patches")

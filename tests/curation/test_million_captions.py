@@ -11,10 +11,12 @@ import sys
 import tempfile
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from tests.curation.pools import spaced
 from tests.data.test_million_records import ROOT, run
+from webssl_jax.curation.balancing import Matched
 from webssl_jax.curation.matching import words_of
 from webssl_jax.data import records
 from webssl_jax.data.converter.work import temporary_shard
@@ -102,10 +104,10 @@ def check_counts(count, entries, counts, index):
             first = texts[:100]
     np.testing.assert_array_equal(found, counts[some])
 
-    with np.load(index / ".plan" / "00000.matches.npz") as matched:
-        places = 2 * matched["places"].astype(int) + matched["captions"]
-        ends = np.cumsum(matched["lengths"])
-        rows = dict(zip(places.tolist(), np.split(matched["matches"], ends[:-1])))
+    matched = Matched.of(pq.read_table(index / "00000.parquet"))
+    places = 2 * matched.places + matched.numbers
+    ends = np.cumsum(matched.lengths)
+    rows = dict(zip(places.tolist(), np.split(matched.matches, ends[:-1])))
     padded = [f" {entry} " for entry in entries]
     for place, text in enumerate(map(spaced, first)):
         mine = [i for i, entry in enumerate(padded) if entry in text]
@@ -130,7 +132,7 @@ def journey(folder, count, kill):
     balance = [*tool, "balance", "--index", index, "--threshold", max(count // 1000, 20)]
     stages = {}
     for name, command, made, mark in (
-        ("match", match, index, ".plan/*.npz"),
+        ("match", match, index, "*.parquet"),
         ("balance", balance, output, "*.arrayrecord"),
     ):
         command = [*command, "--output", made, "--workers", 2]

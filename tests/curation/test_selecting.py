@@ -14,6 +14,7 @@ from tests.data.image_shards import encode_image, make_record, write_shard
 from webssl_jax.config import UserError
 from webssl_jax.curation import scorers, scores, selecting
 from webssl_jax.data import records
+from webssl_jax.data.converter import items
 from webssl_jax.data.decode import decode_image
 from webssl_jax.data.mixture import Mixture, parts
 from webssl_jax.data.sources import ArrayRecordSource
@@ -51,7 +52,7 @@ def pool(tmp_path_factory):
 @pytest.fixture(scope="module")
 def scored(pool, tmp_path_factory):
     output = tmp_path_factory.mktemp("scores") / "grey"
-    return output, scores.score([str(pool[0])], Grey(), output, workers=1)
+    return output, scores.score([str(pool[0])], Grey(), output)
 
 
 def kept_keys(folder):
@@ -60,12 +61,20 @@ def kept_keys(folder):
 
 def test_every_record_has_its_score_or_its_problem_under_a_name(pool, scored):
     output, summary = scored
-    assert summary["records"] == 80 and summary["problems"] == {"damaged": 1, "unreadable": 1}
+    assert summary["records"] == 80 and summary["problems"] == {"damaged": 1, "undecodable": 1}
     table = pa.concat_tables(scores.tables([output], ["grey", "problem", "record"]))
     expected = [None if i in (7, 50) else int(grey) for i, grey in enumerate(pool[1])]
     assert table["grey"].to_pylist() == expected
     assert table["record"].to_pylist() == [*range(40), *range(40)]
-    assert table["problem"][50].as_py().startswith("unreadable: not an image")
+    assert table["problem"][50].as_py().startswith("undecodable: not an image")
+
+
+def test_a_bad_image_is_counted_by_the_name_that_the_converter_gives_it(monkeypatch):
+    monkeypatch.setattr("webssl_jax.data.decode.MAX_PIXELS", 15)
+    for data in (b"", b"no image", encode_image(np.zeros((4, 4, 3), np.uint8))):
+        (scored,) = scores._score(Grey(), [make_record(data, 0)])
+        dropped, _ = items.make_record(items.Candidate("key", data), "web", items.Rules())
+        assert scored["problem"].partition(":")[0] == dropped.reason
 
 
 def test_a_pass_that_was_cut_short_ends_with_the_same_files(pool, scored, tmp_path):
@@ -77,12 +86,12 @@ def test_a_pass_that_was_cut_short_ends_with_the_same_files(pool, scored, tmp_pa
     (again / "00001.parquet.tmp").write_bytes(b"half")
     with pytest.raises(UserError, match="no complete scores there"):
         scores.tables([again], ["grey"])
-    scores.score([str(pool[0])], Grey(), again, workers=1)
+    scores.score([str(pool[0])], Grey(), again)
     for path in output.glob("[0-9s]*"):
         assert (again / path.name).read_bytes() == path.read_bytes()
     assert not list(again.glob("*.tmp"))
     with pytest.raises(UserError, match="was begun with --scorer"):
-        scores.score([str(pool[0])], scorers.make("statistics"), again, workers=1)
+        scores.score([str(pool[0])], scorers.make("statistics"), again)
 
 
 def test_a_share_is_kept_to_the_record_and_ties_do_not_depend_on_anything(pool, scored, tmp_path):
@@ -104,7 +113,7 @@ def test_a_share_is_kept_to_the_record_and_ties_do_not_depend_on_anything(pool, 
 
 def test_a_condition_is_what_it_says_also_over_several_scores(pool, scored, tmp_path):
     second = tmp_path / "second"
-    scores.score([str(pool[0])], scorers.make("statistics:side=4"), second, workers=1)
+    scores.score([str(pool[0])], scorers.make("statistics:side=4"), second)
     where = selecting.Condition("20 <= grey < 30 and not tens * 10 == grey or -width > 0")
     figures = selecting.select([scored[0], second], tmp_path / "out", where)
     greys = {i: int(grey) for i, grey in enumerate(pool[1])}

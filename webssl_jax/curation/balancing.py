@@ -15,39 +15,53 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from array_record.python import array_record_module
 
 from webssl_jax.config import UserError
-from webssl_jax.curation.index import EVERY, Shard, text_digest, write_arrays
+from webssl_jax.curation import scores
+from webssl_jax.curation.scorers.matches import text_digest
+from webssl_jax.curation.shards import Shard
 from webssl_jax.data import records
 from webssl_jax.data.converter.items import no_progress
 from webssl_jax.data.converter.plan import PLAN_FOLDER
 from webssl_jax.data.converter.work import temporary_shard
 from webssl_jax.data.sources import DamagedRecord
+from webssl_jax.files import write_bytes
 
 PROBABILITIES = "probabilities.npy"
+EVERY = 500  # records between two words about progress
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One shard of the pool and the shard that is made of it."""
+    """One shard of the pool and the shard that is made of it. index: the folder of the matches."""
 
-    shard: Shard
     output: str
+    index: str
+    shard: Shard
     split: str
     total: int
     seed: int
 
     @property
-    def records(self) -> int:
+    def size(self) -> int:
         return self.shard.records
+
+    @property
+    def needs(self) -> tuple[tuple[str, str], ...]:
+        scored = scores.file_of(Path(self.index), self.shard.number).name
+        return ("output", f"{PLAN_FOLDER}/{PROBABILITIES}"), ("index", scored)
 
     @property
     def path(self) -> Path:
@@ -55,8 +69,35 @@ class Task:
 
     @property
     def counts(self) -> Path:
-        """What is in the shard, for :func:`index.total`; written before it."""
+        """What is in the shard, for :func:`total`; written before it."""
         return Path(self.output) / PLAN_FOLDER / f"{self.shard.number:05d}.counts.npz"
+
+
+class Matched(NamedTuple):
+    """The captions of a shard that hold an entry: (captions,) the record of each, its number in the
+    record, and its entries, at least one; and these entries, caption after caption."""
+
+    places: np.ndarray
+    numbers: np.ndarray
+    lengths: np.ndarray
+    matches: np.ndarray
+    digests: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, table: pa.Table) -> Matched:
+        """Of a shard's scores: ``matches`` and, if it has them, ``digests``."""
+        column = table["matches"].combine_chunks()
+        texts = pc.fill_null(pc.list_value_length(column), 0).to_numpy()  # of each record
+        captions = column.flatten()
+        lengths = pc.list_value_length(captions).to_numpy()
+        places = np.repeat(np.arange(len(texts)), texts)
+        numbers = np.arange(len(places)) - np.repeat(np.cumsum(texts) - texts, texts)
+        there = lengths > 0
+        digests = None
+        if "digests" in table.column_names:
+            digests = table["digests"].combine_chunks().flatten().to_numpy()[there]
+        matches = captions.flatten().to_numpy()
+        return cls(places[there], numbers[there], lengths[there], matches, digests)
 
 
 def probabilities(counts: np.ndarray, threshold: int) -> np.ndarray:
@@ -117,10 +158,10 @@ def balance_shard(task: Task, progress: Callable[[int], None] = no_progress) -> 
     """
     if task.path.exists():
         return
-    with np.load(task.shard.path) as index:
-        places, numbers, digests, lengths, matches = (
-            index[name] for name in ("places", "captions", "digests", "lengths", "matches")
-        )
+    file = scores.file_of(Path(task.index), task.shard.number)
+    found = Matched.of(pq.read_table(file, columns=["matches", "digests"]))
+    places, numbers, lengths, matches, digests = found
+    assert digests is not None
     asked = _probability(str(task.counts.parent / PROBABILITIES))
     kept = sample(lengths, matches, digests, asked, task.seed)
     stats: dict[str, Any] = {"records": 0, "captions": 0, "bytes": 0, "damaged": []}
@@ -152,14 +193,12 @@ def balance_shard(task: Task, progress: Callable[[int], None] = no_progress) -> 
             stats["records"] += 1
             stats["captions"] += len(captions)
             stats["bytes"] += len(record.image)
-        progress(task.records - done)
+        progress(task.size - done)
         return stats["records"]
 
     with temporary_shard(task.path, write) as temporary:
         ids, counts = np.unique(matches[np.repeat(kept, lengths)], return_counts=True)
-        write_arrays(
-            task.counts, ids=ids, counts=counts.astype(np.uint32), stats=np.array(json.dumps(stats))
-        )
+        save(task.counts, ids=ids, counts=counts, stats=np.array(json.dumps(stats)))
         os.replace(temporary, task.path)
 
 
@@ -180,3 +219,29 @@ def _captions(
 def _probability(path: str) -> np.ndarray:
     """Once in a worker."""
     return np.load(path)
+
+
+def total(paths: Sequence[Path], entries: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """The sum over the counts of shards: captions that are left of each entry, (entries,) int64,
+    and the sums of the figures; of the damaged records the count and the names."""
+    counts = np.zeros(entries, np.int64)
+    sums: dict[str, Any] = {}
+    damaged: list[str] = []
+    for path in paths:
+        with np.load(path) as part:
+            counts[part["ids"]] += part["counts"]
+            stats = json.loads(str(part["stats"]))
+        damaged += stats.pop("damaged")
+        for name, value in stats.items():
+            sums[name] = sums.get(name, 0) + value
+    return counts, sums | {"damaged": {"count": len(damaged), "records": damaged}}
+
+
+def save(path: Path, array: np.ndarray | None = None, **arrays: np.ndarray) -> None:
+    """One array as npy or several as npz, in a file that is there completely or not at all."""
+    file = io.BytesIO()
+    if array is None:
+        np.savez(file, allow_pickle=False, **arrays)
+    else:
+        np.save(file, array)
+    write_bytes(path, file.getvalue())

@@ -1,5 +1,6 @@
-"""How a pass over shards is done: a task a shard, by processes of this machine. A task is done when
-its file is there, whole; so a pass that was killed goes on with what is left."""
+"""How a pass over shards is done: a task a shard, by a runner of the converter (this process,
+processes of this machine, Apache Beam). A task is done when its file is there, whole; so a pass
+that was killed goes on with what is left."""
 
 from __future__ import annotations
 
@@ -10,20 +11,28 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from webssl_jax.config import UserError
-from webssl_jax.data.converter import runners
+from webssl_jax.data.converter.runners import Runner
 
 # Called with the records done since the last call; first with (those done before, all there are).
 Progress = Callable[..., None]
 
 
 class Task(Protocol):
-    """path: the file that it makes. records: its size, for the progress."""
+    """Pickles, and is all that the work needs to know. output: the folder of the pass. path: the
+    file that it makes. size: its records, for the progress. needs: (field, names in the folder that
+    the field names) of what it reads, where these are in a bucket."""
+
+    @property
+    def output(self) -> str: ...
 
     @property
     def path(self) -> Path: ...
 
     @property
-    def records(self) -> int: ...
+    def size(self) -> int: ...
+
+    @property
+    def needs(self) -> Sequence[tuple[str, str]]: ...
 
 
 def silent(records: int, total: int | None = None) -> None:
@@ -31,23 +40,23 @@ def silent(records: int, total: int | None = None) -> None:
 
 
 def work(
-    workers: int, function: Callable[..., None], tasks: Sequence[Any], progress: Progress
+    runner: Runner, function: Callable[..., None], tasks: Sequence[Any], progress: Progress
 ) -> None:
     """Does the tasks whose files are not there.
 
     Args:
-      function: called with a :class:`Task` and a progress function, in another process.
+      function: called with a :class:`Task` and a progress function, anywhere.
 
     Raises:
       UserError: what it raised, or that a worker died.
     """
     left = [task for task in tasks if not task.path.exists()]
-    records = sum(task.records for task in tasks)
-    progress(records - sum(task.records for task in left), records)
+    total = sum(task.size for task in tasks)
+    progress(total - sum(task.size for task in left), total)
     if not left:
         return
     try:
-        with runners.pool(min(workers, len(left))) as do:
+        with runner() as do:
             do(function, left, progress)
     except BrokenProcessPool:
         raise UserError(

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from webssl_jax.config import UserError
 from webssl_jax.curation import engine
-from webssl_jax.curation import index as indexing
+from webssl_jax.curation.shards import list_shards
 from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.evaluators import feature_files
 
@@ -56,7 +56,7 @@ class FeaturePool:
                 f"{where}: are features of {facts['images']:,} other images than the "
                 f"{len(source):,} records of --input {' '.join(pattern)}"
             )
-        pool = cls(folder, column, tuple(indexing.list_shards(engine.absolute(pattern))), facts)
+        pool = cls(folder, column, tuple(list_shards(engine.absolute(pattern))), facts)
         if sum(pq.read_metadata(part).num_rows for part in pool._parts) != len(source):
             raise UserError(f"{where}: are not complete; the same webssl features command goes on")
         return pool

@@ -9,6 +9,8 @@ share of their true pairs that lie in one group.
 =======================  =========================================================================
 ``selection.parquet``    ``shard``, ``record``, ``key`` of what stays
 ``groups.parquet``       of each record in a group: also ``group``, from 0, and ``kept``
+``NNNNN.parquet``        as scores of the shards: ``group``, -1 of records in none; ``kept``, 1 or 0
+``scores.json``          their ranges
 ``dedup.json``           the figures: records, groups, kept, dropped, without features, recall
 ``groups.png``           some members of groups, what stays first
 ``.plan/``               unit vectors and what was compared: the same command goes on from there
@@ -18,10 +20,11 @@ share of their true pairs that lie in one group.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,13 +33,15 @@ from scipy import sparse
 from scipy.sparse import csgraph
 
 from webssl_jax.config import UserError
-from webssl_jax.curation import clusters, engine, selecting
+from webssl_jax.curation import clusters, engine, scores, selecting
 from webssl_jax.curation.feature_pool import FeaturePool, unit
-from webssl_jax.data.converter import plan
+from webssl_jax.data.converter import plan, runners
+from webssl_jax.data.converter.items import no_progress
 from webssl_jax.files import write_json
 
 SAMPLED = 1000  # records that the recall is measured on
 _ROWS, _COLUMNS = 1024, 8192  # of a product
+VECTORS, CELLS = "vectors.npy", "cells.npy"  # in the plan
 _SHOWN = 4  # records of a group
 _CELLS = 64  # whose links are one file: what a kill costs, at most
 
@@ -58,9 +63,10 @@ def dedup(
     rules: Rules,
     better: np.ndarray | None = None,
     progress: engine.Progress = engine.silent,
+    runner: runners.Runner = runners.here,
 ) -> dict[str, Any]:
-    """Finds the groups and writes what stays. Memory: about 40 bytes a record; on disk 4 bytes for
-    each number of its features.
+    """Finds the groups and writes what stays. Memory of each process: about 40 bytes a record; on
+    disk 4 bytes for each number of its features.
 
     Args:
       better: (n,) of all records of the pool: of a group the largest stays, those with NaN last.
@@ -73,13 +79,18 @@ def dedup(
       UserError: for a folder begun with others or in use.
     """
     settings = {"features": pool.identity, **dataclasses.asdict(rules)}
-    plan.prepare(output, settings, lambda: ({}, {}))
+    plan.prepare(output, settings, lambda: ({"shards": list(pool.shards)}, {}))
     with plan.lock(output):
         place = output / plan.PLAN_FOLDER
         vectors, rows = _vectors(pool, place)
         cells = _cells(vectors, place, rules)
-        links = _links(vectors, cells, place, rules.threshold, progress)
-        groups = _components(links, len(rows))
+        homes = np.bincount(cells[:, 0], minlength=int(cells.max()) + 1)
+        tasks = [
+            Task(str(output), first, rules.threshold, int(homes[first : first + _CELLS].sum()))
+            for first in range(0, len(homes), _CELLS)
+        ]
+        engine.work(runner, link_cells, tasks, progress)
+        groups = _components((np.load(task.path) for task in tasks), len(rows))
         recall, pairs = _recall(vectors, groups, rules)
         kept = np.zeros(len(pool), bool)
         kept[rows[_best(groups, None if better is None else better[rows])]] = True
@@ -98,6 +109,7 @@ def dedup(
         }
         group = np.full(len(pool), -1, np.int64)
         group[rows] = np.where(sizes > 1, np.cumsum(sizes > 1) - 1, -1)[groups]
+        _write_scores(pool, output, rows, group, kept)
         selecting.write_selection(output / "selection.parquet", pool.records(), kept)
         _write_groups(output, pool, group, kept)
         write_json(output / "dedup.json", figures)
@@ -106,7 +118,7 @@ def dedup(
 
 def _vectors(pool: FeaturePool, place: Path) -> tuple[np.ndarray, np.ndarray]:
     """Unit vectors of the records with features, (m, D), on disk, and their numbers (m,)."""
-    path = place / "vectors.npy"
+    path = place / VECTORS
     if not path.exists():
         rows = np.concatenate([numbers for numbers, _ in pool.blocks()])
         if not len(rows):
@@ -126,46 +138,80 @@ def _vectors(pool: FeaturePool, place: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cells(vectors: np.ndarray, place: Path, rules: Rules) -> np.ndarray:
-    """(m, probes) int32: the cells nearest to each record, its own first."""
-    count = len(vectors)
-    if count <= rules.exact:
-        return np.zeros((count, 1), np.int32)
-    path = place / "cells.npy"
+    """(m, probes) int32: the cells nearest to each record, its own first; also in CELLS."""
+    count, path = len(vectors), place / CELLS
     if not path.exists():
-        number = round(count**0.5)
-        drawn = np.random.default_rng(rules.seed).permutation(count)[: 256 * number]
-        found = clusters.kmeans(vectors[np.sort(drawn)], number, rules.seed)
-        parts = (vectors[i : i + _COLUMNS] for i in range(0, count, _COLUMNS))
-        nearest, _ = clusters.closest(parts, found.centroids, min(rules.probes, number))
-        with path.with_suffix(".tmp").open("wb") as file:
-            np.save(file, nearest)
-        os.replace(path.with_suffix(".tmp"), path)
+        nearest = np.zeros((count, 1), np.int32)
+        if count > rules.exact:
+            number = round(count**0.5)
+            drawn = np.random.default_rng(rules.seed).permutation(count)[: 256 * number]
+            found = clusters.kmeans(vectors[np.sort(drawn)], number, rules.seed)
+            parts = (vectors[i : i + _COLUMNS] for i in range(0, count, _COLUMNS))
+            nearest, _ = clusters.closest(parts, found.centroids, min(rules.probes, number))
+        _save(path, nearest)
     return np.load(path)
 
 
-def _links(
-    vectors: np.ndarray, cells: np.ndarray, place: Path, threshold: float, progress: engine.Progress
-) -> Iterator[np.ndarray]:
-    """(k, 2) numbers of vectors that are near-duplicates, enough of them to hold each group
+def _save(path: Path, array: np.ndarray) -> None:
+    with path.with_suffix(".tmp").open("wb") as file:
+        np.save(file, array)
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """The links of the records of some cells. first: of the cells. size: records in them."""
+
+    output: str
+    first: int
+    threshold: float
+    size: int
+
+    needs: ClassVar[tuple] = tuple(("output", f"{plan.PLAN_FOLDER}/{n}") for n in (VECTORS, CELLS))
+
+    @property
+    def place(self) -> Path:
+        return Path(self.output) / plan.PLAN_FOLDER
+
+    @property
+    def path(self) -> Path:
+        return self.place / f"links-{self.first:08d}.npy"
+
+
+def link_cells(task: Task, progress: Callable[[int], None] = no_progress) -> None:
+    """Writes (k, 2) numbers of vectors that are near-duplicates, enough of them to hold each group
     together."""
+    if not task.path.exists():
+        index = _index(str(task.place), (task.place / CELLS).stat().st_mtime_ns)
+        span = range(task.first, min(task.first + _CELLS, len(index.homes)))
+        found = [
+            part
+            for cell in span
+            for part in _compare(
+                index.vectors, index.homes[cell], index.visitors[cell], task.threshold
+            )
+        ]
+        _save(task.path, np.concatenate([np.zeros((0, 2), np.int64), *found]))
+    progress(task.size)
+
+
+class _Index(NamedTuple):
+    """vectors (m, D). Of each cell: homes, the vectors that lie in it; visitors, those that have it
+    among their nearest."""
+
+    vectors: np.ndarray
+    homes: list[np.ndarray]
+    visitors: list[np.ndarray]
+
+
+@functools.lru_cache(1)
+def _index(place: str, written: int) -> _Index:
+    """Once in a worker. written: when the cells were, of which a process may see several."""
+    cells = np.load(Path(place) / CELLS)
     number = int(cells.max()) + 1
     homes = _grouped(cells[:, 0], number)
     visitors = _grouped(cells.ravel(), number, cells.shape[1])
-    progress(0, len(vectors))
-    for first in range(0, number, _CELLS):
-        path = place / f"links-{first:08d}.npy"
-        span = range(first, min(first + _CELLS, number))
-        if not path.exists():
-            found = [
-                part
-                for cell in span
-                for part in _compare(vectors, homes[cell], visitors[cell], threshold)
-            ]
-            with path.with_suffix(".tmp").open("wb") as file:
-                np.save(file, np.concatenate([np.zeros((0, 2), np.int64), *found]))
-            os.replace(path.with_suffix(".tmp"), path)
-        progress(sum(len(homes[cell]) for cell in span))
-        yield np.load(path)
+    return _Index(np.load(Path(place) / VECTORS, mmap_mode="r"), homes, visitors)
 
 
 def _grouped(labels: np.ndarray, number: int, each: int = 1) -> list[np.ndarray]:
@@ -231,6 +277,19 @@ def _recall(vectors: np.ndarray, groups: np.ndarray, rules: Rules) -> tuple[floa
         pairs += int((a != b).sum())
         hits += int(((groups[a] == groups[b]) & (a != b)).sum())
     return (hits / pairs if pairs else None), pairs
+
+
+def _write_scores(
+    pool: FeaturePool, output: Path, rows: np.ndarray, group: np.ndarray, kept: np.ndarray
+) -> None:
+    missing = np.ones(len(pool), bool)
+    missing[rows] = False
+    columns = {
+        "group": pa.array(group, mask=missing),
+        "kept": pa.array(kept.astype(np.int8), mask=missing),
+    }
+    problems = pa.array(np.full(len(pool), "no features"), pa.string(), mask=~missing)
+    scores.write(output, pool.records(), columns, problems)
 
 
 def _write_groups(output: Path, pool: FeaturePool, group: np.ndarray, kept: np.ndarray) -> None:

@@ -18,7 +18,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,10 +26,10 @@ import pyarrow.parquet as pq
 
 from webssl_jax.config import UserError
 from webssl_jax.curation import engine, scorers
-from webssl_jax.curation import index as indexing
+from webssl_jax.curation.shards import Shard, list_shards
 from webssl_jax.data import records
-from webssl_jax.data.converter import plan
-from webssl_jax.data.converter.items import no_progress
+from webssl_jax.data.converter import plan, runners
+from webssl_jax.data.converter.items import no_progress, reason_of
 from webssl_jax.data.decode import DecodeError
 from webssl_jax.data.sources import DamagedRecord
 from webssl_jax.files import write_json
@@ -41,26 +41,39 @@ BATCH = 32  # records that a scorer gets at a time, unless it has a number of it
 class Task:
     """One shard to score."""
 
-    shard: indexing.Shard
+    output: str
+    shard: Shard
     scorer: scorers.Scorer
 
     @property
     def path(self) -> Path:
-        return Path(self.shard.index) / f"{self.shard.number:05d}.parquet"
+        return file_of(Path(self.output), self.shard.number)
 
     @property
-    def records(self) -> int:
+    def size(self) -> int:
         return self.shard.records
+
+    needs: ClassVar[tuple] = ()
+
+
+def file_of(folder: Path, number: int) -> Path:
+    """The scores of a shard of the pool."""
+    return folder / f"{number:05d}.parquet"
 
 
 def score(
     pattern: Sequence[str],
     scorer: scorers.Scorer,
     output: Path,
-    workers: int,
+    runner: runners.Runner = runners.here,
     progress: engine.Progress = engine.silent,
+    settings: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Scores all records of a pool; continues what was begun.
+
+    Args:
+      settings: {flag: value} of the caller's own that say what the figures depend on, in place of
+        ``--scorer``.
 
     Returns:
       The figures, also in ``<output>/scores.json``.
@@ -68,20 +81,21 @@ def score(
     Raises:
       UserError: for bad shards, a folder begun with others or in use, a worker that died.
     """
-    settings = {"input": engine.absolute(pattern), "scorer": scorers.describe(scorer)}
+    files = engine.absolute(pattern)
+    settings = settings or {"scorer": scorers.describe(scorer)}
 
     def make() -> tuple[dict[str, Any], plan.Dealt]:
-        return {"shards": indexing.list_shards(settings["input"])}, {}
+        return {"shards": list_shards(files)}, {}
 
-    facts, _ = plan.prepare(output, settings, make)
+    plan.prepare(output, {"input": files, **settings}, make)
     with plan.lock(output):
         for left in output.glob("*.tmp"):
             left.unlink()
         tasks = [
-            Task(indexing.Shard(str(output), number, **shard), scorer)
-            for number, shard in enumerate(facts["shards"])
+            Task(str(output), Shard(number, **shard), scorer)
+            for number, shard in enumerate(shards(output))
         ]
-        engine.work(workers, score_shard, tasks, progress)
+        engine.work(runner, score_shard, tasks, progress)
         summary = _summary(output, scorer.columns)
         write_json(output / "scores.json", summary)  # last: the scores are complete
         return summary
@@ -106,9 +120,9 @@ def score_shard(task: Task, progress: Callable[[int], None] = no_progress) -> No
         waiting.clear()
 
     batch = getattr(task.scorer, "batch", BATCH)
-    source = task.shard.open() if task.records else None  # an empty one cannot be opened alone
+    source = task.shard.open() if task.size else None  # an empty one cannot be opened alone
     name = os.path.basename(task.shard.file)
-    for place in range(task.records):
+    for place in range(task.size):
         assert source is not None
         row: dict[str, Any] = {"shard": name, "record": place, "key": None, "problem": None}
         rows.append(row)
@@ -136,7 +150,8 @@ def _score(scorer: scorers.Scorer, batch: list[records.Record]) -> list[Mapping[
         return list(scorer(batch))
     except DecodeError as error:
         if len(batch) == 1:
-            return [{"problem": "unreadable: " + " ".join(str(error).split())}]
+            name = reason_of(error) if batch[0].image else "empty file"
+            return [{"problem": f"{name}: " + " ".join(str(error).split())}]
     half = len(batch) // 2
     return _score(scorer, batch[:half]) + _score(scorer, batch[half:])
 
@@ -156,7 +171,7 @@ def write(
     for number, part in enumerate(pool):
         for name, values in [*columns.items(), ("problem", problems)]:
             part = part.append_column(name, values.slice(start, len(part)))
-        path = output / f"{number:05d}.parquet"
+        path = file_of(output, number)
         pq.write_table(part.cast(_schema(types)), path.with_name(path.name + ".tmp"))
         os.replace(path.with_name(path.name + ".tmp"), path)
         start += len(part)
@@ -172,12 +187,13 @@ def _schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
 def _summary(output: Path, columns: Mapping[str, pa.DataType]) -> dict[str, Any]:
     count, problems = 0, collections.Counter[str]()
     found: dict[str, list[tuple[float, float, float, int]]] = {}
-    for table in _tables([output], [*columns, "problem"]):
+    numeric = [n for n, t in columns.items() if pa.types.is_integer(t) or pa.types.is_floating(t)]
+    for table in _tables([output], [*numeric, "problem"]):
         count += len(table)
         problems.update(text.partition(":")[0] for text in table["problem"].drop_null().to_pylist())
-        for name in columns:
+        for name in numeric:
             values = table[name].drop_null().to_numpy()
-            if values.dtype.kind in "fiu" and len(values := values[np.isfinite(values)]):
+            if len(values := values[np.isfinite(values)]):
                 total = float(values.sum(dtype=np.float64))
                 figures = float(values.min()), float(values.max()), total, len(values)
                 found.setdefault(name, []).append(figures)
@@ -228,7 +244,7 @@ def shards(folder: Path) -> list[dict[str, Any]]:
 
 def _tables(folders: Sequence[Path], columns: Sequence[str]) -> Iterator[pa.Table]:
     for number in range(len(shards(folders[0]))):
-        files = [pq.ParquetFile(folder / f"{number:05d}.parquet") for folder in folders]
+        files = [pq.ParquetFile(file_of(folder, number)) for folder in folders]
         found = {}
         for name in columns:
             have = [file for file in files if name in file.schema_arrow.names]

@@ -112,11 +112,12 @@ def select(
     where: Condition | None = None,
     top_share: float | None = None,
     by: str | None = None,
+    named: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Writes a selection. Memory: about 20 bytes a record of the pool.
 
     Args:
-      folders: of scores of the same shards.
+      folders: of scores of the same shards. named: their names for the figures.
       top_share: the share of the pool to keep by the column ``by``.
 
     Returns:
@@ -132,7 +133,7 @@ def select(
     scored = ~np.logical_or.reduce([np.isnan(column) for column in columns.values()])
     kept = scored & where(columns) if where else scored.copy()
     figures: dict[str, Any] = {
-        "scores": [str(folder.resolve()) for folder in folders],
+        "scores": list(named) or [str(folder) for folder in folders],
         "where": where.text if where else None,
         "top_share": top_share,
         "by": by,

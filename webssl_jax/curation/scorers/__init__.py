@@ -21,6 +21,7 @@ from webssl_jax.errors import suggest
 
 SCORERS = {
     "head": "webssl_jax.curation.scorers.head:HeadScorer",
+    "matches": "webssl_jax.curation.scorers.matches:Matches",
     "smolvlm": "webssl_jax.curation.scorers.smolvlm:SmolVLM",
     "statistics": "webssl_jax.curation.scorers.statistics:Statistics",
     "text_boxes": "webssl_jax.curation.scorers.text_boxes:TextBoxes",
@@ -33,8 +34,11 @@ class Scorer(Protocol):
     the processes that call it unless the user says, else one a core; and ``batch``, the most
     records of a call, else 32."""
 
-    columns: Mapping[str, pa.DataType]
-    version: int
+    @property
+    def columns(self) -> Mapping[str, pa.DataType]: ...
+
+    @property
+    def version(self) -> int: ...
 
     def __call__(self, records: Sequence[Record]) -> Sequence[Mapping[str, Any]]:
         """A row of the columns for each record.

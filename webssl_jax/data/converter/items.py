@@ -164,6 +164,16 @@ def make_record(
     return record, missing + damaged
 
 
+def reason_of(error: decode.DecodeError) -> str:
+    """The short phrase by which an image that cannot be decoded is counted."""
+    match error:
+        case decode.TooManyPixelsError():
+            return "more pixels than the limit"
+        case decode.MissingDecoderError():
+            return f"no decoder for {error}"
+    return "undecodable"
+
+
 def _decode(item: Candidate, rules: Rules) -> tuple[Image.Image, int, int] | Dropped:
     """The upright image, its width and its height."""
     if not item.data:
@@ -174,12 +184,8 @@ def _decode(item: Candidate, rules: Rules) -> tuple[Image.Image, int, int] | Dro
         return Dropped(item.key, "image without caption")
     try:
         opened = decode.open_image(item.data)
-    except decode.TooManyPixelsError:
-        return Dropped(item.key, "more pixels than the limit")
-    except decode.MissingDecoderError as error:
-        return Dropped(item.key, f"no decoder for {error}")
-    except decode.DecodeError:
-        return Dropped(item.key, "undecodable")
+    except decode.DecodeError as error:
+        return Dropped(item.key, reason_of(error))
     width, height = opened.width, opened.height
     if min(width, height) < rules.min_side:
         return Dropped(item.key, "too small")
@@ -187,8 +193,8 @@ def _decode(item: Candidate, rules: Rules) -> tuple[Image.Image, int, int] | Dro
         return Dropped(item.key, "too thin")
     try:
         return decode.decode_image(item.data), width, height
-    except decode.DecodeError:
-        return Dropped(item.key, "undecodable")
+    except decode.DecodeError as error:
+        return Dropped(item.key, reason_of(error))
 
 
 def _problem(record: records.Record, name: str, data: bytes) -> str:

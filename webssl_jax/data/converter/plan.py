@@ -15,7 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from webssl_jax.config import UserError
+from webssl_jax.data.converter import buckets
 from webssl_jax.data.converter.items import Unit
 from webssl_jax.data.records import shard_name
 from webssl_jax.errors import DISK_FULL
@@ -44,14 +47,19 @@ def deal(units: Sequence[Unit], shards: int) -> list[list[Unit]]:
     return [part for part in parts if part]
 
 
-def find_files(patterns: Sequence[str], what: str) -> tuple[Path, list[str]]:
+def find_files(patterns: Sequence[str], what: str, remote: bool = False) -> tuple[Any, list[str]]:
     """Files that match any of the patterns: their common folder, and sorted paths below it.
+
+    Args:
+      remote: whether they may be addresses, ``gs://``, all of one bucket.
 
     Raises:
       UserError: if a pattern matches nothing, is an address instead of a path, or matches what is
         no regular file.
     """
     found: set[str] = set()
+    if remote and all(pattern.startswith(buckets.SCHEME) for pattern in patterns):
+        return _find_remote(patterns)
     for pattern in patterns:
         if "://" in pattern:
             raise UserError(f"--input {pattern}: only paths; mount a bucket (gcsfuse, for one)")
@@ -68,10 +76,31 @@ def find_files(patterns: Sequence[str], what: str) -> tuple[Path, list[str]]:
     return root, sorted((os.path.relpath(path, root) for path in found), key=os.fsencode)
 
 
-def stamp(path: Path) -> dict[str, int]:
+def _find_remote(patterns: Sequence[str]) -> tuple[epath.Path, list[str]]:
+    found: set[str] = set()
+    for pattern in patterns:
+        if not (matches := buckets.find(pattern)):
+            raise UserError(f"--input {pattern}: no such file, and no file matches it")
+        found.update(one.removeprefix(buckets.SCHEME) for one in matches)
+    root = os.path.commonpath([os.path.dirname(path) for path in found])
+    if not root:
+        raise UserError(f"--input {' '.join(patterns)}: name files of one bucket")
+    paths = sorted((os.path.relpath(path, root) for path in found), key=os.fsencode)
+    return epath.Path(buckets.SCHEME + root), paths
+
+
+def stamp(path: Path) -> dict[str, Any]:
     """What tells a file that is replaced: fields of its units."""
     status = path.stat()
     return {"bytes": status.st_size, "mtime": status.st_mtime_ns}
+
+
+def stamps(root: Path, paths: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """:func:`stamp` of each path below a root of :func:`find_files`."""
+    if not str(root).startswith(buckets.SCHEME):
+        return {path: stamp(root / path) for path in paths}
+    listed = buckets.find(f"{root}/**")  # once for all
+    return {path: listed[f"{root}/{path}"] for path in paths}
 
 
 def prepare(

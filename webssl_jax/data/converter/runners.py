@@ -1,8 +1,8 @@
-"""Who does the work on the shards: a process pool here, or Apache Beam.
+"""Who does the work on shards: this process, processes of this machine, or Apache Beam.
 
 A runner is a context manager that gives ``do(function, shards, progress)``: it calls the function
-with each shard, in any order, anywhere, and returns when all are done. Both run the same functions
-of ``work``; only they know of processes or pipelines.
+with each shard, in any order, anywhere, and returns when all are done. All run the same functions,
+of ``work`` and of ``webssl_jax.curation``; only they know of processes or pipelines.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import json
 import shlex
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
@@ -29,8 +28,8 @@ from webssl_jax.errors import DISK_FULL
 from webssl_jax.files import write_json
 
 Progress = Callable[[int], None]
-Pass = Callable[[work.Shard, Progress], None]  # over one shard
-Do = Callable[[Pass, Sequence[work.Shard], Progress], None]
+Pass = Callable[[Any, Progress], None]  # over one shard, whose ``size`` is its share of the work
+Do = Callable[[Pass, Sequence[Any], Progress], None]
 Runner = Callable[[], contextlib.AbstractContextManager[Do]]
 
 
@@ -143,7 +142,19 @@ def _remove_temporaries(output: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-# ------------------------------------------------------------------------------------ process pool
+# ------------------------------------------------------------------------------------ this machine
+
+
+@contextlib.contextmanager
+def here() -> Iterator[Do]:
+    """This process, one shard after the other."""
+
+    def do(function: Pass, shards: Sequence[Any], progress: Progress) -> None:
+        for shard in shards:
+            function(shard, progress)
+
+    yield do
+
 
 _COUNTER: Any = None  # a worker's share of the progress, set once in each process
 
@@ -158,7 +169,7 @@ def pool(workers: int) -> Iterator[Do]:
         workers, context, initializer=_start_worker, initargs=(counter,)
     )
 
-    def do(function: Pass, shards: Sequence[work.Shard], progress: Progress) -> None:
+    def do(function: Pass, shards: Sequence[Any], progress: Progress) -> None:
         seen = counter.value
         waiting = {executor.submit(_work, function, shard) for shard in shards}
         while waiting:
@@ -182,7 +193,7 @@ def _start_worker(counter: Any) -> None:
     processes.start_worker()
 
 
-def _work(function: Pass, shard: work.Shard) -> None:
+def _work(function: Pass, shard: Any) -> None:
     def progress(size: int) -> None:
         with _COUNTER.get_lock():
             _COUNTER.value += size
@@ -195,11 +206,10 @@ def _work(function: Pass, shard: work.Shard) -> None:
 
 @contextlib.contextmanager
 def beam(options: str) -> Iterator[Do]:
-    """An Apache Beam pipeline for each of the two passes; ``options`` are Beam's own flags.
+    """An Apache Beam pipeline for each pass; ``options`` are Beam's own flags.
 
-    Every worker must see the input and the output under the same paths (NFS, a bucket mounted with
-    gcsfuse in the worker's container), for files are opened by path and renamed; ``gs://`` is not
-    read or written. Progress is told by the shards that appear.
+    Every worker must see the input and the output under the same paths: a file system that they
+    share, or a bucket (:mod:`remote`). Progress is told when a pass is done; Beam tells its own.
 
     Raises:
       UserError: if apache-beam is not installed, or does not take the options.
@@ -213,33 +223,16 @@ def beam(options: str) -> Iterator[Do]:
             "of its own (it needs older packages than tools/constraints.txt pins)"
         ) from None
 
-    def do(function: Pass, shards: Sequence[work.Shard], progress: Progress) -> None:
+    def do(function: Pass, shards: Sequence[Any], progress: Progress) -> None:
         if not shards:
             return
         try:
             pipeline = apache_beam.Pipeline(options=PipelineOptions(shlex.split(options)))
         except ValueError as error:
             raise UserError(f"--beam-options {options}: {error}") from None
-        left, finished = list(shards), threading.Event()
-
-        def watch() -> None:
-            last = False
-            while not last:
-                last = finished.wait(1.0)
-                done = [shard for shard in left if shard.staged]
-                left[:] = [shard for shard in left if shard not in done]
-                progress(sum(shard.size for shard in done))
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            with pipeline:
-                tasks = pipeline | "Shards" >> apache_beam.Create(shards, reshuffle=True)
-                tasks | function.__name__ >> apache_beam.Map(
-                    lambda shard: function(shard, no_progress)
-                )
-        finally:
-            finished.set()
-            watcher.join()
+        with pipeline:
+            tasks = pipeline | "Shards" >> apache_beam.Create(shards, reshuffle=True)
+            tasks | function.__name__ >> apache_beam.Map(lambda shard: function(shard, no_progress))
+        progress(sum(shard.size for shard in shards))
 
     yield do

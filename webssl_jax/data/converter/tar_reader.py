@@ -22,6 +22,7 @@ samples into units of about 1 GiB.
 from __future__ import annotations
 
 import array
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -34,6 +35,7 @@ import numpy as np
 
 from webssl_jax.config import UserError
 from webssl_jax.data import decode
+from webssl_jax.data.converter import buckets
 from webssl_jax.data.converter.fields import MAX_TEXT_BYTES, captions_of, label_of
 from webssl_jax.data.converter.folder_reader import key_of
 from webssl_jax.data.converter.items import (
@@ -52,7 +54,7 @@ from webssl_jax.data.converter.items import (
     metadata_of,
     no_progress,
 )
-from webssl_jax.data.converter.plan import find_files, stamp
+from webssl_jax.data.converter.plan import find_files, stamp, stamps
 from webssl_jax.data.converter.tar_stream import Member, Piece, TarDamage, members, open_tar
 
 PIECE = 1 << 30  # bytes of a tar that one worker reads
@@ -88,12 +90,18 @@ class TarReader:
         if "note" in unit:
             yield Note(name, unit["note"])
             return
+        opened = contextlib.ExitStack()
         try:
-            file = open(Path(self.root) / unit["path"], "rb")
+            if self.root.startswith(buckets.SCHEME):
+                copy = opened.enter_context(buckets.local_copy(f"{self.root}/{unit['path']}"))
+            else:
+                copy = Path(self.root) / unit["path"]
+            file = opened.enter_context(open(copy, "rb"))
         except OSError as error:
+            opened.close()
             yield Note(f"{name}: {error.strerror}", "unreadable file")
             return
-        with file:
+        with opened:
             yield from _Samples(self, name).read(file, unit, advance)
 
     def split_name(self, name: str) -> tuple[str, str]:
@@ -332,8 +340,9 @@ def list_tars(patterns: list[str], cut_names: str = CUTS[0]) -> tuple[Path, list
 
     Raises: as :func:`plan.find_files`.
     """
-    root, paths = find_files(patterns, "tar files")
-    return root, [unit for path in paths for unit in _units(root, path, cut_names)]
+    root, paths = find_files(patterns, "tar files", remote=True)
+    marks = stamps(root, paths)
+    return root, [unit for path in paths for unit in _units(root, path, marks[path], cut_names)]
 
 
 def list_metaclip(
@@ -368,15 +377,16 @@ def list_metaclip(
     units: list[Unit] = []
     for n in numbers:
         name = f"{n % 100}/{n}.tar"
-        found = _units(root, name, cut_names) if n in chosen else [{"path": name, "note": _MISSING}]
+        found: list[Unit] = [{"path": name, "note": _MISSING}]
+        if n in chosen:
+            found = _units(root, name, stamp(chosen[n]), cut_names)
         units += found
     return units
 
 
-def _units(root: Path, path: str, cut_names: str) -> list[Unit]:
-    marks = stamp(root / path)
+def _units(root: Path, path: str, marks: dict[str, Any], cut_names: str) -> list[Unit]:
     ends = [marks["bytes"]]
-    if ends[0] >= 2 * PIECE:
+    if ends[0] >= 2 * PIECE and not str(root).startswith(buckets.SCHEME):  # those come whole
         ends = [*_cuts(root / path, cut_names), *ends]
     if len(ends) == 1:
         return [{"path": path, "size": max(1, ends[0] // 1000), **marks}]

@@ -55,6 +55,11 @@ class Shard:
         return Path(self.output) / PLAN_FOLDER / f"{self.split}-{self.index:05d}{suffix}"
 
     @property
+    def needs(self) -> tuple[tuple[str, str], ...]:
+        """For :mod:`remote`: (field, names in the folder that it names) of what the work reads."""
+        return (("output", f"{PLAN_FOLDER}/{self.aside('.*').name}"),)
+
+    @property
     def staged(self) -> bool:
         return self.finished or self.aside(".staged").exists()
 
