@@ -31,6 +31,16 @@ TOWERS = {
     "clip": clip_sizes.vision("micro", mlp="quick_gelu"),
     "siglip": clip_sizes.vision("siglip_micro"),
 }
+ROPE = dict(position="rope", key_bias=False, norm_eps=1e-5, num_registers=3)
+OTHERS = {
+    "our-dinov3": ("timm-dinov3", ROPE | {"mlp": "gelu", "rope_base": 50.0}),
+    # the hidden width is none of timm's own
+    "our-dinov3-gated": ("timm-dinov3", ROPE | {"mlp_hidden": 53, "qkv_bias": False}),
+    "our-ijepa": (
+        "timm-ijepa",
+        dict(mlp="gelu", pooling="mean", position="sincos", mask_token=False, layer_scale=None),
+    ),
+}
 
 
 def images_of(height, width):
@@ -51,6 +61,9 @@ def timm(tmp_path_factory):
     for name, encoder in DINO.items():
         samples.write("timm", root, samples.make_dino(**encoder))
         folders.append((root / "timm").rename(root / name))
+    for name, (family, encoder) in OTHERS.items():
+        samples.write(family, root, samples.make_dino(**encoder))
+        folders.append((root / family).rename(root / name))
     for name, encoder in TOWERS.items():
         networks = Networks(encoder, preprocess=preprocessing.default(32, name))
         samples.write(f"timm-{name}", root, networks)
@@ -74,12 +87,13 @@ def difference(loaded, theirs, height, width):
     with jax.default_matmul_precision("highest"):
         seen = model.features(images_of(height, width), Want(registers=True))
     patches = seen.patches.reshape(2, -1, theirs.shape[-1])
-    ours = np.concatenate([seen.cls[:, None], seen.registers, patches], axis=1)
+    cls = [seen.cls[:, None]] if loaded.networks.encoder.pooling != "mean" else []
+    ours = np.concatenate([*cls, seen.registers, patches], axis=1)
     return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
 
 
 @pytest.mark.parametrize("height, width", SIZES)
-@pytest.mark.parametrize("name", (*ENCODERS, *DINO))
+@pytest.mark.parametrize("name", (*ENCODERS, *DINO, *OTHERS))
 def test_timm_computes_what_we_compute_from_our_export(timm, name, height, width):
     root, _, features = timm
     loaded = load.load(root / name)
@@ -107,6 +121,18 @@ def test_we_compute_what_timm_computes_from_its_own_dinov2(timm, name, height, w
     assert (loaded.family, c.mlp, c.hidden) == ("timm", "swiglu", 88)
     assert c.num_registers == (4 if name == "dinov2_reg4" else 0)
     assert difference(loaded, features[f"{name}/{height}x{width}"], height, width) < TOLERANCE
+
+
+@pytest.mark.parametrize("size", ((32, 32), (40, 24)), ids=str)
+@pytest.mark.parametrize("name", ("dinov3", "dinov3_gated", "ijepa"))
+def test_we_compute_what_timm_computes_from_its_own_dinov3_and_ijepa(timm, name, size):
+    _, theirs, features = timm
+    # without a config nothing says that I-JEPA's is timm's
+    given = {"position_resize": "antialias"} if name == "ijepa" else {}
+    loaded = load.load(theirs / f"{name}.safetensors", heads=2, **given)
+    assert loaded.family == ("ijepa-pth" if name == "ijepa" else "timm-dinov3")
+    assert loaded.networks.encoder.mlp == ("swiglu" if name == "dinov3_gated" else "gelu")
+    assert difference(loaded, features["{}/{}x{}".format(name, *size)], *size) < TOLERANCE
 
 
 @pytest.mark.parametrize("tower", TOWERS)

@@ -5,8 +5,9 @@
 PIXELS holds normalised images {name: (B, 3, H, W)}. OUTPUT becomes a folder: ``features.npz`` with
 {"FOLDER's name/name": tokens (B, 1 + registers + N, D)}, a model of random weights as
 ``random.pth`` and ``random.safetensors``, and its features under "random/name"; so, too, small ones
-of timm's DINOv2 with SwiGLU, ``dinov2.safetensors`` and ``dinov2_reg4.safetensors``, and its image
-towers ``clip.safetensors`` and ``siglip.safetensors``.
+of timm's DINOv2 with SwiGLU, ``dinov2.safetensors`` and ``dinov2_reg4.safetensors``, its image
+towers ``clip.safetensors`` and ``siglip.safetensors``, and ``dinov3.safetensors``,
+``dinov3_gated.safetensors`` and ``ijepa.safetensors``.
 """
 
 import json
@@ -22,7 +23,9 @@ _, pixels, output, *folders = map(pathlib.Path, sys.argv[1:])
 
 
 def tokens(model, x):
-    """At another size timm resizes the positions itself."""
+    """At another size timm resizes the positions itself; rotated ones it computes."""
+    if model.pos_embed is None:
+        return seen(model, x)
     side = model.patch_embed.grid_size[0] * model.patch_embed.patch_size[0]
     table = model.pos_embed.data
     try:
@@ -79,6 +82,17 @@ for name in ("dinov2", "dinov2_reg4"):
     kind = {"dinov2": "vit_giant_patch14_dinov2", "dinov2_reg4": "vit_giant_patch14_reg4_dinov2"}
     small = dict(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_ratio=5.5)
     model = randomise(timm.create_model(kind[name], **small)).eval()
+    save_file(model.state_dict(), output / f"{name}.safetensors")
+    for image, x in images.items():
+        found[f"{name}/{image}"] = tokens(model, x)
+others = {
+    "dinov3": ("vit_small_patch16_dinov3_qkvb", {}),
+    "dinov3_gated": ("vit_7b_patch16_dinov3", {"mlp_ratio": 1.5}),
+    "ijepa": ("vit_huge_patch14_gap_224", {}),
+}
+for name, (kind, more) in others.items():
+    small = dict(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0)
+    model = randomise(timm.create_model(kind, **small | more)).eval()
     save_file(model.state_dict(), output / f"{name}.safetensors")
     for image, x in images.items():
         found[f"{name}/{image}"] = tokens(model, x)

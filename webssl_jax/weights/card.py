@@ -126,6 +126,15 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 pooled = model(transform(image)[None])  # (1, {width}); image: PIL, RGB
 # Another size, sides multiples of {patch_size}: create_model(..., dynamic_img_size=True)
 """,
+    "timm-ijepa": """\
+import timm
+
+model = timm.create_model("local-dir:{folder}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+pixels = transform(image)[None]  # image: PIL, RGB
+tokens = model.forward_features(pixels)  # (1, patches, {width}), normalised; there is no CLS
+# Another size, sides multiples of {patch_size}: create_model(..., dynamic_img_size=True)
+""",
     "timm.create_model": """\
 import timm
 

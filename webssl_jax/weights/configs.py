@@ -106,6 +106,7 @@ def facts_of(
     if files.extra:
         kinds = dict(heads=int, decoder_heads=int, mask_ratio=float, norm_pix_loss=bool)
         kinds |= dict(position_resize=str, image_size=str)  # the size: read with the shapes
+        kinds |= dict(norm_eps=float)
         for key, value in files.extra.items():
             if type(value) is not kinds.get(key):
                 raise WeightsError(f"{files.path}: webssl_jax.{shown(key)} = {shown(value)}")
@@ -115,7 +116,8 @@ def facts_of(
     if "model_type" in files.config:
         return said | _transformers(files, files.config, model_types, facts, decoder)
     if "architecture" in files.config:
-        return said | _timm(files, files.config, facts)
+        timm = _timm_dinov3 if facts["position"] == "rope" else _timm
+        return said | timm(files, files.config, facts)
     raise WeightsError(f"{files.config_file}: is a config.json neither of transformers nor of timm")
 
 
@@ -277,6 +279,7 @@ def _timm(files: Opened, stated: dict[str, Any], facts: Mapping[str, Any]) -> di
         "reg_tokens": registers,
         "no_embed_class": bool(registers),
     }
+    ours |= {"class_token": False} if facts.get("pooling") == "mean" else {}
     agree(file, given, {key: value for key, value in ours.items() if key in given})
     said = {}
     if "num_heads" in given:
@@ -292,6 +295,32 @@ def _timm(files: Opened, stated: dict[str, Any], facts: Mapping[str, Any]) -> di
     usual = preprocessing.default(facts["image_size"])
     said["preprocess"] = preprocessing.of_timm(file, trained, usual)
     return said
+
+
+def _timm_dinov3(files: Opened, stated: dict[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    file = files.config_file
+    given, trained = _timm_args(files, stated)
+    ours = {
+        "embed_dim": facts["width"],
+        "depth": facts["depth"],
+        "patch_size": facts["patch_size"],
+        "qkv_bias": facts["qkv_bias"],
+        "num_reg_tokens": facts["num_registers"],
+    }
+    agree(file, given, {key: value for key, value in ours.items() if key in given})
+    gated = facts["mlp"] == "swiglu"
+    if not gated:  # else it is rounded up
+        _check_ratio(file, given, facts, facts["mlp_hidden"])
+    free = (*ours, "num_heads", "mlp_ratio", "img_size", "init_values", "rope_temperature")
+    free += ("swiglu_align_to", *_TIMM_FREE)
+    _refuse_unknown(file, given, free, dinov3.TIMM_PLAIN | {"swiglu_mlp": (gated,)})
+    said: dict[str, Any] = {}
+    if "num_heads" in given:
+        said["heads"] = number(file, given, "num_heads", int)
+    if "rope_temperature" in given:
+        said["rope_base"] = number(file, given, "rope_temperature", float)
+    usual = preprocessing.default(facts["image_size"])
+    return said | {"preprocess": preprocessing.of_timm(file, trained, usual)}
 
 
 def agree(file: Any, config: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ that hold nothing). Import takes both, export writes what it is asked for (``chu
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from webssl_jax.models.heads import HeadConfig
@@ -53,7 +54,7 @@ def teacher_table(encoder: ViTConfig, heads: dict[str, HeadConfig]) -> Table:
     own = r"^(cls_token|mask_token|pos_embed|register_tokens|patch_embed\.|blocks\.|norm\.)"
     return Table(
         "dinov2-teacher",
-        (*rows, *_heads(heads)),
+        (*rows, *head_rows(heads)),
         constants,
         aliases=(
             *(WRAPPERS, (r"^teacher\.", ""), (own, r"backbone.\1")),
@@ -67,7 +68,7 @@ def heads_table(heads: dict[str, HeadConfig]) -> Table:
     """The heads alone."""
     return Table(
         "dinov2-heads",
-        _heads(heads),
+        head_rows(heads),
         leave_out=(r"^encoder/",),
         aliases=(WRAPPERS, (r"^teacher\.", ""), *_HEAD_ALIASES),
         ignore=(_STUDENT,),
@@ -171,14 +172,16 @@ def layer_name(head: str, i: int, layers: int) -> str:
     return f"{head}.mlp.{2 * i}" if layers > 1 else f"{head}.mlp"
 
 
-def _heads(heads: dict[str, HeadConfig]) -> tuple[Row, ...]:
+def head_rows(heads: Mapping[str, HeadConfig], plain: bool = False) -> tuple[Row, ...]:
+    """The rows of the heads; plain: of prototypes without weight norm."""
     rows: list[Row] = []
+    parts = {"kernel": "weight"} if plain else {"g": "weight_g", "v": "weight_v"}
     for name, head in heads.items():
         for i in range(head.layers):
             rows += linear(f"{name}/fc{i + 1}", layer_name(name, i, head.layers))
         rows += (
-            Row(f"{name}/last_layer/g", f"{name}.last_layer.weight_g", LINEAR),
-            Row(f"{name}/last_layer/v", f"{name}.last_layer.weight_v", LINEAR),
+            Row(f"{name}/last_layer/{ours}", f"{name}.last_layer.{theirs}", LINEAR)
+            for ours, theirs in parts.items()
         )
     return tuple(rows)
 

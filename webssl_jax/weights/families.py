@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from webssl_jax.config import suggest
-from webssl_jax.weights import clip, dino, dinov3, hf, mae, siglip, timm_towers
+from webssl_jax.weights import clip, dino, dinov3, hf, ijepa, mae, mocov3, siglip, timm_towers
 from webssl_jax.weights.networks import heads_of
 from webssl_jax.weights.tables import Table, WeightsError
 
@@ -38,7 +38,10 @@ class Family:
     extra: what is kept beside them.
     resize: how its code fits positions to another image size (``ViTConfig.position_resize``).
     resize_registers: the same of networks with registers, where that is another way.
-    fixed_eps: its code has an epsilon built in; the files do not say.
+    norm_eps: the epsilon of networks whose files do not say it; fixed_eps: its code has that built
+      in.
+    periods: the tensor with the periods of rotated positions, which tells heads and base.
+    key_mask: the tensor of a block that says that keys have no bias, where q, k and v share one.
     any_grid: its code takes grids of patches that are not square.
     mlps: kinds of MLP that its code has.
     towers: whose image tower its encoder is, ``clip`` or ``siglip``; described by ``towers.py``.
@@ -60,7 +63,10 @@ class Family:
     extra: Callable[[Any], dict[str, Any]] | None = None
     resize: str = "plain"
     resize_registers: str | None = None
+    norm_eps: float = mae.NORM_EPS
     fixed_eps: bool = False
+    periods: str = ""
+    key_mask: str = ""
     any_grid: bool = False
     mlps: tuple[str, ...] = ("gelu", "swiglu")
     towers: str = ""
@@ -83,7 +89,8 @@ DINOV3_LICENCE = Licence(
     "DINOv3, and that they are not used for arms",
     "https://ai.meta.com/resources/models-and-libraries/dinov3-license/",
 )
-_IJEPA_LICENCE = Licence("cc-by-nc-4.0", "CC BY-NC 4.0: not for commercial use")
+_NOT_COMMERCIAL = Licence("cc-by-nc-4.0", "CC BY-NC 4.0: not for commercial use")  # of Meta's code
+_ROPE = {"position": "rope"}
 
 FAMILIES = {
     family.name: family
@@ -187,7 +194,7 @@ FAMILIES = {
             any_grid=True,
             mlps=("gelu",),
             fields={"pooling": "mean"},
-            licence=_IJEPA_LICENCE,
+            licence=_NOT_COMMERCIAL,
         ),
         Family(
             "hf-dinov3",
@@ -198,8 +205,89 @@ FAMILIES = {
             dinov3.config,
             model_types=("dinov3_vit",),
             any_grid=True,
-            fields={"position": "rope"},
+            fields=_ROPE,
             licence=DINOV3_LICENCE,
+        ),
+        Family(
+            "dinov3-pth",
+            ("encoder",),
+            lambda method: dinov3.original_table(method.encoder),
+            "original DINOv3",
+            "torch.load",
+            norm_eps=dinov3.NORM_EPS,
+            fixed_eps=True,
+            periods=dinov3.PERIODS,
+            key_mask=dinov3.KEY_MASK,
+            any_grid=True,
+            fields=_ROPE,
+            licence=DINOV3_LICENCE,
+        ),
+        Family(
+            "dinov3-teacher",
+            ("encoder", "dino_head"),
+            lambda method: dinov3.teacher_table(method.encoder, heads_of(method)),
+            "original DINOv3",
+            "torch.load",
+            key="teacher",
+            extra=dinov3.teacher_extra,
+            norm_eps=dinov3.NORM_EPS,
+            periods=f"backbone.{dinov3.PERIODS}",
+            key_mask=f"backbone.{dinov3.KEY_MASK}",
+            any_grid=True,
+            fields=_ROPE,
+            licence=DINOV3_LICENCE,
+        ),
+        Family(
+            "timm-dinov3",
+            ("encoder",),
+            lambda method: dinov3.timm_table(method.encoder),
+            "timm",
+            "timm.create_model",
+            dinov3.timm_config,
+            norm_eps=dinov3.NORM_EPS,
+            fixed_eps=True,
+            any_grid=True,
+            fields=_ROPE,
+            licence=DINOV3_LICENCE,
+        ),
+        Family(
+            "ijepa-pth",
+            ("encoder",),
+            lambda method: ijepa.table("ijepa-pth", method.encoder),
+            "original I-JEPA",
+            "torch.load",
+            key="target_encoder",
+            extra=ijepa.extra,
+            fixed_eps=True,
+            mlps=("gelu",),
+            fields={"pooling": "mean"},
+            licence=_NOT_COMMERCIAL,
+        ),
+        Family(
+            "timm-ijepa",
+            ("encoder",),
+            lambda method: ijepa.table("timm-ijepa", method.encoder),
+            "timm",
+            "timm.create_model",
+            ijepa.timm_config,
+            resize="antialias",
+            fixed_eps=True,
+            any_grid=True,
+            mlps=("gelu",),
+            fields={"pooling": "mean"},
+            licence=_NOT_COMMERCIAL,
+        ),
+        Family(
+            "mocov3-pth",
+            ("encoder",),
+            lambda method: mocov3.table(method.encoder),
+            "original MoCo v3",
+            "torch.load",
+            key="state_dict",
+            extra=ijepa.extra,
+            fixed_eps=True,
+            mlps=("gelu",),
+            licence=_NOT_COMMERCIAL,
         ),
         Family(
             "hf-clip",
@@ -321,7 +409,7 @@ def table_of(name: str, method: Any) -> Table:
                 "{}x{}; export as timm".format(*network.grid)
             )
     for network in networks if family.fixed_eps else ():
-        mae.check_original(network, name)
+        mae.check_original(network, name, family.norm_eps)
     return family.table(method)
 
 

@@ -234,7 +234,10 @@ def best_family(files: Opened, name: str | None = None) -> Family:
     kind = (files.config or {}).get("model_type")
     order = sorted(
         FAMILIES.values(),
-        key=lambda f: (-counts[f.name], len(f.needs), kind not in f.model_types, not f.fields),
+        key=lambda f: (
+            *(-counts[f.name], len(f.needs), kind not in f.model_types, not f.fields),
+            files.config is not None and f.config is None,  # a folder is none of a single file
+        ),
     )
     if not counts[order[0].name]:
         some = ", ".join(shown(name) for name in list(files.tensors)[:3])

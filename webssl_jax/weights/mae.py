@@ -68,15 +68,16 @@ def mae_table(encoder: ViTConfig, decoder: ViTConfig) -> Table:
     )
 
 
-def check_original(config: ViTConfig, family: str) -> None:
-    """Refuses what the originals' code computes otherwise, without a word, from the same file.
+def check_original(config: ViTConfig, family: str, norm_eps: float) -> None:
+    """Refuses what the originals' code, with its own ``norm_eps``, computes otherwise, without a
+    word, from the same file.
 
     Raises:
       WeightsError: naming the field.
     """
-    if config.norm_eps != NORM_EPS:
+    if config.norm_eps != norm_eps:
         raise WeightsError(
-            f"{family}: its code has norm_eps = {NORM_EPS:g} built in, this model has "
+            f"{family}: its code has norm_eps = {norm_eps:g} built in, this model has "
             f"{config.norm_eps:g}; export in a format of transformers"
         )
 

@@ -24,7 +24,7 @@ from webssl_jax.models.heads import HeadConfig
 from webssl_jax.models.position import INTERPOLATIONS, Grid
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.text import TextConfig
-from webssl_jax.weights import configs, dino, mae, positions, tables
+from webssl_jax.weights import configs, dino, dinov3, positions, tables
 from webssl_jax.weights.families import Family
 from webssl_jax.weights.given import NOTHING, Given, parse_size
 from webssl_jax.weights.networks import HEADS, Networks, template_of
@@ -33,7 +33,9 @@ from webssl_jax.weights.stored import Opened, TensorOfTheirs, WeightsError, show
 from webssl_jax.weights.tables import Row, Table
 
 # Published ViTs besides Web-SSL's: (width, depth): heads.
-_OTHER_HEADS = {(192, 12): 3, (384, 12): 6, (768, 12): 12}
+_OTHER_HEADS = {(192, 12): 3, (384, 12): 6, (768, 12): 12, (1408, 40): 16}
+# Those of the same width and depth with others, by their kind of positions: MoCo v3's and DINOv3's.
+_HEADS_BY_POSITION = {"sincos_rows": {(384, 12): 12}, "rope": {(1280, 32): 20, (4096, 40): 32}}
 _DECODER_HEADS = {512: 16}  # original MAE, every size
 _LAYER_SCALE = 1e-5  # stands for "there is one": its initial value is of no use any more
 
@@ -69,6 +71,7 @@ def describe(
             check_shapes(files, family, Networks(**fields, **own_parts))
         raise
     assumed = shapes.assumed
+    said |= shapes.rotation(facts["width"])
     own = getattr(otherwise, "encoder", None)
     guesses = {"of the published size": known_heads(facts), "of the run": own and own.heads}
     stated, stated_decoder = said.pop("heads", None), said.pop("decoder_heads", None)
@@ -76,9 +79,9 @@ def describe(
     if "rope_base" in said:
         facts["rope_base"] = said.pop("rope_base")
     if "norm_eps" not in said:
-        said["norm_eps"] = mae.NORM_EPS
+        said["norm_eps"] = family.norm_eps
         if not family.fixed_eps:
-            assumed.append(f"norm_eps = {mae.NORM_EPS:g} ({_other_eps(family)})")
+            assumed.append(f"norm_eps = {family.norm_eps:g} ({_other_eps(family)})")
     if facts["heads"] is None:
         raise WeightsError(
             f"{files.path}: does not say how many heads attention has, and width "
@@ -218,8 +221,9 @@ def size_name(c: ViTConfig) -> str:
 def known_heads(facts: Mapping[str, Any]) -> int | None:
     """Attention heads of the published size of that width and depth."""
     published = (*_web_dino().values(), *_web_mae().values())
-    known = {(c.width, c.depth): c.heads for c in published}
-    return (known | _OTHER_HEADS).get((facts["width"], facts["depth"]))
+    known = {(c.width, c.depth): c.heads for c in published} | _OTHER_HEADS
+    known |= _HEADS_BY_POSITION.get(facts["position"], {})
+    return known.get((facts["width"], facts["depth"]))
 
 
 def _web_mae() -> dict[str, ViTConfig]:
@@ -311,7 +315,8 @@ class Shapes:
             num_registers=self._tensor(registers, 3).shape[1] if self.has(registers) else 0,
         )
         if facts["qkv_bias"]:
-            facts["key_bias"] = self.has("encoder/blocks/attn/k/bias")
+            masked = self._family.key_mask.format(i=0) in self._names
+            facts["key_bias"] = self.has("encoder/blocks/attn/k/bias") and not masked
         if facts.get("position") == "rope":
             return facts | {"image_size": self._any_size(patch.shape[2])}
         self._use(probe(self._family, facts["mlp"], num_registers=facts["num_registers"]))
@@ -323,6 +328,15 @@ class Shapes:
             self._refuse(f"positions are {table.dtype}")
         grid, facts["position"] = self._grid_of_table(number, patch.shape[2], table)
         return facts | {"image_size": one_way(tuple(side * patch.shape[2] for side in grid))}
+
+    def rotation(self, width: int) -> dict[str, Any]:
+        """heads and rope_base, where the family's files have the periods of rotated positions."""
+        if not self._family.periods:
+            return {}
+        try:
+            return dinov3.rotation(self._named(self._family.periods, 1).read(), width)
+        except ValueError as error:
+            self._refuse(f"{self._family.periods}: {error}")
 
     def _any_size(self, patch: int) -> int | tuple[int, ...]:
         """The image size of a network that takes any: as given, else as the file states."""
@@ -386,11 +400,13 @@ class Shapes:
         """The heads that are there, by name; the first of ``HEADS`` must be."""
         found = {}
         for name in HEADS:
-            if name != HEADS[0] and not self.has(f"{name}/last_layer/v"):
+            normed = f"{name}/last_layer/v" in self._keys  # else plain prototypes
+            last = f"{name}/last_layer/{'v' if normed else 'kernel'}"
+            if name != HEADS[0] and not self.has(last):
                 continue
-            prototypes, bottleneck = self._tensor(f"{name}/last_layer/v", 2).shape
+            prototypes, bottleneck = self._tensor(last, 2).shape
             hidden = self._first_layer(name)[0] if self._layers(name) > 1 else 1
-            found[name] = HeadConfig(prototypes, bottleneck, hidden, self._layers(name))
+            found[name] = HeadConfig(prototypes, bottleneck, hidden, self._layers(name), normed)
         return found
 
     def head_input(self) -> int:

@@ -53,7 +53,8 @@ class Row:
 
     ours: the path in our tree. Several paths are fused into one tensor: each goes through
       ``transform``, then they are joined on the first axis of theirs, equal shares in this order
-      (qkv; the two halves of a packed SwiGLU).
+      (qkv; the two halves of a packed SwiGLU). None in the place of a path is a share that no
+      network reads: zeros on export, passed over on import.
     theirs: the tensor's name. ``{i}`` in it means that ours is stacked over blocks on its leading
       axis and theirs is one tensor a block, named by its number. ``transform`` sees single blocks.
     plus: (path, function): theirs is the sum of ours and of what ``function`` takes from another
@@ -61,14 +62,20 @@ class Row:
       other parameter's own row leaves its part out.
     """
 
-    ours: str | tuple[str, ...]
+    ours: str | tuple[str | None, ...]
     theirs: str
     transform: Transform = SAME
     plus: tuple[str, Callable[[np.ndarray], np.ndarray]] | None = None
 
     @property
-    def paths(self) -> tuple[str, ...]:
+    def shares(self) -> tuple[str | None, ...]:
+        """What theirs is joined from."""
         return (self.ours,) if isinstance(self.ours, str) else self.ours
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Those of our parameters."""
+        return tuple(path for path in self.shares if path is not None)
 
 
 def linear(ours: str, theirs: str, bias: bool = True) -> tuple[Row, ...]:
@@ -170,7 +177,7 @@ def export(params: Any, table: Table) -> Iterator[tuple[str, np.ndarray]]:
         if isinstance(tensor.row, Constant):
             yield tensor.key, tensor.row.value()
             continue
-        parts = []
+        parts: dict[str, np.ndarray] = {}
         for path in tensor.row.paths:
             try:
                 part = np.asarray(flat[path] if tensor.block is None else flat[path][tensor.block])
@@ -185,11 +192,15 @@ def export(params: Any, table: Table) -> Iterator[tuple[str, np.ndarray]]:
                     f"{table.family}: our parameter {where} holds NaN or infinity; "
                     "nothing was exported"
                 )
-            parts.append(tensor.row.transform.to_theirs(part))
+            parts[path] = tensor.row.transform.to_theirs(part)
+        first = parts[tensor.row.paths[0]]
         if tensor.row.plus:
             path, taken = tensor.row.plus
-            parts[0] = parts[0] + taken(np.asarray(flat[path]))
-        yield tensor.key, parts[0] if len(parts) == 1 else np.concatenate(parts, axis=0)
+            first = first + taken(np.asarray(flat[path]))
+        if len(tensor.row.shares) > 1:
+            shares = (np.zeros_like(first) if x is None else parts[x] for x in tensor.row.shares)
+            first = np.concatenate(list(shares), axis=0)
+        yield tensor.key, first
 
 
 class NotFinite(WeightsError):
@@ -318,11 +329,13 @@ def open_(tensors: Tensors, table: Table, template: Any) -> dict[str, Any]:
     flat = {}
     for row in table.rows:
         stacked = "{i}" in row.theirs
-        for part, path in enumerate(row.paths):
+        for part, path in enumerate(row.shares):
+            if path is None:
+                continue
             depth = shapes[path][0] if stacked else 1
             keys = [row.theirs.format(i=i) if stacked else row.theirs for i in range(depth)]
             found = [(key, tensors[fit.names[key]]) for key in keys]
-            share = (part, len(row.paths))
+            share = (part, len(row.shares))
             flat[path] = Leaf(shapes[path], found, row.transform, share, stacked)
     return params_lib.unflatten(flat)
 
@@ -391,7 +404,8 @@ def _theirs_shape(row: Row, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...
     ]
     if any(other != first for other in rest):
         raise ValueError(f"{row.theirs}: fuses parameters of different shapes {shapes}")
-    return (first[0] * len(shapes), *first[1:]) if rest else first
+    shares = len(row.shares)
+    return (first[0] * shares, *first[1:]) if shares > 1 else first
 
 
 def _finite(array: np.ndarray) -> bool:
