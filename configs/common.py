@@ -21,9 +21,10 @@ from webssl_jax.models.sizes import ViTConfig
 # its own where its chips leave CLIP more memory than that. docs/plan_table.md has what each gives;
 # the compiler's options are in webssl_jax/sharding/compiler_options.py.
 _SMALL_CLIP = r"clip_(b32|b16|l14|300m)(_[a-z]+)?"
+_DINOV3 = r"dinov3_(?!.*high_res).*"  # whose crops have many more tokens
 _31_GIB = {
     "fsdp": {"(web_dino_[57]|dinov3_7)b.*": 32, ".*": 16},
-    "named": rf"web_mae_.*|web_dino_[^_]+(_[a-z]+)?|dinov3_.*|{_SMALL_CLIP}",
+    "named": rf"web_mae_.*|web_dino_[^_]+(_[a-z]+)?|{_DINOV3}|{_SMALL_CLIP}",
 }
 PRESETS = {
     "v4": _31_GIB,
@@ -31,9 +32,9 @@ PRESETS = {
         "fsdp": {"clip_[57]b.*": 64, ".*": 16},
         "named": r"web_mae_.*|web_dino_(300m|1b|2b)(_[a-z]+)?",
     },
-    "v5p": {"fsdp": {".*": 16}, "named": rf"web_mae_.*|(web_dino|dinov3)_.*|{_SMALL_CLIP}"},
-    "v5p-512": {"fsdp": {"clip_7b.*": 32, ".*": 16}, "named": ".*"},
-    "2xv5p-256": {"fsdp": {".*": 16}, "named": r"(?!clip_7b).*"},
+    "v5p": {"fsdp": {".*": 16}, "named": rf"web_mae_.*|web_dino_.*|{_DINOV3}|{_SMALL_CLIP}"},
+    "v5p-512": {"fsdp": {"clip_7b.*": 32, ".*": 16}, "named": r"(?!dinov3_.*high_res).*"},
+    "2xv5p-256": {"fsdp": {".*": 16}, "named": r"(?!clip_7b|dinov3_.*high_res).*"},
     "v6e": _31_GIB,
 }
 

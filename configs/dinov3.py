@@ -1,13 +1,16 @@
-"""DINOv3 (Siméoni et al., arXiv 2508.10104): stage 1 and the Gram stage, on web images.
+"""DINOv3 (Siméoni et al., arXiv 2508.10104): stage 1, the Gram stage and the stage of high
+resolution, on web images.
 
     python -m webssl_jax.train --config configs/dinov3.py:size=7b --workdir RUN \
         --config.data.train='SHARDS/train-*.arrayrecord'
     python -m webssl_jax.train --config configs/dinov3.py:size=7b,stage=gram --workdir RUN2 \
         --config.continue_from=RUN --config.method.gram.teacher=EARLIER_RUN \
         --config.data.train='SHARDS/train-*.arrayrecord'
+    python -m webssl_jax.train --config configs/dinov3.py:size=7b,stage=high_res --workdir RUN3 \
+        --config.continue_from=RUN2 --config.data.train='SHARDS/train-*.arrayrecord'
 
-Arguments: size = s, b, l, 7b or tiny; stage = 1 or gram; recipe = web or imagenet (the published
-ViT-L on ImageNet-1k; size l, stage 1); preset as in web_mae.py.
+Arguments: size = s, b, l, 7b or tiny; stage = 1, gram or high_res; recipe = web or imagenet (the
+published ViT-L on ImageNet-1k; size l, stage 1); preset as in web_mae.py.
 
 The Gram stage goes on with the state of stage 1, Adam's moments and the step included: its
 schedules count from the start of stage 1, whose length it must be told where it differs
@@ -15,19 +18,29 @@ schedules count from the start of stage 1, whose length it must be told where it
 encoder the Gram teacher begins as; the paper takes stage 1 at 200,000 steps. Without it the stage's
 first teacher is taken. Started without ``continue_from`` it would only repeat stage 1.
 
+The stage of high resolution goes on with the state of the Gram stage, 30,000 steps of 2,048 images.
+Each batch takes one set of crop sizes (``method.crop_sizes``), drawn by the published shares, so a
+step is compiled for each. The Gram teacher is the teacher of its first step, and stays.
+
 Sources: numbers of 7b and imagenet are those of the published configs and of the paper: batch 4096,
 1,000,000 steps and 200,000 more, rates 5e-5 and 3e-5 times 4 sqrt(batch / 1024), warm-up 100,000
 steps and then constant, decay 0.04, momentum 0.994 and 0.999, teacher temperature 0.04 to 0.07 in
 the warm-up, layer decay 0.98, drop path 0.4, clipping at 30, prototypes 262,144 and 98,304 without
 weight norm, crops of 256 and 112 pixels without flips, rope rescaled by up to 2 in training, four
-registers, Gram loss of weight 2 on crops of 512.
+registers, Gram loss of weight 2 on crops of 512. Keys of the ImageNet ViT-L have biases, those of
+the others none. High resolution: global crops of 512 and 768 pixels, local ones of 112 to 336, Gram
+crops of one and a half times the global, Gram weight 1.5, a rate of 1.25e-5 times
+4 sqrt(batch / 1024), teacher temperature 0.07.
 
 Assumptions and differences: s, b and l on web images have no published recipe; they take 7b's with
 the heads, the clipping (3) and drop path of the ImageNet ViT-L (s and b: 0.1). Groups of 16 images.
 In 7b the norm of CLS and registers of local crops is the common one (the original has another, in
 training alone). The Gram stage begins at its full weight, and local crops weigh half at once (the
 original takes 1,000 steps). Positions are computed in float32; products in bfloat16, where the
-original's 7b takes 8 bits. The stage of high resolution is not here; train on with larger crops.
+original's 7b takes 8 bits. At high resolution the original begins with the teacher of the Gram
+stage as student, fresh moments and a ramp of 10,000 steps; here student, moments and step go on, at
+the full rate. KoLeo looks at 16 images in both; masks are stratified within 16 here, there in 8.
+Local crops of 160 pixels stand for its 168, of which patches of 16 leave out the last 8.
 
 Licence: this code owes nothing to Meta's, and networks trained from scratch by it are yours. What
 starts from, or is distilled from, Meta's weights comes under the DINOv3 License
@@ -60,6 +73,7 @@ SIZES = {
     "tiny": {"width": 128, "depth": 6, "heads": 4, "mlp": "gelu"},
 }
 _STEPS = 1_000_000  # of stage 1
+_STAGES = ("1", "gram", "high_res")
 
 
 def get_config(arg=None):
@@ -67,7 +81,7 @@ def get_config(arg=None):
     arg = parse_arg(arg, size="l", stage="1", recipe="web", preset="")
     for name, known in (
         ("size", tuple(SIZES)),
-        ("stage", ("1", "gram")),
+        ("stage", _STAGES),
         ("recipe", ("web", "imagenet")),
     ):
         if arg[name] not in known:
@@ -75,13 +89,15 @@ def get_config(arg=None):
     if arg.recipe == "imagenet" and (arg.size, arg.stage) != ("l", "1"):
         raise ConfigError("config argument recipe=imagenet: is of size=l and stage=1")
     config = _stage1(arg.size)
-    config.name = "_".join(["dinov3", arg.size, *([arg.stage] if arg.stage == "gram" else [])])
+    config.name = f"dinov3_{arg.size}" + f"_{arg.stage}" * (arg.stage != "1")
     if arg.recipe == "imagenet":
         _imagenet(config)
     if arg.size == "tiny":
         _tiny(config)
-    if arg.stage == "gram":
+    if arg.stage != "1":
         _gram(config, tiny=arg.size == "tiny")
+    if arg.stage == "high_res":
+        _high_res(config, tiny=arg.size == "tiny")
     apply_preset(config, arg.preset)
     return config
 
@@ -144,6 +160,7 @@ def _imagenet(config: ConfigDict) -> None:
     config.global_batch = batch
     config.total_images = 125_000 * batch
     config.model.update({"rope_rescale": None, "num_registers": 0, "norm_eps": 1e-6})
+    config.model.key_bias = True
     method, optim = config.method, config.optim
     method.group_images = 64
     method.momentum = 0.992
@@ -176,6 +193,39 @@ def _gram(config: ConfigDict, tiny: bool) -> None:
     }
     if not tiny:
         config.optim.lr = 4 * 3e-5
+
+
+def _high_res(config: ConfigDict, tiny: bool) -> None:
+    """The third stage: larger crops, of sizes that change from batch to batch."""
+    done, batch = config.total_images // config.global_batch, 64 if tiny else 2048
+    config.global_batch = batch
+    config.total_images = (done + (100 if tiny else 30_000)) * batch
+    method, optim = config.method, config.optim
+    sizes = {
+        "global_size": (512, 768, 768, 768, 768),
+        "local_size": (112, 112, 160, 224, 336),
+        "gram_size": (768, 1152, 1152, 1152, 1152),
+        "shares": (0.3, 0.3, 0.3, 0.05, 0.05),
+    }
+    if tiny:
+        sizes = {
+            "global_size": (64, 96),
+            "local_size": (24, 32),
+            "gram_size": (96, 144),
+            "shares": (0.5, 0.5),
+        }
+    method.crop_sizes = sizes
+    method.view.update(
+        {"global_size": sizes["global_size"][-1], "local_size": sizes["local_size"][-1]}
+    )
+    first = done * batch
+    method.gram.update({"weight": 1.5, "size": sizes["gram_size"][-1], "refreshes": 1})
+    method.gram.update({"refresh_images": first, "refresh_every_images": 0})
+    # what came before is over: durations count in images of this stage's batch
+    method.teacher_temperature_warmup_images = method.freeze_last_layer_images = 0
+    optim.warmup_images = 0
+    if not tiny:
+        optim.lr = 4 * 1.25e-5
 
 
 def _tiny(config: ConfigDict) -> None:

@@ -58,7 +58,7 @@ from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.evaluators import fed, suite, tables
 from webssl_jax.evaluators.outcome import Outcome
 from webssl_jax.evaluators.pictures import ModelPictures, available, choose
-from webssl_jax.methods.base import Method, Variables
+from webssl_jax.methods.base import Method, Variables, kinds_of
 from webssl_jax.model import Model, Origin
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.plan import compiled
@@ -68,7 +68,7 @@ from webssl_jax.sharding import mesh as meshes
 from webssl_jax.telemetry.logbook import Logbook
 from webssl_jax.telemetry.profiler import Profiler
 from webssl_jax.train_state import TrainState
-from webssl_jax.train_step import lower_train_step
+from webssl_jax.train_step import Step, by_shapes, lower_train_step
 from webssl_jax.weights.networks import Networks
 
 log = logging.getLogger("webssl_jax")
@@ -389,19 +389,18 @@ def _compile(
     template: TrainState,
     mesh: Mesh,
     file: str | None,
-) -> jax.stages.Compiled:
-    """The train step, compiled here or read from a file of ``plan --save``. Logs the memory that it
-    takes."""
-    began = time.perf_counter()
+) -> Step:
+    """The train step, compiled here or read from a file of ``plan --save``; of batches of several
+    sizes one for each. Logs the memory that it takes."""
+    kinds = kinds_of(method)
+    if file and len(kinds) > 1:
+        raise UserError(
+            f"--compiled {file}: this run has batches of {len(kinds)} sizes and a file holds the "
+            "step of one; leave it out"
+        )
     what = f"reading the step from {file}" if file else "compiling the step"
+    what += f" for {len(kinds)} sizes of crops" if len(kinds) > 1 else ""
     log.info("%s, which may take minutes for a large network", what)
-    lowered = lower_train_step(config, method, optimizer, template, mesh)
-    if file:
-        with distributed.error_barrier():  # a host may have another file, or none
-            step_fn = compiled.load(file, lowered, mesh)
-    else:
-        step_fn = lowered.compile()
-    seconds = time.perf_counter() - began
     ways = mesh.shape["fsdp"] * mesh.shape["tensor"]
     sharding = "whole on every device"
     if ways > 1:
@@ -414,6 +413,32 @@ def _compile(
         sharding,
         f"{train_state.device_bytes(template) / 2**20:,.1f}",
     )
+    steps = [
+        (
+            kind.batch_spec(config.global_batch),
+            _compile_one(config, kind, optimizer, template, mesh, file),
+        )
+        for kind in kinds
+    ]
+    return by_shapes(steps) if len(steps) > 1 else steps[0][1]
+
+
+def _compile_one(
+    config: ConfigDict,
+    method: Method,
+    optimizer: Optimizer,
+    template: TrainState,
+    mesh: Mesh,
+    file: str | None,
+) -> jax.stages.Compiled:
+    began = time.perf_counter()
+    lowered = lower_train_step(config, method, optimizer, template, mesh)
+    if file:
+        with distributed.error_barrier():  # a host may have another file, or none
+            step_fn = compiled.load(file, lowered, mesh)
+    else:
+        step_fn = lowered.compile()
+    seconds = time.perf_counter() - began
     if (memory := step_fn.memory_analysis()) is not None:
         log.info(
             "step compiled in %.1fs: arguments %s MiB, temporary %s MiB a device",

@@ -8,7 +8,7 @@ guard's own memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -213,6 +213,22 @@ def lower_train_step(
     )
     cause = jax.ShapeDtypeStruct((), np.int32, sharding=meshes.replicated(mesh))
     return jit_train_step(step, abstract_state, mesh).lower(abstract_state, batch, cause)
+
+
+def by_shapes(steps: Sequence[tuple[Mapping[str, Any], Step]]) -> Step:
+    """One step out of several, each for batches of the shapes that stand beside it."""
+
+    def shapes(batch: Mapping[str, Any]) -> frozenset[tuple[str, tuple[int, ...]]]:
+        return frozenset((name, tuple(x.shape)) for name, x in batch.items())
+
+    known = {shapes(spec): step for spec, step in steps}
+
+    def step(
+        state: TrainState, batch: Batch, previous: jax.Array
+    ) -> tuple[TrainState, Metrics, Health]:
+        return known[shapes(batch)](state, batch, previous)
+
+    return step
 
 
 def verdict(cause: int, mesh: Mesh) -> jax.Array:

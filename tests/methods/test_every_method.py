@@ -14,7 +14,7 @@ from webssl_jax import config as configs
 from webssl_jax import methods, params, train_state
 from webssl_jax.data.records import Record
 from webssl_jax.data.views import RecordView
-from webssl_jax.methods.base import Variables
+from webssl_jax.methods.base import Variables, kinds_of
 from webssl_jax.optim.guard import Guard
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import mesh as meshes
@@ -38,6 +38,11 @@ CASES = {
     ),
     "dinov3": ("dinov3:size=tiny", DINOV3),
     "dinov3_gram": ("dinov3:size=tiny,stage=gram", [*DINOV3, "method.gram.size=32"]),
+    "dinov3_high_res": (
+        "dinov3:size=tiny,stage=high_res",
+        [*DINOV3, "method.gram.size=32", "method.crop_sizes.global_size=(16, 24)"]
+        + ["method.crop_sizes.local_size=(8, 16)", "method.crop_sizes.gram_size=(32, 48)"],
+    ),
     "ijepa": (
         "ijepa:size=tiny",
         ["method.view.image_size=32", "method.masks.min_keep=0", "method.predictor.depth=1"]
@@ -51,7 +56,7 @@ CASES = {
 ONE, TWO = (1, 1, 1), (1, 2, 1)  # meshes
 slow = pytest.mark.slow
 # Compiling a step is dear: DINO's own tests, and those of the Gram stage, have most of DINOv3's.
-DEAR = ("dinov3", "dinov3_gram", "distill")
+DEAR = ("dinov3", "dinov3_gram", "dinov3_high_res", "distill")
 STEPPED = [pytest.param(x, marks=slow) if x in DEAR else x for x in CASES]
 # What is drawn by image; the others draw nothing, or have a test like this of their own.
 SPREAD = [x if x == "ijepa" else pytest.param(x, marks=slow) for x in CASES]
@@ -126,6 +131,18 @@ def test_steps_go_on_after_a_restart_and_have_the_vital_signs(name):
     assert np.mean(jax.tree.leaves(moved)) > 0.5
 
 
+@pytest.mark.parametrize("name", ["dinov3_high_res"])
+def test_losses_that_are_dear_to_compile_report_the_vital_signs(name):
+    method = kinds_of(methods.create(load(name)))[-1]
+    spec = method.batch_spec(BATCH)
+    variables = jax.eval_shape(functools.partial(method.init, jax.random.key(0), spec))
+    values = {x: np.float32(0) for x in method.schedules(4, BATCH)}
+    out = jax.eval_shape(method.loss, *variables, spec, jax.random.key(0), values)
+    found = {f"train/{x}": y for x, y in (out.terms | out.report).items()}
+    assert {sign.metric for sign in method.vitals(BATCH).signs} <= set(found)
+    assert {x.shape for x in (*found.values(), out.loss)} == {()}
+
+
 @pytest.mark.parametrize("name", SPREAD)
 def test_steps_are_the_same_on_one_device_and_on_two(name):
     for one, two in zip(two_steps(name, ONE)[1], two_steps(name, TWO)[1]):
@@ -138,12 +155,13 @@ def test_a_view_gives_what_the_batch_spec_promises_and_flops_are_counted(name):
     stream = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
     Image.fromarray(pixels).save(stream, "PNG")
-    view, data = method.train_view(), stream.getvalue()
-    if isinstance(view, RecordView):
-        data = Record(data, ("a caption",), "key", 70, 50, "source", "animals")
-    made = view(data, np.random.default_rng(0))
-    for key, x in method.batch_spec(3).items():
-        assert (made[key].shape, made[key].dtype) == (x.shape[1:], x.dtype)
+    for kind in kinds_of(method):
+        view, data = kind.train_view(), stream.getvalue()
+        if isinstance(view, RecordView):
+            data = Record(data, ("a caption",), "key", 70, 50, "source", "animals")
+        made = view(data, np.random.default_rng(0))
+        for key, x in kind.batch_spec(3).items():
+            assert (made[key].shape, made[key].dtype) == (x.shape[1:], x.dtype)
     # at least what three passes of the encoder over half of the patches take
     patches = method.encoder.num_patches // 2
     assert method.train_flops() > 3 * method.encoder.block_flops(patches)

@@ -32,7 +32,7 @@ from webssl_jax import train_state
 from webssl_jax.bad_steps import saving
 from webssl_jax.checkpoints import Checkpointer
 from webssl_jax.config import UserError
-from webssl_jax.methods.base import Method, Params, Schedule, Variables
+from webssl_jax.methods.base import Method, Params, Schedule, Variables, kinds_of
 from webssl_jax.optim.guard import CAUSES, NOT_FINITE, Guard
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import distributed
@@ -58,6 +58,7 @@ def run(config: ConfigDict, method: Method, mesh: Mesh, workdir: pathlib.Path, s
       UserError: if ``step`` was not saved, not completely, or does not fit ``config``.
     """
     with distributed.error_barrier():
+        method = _kind_of(method, saving.step_folder(workdir, step))
         saved = read(config, method, mesh, workdir, step)
     folder, report, images = saving.step_folder(workdir, step), saved.report, saved.images
     batch = meshes.to_global(saved.views, mesh)
@@ -120,6 +121,18 @@ def read(config: ConfigDict, method: Method, mesh: Mesh, workdir: pathlib.Path, 
     with _reading(folder / "config.json"):
         before = json.loads((folder / "config.json").read_text())
     return Saved(report, before, *_read_batch(folder, method, mesh, size))
+
+
+def _kind_of(method: Method, folder: pathlib.Path) -> Method:
+    """The method for batches of the saved size, where they come in several (``kinds_of``)."""
+    kinds = kinds_of(method)
+    for path in sorted(folder.glob("batch-*.npz")) if len(kinds) > 1 else ():
+        with _reading(path), np.load(path) as saved:
+            shapes = {name: saved[name].shape[1:] for name in saved}
+        for kind in kinds:
+            if all(shapes.get(k) == x.shape[1:] for k, x in kind.batch_spec(1).items()):
+                return kind
+    return method
 
 
 @contextlib.contextmanager

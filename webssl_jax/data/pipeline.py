@@ -36,7 +36,7 @@ from webssl_jax.data import processes, records
 from webssl_jax.data.decode import DecodeError
 from webssl_jax.data.mixture import Mixture, shuffled
 from webssl_jax.data.sources import DamagedRecord
-from webssl_jax.data.views import RecordView
+from webssl_jax.data.views import RecordView, Turns
 
 Batch = dict[str, np.ndarray]
 # of an encoded image; or of a whole record
@@ -96,7 +96,7 @@ class TrainLoader:
     Args:
       source: see :class:`Source`. With workers it must pickle.
       view: from an encoded image (:class:`RecordView`: a record) and a generator to a dict of
-        arrays. With workers it must pickle.
+        arrays; or several, of which each batch takes one. With workers it must pickle.
       global_batch: rows of a batch over all hosts.
       seed: 0 <= seed < 2**32.
       rows: the rows of each global batch that this process delivers (``sharding.mesh.local_rows``):
@@ -121,7 +121,7 @@ class TrainLoader:
     def __init__(
         self,
         source: Source,
-        view: TrainView,
+        view: TrainView | Turns,
         *,
         global_batch: int,
         seed: int,
@@ -174,13 +174,16 @@ class TrainLoader:
         self._worker_starts = worker_starts
         self.wait_seconds = 0.0
         self._source = source
-        self._load = _Load(source, view, seed)
+        turns = view if isinstance(view, Turns) else None
+        loads = [_Load(source, one, seed) for one in (turns.views if turns else (view,))]
+        self._load = loads[0]
         order = shuffled(len(source), seed)
         if isinstance(source, Mixture):
             order = source.order(seed).seed(seed)
-        stream = order.random_map(self._load)
+        streams = [order.random_map(load) for load in loads]
+        number = functools.partial(turns.number, seed) if turns else None
         self._make_chunks = functools.partial(
-            _Chunks, stream, global_batch=global_batch, rows=rows.tolist()
+            _Chunks, streams, number, global_batch=global_batch, rows=rows.tolist()
         )
         self._all_chunks = self._make_chunks(start_step=0)
         self._per_batch = self._all_chunks.per_batch
@@ -327,12 +330,19 @@ class _Load:
 
 class _Chunks(grain.MapDataset):
     """This host's rows of every global batch from ``start_step`` on, in ``per_batch`` stacks
-    each."""
+    each; of batch ``k`` from stream ``number(k)``, where there are several."""
 
     def __init__(
-        self, stream: grain.MapDataset, *, global_batch: int, rows: list[int], start_step: int
+        self,
+        streams: Sequence[grain.MapDataset],
+        number: Callable[[int], int] | None,
+        *,
+        global_batch: int,
+        rows: list[int],
+        start_step: int,
     ):
-        super().__init__(stream)
+        super().__init__(streams)
+        self._number = number
         self._global_batch, self._start_step, self._rows = global_batch, start_step, rows
         self.per_batch = -(-len(rows) // _CHUNK)
 
@@ -344,10 +354,12 @@ class _Chunks(grain.MapDataset):
         if isinstance(index, slice):
             return self.slice(index)
         step, piece = divmod(index, self.per_batch)
-        first = (self._start_step + step) * self._global_batch
+        step += self._start_step
+        stream = self._parents[self._number(step) if self._number else 0]
+        first = step * self._global_batch
         size = len(self._rows)
         rows = self._rows[piece * size // self.per_batch : (piece + 1) * size // self.per_batch]
-        elements: list[Any] = [self._parent[first + row] for row in rows]  # no filter, so no None
+        elements: list[Any] = [stream[first + row] for row in rows]  # no filter, so no None
         return {name: np.stack([element[name] for element in elements]) for name in elements[0]}
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -79,6 +79,20 @@ class RecordView(abc.ABC):
           DecodeError, RecordError: if the record does not hold what is wanted; the loader counts it
             as damaged.
         """
+
+
+@dataclasses.dataclass(frozen=True)
+class Turns:
+    """Views of which every batch is seen through one, drawn by ``shares`` of their sum."""
+
+    views: tuple[Callable[[bytes, np.random.Generator], dict[str, np.ndarray]], ...]
+    shares: tuple[float, ...]
+
+    def number(self, seed: int, step: int) -> int:
+        """Which view batch ``step`` is seen through: a function of the two alone."""
+        chances = np.array(self.shares) / sum(self.shares)
+        drawn = np.random.default_rng([seed, step, 1]).choice(len(chances), p=chances)
+        return int(drawn)
 
 
 def crop_at(

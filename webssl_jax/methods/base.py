@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from webssl_jax.data.views import Preprocess
+from webssl_jax.data.views import Preprocess, Turns
 from webssl_jax.methods.vitals import Vitals
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.optim.tables import Tables
@@ -49,6 +49,13 @@ def initial_weights(method: Any) -> Mapping[str, str]:
     "aux/NAME": a run, or a file or folder of weights, whose encoder that tree begins as}. For
     networks beside student and teacher, such as a frozen one."""
     return getattr(method, "initial_weights", {})
+
+
+def kinds_of(method: Any) -> tuple[Any, ...]:
+    """What a method's attribute ``kinds`` says, where it has one: for each size that its batches
+    come in, the method that takes such batches. They have one train state, and each is compiled.
+    Its ``train_view`` is then a ``data.views.Turns``, a view for each in this order."""
+    return getattr(method, "kinds", (method,))
 
 
 class Method(Protocol):
@@ -95,7 +102,7 @@ class Method(Protocol):
     ) -> Params:
         """The teacher after this step; ``teacher`` itself where there is none."""
 
-    def train_view(self) -> Callable[[bytes, np.random.Generator], dict[str, np.ndarray]]:
+    def train_view(self) -> Callable[[bytes, np.random.Generator], dict[str, np.ndarray]] | Turns:
         """A picklable function from an encoded image to uint8 views: {"image": (H, W, 3)}."""
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:

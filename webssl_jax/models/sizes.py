@@ -50,8 +50,8 @@ class BlockConfig:
       ``gelu_tanh`` between them, or ``swiglu``.
     mlp_hidden: hidden width; ``None`` takes the originals' rule (:attr:`hidden`).
     layer_scale: initial gamma, ``None`` for no LayerScale.
-    key_bias: whether keys have one, where queries and values do (DINOv3's have none: a bias of all
-      keys alike changes no weight of attention).
+    key_bias: whether keys have one, where queries and values do (most of DINOv3's have none; where
+      nothing is rotated, a bias of all keys alike changes no weight of attention).
     norm: ``layer`` or ``rms`` (RMSNorm, without bias; Zhang and Sennrich, arXiv 1910.07467).
     drop_path: rate of stochastic depth, the same in every block (``blocks.py``).
     drop_path_group: images from which one subset is drawn, ``None`` for the whole batch. The

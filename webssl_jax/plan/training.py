@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from webssl_jax import config as configs
 from webssl_jax import environment, methods, train_state
 from webssl_jax.config import UserError
+from webssl_jax.methods.base import kinds_of
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.plan import bundles, hlo, limits
 from webssl_jax.plan import compiled as compiled_steps
@@ -77,7 +78,8 @@ def plan(
     Raises:
       UserError: if config and slice do not go together, or libtpu is missing.
     """
-    method = methods.create(config)
+    # of batches of several sizes the one that takes most
+    method = max(kinds_of(methods.create(config)), key=lambda kind: kind.train_flops())
     mesh = meshes.create(config.sharding, slice_.devices(count))
     meshes.check_batch(config, mesh)
     optimizer = Optimizer.from_config(config.optim, method.tables())

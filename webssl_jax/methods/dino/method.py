@@ -1,6 +1,7 @@
 """DINOv2's self-distillation (Oquab et al., arXiv 2304.07193), as Web-DINO trains it (Fan et al.,
-arXiv 2504.01017), and DINOv3's first two stages (Siméoni et al., arXiv 2508.10104), which are its
-losses with another encoder, plain prototypes and in the second stage a third network (``gram.py``).
+arXiv 2504.01017), and DINOv3's stages (Siméoni et al., arXiv 2508.10104), which are its losses with
+another encoder and plain prototypes, from the second stage on with a third network (``gram.py``),
+and in the third with crops whose sizes change from batch to batch (``view.py``).
 
 A student sees two global crops with some patches masked, and several local crops; its teacher, the
 running average of the student, sees the global crops whole. The student is to predict which
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -31,12 +32,13 @@ from webssl_jax import colours
 from webssl_jax.data.decode import Size, sides
 from webssl_jax.data.multicrop import MultiCropView
 from webssl_jax.data.photometric import Distortion
-from webssl_jax.data.views import Preprocess
+from webssl_jax.data.views import Preprocess, Turns
 from webssl_jax.methods import losses
 from webssl_jax.methods.base import LossOutput, Params, Schedule, Variables
 from webssl_jax.methods.dino import prototypes
 from webssl_jax.methods.dino.gram import Gram, gram_loss
 from webssl_jax.methods.dino.prototypes import Targets
+from webssl_jax.methods.dino.view import CropSizes, View
 from webssl_jax.methods.dino.vitals import dino_vitals
 from webssl_jax.methods.masking import BlockMasking, masked_patches
 from webssl_jax.methods.vitals import Sign, Vitals, effective_rank
@@ -53,46 +55,6 @@ from webssl_jax.visuals import crop_sheet
 CENTRINGS = ("sinkhorn", "softmax")
 GLOBAL_CROPS = 2
 _HIDDEN_GREY = 128  # what a masked patch looks like in a picture
-
-
-@dataclasses.dataclass(frozen=True)
-class View:
-    """The crops: two of ``global_size`` and ``local_count`` of ``local_size`` pixels (the side of a
-    square, or (height, width)), each with an area share between its two scales, flipped and
-    distorted as in ``data/multicrop.py``. Colour jitter and greyscale have one probability for all
-    crops; ``blur`` and ``solarize`` have three: for the first global, the second global and the
-    local crops.
-
-    Raises:
-      ValueError: when a field is out of range.
-    """
-
-    global_size: Size = 224
-    local_size: Size = 98
-    local_count: int = 8
-    global_scale: tuple[float, ...] = (0.32, 1.0)
-    local_scale: tuple[float, ...] = (0.05, 0.32)
-    flip: float = 0.5
-    jitter: float = 0.8
-    grayscale: float = 0.2
-    blur: tuple[float, ...] = (0.0, 0.9, 0.5)
-    solarize: tuple[float, ...] = (0.0, 0.2, 0.0)
-
-    def __post_init__(self) -> None:
-        for name in ("global_size", "local_size"):
-            pixels.check_size(name, getattr(self, name))
-        if self.local_count < 0:
-            raise ValueError(f"local_count = {self.local_count} must be at least 0")
-        for name in ("global_scale", "local_scale"):
-            scale = getattr(self, name)
-            if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-                raise ValueError(f"{name} = {scale} must be (least, most), 0 < least <= most <= 1")
-        counts = {"flip": 1, "jitter": 1, "grayscale": 1, "blur": 3, "solarize": 3}
-        for name, count in counts.items():
-            chances = np.atleast_1d(getattr(self, name))
-            if len(chances) != count or not all(0 <= p <= 1 for p in chances):
-                what = "a probability" if count == 1 else f"{count} probabilities"
-                raise ValueError(f"{name} = {getattr(self, name)} must be {what}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +76,8 @@ class DINO:
     local_weight: of the terms of local crops, beside those of global ones.
     gram: DINOv3's second stage; its network is ``aux["gram"]``, and ``aux["gram_steps"]`` counts
       the steps of the stage. None for none.
+    crop_sizes: in place of those of ``view`` and ``gram``, where they change from batch to batch;
+      :attr:`kinds` has a method for each. None where they stay.
 
     Raises:
       ValueError: when a field is out of range or two do not fit; one line.
@@ -142,6 +106,7 @@ class DINO:
     patch_embed_rate: float = 0.2
     local_weight: float = 1.0
     gram: Gram | None = None
+    crop_sizes: CropSizes | None = None
     mean: tuple[float, ...] = colours.IMAGENET_MEAN
     std: tuple[float, ...] = colours.IMAGENET_STD
 
@@ -165,6 +130,7 @@ class DINO:
             ("dino_head", HeadConfig),
             ("ibot_head", HeadConfig),
             ("gram", Gram),
+            ("crop_sizes", CropSizes),
         ):
             if fields.get(name) is not None:
                 fields[name] = sizes.construct(group, fields[name], f"method.{name}")
@@ -215,6 +181,22 @@ class DINO:
         for name in ("centre_momentum", "momentum", "final_momentum"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must lie in [0, 1]")
+        _ = self.kinds  # check their own fields
+
+    @property
+    def kinds(self) -> tuple[DINO, ...]:
+        """See ``methods.base.kinds_of``."""
+        if self.crop_sizes is None:
+            return (self,)
+        return tuple(
+            dataclasses.replace(
+                self,
+                view=dataclasses.replace(self.view, global_size=large, local_size=small),
+                gram=self.gram and dataclasses.replace(self.gram, size=twin),
+                crop_sizes=None,
+            )
+            for large, small, twin in self.crop_sizes.triples(bool(self.gram))
+        )
 
     @property
     def _grid(self) -> tuple[int, int]:
@@ -450,7 +432,9 @@ class DINO:
 
     # What the loader, the optimiser and the reports need to know.
 
-    def train_view(self) -> Callable[[bytes, np.random.Generator], dict[str, np.ndarray]]:
+    def train_view(self) -> MultiCropView | Turns:
+        if self.crop_sizes:
+            return Turns(tuple(x.train_view() for x in self.kinds), self.crop_sizes.shares)
         crops = dataclasses.asdict(self.view)
         distortion = Distortion(jitter=crops.pop("jitter"), grayscale=crops.pop("grayscale"))
         gram_size = self.gram.size if self.gram else 0
@@ -530,22 +514,16 @@ class DINO:
     def pictures(
         self, variables: Variables, batch: Mapping[str, np.ndarray], rng: jax.Array
     ) -> dict[str, np.ndarray]:
-        """{"masks": a sheet of the images, each with the two masks that its global crops would
-        have}, all of them drawn as one group."""
-        images = np.asarray(batch["image"])
-        (h, w), p = self.encoder.grid_of(*images.shape[1:3]), self.encoder.patch_size
-        masks = np.asarray(self.masks.draw(rng, 1, GLOBAL_CROPS * len(images), (h, w)))
-        hidden = repeat(masks, "1 (b v) (h w) -> v b (h p) (w q) 1", v=GLOBAL_CROPS, h=h, p=p, q=p)
-        views = {
-            f"mask {i + 1}": np.where(mask, np.uint8(_HIDDEN_GREY), images)
-            for i, mask in enumerate(hidden)
-        }
-        return {"masks": crop_sheet(images, views, title="Patches hidden from the student")}
+        """See :func:`mask_pictures`."""
+        return mask_pictures(self.encoder, self.masks, batch, rng)
 
     def train_flops(self) -> float:
         """Three times the student's forward matrix products and once the teacher's: of the blocks,
         what stochastic depth leaves of all crops; of the heads, CLS tokens and the buffer of masked
-        patches."""
+        patches. Of crops of several sizes the mean over batches."""
+        if self.crop_sizes:
+            counts = [kind.train_flops() for kind in self.kinds]
+            return float(np.average(counts, weights=self.crop_sizes.shares))
         e, group = self.encoder, self.group_images
         values = e.patch_size**2 * 3
 
@@ -567,3 +545,19 @@ class DINO:
         if self.gram:
             teacher += trunk(self.gram.size, GLOBAL_CROPS, 0.0)
         return 3.0 * student + teacher
+
+
+def mask_pictures(
+    encoder: ViTConfig, masks: BlockMasking, batch: Mapping[str, np.ndarray], rng: jax.Array
+) -> dict[str, np.ndarray]:
+    """{"masks": a sheet of the images, each with the two masks that its global crops would have},
+    all of them drawn as one group."""
+    images = np.asarray(batch["image"])
+    (h, w), p = encoder.grid_of(*images.shape[1:3]), encoder.patch_size
+    drawn = np.asarray(masks.draw(rng, 1, GLOBAL_CROPS * len(images), (h, w)))
+    hidden = repeat(drawn, "1 (b v) (h w) -> v b (h p) (w q) 1", v=GLOBAL_CROPS, h=h, p=p, q=p)
+    views = {
+        f"mask {i + 1}": np.where(mask, np.uint8(_HIDDEN_GREY), images)
+        for i, mask in enumerate(hidden)
+    }
+    return {"masks": crop_sheet(images, views, title="Patches hidden from the student")}

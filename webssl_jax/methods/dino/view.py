@@ -1,0 +1,85 @@
+"""The crops of DINO: how they are made, and sizes that change from batch to batch."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from webssl_jax.data.decode import Size
+from webssl_jax.models import pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """The crops: two of ``global_size`` and ``local_count`` of ``local_size`` pixels (the side of a
+    square, or (height, width)), each with an area share between its two scales, flipped and
+    distorted as in ``data/multicrop.py``. Colour jitter and greyscale have one probability for all
+    crops; ``blur`` and ``solarize`` have three: for the first global, the second global and the
+    local crops.
+
+    Raises:
+      ValueError: when a field is out of range.
+    """
+
+    global_size: Size = 224
+    local_size: Size = 98
+    local_count: int = 8
+    global_scale: tuple[float, ...] = (0.32, 1.0)
+    local_scale: tuple[float, ...] = (0.05, 0.32)
+    flip: float = 0.5
+    jitter: float = 0.8
+    grayscale: float = 0.2
+    blur: tuple[float, ...] = (0.0, 0.9, 0.5)
+    solarize: tuple[float, ...] = (0.0, 0.2, 0.0)
+
+    def __post_init__(self) -> None:
+        for name in ("global_size", "local_size"):
+            pixels.check_size(name, getattr(self, name))
+        if self.local_count < 0:
+            raise ValueError(f"local_count = {self.local_count} must be at least 0")
+        for name in ("global_scale", "local_scale"):
+            scale = getattr(self, name)
+            if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+                raise ValueError(f"{name} = {scale} must be (least, most), 0 < least <= most <= 1")
+        counts = {"flip": 1, "jitter": 1, "grayscale": 1, "blur": 3, "solarize": 3}
+        for name, count in counts.items():
+            chances = np.atleast_1d(getattr(self, name))
+            if len(chances) != count or not all(0 <= p <= 1 for p in chances):
+                what = "a probability" if count == 1 else f"{count} probabilities"
+                raise ValueError(f"{name} = {getattr(self, name)} must be {what}")
+
+
+@dataclasses.dataclass(frozen=True)
+class CropSizes:
+    """Sizes of crops of which every batch takes one set (DINOv3's stage of high resolution,
+    arXiv 2508.10104, section 5.1): the i-th of ``global_size``, ``local_size`` and, with a Gram
+    teacher, ``gram_size``, sides of squares in pixels, with the chance ``shares[i]`` of their sum.
+
+    Raises:
+      ValueError: when they are not equally many, or a number is out of range.
+    """
+
+    global_size: tuple[int, ...]
+    local_size: tuple[int, ...]
+    shares: tuple[float, ...]
+    gram_size: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        counts = {len(self.global_size), len(self.local_size), len(self.shares)}
+        counts |= {len(self.gram_size)} if self.gram_size else set()
+        if len(counts) > 1 or counts == {0}:
+            raise ValueError("global_size, local_size, gram_size and shares must be equally many")
+        if min(self.shares) <= 0:
+            raise ValueError(f"shares = {self.shares}: must be positive")
+
+    def triples(self, gram: bool) -> list[tuple[int, int, int]]:
+        """(global, local, Gram) sizes; the last 0 where there is no Gram teacher.
+
+        Raises:
+          ValueError: if there are Gram sizes without a Gram teacher, or none with one.
+        """
+        if gram != bool(self.gram_size):
+            raise ValueError("crop_sizes.gram_size: of a run with method.gram, and of no other")
+        twins = self.gram_size or (0,) * len(self.shares)
+        return list(zip(self.global_size, self.local_size, twins, strict=True))
