@@ -48,15 +48,27 @@ CASES = {
         ["method.view.image_size=32", "method.masks.min_keep=0", "method.predictor.depth=1"]
         + ["method.masks.targets=2"],
     ),
+    "lejepa": (
+        "lejepa:size=tiny",
+        ["method.view.global_size=16", "method.view.local_size=8", "method.directions=32"]
+        + ["method.projector.hidden=32"],
+    ),
     "mocov3": ("mocov3:size=tiny", ["method.view.image_size=16", "method.projector.hidden=32"]),
+    "simdino": (
+        "simdino:size=tiny",
+        ["method.view.global_size=16", "method.view.local_size=8", "method.view.local_count=2"]
+        + ["method.group_images=4", "method.rate_groups=2"]
+        + ["method.projector.hidden=32", "method.projector.output=16"],
+    ),
     "supervised": ("supervised:size=tiny", ["method.view.image_size=16", "method.mixup=0.2"]),
 }
 
 
 ONE, TWO = (1, 1, 1), (1, 2, 1)  # meshes
 slow = pytest.mark.slow
-# Compiling a step is dear: DINO's own tests, and those of the Gram stage, have most of DINOv3's.
-DEAR = ("dinov3", "dinov3_gram", "dinov3_high_res", "distill")
+# Compiling a step is dear: DINO's own tests, and those of the Gram stage, have most of DINOv3's,
+# and those of SimDINO and LeJEPA their losses.
+DEAR = ("dinov3", "dinov3_gram", "dinov3_high_res", "distill", "simdino", "lejepa")
 STEPPED = [pytest.param(x, marks=slow) if x in DEAR else x for x in CASES]
 # What is drawn by image; the others draw nothing, or have a test like this of their own.
 SPREAD = [x if x == "ijepa" else pytest.param(x, marks=slow) for x in CASES]
@@ -131,7 +143,7 @@ def test_steps_go_on_after_a_restart_and_have_the_vital_signs(name):
     assert np.mean(jax.tree.leaves(moved)) > 0.5
 
 
-@pytest.mark.parametrize("name", ["dinov3_high_res"])
+@pytest.mark.parametrize("name", ["dinov3_high_res", "simdino"])
 def test_losses_that_are_dear_to_compile_report_the_vital_signs(name):
     method = kinds_of(methods.create(load(name)))[-1]
     spec = method.batch_spec(BATCH)

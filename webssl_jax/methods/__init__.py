@@ -15,8 +15,10 @@ METHODS = {
     "dino": "webssl_jax.methods.dino.method:DINO",
     "distill": "webssl_jax.methods.distill.method:Distill",
     "ijepa": "webssl_jax.methods.ijepa.method:IJEPA",
+    "lejepa": "webssl_jax.methods.lejepa.method:LeJEPA",
     "mae": "webssl_jax.methods.mae.method:MAE",
     "mocov3": "webssl_jax.methods.mocov3.method:MoCoV3",
+    "simdino": "webssl_jax.methods.simdino.method:SimDINO",
     "supervised": "webssl_jax.methods.supervised.method:Supervised",
     "vqa": "webssl_jax.methods.vqa.method:VQA",
 }

@@ -23,7 +23,8 @@ _EPS = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class MlpConfig:
-    """``layers`` linear layers, of width ``hidden`` and the last of width ``output``.
+    """``layers`` linear layers, of width ``hidden`` and the last of width ``output``. Without
+    ``last_norm`` the last has a bias and no batch norm behind it (LeJEPA).
 
     Raises:
       ValueError: when a number is below 1.
@@ -32,11 +33,12 @@ class MlpConfig:
     hidden: int = 4096
     output: int = 256
     layers: int = 3
+    last_norm: bool = True
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
-                raise ValueError(f"{field.name} = {getattr(self, field.name)} must be at least 1")
+        for name in ("hidden", "output", "layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
 
     def flops(self, inputs: int) -> float:
         """Floating-point operations of one row, forward, two a multiply-add."""
@@ -56,8 +58,18 @@ class BatchNormMlp(nn.Module):
         for i in range(1, c.layers + 1):
             size = c.hidden if i < c.layers else c.output
             init = uniform(x.shape[-1] ** -0.5)  # PyTorch's default
-            x = nn.Dense(size, use_bias=False, dtype=self.dtype, kernel_init=init, name=f"fc{i}")(x)
-            x = standardise(x)
+            plain = i == c.layers and not c.last_norm
+            dense = nn.Dense(
+                size,
+                use_bias=plain,
+                dtype=self.dtype,
+                kernel_init=init,
+                bias_init=init,
+                name=f"fc{i}",
+            )
+            if plain:
+                return dense(x).astype(jnp.float32)
+            x = standardise(dense(x))
             if i < c.layers:
                 x = nn.relu(Affine(name=f"norm{i}")(x))
         return x

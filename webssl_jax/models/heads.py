@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from webssl_jax.models.batch_norm_mlp import MlpConfig
 from webssl_jax.models.init_schemes import uniform
 from webssl_jax.models.layers import gelu, l2_normalise
 
@@ -80,14 +82,30 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> Scores:
         c = self.config
-        for i in range(1, c.layers + 1):
-            size = c.hidden if i < c.layers else c.bottleneck
-            init = nn.initializers.normal(0.02)  # the original truncates at +-2, 100 std
-            x = nn.Dense(size, dtype=self.dtype, kernel_init=init, name=f"fc{i}")(x)
-            x = gelu(x) if i < c.layers else x
-        x = l2_normalise(x.astype(jnp.float32), 1e-12)
+        x = _onto_sphere(x, (*[c.hidden] * (c.layers - 1), c.bottleneck), self.dtype)
         kernel = Prototypes(c, name="last_layer")()
         return Scores(x, kernel.astype(self.dtype))
+
+
+class Projector(nn.Module):
+    """(..., D) -> (..., output) float32, L2-normalised: a head without prototypes (SimDINO)."""
+
+    config: MlpConfig
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = self.config
+        return _onto_sphere(x, (*[c.hidden] * (c.layers - 1), c.output), self.dtype)
+
+
+def _onto_sphere(x: jax.Array, widths: Sequence[int], dtype: str) -> jax.Array:
+    """Linear layers ``fc1`` ... of the module that calls it, GELU between them; L2-normalised."""
+    for i, width in enumerate(widths, 1):
+        init = nn.initializers.normal(0.02)  # the original truncates at +-2, 100 std
+        x = nn.Dense(width, dtype=dtype, kernel_init=init, name=f"fc{i}")(x)
+        x = gelu(x) if i < len(widths) else x
+    return l2_normalise(x.astype(jnp.float32), 1e-12)
 
 
 class Prototypes(nn.Module):

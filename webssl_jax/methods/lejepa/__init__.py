@@ -1,0 +1,1 @@
+"""Views that predict each other, with normally distributed embeddings."""

@@ -1,0 +1,1 @@
+"""DINOv2 without prototypes: the coding rate keeps features apart."""
