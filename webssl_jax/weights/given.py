@@ -9,9 +9,10 @@ from typing import Any
 # Names alone, of ``families.FAMILIES``, ``clip.MLPS`` and ``position.INTERPOLATIONS``: to name them
 # a parser imports no jax.
 FORMATS = (
-    "dinov2-heads dinov2-pth dinov2-teacher hf-clip hf-clip-vision hf-dinov2 hf-dinov2-registers "
-    "hf-dinov3 hf-ijepa hf-siglip hf-siglip-vision hf-vit hf-vit-mae mae-pth open-clip "
-    "open-clip-pth timm timm-clip timm-siglip"
+    "dinov2-heads dinov2-pth dinov2-teacher dinov3-pth dinov3-teacher hf-clip hf-clip-vision "
+    "hf-dinov2 hf-dinov2-registers hf-dinov3 hf-ijepa hf-siglip hf-siglip-vision hf-vit hf-vit-mae "
+    "ijepa-pth mae-pth mocov3-pth open-clip open-clip-pth timm timm-clip timm-dinov3 timm-ijepa "
+    "timm-siglip"
 ).split()
 MLPS = ("gelu", "quick_gelu")
 RESIZES = ("antialias", "offset", "plain")
