@@ -175,7 +175,8 @@ class TrainLoader:
         self.wait_seconds = 0.0
         self._source = source
         turns = view if isinstance(view, Turns) else None
-        loads = [_Load(source, one, seed) for one in (turns.views if turns else (view,))]
+        views: tuple[TrainView, ...] = view.views if isinstance(view, Turns) else (view,)
+        loads = [_Load(source, one, seed) for one in views]
         self._load = loads[0]
         order = shuffled(len(source), seed)
         if isinstance(source, Mixture):
@@ -342,7 +343,7 @@ class _Chunks(grain.MapDataset):
         start_step: int,
     ):
         super().__init__(streams)
-        self._number = number
+        self._streams, self._number = streams, number
         self._global_batch, self._start_step, self._rows = global_batch, start_step, rows
         self.per_batch = -(-len(rows) // _CHUNK)
 
@@ -355,7 +356,7 @@ class _Chunks(grain.MapDataset):
             return self.slice(index)
         step, piece = divmod(index, self.per_batch)
         step += self._start_step
-        stream = self._parents[self._number(step) if self._number else 0]
+        stream = self._streams[self._number(step) if self._number else 0]
         first = step * self._global_batch
         size = len(self._rows)
         rows = self._rows[piece * size // self.per_batch : (piece + 1) * size // self.per_batch]

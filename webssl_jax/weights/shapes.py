@@ -222,7 +222,7 @@ def known_heads(facts: Mapping[str, Any]) -> int | None:
     """Attention heads of the published size of that width and depth."""
     published = (*_web_dino().values(), *_web_mae().values())
     known = {(c.width, c.depth): c.heads for c in published} | _OTHER_HEADS
-    known |= _HEADS_BY_POSITION.get(facts["position"], {})
+    known |= _HEADS_BY_POSITION.get(facts.get("position", ""), {})
     return known.get((facts["width"], facts["depth"]))
 
 

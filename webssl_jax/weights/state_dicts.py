@@ -19,8 +19,10 @@ from webssl_jax.weights.stored import Stored, WeightsError, some
 
 # What loaders take first: timm's the averaged weights, before the plain ones; DINOv2's the teacher,
 # I-JEPA's the target encoder.
-_ORDER = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher", "target_encoder")
-_ORDER += ("student",)
+_ORDER = (
+    *("state_dict_ema", "model_ema", "state_dict", "model"),
+    *("teacher", "target_encoder", "student"),
+)
 _DEPTH = 3  # of dicts in dicts
 _OWN = "webssl_jax"  # what our exports keep beside the tensors
 # The patch embedding of an encoder, by any of its names: what stands before it is a prefix.

@@ -434,7 +434,10 @@ class DINO:
 
     def train_view(self) -> MultiCropView | Turns:
         if self.crop_sizes:
-            return Turns(tuple(x.train_view() for x in self.kinds), self.crop_sizes.shares)
+            return Turns(tuple(x._crops() for x in self.kinds), self.crop_sizes.shares)
+        return self._crops()
+
+    def _crops(self) -> MultiCropView:
         crops = dataclasses.asdict(self.view)
         distortion = Distortion(jitter=crops.pop("jitter"), grayscale=crops.pop("grayscale"))
         gram_size = self.gram.size if self.gram else 0
