@@ -141,6 +141,9 @@ def test_of_a_whole_checkpoint_the_network_that_is_evaluated_is_taken(tmp_path, 
     if name == "mocov3":
         table = table_of(family, back.networks)
         assert table.family == family and len(back.left) == len(momentum) + 2
+        file = f"{tmp_path / 'x.pth.tar'}:state_dict/module.momentum_encoder"  # by its place
+        average = load.load(file, heads=4).params["encoder"]["norm"]["bias"]
+        np.testing.assert_allclose(average, bias + 1, rtol=1e-6)
 
 
 def test_what_their_code_computes_otherwise_is_refused(tmp_path):

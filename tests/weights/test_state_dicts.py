@@ -76,12 +76,12 @@ def test_weights_in_a_lightning_module_are_found_under_any_prefix(tmp_path, enco
 
 
 def test_two_encoders_in_one_dict_are_two_choices(tmp_path, encoder):
-    """As MoCo v3 saves them."""
-    both = plus(encoder, 0, "module.base_encoder.") | plus(encoder, 1, "module.momentum_encoder.")
+    """As programs save them that train two; those of MoCo v3 are a family of their own."""
+    both = plus(encoder, 0, "module.query_encoder.") | plus(encoder, 1, "module.key_encoder.")
     torch.save({"state_dict": both}, tmp_path / "x.pth")
-    with pytest.raises(WeightsError, match="module.base_encoder, .*module.momentum_encoder$"):
+    with pytest.raises(WeightsError, match="module.query_encoder, .*module.key_encoder$"):
         load.open_(tmp_path / "x.pth")
-    chosen = f"{tmp_path / 'x.pth'}:state_dict/module.momentum_encoder"
+    chosen = f"{tmp_path / 'x.pth'}:state_dict/module.key_encoder"
     assert which(chosen, encoder)[1] == 1
 
 
