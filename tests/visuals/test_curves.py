@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from webssl_jax.visuals import curves, loss_curves
+from webssl_jax.visuals import curves
+from webssl_jax.visuals.curves import loss_curves
 
 BLUE = (31, 95, 168)
 

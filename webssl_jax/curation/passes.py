@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from webssl_jax.config import UserError
-from webssl_jax.curation import balancing, engine, matching, report, scores
+from webssl_jax.curation import balancing, engine, matching, scores
 from webssl_jax.curation.engine import Progress, silent
 from webssl_jax.curation.scorers.matches import Matches
 from webssl_jax.curation.shards import Shard
@@ -52,6 +52,8 @@ def match(
       UserError: for bad shards or entries (``sources``, ``matching.read_entries``), a folder begun
         with others or in use, a pool without a caption or without a match, a worker that died.
     """
+    from webssl_jax.curation import report  # with matplotlib: no worker and no --help needs it
+
     entries = matching.read_entries(entries_file)
     scorer = Matches(os.path.abspath(entries_file))
     scores.score(pattern, scorer, index, runner, progress, {"entries": scorer.digest})
@@ -134,6 +136,8 @@ def balance(
       UserError: if the index is missing or not complete, its shards have changed, the folder was
         begun with other arguments or is in use, or a worker died.
     """
+    from webssl_jax.curation import report  # with matplotlib: no worker and no --help needs it
+
     if not (index / COUNTS).exists():
         raise UserError(
             f"--index {index}: no complete index there; run the match command, to its end"

@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from webssl_jax.config import UserError
-from webssl_jax.curation import report, scores
+from webssl_jax.curation import scores
 from webssl_jax.data import records
 from webssl_jax.data.decode import DecodeError, decode_image
 from webssl_jax.data.sources import ArrayRecordSource, DamagedRecord
@@ -126,6 +126,8 @@ def select(
     Raises:
       UserError: as :func:`scores.tables`; or if nothing is kept.
     """
+    from webssl_jax.curation import report  # with matplotlib: no worker and no --help needs it
+
     names = sorted({*(where.columns if where else ()), *([by] if by else [])})
     parts = list(scores.tables(folders, names))
     sizes = [len(part) for part in parts]

@@ -29,7 +29,8 @@ from webssl_jax.telemetry.goodput import Goodput
 from webssl_jax.telemetry.progress import Progress, format_seconds
 from webssl_jax.telemetry.throughput import Throughput
 from webssl_jax.telemetry.writer import MetricWriter, read_rows
-from webssl_jax.visuals import loss_curves, save_png
+from webssl_jax.visuals import save_png
+from webssl_jax.visuals.curves import loss_curves
 
 log = logging.getLogger(__name__)
 Row = dict[str, float]
@@ -212,7 +213,7 @@ class Logbook:
     ) -> None:
         """Draws ``pictures/curves.png`` and ``pictures/health.png`` from all rows so far.
 
-        levels: {name: figures} to compare with, the ``baselines`` of ``visuals.loss_curves``.
+        levels: {name: figures} to compare with, the ``baselines`` of ``curves.loss_curves``.
         headlines: as there.
         """
         with distributed.error_barrier():

@@ -7,7 +7,6 @@ import functools
 import pathlib
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -32,6 +31,8 @@ MAX_CELL = 256
 def font(size: int) -> ImageFont.FreeTypeFont:
     """The face of the curves: matplotlib brings the file, so that pictures look the same on every
     machine. It is wider than most, hence a size less."""
+    import matplotlib  # takes as long as all else here
+
     path = pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     return ImageFont.truetype(str(path), size - 1, layout_engine=ImageFont.Layout.BASIC)
 
