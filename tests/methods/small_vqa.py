@@ -2,6 +2,7 @@
 a token, and Llama 3's special ones."""
 
 import functools
+import io
 import json
 import pathlib
 import shutil
@@ -9,10 +10,14 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
 from ml_collections import ConfigDict
+from PIL import Image
 
 from webssl_jax import methods, params
+from webssl_jax.data import annotations, records
 
+SPEC = "configs/vqa.py:stage=2,encoder=web_dino_micro"
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 VOCABULARY = 272  # 265 ids of the tokenizer
 DECODER = dict(width=32, depth=2, heads=4, kv_heads=2, mlp_hidden=48, context=1024)
@@ -61,3 +66,34 @@ def fresh(method, seed=0):
         return jnp.asarray(values * 0.05 + path.endswith("scale"))
 
     return params.map_with_path(draw, shapes)
+
+
+def settings(folder):
+    """{key: value} that make the config of SPEC as small. folder: of its tokenizer."""
+    language = DECODER | {"vocabulary": VOCABULARY, "dtype": "float32", "remat": "none"}
+    return {
+        **{f"method.language.{key}": value for key, value in language.items()},
+        **{"method.image_size": 32, "method.length": 48, "method.block": 8},
+        **{"method.connector.grid": 3, "method.dialogue.tokenizer": folder},
+        **{"method.dialogue.system": "", "model.dtype": "float32"},
+    }
+
+
+def talk(words="A cat."):
+    """Annotations of a record."""
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": words}]
+    return {"conversations": annotations.encode_json(turns)}
+
+
+def write_talks(file, count):
+    """A shard of conversations about pictures."""
+    rng = np.random.default_rng(0)
+    writer = ArrayRecordWriter(str(file), records.WRITER_OPTIONS)
+    for i in range(count):
+        stream = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(stream, "PNG")
+        data, said = stream.getvalue(), talk("A cat." if i % 2 else "Two dogs.")
+        writer.write(
+            records.encode(records.Record(data, (), str(i), 30, 20, "s", annotations=said))
+        )
+    writer.close()

@@ -9,6 +9,7 @@ import signal
 import pytest
 
 from tests.e2e import runner
+from tests.methods import small_vqa
 from webssl_jax.telemetry.goodput import totals
 
 EVALUATION = {
@@ -75,6 +76,30 @@ def test_clips_losses_and_gradients_on_two_processes_are_those_of_one(tmp_path, 
         assert len(norms) > 1
         for name in norms:
             assert row[name] == pytest.approx(expected[name], rel=2e-5), name
+
+
+@pytest.mark.slow
+def test_a_model_learns_to_answer_alike_on_one_device_and_on_eight_that_were_killed(tmp_path):
+    """Two processes of four devices, killed and started again: the losses of one device. float32,
+    only the order of sums differs."""
+    tokenizer, records = small_vqa.tokenizer_folder(tmp_path), tmp_path / "talks.arrayrecord"
+    small_vqa.write_talks(records, 24)
+    settings = {
+        **dict.fromkeys(("model.size", "method.view.image_size"), None),
+        **dict.fromkeys(("method.decoder.width", "method.decoder.heads"), None),
+        **small_vqa.settings(tokenizer),
+        **{"data.train": records, "global_batch": 8, "total_steps": 8},
+    }
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = runner.train(one, settings, spec=small_vqa.SPEC)
+    assert alone.code == 0, alone.output
+    sharded = settings | {"sharding.replica": 2, "sharding.fsdp": 2, "sharding.tensor": 2}
+    runner.train_together(two, 2, 4, sharded, kill_after_step=5, spec=small_vqa.SPEC)
+    results = runner.train_together(two, 2, 4, sharded, spec=small_vqa.SPEC)
+    assert all(result.code == 0 for result in results), [r.output for r in results]
+    assert "going on" in results[0].output or "resum" in results[0].output
+    wanted, found = runner.losses(one), runner.losses(two)
+    assert found == pytest.approx(wanted, rel=1e-5) and wanted[8] < wanted[1]
 
 
 def test_one_and_two_processes_continue_each_other_whatever_ended_them(tmp_path, unbroken):
