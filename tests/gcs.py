@@ -9,6 +9,7 @@ google-cloud-storage ask for it. Objects live in memory.
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import email
 import functools
@@ -216,7 +217,8 @@ def of_this_process() -> Storage:
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(data)
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # has read enough
+                    self.wfile.write(data)
 
         do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _any
 

@@ -66,7 +66,7 @@ def test_a_sample_is_shared_among_kinds_then_among_their_clusters(planted, tmp_p
     assert kept[:3].tolist() == [10, 10, 10] and kept[3:].tolist() == [17, 9, 4]
 
     table = pa.concat_tables(scores.tables([tmp_path / "out"], ["level1", "level2", "problem"]))
-    assert table["problem"][5].as_py() == "no features" and table["level1"][5].as_py() is None
+    assert table["problem"][5].as_py() == "no features: gone" and table["level1"][5].as_py() is None
     level1, level2 = (np.delete(table[name].to_numpy(), 5) for name in ("level1", "level2"))
     assert same(level1, labels) and same(level2, labels // 3)
     where = selecting.Condition(f"level2 == {level2[0]:g}")

@@ -54,7 +54,7 @@ def test_planted_groups_are_found_and_the_first_or_the_best_stays(planted, tmp_p
 def test_the_index_finds_what_all_pairs_find_and_goes_on_after_a_kill(
     planted, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("webssl_jax.curation.near_duplicates._CELLS", 8)
+    monkeypatch.setattr("webssl_jax.curation.links.COUNT", 8)
     rules = Rules(0.98, exact=100)
 
     class Killed(Exception):

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 # What converting needs of the package's requirements, with the beam extra.
 REQUIREMENTS = (
     "apache-beam==2.77.0 array_record==0.8.6 msgpack==1.2.4 ml_collections==1.1.0 "
-    "numpy==2.4.6 cykooz.resizer gcsfs matplotlib"
+    "numpy==2.4.6 cykooz.resizer scipy tenacity gcsfs matplotlib"
 ).split()
 
 
@@ -93,6 +93,11 @@ def test_beams_direct_runner_writes_the_bytes_of_the_pool_and_continues(tmp_path
         options,
     )
     assert beam.returncode == 0, beam.stderr
+    scorer = "--scorer", "text_boxes:model=none.onnx"  # refused by the workers
+    given = "--input", tmp_path / "pool", "--output", tmp_path / "bad2", "--runner", "beam", options
+    bad = run(python, *scorer, *given, tool=("curate.py", "score"))
+    assert bad.returncode == 2, bad.stderr
+    assert bad.stderr.splitlines()[-1].startswith("error: --scorer text_boxes: onnxruntime is not")
     for folder, name in ((tmp_path / "pool", "beam"), (tmp_path / "scores", "scores")):
         local = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
         assert seen(storage, name) == local and len(local) > 5

@@ -326,7 +326,7 @@ def test_inputs_that_are_no_tars_are_refused_with_one_line(tmp_path):
     for pattern, message in (
         (str(tmp_path / "none*.tar"), "no file matches"),
         (str(tmp_path), "is a folder"),
-        ("gs://bucket/*.tar", "mount a bucket"),
+        ("s3://bucket/*.tar", "give only paths, or only gs://; or mount a bucket"),
     ):
         with pytest.raises(UserError, match=message):
             list_tars([pattern])

@@ -24,7 +24,7 @@ SHARED = (
     "webssl_jax/cli.py",
     "webssl_jax/sharding/rendezvous.py",
     "webssl_jax/data/converter/kinds.py",
-    *(str(path.relative_to(ROOT)) for path in (ROOT / "webssl_jax/curation/commands").glob("*.py")),
+    *(str(p.relative_to(ROOT)) for p in ROOT.glob("webssl_jax/curation/commands/*.py")),
 )
 COMMAND = re.compile(r"\b(?:python (-m )?([\w./]+)|webssl ([a-z_]+))((?:[^\n`|]|\\\n|\\\|)*)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")

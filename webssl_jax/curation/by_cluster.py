@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from webssl_jax.config import UserError
-from webssl_jax.curation import clusters, scores, selecting
+from webssl_jax.curation import clusters, selecting
 from webssl_jax.curation.feature_pool import FeaturePool, unit
 from webssl_jax.data.converter import plan
 from webssl_jax.files import write_json
@@ -135,18 +134,14 @@ def _write_scores(
     labels: Sequence[np.ndarray],
     distance: np.ndarray,
 ) -> None:
-    missing = np.ones(len(pool), bool)
-    missing[rows] = False
-
-    def whole(values: np.ndarray, kind: pa.DataType) -> pa.Array:
-        filled = np.zeros(len(pool), values.dtype)
-        filled[rows] = values
-        return pa.array(filled, kind, mask=missing)
-
-    columns = {f"level{i}": whole(one, pa.int32()) for i, one in enumerate(labels, 1)}
-    columns["distance"] = whole(distance, pa.float32())
-    problems = pa.array(np.full(len(pool), "no features"), pa.string(), mask=~missing)
-    scores.write(output, pool.records(), columns, problems)
+    there = np.zeros(len(pool), bool)
+    there[rows] = True
+    columns = {f"level{i}": one.astype(np.int32) for i, one in enumerate(labels, 1)}
+    columns["distance"] = distance.astype(np.float32)
+    whole = {name: np.zeros(len(pool), values.dtype) for name, values in columns.items()}
+    for name, values in columns.items():
+        whole[name][rows] = values
+    pool.write_scores(output, there, whole)
 
 
 def _draw(

@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from webssl_jax.config import UserError
-from webssl_jax.curation import engine
+from webssl_jax.curation import engine, scores
 from webssl_jax.curation.shards import list_shards
 from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.evaluators import feature_files
@@ -105,6 +106,21 @@ class FeaturePool:
                 }
             )
             waiting = waiting.slice(count)
+
+    def write_scores(
+        self, output: Path, there: np.ndarray, columns: Mapping[str, np.ndarray]
+    ) -> None:
+        """Writes what was found by the features as scores of the shards.
+
+        Args:
+          there: (n,) bool, which of all records have features. columns: {name: (n,)}.
+        """
+        parts = [pq.read_table(part, columns=["problem"])["problem"] for part in self._parts]
+        why = pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.string())
+        problems = pc.binary_join_element_wise("no features", pc.fill_null(why, ""), ": ")
+        problems = pc.if_else(pa.array(there), pa.scalar(None, pa.string()), problems)
+        made = {name: pa.array(values, mask=~there) for name, values in columns.items()}
+        scores.write(output, self.records(), made, problems)
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

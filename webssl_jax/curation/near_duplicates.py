@@ -20,30 +20,23 @@ share of their true pairs that lie in one group.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scipy import sparse
-from scipy.sparse import csgraph
 
 from webssl_jax.config import UserError
-from webssl_jax.curation import clusters, engine, scores, selecting
+from webssl_jax.curation import clusters, engine, links, selecting
 from webssl_jax.curation.feature_pool import FeaturePool, unit
 from webssl_jax.data.converter import plan, runners
-from webssl_jax.data.converter.items import no_progress
 from webssl_jax.files import write_json
 
 SAMPLED = 1000  # records that the recall is measured on
-_ROWS, _COLUMNS = 1024, 8192  # of a product
-VECTORS, CELLS = "vectors.npy", "cells.npy"  # in the plan
+_COLUMNS = 8192  # of a product
 _SHOWN = 4  # records of a group
-_CELLS = 64  # whose links are one file: what a kill costs, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +79,13 @@ def dedup(
         cells = _cells(vectors, place, rules)
         homes = np.bincount(cells[:, 0], minlength=int(cells.max()) + 1)
         tasks = [
-            Task(str(output), first, rules.threshold, int(homes[first : first + _CELLS].sum()))
-            for first in range(0, len(homes), _CELLS)
+            links.Task(
+                str(output), first, rules.threshold, int(homes[first : first + links.COUNT].sum())
+            )
+            for first in range(0, len(homes), links.COUNT)
         ]
-        engine.work(runner, link_cells, tasks, progress)
-        groups = _components((np.load(task.path) for task in tasks), len(rows))
+        engine.work(runner, links.link_cells, tasks, progress)
+        groups = links.components((np.load(task.path) for task in tasks), len(rows))
         recall, pairs = _recall(vectors, groups, rules)
         kept = np.zeros(len(pool), bool)
         kept[rows[_best(groups, None if better is None else better[rows])]] = True
@@ -109,7 +104,9 @@ def dedup(
         }
         group = np.full(len(pool), -1, np.int64)
         group[rows] = np.where(sizes > 1, np.cumsum(sizes > 1) - 1, -1)[groups]
-        _write_scores(pool, output, rows, group, kept)
+        there = np.zeros(len(pool), bool)
+        there[rows] = True
+        pool.write_scores(output, there, {"group": group, "kept": kept.astype(np.int8)})
         selecting.write_selection(output / "selection.parquet", pool.records(), kept)
         _write_groups(output, pool, group, kept)
         write_json(output / "dedup.json", figures)
@@ -118,7 +115,7 @@ def dedup(
 
 def _vectors(pool: FeaturePool, place: Path) -> tuple[np.ndarray, np.ndarray]:
     """Unit vectors of the records with features, (m, D), on disk, and their numbers (m,)."""
-    path = place / VECTORS
+    path = place / links.VECTORS
     if not path.exists():
         rows = np.concatenate([numbers for numbers, _ in pool.blocks()])
         if not len(rows):
@@ -138,8 +135,8 @@ def _vectors(pool: FeaturePool, place: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cells(vectors: np.ndarray, place: Path, rules: Rules) -> np.ndarray:
-    """(m, probes) int32: the cells nearest to each record, its own first; also in CELLS."""
-    count, path = len(vectors), place / CELLS
+    """(m, probes) int32: the cells nearest to each record, its own first; also in links.CELLS."""
+    count, path = len(vectors), place / links.CELLS
     if not path.exists():
         nearest = np.zeros((count, 1), np.int32)
         if count > rules.exact:
@@ -148,111 +145,8 @@ def _cells(vectors: np.ndarray, place: Path, rules: Rules) -> np.ndarray:
             found = clusters.kmeans(vectors[np.sort(drawn)], number, rules.seed)
             parts = (vectors[i : i + _COLUMNS] for i in range(0, count, _COLUMNS))
             nearest, _ = clusters.closest(parts, found.centroids, min(rules.probes, number))
-        _save(path, nearest)
+        links.save(path, nearest)
     return np.load(path)
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    with path.with_suffix(".tmp").open("wb") as file:
-        np.save(file, array)
-    os.replace(path.with_suffix(".tmp"), path)
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """The links of the records of some cells. first: of the cells. size: records in them."""
-
-    output: str
-    first: int
-    threshold: float
-    size: int
-
-    needs: ClassVar[tuple] = tuple(("output", f"{plan.PLAN_FOLDER}/{n}") for n in (VECTORS, CELLS))
-
-    @property
-    def place(self) -> Path:
-        return Path(self.output) / plan.PLAN_FOLDER
-
-    @property
-    def path(self) -> Path:
-        return self.place / f"links-{self.first:08d}.npy"
-
-
-def link_cells(task: Task, progress: Callable[[int], None] = no_progress) -> None:
-    """Writes (k, 2) numbers of vectors that are near-duplicates, enough of them to hold each group
-    together."""
-    if not task.path.exists():
-        index = _index(str(task.place), (task.place / CELLS).stat().st_mtime_ns)
-        span = range(task.first, min(task.first + _CELLS, len(index.homes)))
-        found = [
-            part
-            for cell in span
-            for part in _compare(
-                index.vectors, index.homes[cell], index.visitors[cell], task.threshold
-            )
-        ]
-        _save(task.path, np.concatenate([np.zeros((0, 2), np.int64), *found]))
-    progress(task.size)
-
-
-class _Index(NamedTuple):
-    """vectors (m, D). Of each cell: homes, the vectors that lie in it; visitors, those that have it
-    among their nearest."""
-
-    vectors: np.ndarray
-    homes: list[np.ndarray]
-    visitors: list[np.ndarray]
-
-
-@functools.lru_cache(1)
-def _index(place: str, written: int) -> _Index:
-    """Once in a worker. written: when the cells were, of which a process may see several."""
-    cells = np.load(Path(place) / CELLS)
-    number = int(cells.max()) + 1
-    homes = _grouped(cells[:, 0], number)
-    visitors = _grouped(cells.ravel(), number, cells.shape[1])
-    return _Index(np.load(Path(place) / VECTORS, mmap_mode="r"), homes, visitors)
-
-
-def _grouped(labels: np.ndarray, number: int, each: int = 1) -> list[np.ndarray]:
-    """For each label the places that have it, sorted; ``each`` labels in a row are one place's."""
-    order = np.argsort(labels, kind="stable")
-    ends = np.cumsum(np.bincount(labels, minlength=number))
-    return np.split(order // each, ends[:-1])
-
-
-def _compare(
-    vectors: np.ndarray, home: np.ndarray, visitors: np.ndarray, threshold: float
-) -> Iterator[np.ndarray]:
-    """For each block of products the links that hold its groups together."""
-    for i in range(0, len(home), _ROWS):
-        ours = home[i : i + _ROWS]
-        x = vectors[ours]
-        for j in range(0, len(visitors), _COLUMNS):
-            theirs = visitors[j : j + _COLUMNS]
-            a, b = np.nonzero(x @ vectors[theirs].T >= threshold)
-            pairs = np.stack([ours[a], theirs[b]], 1)
-            pairs = pairs[pairs[:, 0] != pairs[:, 1]]
-            if len(pairs):
-                yield _spanning(pairs)
-
-
-def _spanning(pairs: np.ndarray) -> np.ndarray:
-    """As few pairs as join the same: many that are all alike would else be as many as squares."""
-    names, flat = np.unique(pairs, return_inverse=True)
-    group = _components([flat.reshape(-1, 2)], len(names))
-    _, first = np.unique(group, return_index=True)
-    links = np.stack([names[first[group]], names], 1)
-    return links[links[:, 0] != links[:, 1]]
-
-
-def _components(links: Iterable[np.ndarray], count: int) -> np.ndarray:
-    """(count,) the group of each, numbered by their first members."""
-    pairs = np.concatenate([np.zeros((0, 2), np.int64), *links])
-    graph = sparse.coo_array((np.ones(len(pairs), bool), pairs.T), (count, count))
-    found = csgraph.connected_components(graph, directed=False)[1]
-    _, first, back = np.unique(found, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[back]
 
 
 def _best(groups: np.ndarray, better: np.ndarray | None) -> np.ndarray:
@@ -277,19 +171,6 @@ def _recall(vectors: np.ndarray, groups: np.ndarray, rules: Rules) -> tuple[floa
         pairs += int((a != b).sum())
         hits += int(((groups[a] == groups[b]) & (a != b)).sum())
     return (hits / pairs if pairs else None), pairs
-
-
-def _write_scores(
-    pool: FeaturePool, output: Path, rows: np.ndarray, group: np.ndarray, kept: np.ndarray
-) -> None:
-    missing = np.ones(len(pool), bool)
-    missing[rows] = False
-    columns = {
-        "group": pa.array(group, mask=missing),
-        "kept": pa.array(kept.astype(np.int8), mask=missing),
-    }
-    problems = pa.array(np.full(len(pool), "no features"), pa.string(), mask=~missing)
-    scores.write(output, pool.records(), columns, problems)
 
 
 def _write_groups(output: Path, pool: FeaturePool, group: np.ndarray, kept: np.ndarray) -> None:

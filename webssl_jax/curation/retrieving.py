@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from webssl_jax.config import UserError
-from webssl_jax.curation import engine, scores, selecting
+from webssl_jax.curation import engine, selecting
 from webssl_jax.curation.feature_pool import FeaturePool, unit
 from webssl_jax.data.converter import plan
 from webssl_jax.files import write_json
@@ -80,12 +79,7 @@ def retrieve(
             "similarity_of_nearest": float(similar[:, 0].mean()),
             "least_similarity": float(similar[taken].min()),
         }
-        columns = {
-            "similarity": pa.array(best, pa.float32(), mask=~there),
-            "wanted": pa.array(counts, pa.int32(), mask=~there),
-        }
-        problems = pa.array(np.full(len(pool), "no features"), pa.string(), mask=there)
-        scores.write(output, pool.records(), columns, problems)
+        pool.write_scores(output, there, {"similarity": best, "wanted": counts.astype(np.int32)})
         selecting.write_selection(output / "selection.parquet", pool.records(), kept)
         order = np.lexsort((-best, -counts))[: int(kept.sum())]
         shown = ((int(i), f"{counts[i]}: {best[i]:.3f}") for i in order)

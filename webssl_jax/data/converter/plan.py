@@ -62,7 +62,10 @@ def find_files(patterns: Sequence[str], what: str, remote: bool = False) -> tupl
         return _find_remote(patterns)
     for pattern in patterns:
         if "://" in pattern:
-            raise UserError(f"--input {pattern}: only paths; mount a bucket (gcsfuse, for one)")
+            allowed = "only paths" + (", or only gs://" if remote else "")
+            raise UserError(
+                f"--input {pattern}: give {allowed}; or mount a bucket (gcsfuse, for one)"
+            )
         matches = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
         if not matches:
             raise UserError(f"--input {pattern}: no such file, and no file matches it")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
@@ -230,9 +231,19 @@ def beam(options: str) -> Iterator[Do]:
             pipeline = apache_beam.Pipeline(options=PipelineOptions(shlex.split(options)))
         except ValueError as error:
             raise UserError(f"--beam-options {options}: {error}") from None
-        with pipeline:
-            tasks = pipeline | "Shards" >> apache_beam.Create(shards, reshuffle=True)
-            tasks | function.__name__ >> apache_beam.Map(lambda shard: function(shard, no_progress))
+        try:
+            with pipeline:
+                tasks = pipeline | "Shards" >> apache_beam.Create(shards, reshuffle=True)
+                tasks | function.__name__ >> apache_beam.Map(
+                    lambda shard: function(shard, no_progress)
+                )
+        except Exception as error:  # a type of Beam's own, around what a worker has raised
+            told = re.search(
+                r"(?:User|Transient)Error: (.+?)(?: \[while running|$)", str(error), re.M
+            )
+            if told is None:
+                raise
+            raise UserError(told[1]) from None
         progress(sum(shard.size for shard in shards))
 
     yield do
