@@ -226,7 +226,9 @@ def test_masks_that_do_not_fit_their_image_are_refused():
     jpeg = encode_image(VALUES, "JPEG")
     assert refused(annotations.mask, mask=jpeg) == "annotation 'mask': not a PNG"
     whole = annotations.encode_mask(VALUES)
-    assert "damaged PNG" in refused(annotations.mask, mask=whole[: len(whole) // 2])
+    for kept in (12, len(whole) // 2):
+        said = refused(annotations.mask, mask=whole[:kept])
+        assert "damaged PNG" in said and "0x" not in said  # the same in every run
     assert refused(annotations.mask, masks=whole) == (
         "no annotation 'mask' in record 'key'; did you mean 'masks'? (known: masks)"
     )

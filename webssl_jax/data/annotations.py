@@ -31,7 +31,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from webssl_jax.config import suggest
-from webssl_jax.data.decode import png_text, without_texts
+from webssl_jax.data.decode import png_text, reason, without_texts
 from webssl_jax.data.records import Record, RecordError
 
 META = "meta"
@@ -110,8 +110,7 @@ def mask(record: Record, name: str = "mask") -> np.ndarray:
     except AnnotationError:
         raise
     except Exception as error:  # Pillow raises nearly every type there is on hostile bytes
-        reason = f"{type(error).__name__}: {error}"
-        raise AnnotationError(f"annotation {name!r}: damaged PNG: {reason}") from None
+        raise AnnotationError(f"annotation {name!r}: damaged PNG: {reason(error)}") from None
     if colour == _GREY and bits in (2, 4):  # Pillow stretches them to 0 ... 255
         values = values // (255 // (2**bits - 1))
     return values.astype(np.uint16 if bits == 16 else np.uint8)

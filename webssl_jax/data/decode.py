@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import re
 import struct
 import warnings
 from collections.abc import Iterator
@@ -143,7 +144,7 @@ class OpenedImage:
         except DecodeError:
             raise
         except Exception as error:  # Pillow raises nearly every type there is on hostile bytes
-            raise DecodeError(_reason(error)) from None
+            raise DecodeError(reason(error)) from None
         return DecodedImage(image, reduction, self.orientation, self.width, self.height)
 
 
@@ -258,7 +259,7 @@ def open_image(data: bytes) -> OpenedImage:
     except Image.DecompressionBombError as error:
         raise TooManyPixelsError(str(error)) from None
     except Exception as error:  # as above
-        raise DecodeError(_reason(error)) from None
+        raise DecodeError(reason(error)) from None
     width, height = image.size
     _check_pixels(width, height)
     if width * height == 0:
@@ -340,5 +341,7 @@ def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.round(pixels).astype(np.uint8)).convert("RGB")
 
 
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+def reason(error: Exception) -> str:
+    """An exception in words, without the addresses of the Python objects that Pillow names."""
+    words = re.sub(r" <[\w.]+ object at 0x[0-9a-f]+>", "", str(error))
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
