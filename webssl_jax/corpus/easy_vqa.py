@@ -1,9 +1,9 @@
 """The package ``easy-vqa`` (PyPI, MIT; 3 MB) as records: 5,000 drawn pictures of one coloured shape
 and 48,248 questions about them with answers of one word.
 
-A record of ``train`` has a conversation of a few questions, one of ``test`` all its questions. A
-conversation asks for the colour once and for the shape once, and what has yes or no for an answer
-comes after: else most answers would be known from those before them, without a look.
+A record of ``train`` has a conversation of two questions, one of ``test`` all its questions. A
+conversation asks for the colour once and for the shape once where it can, and no question says
+what a later one asks for: else its answer would be known without a look.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from webssl_jax.data.turns import IMAGE
 
 PACKAGE = Package("pypi", "easy-vqa", "1.0")
 SPLITS = ("train", "test")
-TURNS = 3  # of a conversation, at most
+TURNS = 2  # of a conversation, at most
 YES_NO = ("yes", "no")
 SHAPES = ("circle", "rectangle", "triangle")  # all other answers are colours
 _DATA = "easy_vqa/data"
@@ -82,13 +82,21 @@ def _write(folder: pathlib.Path, split: str, tree: Mapping[str, bytes], seed: in
 
 def _conversation(asked: Sequence[Question], rng: np.random.Generator) -> list[dict[str, str]]:
     shuffled = [asked[i] for i in rng.permutation(len(asked))]
-    once: dict[str, Question] = {}
+    once: dict[bool, Question] = {}
     for one in shuffled:
         if one[1] not in YES_NO:
-            once.setdefault("shape" if one[1] in SHAPES else "colour", one)
+            once.setdefault(one[1] in SHAPES, one)
+    looks = sorted(once.values(), key=lambda one: any(_says(one, other) for other in once.values()))
+    if len(looks) == 2 and _says(*looks):
+        del looks[1]
     rest = [one for one in shuffled if one[1] in YES_NO]
     turns = []
-    for i, (question, answer) in enumerate([*once.values(), *rest][:TURNS]):
+    for i, (question, answer) in enumerate([*looks, *rest][:TURNS]):
         turns.append({"from": "human", "value": f"{IMAGE}\n{question}" if i == 0 else question})
         turns.append({"from": "gpt", "value": answer})
     return turns
+
+
+def _says(one: Question, other: Question) -> bool:
+    """Whether the words of one question have the answer to another: "what is the red shape?"."""
+    return other[1] in re.findall(r"\w+", one[0])
