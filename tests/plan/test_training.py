@@ -1,3 +1,4 @@
+import argparse
 import json
 
 import jax
@@ -64,14 +65,11 @@ def test_the_figures_of_a_plan_follow_from_one_another(monkeypatch, capsys, tmp_
     assert len(says) == 1 + len(r["limits"]) + 2 + 10 and len(r["worst"]) == 10
     assert says[-10].endswith(f"({r['worst'][0]['category']}; {r['worst'][0]['name']})")
     text = plan.table(r)
-    for word in (
-        "fits",
-        "left out",
-        "attainable MFU",
-        "costliest",
-        "web_mae.py:size=tiny on v5e-4",
-    ):
+    head = "web_mae.py:size=tiny on v5e-4"
+    for word in ("fits", "left out", "attainable MFU", "costliest", head):
         assert word in text
+    assert command._say(r, argparse.Namespace(json=False, explain=True), plan.table) == 0
+    assert capsys.readouterr().out == f"{text}\n{plan.explanation(r)}\n"
 
 
 def test_what_does_not_fit_is_said_with_the_compilers_own_figures(monkeypatch, capsys):
