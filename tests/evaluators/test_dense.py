@@ -75,6 +75,20 @@ def test_a_linear_head_finds_depths_better_than_their_mean(data, tmp_path, monke
     assert set(found.pictures) == {"best", "worst"}
 
 
+def test_training_images_of_another_size_are_as_large_as_those_of_the_test():
+    """As published nothing is resized: NYUd's images have the size that its layout says."""
+    for layout, size, train_size, crop in (
+        ("nyu", (), (427, 565), (416, 544)),
+        ("nyu", (240, 320), (214, 282), (208, 272)),
+        ("plain", (84, 112), (84, 112), (73, 95)),
+        ("kitti", (), (352, 1216), (352, 704)),
+        ("kitti", (176, 608), (176, 608), (176, 352)),
+    ):
+        of_train, of_test = DepthOptions("a", "b", layout=layout, size=size).layouts
+        assert (of_train.train_size, of_train.crop) == (train_size, crop)
+        assert of_test.size == (size or depths.LAYOUTS[layout].size)
+
+
 def test_a_depth_head_gives_its_loss_depths_of_four_times_the_patches_and_its_steps():
     head, loss = depths.DepthHead(10.0), depths.Loss(gradient_weight=0.5)
 

@@ -109,6 +109,12 @@ def test_depth_follows_its_image_through_the_depth_view():
         expected = np.take(METRES, nearest_colour(seen["image"]))
         agree.append((np.abs(seen["depth"] - expected) < 0.01)[known].mean())
     assert np.median(agree) > 0.9  # a power of the grey levels may make ground of a ball
+    # All of a resized image is what the test sees of it, turned or not.
+    whole = DepthView(None, (40, 56), 1000, degrees=0, size=(40, 56))
+    for _ in range(4):
+        seen = whole(one, rng)
+        expected = annotations.resize_mask(metres, 56, 40)
+        assert any(np.allclose(seen["depth"], x, atol=1e-3) for x in (expected, expected[:, ::-1]))
     small = DepthView(None, (96, 64), 1000)
     with pytest.raises(records.RecordError, match="112 x 80 pixels are less than a crop"):
         small(one, rng)

@@ -174,10 +174,11 @@ def _clipped(values: np.ndarray) -> np.ndarray:
 class DepthView(RecordView):
     """A part of an image and its depth, for training, as the toolbox's NYU recipe.
 
-    The image's ``area`` (None: all of it) is turned by up to ``degrees`` either way with one half,
-    flipped with one half, and a part of ``crop`` (height, width) is cut. With one half its colours
-    are changed: a power of 0.9 to 1.1 of the grey levels (0 to 255, as published, so that it
-    brightens and darkens much), times ``brightness``, times 0.9 to 1.1 for each colour.
+    The image's ``area`` (None: all of it) is resized to ``size`` (height, width; None: as it is).
+    It is turned by up to ``degrees`` either way with one half, flipped with one half, and a part of
+    ``crop`` (height, width) is cut. With one half its colours are changed: a power of 0.9 to 1.1 of
+    the grey levels (0 to 255, as published, so that it brightens and darkens much), times
+    ``brightness``, times 0.9 to 1.1 for each colour.
     """
 
     area: Area | None
@@ -185,6 +186,7 @@ class DepthView(RecordView):
     units_per_metre: float
     degrees: float = 2.5
     brightness: tuple[float, float] = (0.75, 1.25)
+    size: tuple[int, int] | None = None
 
     def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """``{"image": (H, W, 3) uint8, "depth": (H, W) float32}`` in metres, 0 where unknown.
@@ -193,6 +195,9 @@ class DepthView(RecordView):
           DecodeError, RecordError: for an image or depths that cannot be read, or too small ones.
         """
         image, depth = read_depth(record, self.area, self.units_per_metre)
+        if self.size:
+            image = Image.fromarray(resize(image, *self.size[::-1]))
+            depth = annotation.resize_mask(depth, *self.size[::-1])
         if rng.random() < 0.5:
             angle = rng.uniform(-self.degrees, self.degrees)
             image = image.rotate(angle, Image.Resampling.BILINEAR)

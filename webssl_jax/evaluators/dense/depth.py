@@ -38,7 +38,7 @@ from webssl_jax.sharding import distributed
 from webssl_jax.visuals import depths
 from webssl_jax.weights.networks import Networks
 
-PROTOCOL = 1  # raised whenever the same weights and records would get another figure
+PROTOCOL = 2  # raised whenever the same weights and records would get another figure
 LOW = 1e-3  # metres
 SHOWN = 4
 _CLIP = 35.0  # the largest norm of a gradient
@@ -53,16 +53,18 @@ class Layout(NamedTuple):
     """How a data set is used.
 
     units_per_metre: of its PNGs. high: metres, of the bins and of what is judged. train_area,
-    test_area: the part of the images that counts; None for all. crop: (height, width) of training.
-    degrees, brightness: of the augmentation. size: (height, width) that the network sees in the
-    test. judged: (first row, end, first column, end) of what is judged, as shares of ``test_area``;
-    None for all.
+    test_area: the part of the images that counts; None for all. train_size: (height, width) to
+    which the former is resized, so that things are as large as in the test. crop: (height, width)
+    of training. degrees, brightness: of the augmentation. size: (height, width) that the network
+    sees in the test. judged: (first row, end, first column, end) of what is judged, as shares of
+    ``test_area``; None for all.
     """
 
     units_per_metre: float
     high: float
     train_area: Area | None
     test_area: Area | None
+    train_size: tuple[int, int]
     crop: tuple[int, int]
     degrees: float
     brightness: tuple[float, float]
@@ -78,20 +80,23 @@ _NYU = Layout(
     high=10,
     train_area=(45, 472, 43, 608),
     test_area=None,
+    train_size=(427, 565),
     crop=(416, 544),
     degrees=2.5,
     brightness=(0.75, 1.25),
     size=(480, 640),
     judged=_EIGEN,
 )
+_WHOLE = _NYU._replace(train_area=None, train_size=(480, 640), judged=None)
 LAYOUTS = {
     "nyu": _NYU,
     # its depths are stored with three bits less than they have: 8 units a millimetre
-    "sun": _NYU._replace(units_per_metre=8000, train_area=None, judged=None),
+    "sun": _WHOLE._replace(units_per_metre=8000),
     "kitti": Layout(
-        *(256, 80, (352, 1216), (352, 1216), (352, 704), 1.0, (0.9, 1.1), (352, 1216), _GARG)
+        *(256, 80, (352, 1216), (352, 1216), (352, 1216), (352, 704)),
+        *(1.0, (0.9, 1.1), (352, 1216), _GARG),
     ),
-    "plain": _NYU._replace(train_area=None, judged=None),
+    "plain": _WHOLE,
 }
 
 
@@ -102,10 +107,10 @@ class DepthOptions:
     train, test: shards with depth. layers: 1 or 4, of the protocols ``lin. 1`` and ``lin. 4``.
     blocks: which ones instead, 0-based. layout, test_layout: how the sets are used, of
     :data:`LAYOUTS`; an empty ``test_layout`` is ``layout``. size: (height, width) that the network
-    sees in the test, by which training crops scale too; empty for the layout's. max_images: of each
-    set, drawn evenly; 0 for all. gradient_weight: of the gradient loss, which is 0 as published
-    (see ``losses.gradient``). steps, batch, learning_rate, weight_decay, seed: of the head's
-    training; a call of the network sees ``batch`` images, then and in the test.
+    sees in the test, by which training images and crops scale too; empty for the layout's.
+    max_images: of each set, drawn evenly; 0 for all. gradient_weight: of the gradient loss, which
+    is 0 as published (see ``losses.gradient``). steps, batch, learning_rate, weight_decay, seed: of
+    the head's training; a call of the network sees ``batch`` images, then and in the test.
     """
 
     train: str
@@ -153,10 +158,16 @@ class DepthOptions:
     def _sized(self, layout: Layout) -> Layout:
         if not self.size:
             return layout
-        height, width = (
-            round(new * cut / old) for new, cut, old in zip(self.size, layout.crop, layout.size)
+
+        def scaled(sides: tuple[int, int]) -> tuple[int, int]:
+            height, width = (
+                round(new * side / old) for new, side, old in zip(self.size, sides, layout.size)
+            )
+            return height, width
+
+        return layout._replace(
+            size=scaled(layout.size), crop=scaled(layout.crop), train_size=scaled(layout.train_size)
         )
-        return layout._replace(size=(self.size[0], self.size[1]), crop=(height, width))
 
     def blocks_of(self, depth: int) -> tuple[int, ...]:
         """0-based blocks that the head of a network of so many sees."""
@@ -285,6 +296,7 @@ class Depth:
             layout.units_per_metre,
             layout.degrees,
             layout.brightness,
+            layout.train_size,
         )
         known = datasets.fingerprint(options, self.data, model.preprocess)
         folder = cache.heads(model, known)
