@@ -32,19 +32,17 @@ def get_config(arg=None):
     arg = parse_arg(arg, train="corpus:train", test="corpus:test")
     config = base()
     config.name = "quickstart"
-    config.global_batch = 64
-    config.total_images = 80_000
-    config.model = vit("tiny", remat="none", patch_size=4)
-    config.method = mae(image_size=32, decoder=(96, 1, 4))
-    # targets are pixels as they are: normalised by patch they would leave its colour out
-    config.method["norm_pix_loss"] = False
+    config.global_batch = 256
+    config.total_images = 140_000
+    config.model = vit("tiny", remat="none")
+    config.method = mae(image_size=64, decoder=(96, 1, 4))
     config.data.train = arg.train
     config.optim.lr = 2e-3
-    config.optim.lr_batch = 64
+    config.optim.lr_batch = 256
     del config.optim.warmup_images
     config.optim.warmup_percent = 10.0
-    config.checkpoint.every_steps = 250
-    config.log.every_steps = 10
+    config.checkpoint.every_steps = 100
+    config.log.every_steps = 5
     labelled = {"train": arg.train, "test": arg.test}
     rows = {"knn": {"kind": "knn", **labelled}, "probe": {"kind": "logistic", **labelled}}
     grey = {f"{name}_grey": row | {"greyscale": True} for name, row in rows.items()}
