@@ -56,17 +56,12 @@ def get_config(arg=None):
 
 def _cell(arg, method, size, images, at_an_end):
     width, depth, heads = SIZES[size]
-    names = ("knn", "probe", "knn_grey", "probe_grey")
-    rows = {name: {"every_steps": 0} for name in names}
-    if method == "clip":
-        rows |= {"zero_shot": {"every_steps": 0}, "retrieval": {"every_steps": 0}}
     return {
         "config": f"mini_web:corpus={arg.corpus},method={method}",
         "overrides": {
             "total_images": images,
             "optim": {"warmup_percent": 10.0},
             "model": {"width": width, "depth": depth, "heads": heads},
-            "evals": rows,
         },
         "seeds": arg.seeds if at_an_end else 1,
         "labels": {"method": {"mae": "Web-MAE", "dino": "Web-DINO", "clip": "CLIP"}[method]},

@@ -17,6 +17,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
 
@@ -374,6 +375,17 @@ def test_quotas_hold_and_a_topic_of_one_source_is_no_class(chosen):
     assert abs(guessed.mean() - 0.5) < 0.15, "both sources draw both topics alike"
 
 
+def test_drawings_select_the_records_of_the_probe_s_sources(chosen, tmp_path, monkeypatch):
+    monkeypatch.setattr(output, "IMAGES_PER_SHARD", 60)
+    output.write_drawings(chosen, tmp_path)
+    found = pq.read_table(tmp_path / "drawings.parquet").to_pydict()
+    total = -(-len(chosen.train) // 60)
+    shards = {f"train-{i:05d}-of-{total:05d}.arrayrecord": chosen.train[i::total]
+              for i in range(total)}  # fmt: skip
+    picked = [shards[name][record]["key"] for name, record in zip(*found.values(), strict=True)]
+    assert picked == [row["key"] for row in chosen.train if row["source"] in "ab"] and total > 3
+
+
 def test_the_cap_takes_labelled_pictures_first_and_the_choice_does_not_depend_on_luck():
     part = part_of([drawing(i) for i in range(30)], ["cats"] * 10 + [None] * 20, "a")
     found = [choose.choose({"a": part}, 15, choose.Quotas()) for _ in range(2)]
@@ -422,6 +434,7 @@ def test_the_tool_continues_a_stopped_run_offline_and_knows_when_it_is_done(tmp_
         keys[name] = {records.decode(source[i]).key for i in range(len(source))}
     assert keys["probe-fit"] | keys["probe-dev"] == keys["probe-train"]
     assert keys["probe-train"] <= keys["train"] and not keys["train"] & keys["probe-test"]
+    assert pq.read_table(output / "drawings.parquet").num_rows == len(keys["train"])
     floors = json.loads((output / "floors.json").read_text())
     assert floors["classes"] == list(topics) and floors["test"] == len(keys["probe-test"])
     assert set(floors["features"]) == {"majority class", "raw pixels", "colour histogram"}

@@ -7,6 +7,7 @@ train-*.arrayrecord       every training image; label = topic, or none
 probe-train-*             those of them that the probe learns from
 probe-fit-*, probe-dev-*  probe-train in two parts, look-alikes in one: choices are made by them
 probe-test-*              its test images, which are not in train and resemble nothing there
+drawings.parquet          the training images of the probe's sources, as a selection (mixture.py)
 settings.json             what the tool was told; another run must be told the same
 summary.json, SUMMARY.md  counts by source, licence, caption, size; what was left out, and why
 floors.json               what trivial features reach on the probe
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from array_record.python import array_record_module
 
 from webssl_jax.corpus.mini_web.catalogue import BY_NAME
@@ -53,7 +56,7 @@ def write_shards(
     readers = {s: array_record_module.ArrayRecordReader(str(f.records)) for s, f in work.items()}
     for old in folder.glob(f"{name}-*.arrayrecord*"):
         old.unlink()  # of a run that was stopped before it was complete
-    total = max(1, -(-len(rows) // IMAGES_PER_SHARD))
+    total = _shards(rows)
     for index in range(total):
         path = folder / records.shard_name(name, index, total)
 
@@ -70,6 +73,22 @@ def write_shards(
             temporary.replace(path)
     for reader in readers.values():
         reader.close()
+
+
+def _shards(rows: Sequence[Mapping]) -> int:
+    """How many hold the rows; row i lies in shard i % that, as its record i // that."""
+    return max(1, -(-len(rows) // IMAGES_PER_SHARD))
+
+
+def write_drawings(chosen: Chosen, folder: Path) -> None:
+    """Writes drawings.parquet: of the training records those of the sources that the probe is made
+    of, labelled or not; no documents, textures and landscapes. ``config.mixture`` takes it."""
+    sources = {row["source"] for row in chosen.probe_train}
+    total = _shards(chosen.train)
+    at = [i for i, row in enumerate(chosen.train) if row["source"] in sources]
+    shards = [records.shard_name("train", i % total, total) for i in at]
+    table = {"shard": shards, "record": [i // total for i in at]}
+    pq.write_table(pa.table(table), folder / "drawings.parquet")
 
 
 def summarise(chosen: Chosen) -> dict[str, Any]:
