@@ -15,13 +15,13 @@ measured). Web-DINO sees the drawings of the corpus alone, the others all of it.
 
 Expected figures, top-1 of 16 topics on 1,941 test images none of which has a look-alike in the
 training set: mean of three seeds (--config.seed=0 1 2) and standard deviation between them; of clip
-one seed. docs/mini_web.md has the comparisons, costs and pictures.
+two seeds. docs/mini_web.md has the comparisons, costs and pictures.
 
                         k-NN           on grey        linear probe   on grey
   32 pixels
     colour histogram    0.333          0.200          0.330          0.147
     dino                0.323 ± 0.005  0.229 ± 0.008  0.339 ± 0.016  0.273 ± 0.009
-    clip                0.306          0.248          0.336          0.283
+    clip                0.318 ± 0.018  0.253 ± 0.006  0.342 ± 0.009  0.289 ± 0.008
   64 pixels
     colour histogram    0.348                         0.335
     mae                 0.369 ± 0.010                 0.365 ± 0.004
