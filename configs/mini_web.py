@@ -21,7 +21,7 @@ two seeds. docs/mini_web.md has the comparisons, costs and pictures.
   32 pixels
     colour histogram    0.333          0.200          0.330          0.147
     dino                0.323 ± 0.005  0.229 ± 0.008  0.339 ± 0.016  0.273 ± 0.009
-    clip                0.318 ± 0.018  0.253 ± 0.006  0.342 ± 0.009  0.289 ± 0.008
+    clip                0.325 ± 0.017  0.259 ± 0.013  0.347 ± 0.010  0.290 ± 0.006
   64 pixels
     colour histogram    0.348                         0.335
     mae                 0.369 ± 0.010                 0.365 ± 0.004
