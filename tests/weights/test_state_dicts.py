@@ -79,7 +79,7 @@ def test_two_encoders_in_one_dict_are_two_choices(tmp_path, encoder):
     """As programs save them that train two; those of MoCo v3 are a family of their own."""
     both = plus(encoder, 0, "module.query_encoder.") | plus(encoder, 1, "module.key_encoder.")
     torch.save({"state_dict": both}, tmp_path / "x.pth")
-    with pytest.raises(WeightsError, match="module.query_encoder, .*module.key_encoder$"):
+    with pytest.raises(WeightsError, match="module.key_encoder, .*module.query_encoder$"):
         load.open_(tmp_path / "x.pth")
     chosen = f"{tmp_path / 'x.pth'}:state_dict/module.key_encoder"
     assert which(chosen, encoder)[1] == 1
