@@ -31,14 +31,13 @@ from einops import rearrange, repeat
 from webssl_jax import colours
 from webssl_jax.data.decode import Size, sides
 from webssl_jax.data.multicrop import MultiCropView
-from webssl_jax.data.photometric import Distortion
 from webssl_jax.data.views import Preprocess, Turns
 from webssl_jax.methods import losses
 from webssl_jax.methods.base import LossOutput, Params, Schedule, Variables
 from webssl_jax.methods.dino import prototypes
 from webssl_jax.methods.dino.gram import Gram, gram_loss
 from webssl_jax.methods.dino.prototypes import Targets
-from webssl_jax.methods.dino.view import CropSizes, View
+from webssl_jax.methods.dino.view import GLOBAL_CROPS, CropSizes, View
 from webssl_jax.methods.dino.vitals import dino_vitals
 from webssl_jax.methods.masking import BlockMasking, masked_patches
 from webssl_jax.methods.vitals import Sign, Vitals, effective_rank
@@ -53,7 +52,6 @@ from webssl_jax.optim.tables import ONE_DIMENSIONAL, Tables
 from webssl_jax.visuals import crop_sheet
 
 CENTRINGS = ("sinkhorn", "softmax")
-GLOBAL_CROPS = 2
 _HIDDEN_GREY = 128  # what a masked patch looks like in a picture
 
 
@@ -438,26 +436,18 @@ class DINO:
         return self._crops()
 
     def _crops(self) -> MultiCropView:
-        crops = dataclasses.asdict(self.view)
-        distortion = Distortion(jitter=crops.pop("jitter"), grayscale=crops.pop("grayscale"))
-        gram_size = self.gram.size if self.gram else 0
-        return MultiCropView(**crops, distortion=distortion, gram_size=gram_size)
+        return self.view.loader(self._gram_size)
+
+    @property
+    def _gram_size(self) -> int:
+        return self.gram.size if self.gram else 0
 
     @property
     def preprocess(self) -> Preprocess:
         return Preprocess.of_view(self.view.global_size, self.mean, self.std)
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        v = self.view
-        return {
-            name: jax.ShapeDtypeStruct((batch, count, *sides(size), 3), jnp.uint8)
-            for name, count, size in (
-                ("global_crops", GLOBAL_CROPS, v.global_size),
-                ("local_crops", v.local_count, v.local_size),
-                *([("gram_crops", GLOBAL_CROPS, self.gram.size)] if self.gram else []),
-            )
-            if count
-        }
+        return self.view.batch_spec(batch, self._gram_size)
 
     def schedules(self, total_steps: int, global_batch: int) -> dict[str, Schedule]:
         """``momentum``, ``teacher_temperature``, and ``last_layer_rate``, which is 0 while the

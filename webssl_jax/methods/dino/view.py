@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from webssl_jax.data.decode import Size
+from webssl_jax.data.decode import Size, sides
+from webssl_jax.data.multicrop import MultiCropView
+from webssl_jax.data.photometric import Distortion
 from webssl_jax.models import pixels
+
+GLOBAL_CROPS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +54,25 @@ class View:
             if len(chances) != count or not all(0 <= p <= 1 for p in chances):
                 what = "a probability" if count == 1 else f"{count} probabilities"
                 raise ValueError(f"{name} = {getattr(self, name)} must be {what}")
+
+    def loader(self, gram_size: int = 0) -> MultiCropView:
+        """What makes the crops of an image; with ``gram_size`` those of a Gram teacher too."""
+        crops = dataclasses.asdict(self)
+        distortion = Distortion(jitter=crops.pop("jitter"), grayscale=crops.pop("grayscale"))
+        return MultiCropView(**crops, distortion=distortion, gram_size=gram_size)
+
+    def batch_spec(self, batch: int, gram_size: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
+        """The crops of ``batch`` images: {name: (batch, crops, H, W, 3) uint8}."""
+        crops = (
+            ("global_crops", GLOBAL_CROPS, self.global_size),
+            ("local_crops", self.local_count, self.local_size),
+            ("gram_crops", GLOBAL_CROPS if gram_size else 0, gram_size),
+        )
+        return {
+            name: jax.ShapeDtypeStruct((batch, count, *sides(size), 3), jnp.uint8)
+            for name, count, size in crops
+            if count
+        }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,10 +23,9 @@ from einops import rearrange
 from webssl_jax import colours
 from webssl_jax.data.decode import sides
 from webssl_jax.data.multicrop import MultiCropView
-from webssl_jax.data.photometric import Distortion
 from webssl_jax.data.views import Preprocess
 from webssl_jax.methods.base import LossOutput, Params, Schedule, Variables
-from webssl_jax.methods.dino.view import View
+from webssl_jax.methods.dino.view import GLOBAL_CROPS, View
 from webssl_jax.methods.lejepa.sigreg import directions, most, sigreg
 from webssl_jax.methods.vitals import Alarm, Limit, Sign, Vitals, effective_rank, most_rank
 from webssl_jax.models import pixels, sizes
@@ -36,7 +35,6 @@ from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.vit import ViT, ViTOutput, train_rngs
 from webssl_jax.optim.tables import Tables
 
-GLOBAL_VIEWS = 2
 _VIEW = View(
     local_count=6,
     global_scale=(0.3, 1.0),
@@ -171,22 +169,14 @@ class LeJEPA:
     # What the loader, the optimiser and the reports need to know.
 
     def train_view(self) -> MultiCropView:
-        crops = dataclasses.asdict(self.view)
-        distortion = Distortion(jitter=crops.pop("jitter"), grayscale=crops.pop("grayscale"))
-        return MultiCropView(**crops, distortion=distortion)
+        return self.view.loader()
 
     @property
     def preprocess(self) -> Preprocess:
         return Preprocess.of_view(self.view.global_size, self.mean, self.std)
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        v = self.view
-        crops = [("global_crops", GLOBAL_VIEWS, v.global_size)]
-        crops += [("local_crops", v.local_count, v.local_size)] if v.local_count else []
-        return {
-            name: jax.ShapeDtypeStruct((batch, count, *sides(size), 3), jnp.uint8)
-            for name, count, size in crops
-        }
+        return self.view.batch_spec(batch)
 
     def schedules(self, total_steps: int, global_batch: int) -> dict[str, Schedule]:
         return {}
@@ -198,7 +188,7 @@ class LeJEPA:
     def vitals(self, global_batch: int) -> Vitals:
         """SIGReg falls to about 1, what it is of normal embeddings, and views agree more and
         more."""
-        crops = most_rank(GLOBAL_VIEWS * global_batch, self.encoder.width)
+        crops = most_rank(GLOBAL_CROPS * global_batch, self.encoder.width)
         signs = (
             Sign("train/sigreg", "SIGReg (about 1 of normal embeddings)", most(global_batch)),
             Sign("train/unexplained", "share of the variance that is within an image", 1.0),
@@ -231,8 +221,8 @@ class LeJEPA:
     def train_flops(self) -> float:
         """Three times the forward matrix products of all views, and of SIGReg's projection."""
         e, v = self.encoder, self.view
-        counts = ((GLOBAL_VIEWS, v.global_size), (v.local_count, v.local_size))
+        counts = ((GLOBAL_CROPS, v.global_size), (v.local_count, v.local_size))
         grids = [(count, e.grid_of(*sides(size))) for count, size in counts]
         encode = sum(count * e.encode_flops(h * w) for count, (h, w) in grids)
         own = self.projector.flops(e.width) + 2.0 * self.projector.output * self.directions
-        return 3.0 * (encode + (GLOBAL_VIEWS + v.local_count) * own)
+        return 3.0 * (encode + (GLOBAL_CROPS + v.local_count) * own)

@@ -27,12 +27,11 @@ from einops import rearrange
 from webssl_jax import colours
 from webssl_jax.data.decode import sides
 from webssl_jax.data.multicrop import MultiCropView
-from webssl_jax.data.photometric import Distortion
 from webssl_jax.data.views import Preprocess
 from webssl_jax.methods import losses
 from webssl_jax.methods.base import LossOutput, Params, Schedule, Variables
-from webssl_jax.methods.dino.method import GLOBAL_CROPS, mask_pictures
-from webssl_jax.methods.dino.view import View
+from webssl_jax.methods.dino.method import mask_pictures
+from webssl_jax.methods.dino.view import GLOBAL_CROPS, View
 from webssl_jax.methods.masking import BlockMasking, masked_patches
 from webssl_jax.methods.simdino.losses import agreement, coding_rate, patch_cosines, rate_limits
 from webssl_jax.methods.vitals import Alarm, Limit, Sign, Vitals, effective_rank, most_rank
@@ -218,22 +217,14 @@ class SimDINO:
     # What the loader, the optimiser and the reports need to know.
 
     def train_view(self) -> MultiCropView:
-        crops = dataclasses.asdict(self.view)
-        distortion = Distortion(jitter=crops.pop("jitter"), grayscale=crops.pop("grayscale"))
-        return MultiCropView(**crops, distortion=distortion)
+        return self.view.loader()
 
     @property
     def preprocess(self) -> Preprocess:
         return Preprocess.of_view(self.view.global_size, self.mean, self.std)
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        v = self.view
-        crops = [("global_crops", GLOBAL_CROPS, v.global_size)]
-        crops += [("local_crops", v.local_count, v.local_size)] if v.local_count else []
-        return {
-            name: jax.ShapeDtypeStruct((batch, count, *sides(size), 3), jnp.uint8)
-            for name, count, size in crops
-        }
+        return self.view.batch_spec(batch)
 
     def schedules(self, total_steps: int, global_batch: int) -> dict[str, Schedule]:
         """``momentum``."""
