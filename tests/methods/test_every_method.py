@@ -23,6 +23,7 @@ from webssl_jax.methods.base import Variables, kinds_of
 from webssl_jax.optim.guard import Guard
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import mesh as meshes
+from webssl_jax.sharding import rules
 from webssl_jax.train_step import jit_train_step, make_train_step, run_schedules, verdict
 
 BATCH = 8
@@ -70,7 +71,19 @@ CASES = {
 }
 
 
-ONE, TWO = (1, 1, 1), (1, 2, 1)  # meshes
+# What has test files of its own, for what is asked of every method besides.
+FIRST = {
+    "mae": ("web_mae:size=tiny", ["method.view.image_size=32", "method.decoder.depth=1"]),
+    "dino": ("web_dino:size=tiny", [x for x in DINOV3 if "stream_prototypes" not in x]),
+    "clip": ("clip:size=tiny", ["method.view.image_size=16", "method.text.depth=1"]),
+    "siglip": (
+        "clip:size=siglip_tiny",
+        ["method.view.image_size=16", "method.text.depth=1", "method.text.embedding=32"],
+    ),
+}
+
+ALL = FIRST | CASES
+ONE, TWO, EIGHT = (1, 1, 1), (1, 2, 1), (2, 2, 2)  # meshes
 slow = pytest.mark.slow
 # Compiling a step is dear: DINO's own tests, and those of the Gram stage, have most of DINOv3's,
 # those of SimDINO and LeJEPA their losses, and test_vqa.py has most of VQA's.
@@ -87,7 +100,7 @@ def words():
 
 
 def load(name):
-    spec, overrides = CASES[name]
+    spec, overrides = ALL[name]
     if name == "vqa":
         overrides = [f"{key}={value}" for key, value in small_vqa.settings(words()).items()]
     steps = [f"global_batch={BATCH}", "total_steps=4", "optim.warmup_steps=0"]
@@ -111,17 +124,20 @@ def drawn(method, seed=0):
 
     def draw(path, x):
         values = 0.15 * rng.standard_normal(x.shape, np.float32)
-        return values + 1 if path.endswith(("scale", "gamma")) else values
+        return (values + 1 if path.endswith(("scale", "gamma")) else values).astype(x.dtype)
 
     shapes = jax.eval_shape(lambda: method.init(jax.random.key(0), method.batch_spec(BATCH)))
-    return Variables(*(params.map_with_path(draw, tree) for tree in shapes[:2]), {})
+    return Variables(*(params.map_with_path(draw, tree) for tree in shapes))
+
+
+def mesh_of(shape):
+    axes = ConfigDict(dict(zip(meshes.AXES, shape)))
+    return meshes.create(axes, jax.devices()[: int(np.prod(shape))])
 
 
 def start(config, method, shape):
     """(state, step function of (state, number of the batch)) on a mesh of that shape."""
-    mesh = meshes.create(
-        ConfigDict(dict(zip(meshes.AXES, shape))), jax.devices()[: int(np.prod(shape))]
-    )
+    mesh = mesh_of(shape)
     optimizer = Optimizer.from_config(config.optim, method.tables())
     state = train_state.create(method, optimizer, 0, BATCH, mesh)
     template = train_state.abstract(method, optimizer, 0, BATCH, mesh)
@@ -182,6 +198,41 @@ def test_losses_that_are_dear_to_compile_report_the_vital_signs(name):
 def test_steps_are_the_same_on_one_device_and_on_two(name):
     for one, two in zip(two_steps(name, ONE)[1], two_steps(name, TWO)[1]):
         np.testing.assert_allclose(one["train/loss"], two["train/loss"], rtol=1e-5)
+
+
+def gradients(method, shape):
+    """(loss, gradients by path) of drawn variables, sharded over a mesh of that shape."""
+    mesh = mesh_of(shape)
+    variables = drawn(method)
+    cut = [rules.shardings(tree, mesh) for tree in variables[:2]]
+    given = [jax.device_put(tree, where) for tree, where in zip(variables, cut)]
+    batch = batch_of(method, 0) | {"position": np.arange(BATCH, dtype=np.int32)}
+    values = {name: np.float32(0.04) for name in method.schedules(4, BATCH)}
+
+    def loss(trained, teacher, batch):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            key = jax.random.key(1)
+            return method.loss(trained, teacher, variables.aux, batch, key, values).loss
+
+    step = jax.jit(jax.value_and_grad(loss), out_shardings=(None, cut[0]))
+    value, found = step(*given, meshes.to_global(batch, mesh))
+    return float(value), params.flatten(jax.device_get(found))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
+def test_gradients_are_the_same_where_all_axes_of_the_mesh_are_used(name):
+    """They were wrong there, with the right loss: ``layers.keep_order``. The shortest program for
+    it is in tests/models/test_layers.py."""
+    method = kinds_of(methods.create(load(name)))[-1]
+    (value, found), (cut_value, cut_found) = (gradients(method, x) for x in (ONE, EIGHT))
+    np.testing.assert_allclose(cut_value, value, rtol=1e-5)
+    largest = max(np.abs(x).max() for x in found.values())
+    for path, expected in found.items():  # those of biases of keys are 0 but for rounding
+        scale = max(np.abs(expected).max(), 1e-2 * largest)
+        np.testing.assert_allclose(
+            cut_found[path] / scale, expected / scale, atol=1e-4, err_msg=path
+        )
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,5 +1,6 @@
 """The parts with a backward pass of their own: what they compute, and how little they keep."""
 
+import functools
 import inspect
 
 import flax.linen as nn
@@ -7,8 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
-from webssl_jax.models.layers import Linear, Mlp, cpu_matmul, gelu, pad_to_lanes, swiglu
+from webssl_jax.models.layers import (
+    AXES,
+    Linear,
+    Mlp,
+    cpu_matmul,
+    gelu,
+    keep_order,
+    pad_to_lanes,
+    swiglu,
+)
 from webssl_jax.models.sizes import BlockConfig
 from webssl_jax.params import flatten
 
@@ -103,3 +114,31 @@ def test_only_programs_for_cpus_have_their_product(platform, chosen):
     with jax.sharding.use_abstract_mesh(mesh):
         program = jax.make_jaxpr(lambda: layer.init_with_output(jax.random.key(0), jnp.ones(4)))()
     assert ("cpu_matmul" in str(program)) == chosen
+
+
+def test_gradients_of_two_layers_are_right_where_all_axes_of_the_mesh_are_used():
+    """And without ``keep_order`` still wrong: when that fails, jax has mended it, and
+    ``keep_order`` can go."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2, 2), AXES)
+    on_mesh = functools.partial(jax.sharding.NamedSharding, mesh)
+    rng = np.random.default_rng(0)
+    kernels = [rng.standard_normal(shape, np.float32) for shape in ((32, 16), (16, 16))]
+    images = rng.standard_normal((16, 32), np.float32)
+
+    def loss(kernels, images, before):
+        for kernel in kernels:
+            images = jnp.tanh(before(images) @ kernel)
+        return (images**3).mean()
+
+    def worst(before):
+        """The largest difference of the sharded program's gradients from the whole ones."""
+        whole = jax.grad(loss)(kernels, images, lambda x: x)
+        cut = [on_mesh(PartitionSpec("fsdp", "tensor"))] * 2
+        program = jax.jit(jax.grad(loss), static_argnums=2, out_shardings=cut)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            batch = jax.device_put(images, on_mesh(PartitionSpec(AXES[:2])))
+            found = program(jax.device_put(kernels, cut), batch, before)
+        return max(np.abs(a - b).max() / np.abs(b).max() for a, b in zip(found, whole))
+
+    assert worst(keep_order) < 1e-5
+    assert worst(lambda x: x) > 0.1

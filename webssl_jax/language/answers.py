@@ -17,7 +17,7 @@ from webssl_jax.language.sizes import DecoderConfig
 from webssl_jax.models import connector as connectors
 from webssl_jax.models.connector import ConnectorConfig
 from webssl_jax.models.features import Want, compute_features
-from webssl_jax.models.layers import gather_tokens, on_batch
+from webssl_jax.models.layers import gather_tokens, keep_order
 from webssl_jax.models.sizes import ViTConfig
 
 NETWORKS = ("encoder", "connector", "language")
@@ -82,9 +82,7 @@ def answer_loss(
     texts, length, width = last.shape
     block = min(block or length, length)
     blocks = -(-length // block)
-    # Else XLA computes wrong gradients of all that is below where replica, fsdp and tensor of the
-    # mesh are all above 1 (jax 0.10.2 on CPUs: norms off by 2%).
-    last = on_batch(last)
+    last = keep_order(last)
     order = jnp.argsort(~counts, axis=1)  # stable
     last, labels, counts = (gather_tokens(x, order) for x in (last, labels, counts))
 

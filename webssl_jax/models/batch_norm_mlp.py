@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from webssl_jax.models.init_schemes import uniform
+from webssl_jax.models.layers import keep_order
 
 _EPS = 1e-5
 
@@ -68,8 +69,8 @@ class BatchNormMlp(nn.Module):
                 name=f"fc{i}",
             )
             if plain:
-                return dense(x).astype(jnp.float32)
-            x = standardise(dense(x))
+                return dense(keep_order(x)).astype(jnp.float32)
+            x = standardise(dense(keep_order(x)))
             if i < c.layers:
                 x = nn.relu(Affine(name=f"norm{i}")(x))
         return x

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from webssl_jax.models.layers import l2_normalise, projection
+from webssl_jax.models.layers import keep_order, l2_normalise, projection
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.text import TextConfig, TextTower
 from webssl_jax.models.vit import ViT, ViTOutput, train_rngs
@@ -43,7 +43,7 @@ class CLIPVision(nn.Module):
         assert isinstance(output, ViTOutput)
         if self.config.pooling == "map":
             return output.cls
-        return projection(self.config.width, self.embedding)(output.cls)
+        return projection(self.config.width, self.embedding)(keep_order(output.cls))
 
 
 def init_towers(

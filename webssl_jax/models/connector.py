@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from webssl_jax.models.init_schemes import uniform
+from webssl_jax.models.layers import keep_order
 from webssl_jax.models.sizes import DTYPES
 
 
@@ -74,8 +75,8 @@ class Connector(nn.Module):
         """(B, h, w, D) -> (B, cells, E), rows one after the other."""
         c = self.config
         x = resize(patches, c.grid)
-        x = self._layer("fc1", x.shape[-1])(x)
-        x = self._layer("fc2", c.outputs)(nn.gelu(x, approximate=False))
+        x = self._layer("fc1", x.shape[-1])(keep_order(x))
+        x = self._layer("fc2", c.outputs)(keep_order(nn.gelu(x, approximate=False)))
         if c.newline:
             begins = nn.initializers.normal(c.outputs**-0.5)
             newline = self.param("newline", begins, (c.outputs,)).astype(c.dtype)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from webssl_jax.models.blocks import block_stack
-from webssl_jax.models.layers import dense, gather_tokens, layer_norm
+from webssl_jax.models.layers import dense, gather_tokens, keep_order, layer_norm
 from webssl_jax.models.position import Grid, sincos_2d
 from webssl_jax.models.sizes import ViTConfig
 
@@ -46,7 +46,8 @@ class MAEDecoder(nn.Module):
         """
         c = self.config
         b, kept, _ = visible.shape
-        x = dense(c, c.width, "embed")(jnp.concatenate([cls[:, None], visible], axis=1))
+        x = jnp.concatenate([cls[:, None], visible], axis=1)
+        x = dense(c, c.width, "embed")(keep_order(x))
         cls, visible = x[:, :1], x[:, 1:]
 
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, c.width))
@@ -59,4 +60,4 @@ class MAEDecoder(nn.Module):
 
         (x, _), _ = block_stack(c, train)((x, None), np.zeros(c.depth, int))
         x = layer_norm(c, "norm")(x[:, 1:])
-        return dense(c, c.patch_size**2 * 3, "pred")(x).astype(jnp.float32)
+        return dense(c, c.patch_size**2 * 3, "pred")(keep_order(x)).astype(jnp.float32)

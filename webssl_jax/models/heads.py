@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from webssl_jax.models.batch_norm_mlp import MlpConfig
 from webssl_jax.models.init_schemes import uniform
-from webssl_jax.models.layers import gelu, l2_normalise
+from webssl_jax.models.layers import gelu, keep_order, l2_normalise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _onto_sphere(x: jax.Array, widths: Sequence[int], dtype: str) -> jax.Array:
     """Linear layers ``fc1`` ... of the module that calls it, GELU between them; L2-normalised."""
     for i, width in enumerate(widths, 1):
         init = nn.initializers.normal(0.02)  # the original truncates at +-2, 100 std
-        x = nn.Dense(width, dtype=dtype, kernel_init=init, name=f"fc{i}")(x)
+        x = nn.Dense(width, dtype=dtype, kernel_init=init, name=f"fc{i}")(keep_order(x))
         x = gelu(x) if i < len(widths) else x
     return l2_normalise(x.astype(jnp.float32), 1e-12)
 

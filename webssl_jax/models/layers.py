@@ -25,6 +25,7 @@ from webssl_jax.models.sizes import LANES, BlockConfig, ViTConfig
 Tokens = Any
 
 BATCH_AXES = ("replica", "fsdp")  # of sharding/mesh.py
+AXES = (*BATCH_AXES, "tensor")
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
@@ -193,6 +194,19 @@ def on_batch(x: jax.Array) -> jax.Array:
     if not axes or x.shape[0] % shards:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+
+
+def keep_order(x: jax.Array) -> jax.Array:
+    """:func:`on_batch` where replica, fsdp and tensor of the mesh are all above 1, else nothing.
+
+    There XLA's partitioner mixes up the images of two devices in the gradients of what lies below a
+    linear layer whose kernel is cut by fsdp and tensor, unless the layout of the layer's input is
+    said; the loss is right. Seen with jax 0.10.2 on CPU devices; a program for TPUs showed no sign
+    of it. So it stands before every linear layer outside the blocks, which have ``on_batch`` at
+    both ends.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return on_batch(x) if all(mesh.shape.get(axis, 1) > 1 for axis in AXES) else x
 
 
 def l2_normalise(x: jax.Array, eps: float) -> jax.Array:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from webssl_jax.models.attention import attention_weights, dot_product_attention
-from webssl_jax.models.layers import Mlp, dense, layer_norm
+from webssl_jax.models.layers import Mlp, dense, keep_order, layer_norm
 from webssl_jax.models.sizes import ViTConfig
 
 
@@ -31,7 +31,7 @@ class AttentionPool(nn.Module):
         c = self.config
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, c.width))
         pooled = ProbeAttention(c, name="attn")(probe, x)
-        pooled = pooled + Mlp(c, name="mlp")(layer_norm(c, "norm")(pooled))
+        pooled = pooled + Mlp(c, name="mlp")(keep_order(layer_norm(c, "norm")(pooled)))
         return pooled[:, 0].astype(jnp.float32)
 
 
@@ -48,6 +48,7 @@ class ProbeAttention(nn.Module):
             return rearrange(dense(c, c.width, name)(tokens), "b t (h d) -> b t h d", h=c.heads)
 
         q = jnp.broadcast_to(heads("q", probe), (x.shape[0], 1, c.heads, c.head_dim))
+        x = keep_order(x)
         out = dot_product_attention(q, heads("k", x), heads("v", x))
         return dense(c, c.width, "out")(rearrange(out, "b t h d -> b t (h d)"))
 

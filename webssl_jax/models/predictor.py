@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from webssl_jax.models.blocks import Placed, block_stack
-from webssl_jax.models.layers import dense, gather_tokens, layer_norm
+from webssl_jax.models.layers import dense, gather_tokens, keep_order, layer_norm
 from webssl_jax.models.position import Grid, sincos_2d
 from webssl_jax.models.sizes import ViTConfig
 
@@ -51,7 +51,7 @@ class Predictor(nn.Module):
             return jnp.repeat(x, blocks, axis=0)
 
         mask_token = self.param("mask_token", c.init_scheme.mask_token(), (1, 1, c.width))
-        seen = dense(c, c.width, "embed")(visible) + gather_tokens(table, places)
+        seen = dense(c, c.width, "embed")(keep_order(visible)) + gather_tokens(table, places)
         asked = gather_tokens(table, wanted.reshape(b, -1)) + mask_token.astype(c.dtype)
         x = jnp.concatenate([of_each(seen), asked.reshape(b * blocks, count, -1)], axis=1)
         keys = [of_each(present), wanted_present.reshape(b * blocks, count)]
@@ -59,5 +59,5 @@ class Predictor(nn.Module):
         stack = block_stack(c, train=False, placed=True)
         (x, _), _ = stack((x, None), np.zeros(c.depth, int), None, placed)
         x = layer_norm(c, "norm")(x[:, -count:])
-        out = dense(c, self.width, "out")(x).astype(jnp.float32)
+        out = dense(c, self.width, "out")(keep_order(x)).astype(jnp.float32)
         return out.reshape(b, blocks, count, self.width)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from webssl_jax.models.blocks import block_stack
-from webssl_jax.models.layers import gather_tokens, layer_norm, projection
+from webssl_jax.models.layers import gather_tokens, keep_order, layer_norm, projection
 from webssl_jax.models.sizes import BlockConfig
 
 POOLINGS = ("eot", "last")
@@ -94,4 +94,4 @@ class TextTower(nn.Module):
         else:
             x = x[:, -1]
         x = layer_norm(c, "norm", dtype="float32")(x)
-        return projection(c.width, c.embedding, c.projection_bias)(x)
+        return projection(c.width, c.embedding, c.projection_bias)(keep_order(x))
