@@ -153,7 +153,9 @@ def base() -> ConfigDict:
                 # a step that takes longer prints the stacks and ends the process; 0 = no limit
                 "stuck_minutes": 60.0,
                 "stuck_pause_minutes": 240.0,  # so does the start, a save or an evaluation
-                "compilation_cache": "",  # folder for compiled programs; empty = jax's own setting
+                # folder for compiled programs; empty = what JAX_COMPILATION_CACHE_DIR says, or the
+                # user's ~/.cache/webssl_jax; none = keep none
+                "compilation_cache": "",
             },
             # a profile of the steps after start_step (0 = none); `touch RUN/PROFILE` takes one, too
             "profile": {"start_step": 0, "steps": 3},

@@ -75,6 +75,7 @@ from webssl_jax.model import Model, Origin
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import distributed
 from webssl_jax.sharding import mesh as meshes
+from webssl_jax.telemetry.host import use_compilation_cache
 from webssl_jax.visuals import save_png
 from webssl_jax.visuals.bars import bar_charts
 from webssl_jax.weights import load as weight_files
@@ -98,6 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = _rows(args, overrides)
     cpu_memory.keep()
     distributed.initialize(args)
+    use_compilation_cache("")
     cli.log_to_stderr(logging.INFO if jax.process_index() == 0 else logging.WARNING)
     # A plain data-parallel program: it need not have the devices of the training run.
     mesh = meshes.create(ConfigDict({"replica": 1, "fsdp": -1, "tensor": 1}))

@@ -65,6 +65,7 @@ from webssl_jax.plan import compiled
 from webssl_jax.session import Session
 from webssl_jax.sharding import distributed, rules
 from webssl_jax.sharding import mesh as meshes
+from webssl_jax.telemetry.host import CompileTimes
 from webssl_jax.telemetry.logbook import Logbook
 from webssl_jax.telemetry.profiler import Profiler
 from webssl_jax.train_state import TrainState
@@ -400,7 +401,11 @@ def _compile(
         )
     what = f"reading the step from {file}" if file else "compiling the step"
     what += f" for {len(kinds)} sizes of crops" if len(kinds) > 1 else ""
-    log.info("%s, which may take minutes for a large network", what)
+    times = CompileTimes()
+    step_name = f"{config.name} on {mesh.size} {mesh.devices.flat[0].device_kind}"
+    last = None if file else times.last(step_name)
+    wait = f"took {last:.1f}s last time" if last else "may take minutes for a large network"
+    log.info("%s, which %s", what, wait)
     ways = mesh.shape["fsdp"] * mesh.shape["tensor"]
     sharding = "whole on every device"
     if ways > 1:
@@ -413,6 +418,7 @@ def _compile(
         sharding,
         f"{train_state.device_bytes(template) / 2**20:,.1f}",
     )
+    began = time.perf_counter()
     steps = [
         (
             kind.batch_spec(config.global_batch),
@@ -420,6 +426,8 @@ def _compile(
         )
         for kind in kinds
     ]
+    if not file and jax.process_index() == 0:
+        times.store(step_name, time.perf_counter() - began)
     return by_shapes(steps) if len(steps) > 1 else steps[0][1]
 
 

@@ -85,8 +85,9 @@ def check_writable(workdir: Path, config: ConfigDict) -> None:
     named = {
         "config.checkpoint.folder": config.checkpoint.folder,
         "config.checkpoint.local_folder": config.checkpoint.local_folder,
-        "config.host.compilation_cache": os.path.expanduser(config.host.compilation_cache),
     }
+    if config.host.compilation_cache != "none":
+        named["config.host.compilation_cache"] = os.path.expanduser(config.host.compilation_cache)
     folders = {workdir: "--workdir"} | {path: "--workdir" for path in inside if path.exists()}
     folders |= {Path(name): key for key, name in named.items() if name and "://" not in name}
     for folder, key in folders.items():

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from tests.e2e.runner import ROOT
 from webssl_jax.telemetry import host
-from webssl_jax.telemetry.host import Watchdog, use_compilation_cache
+from webssl_jax.telemetry.host import CompileTimes, Watchdog, use_compilation_cache
 
 LIMITLESS = {"gc_every_steps": 0, "stuck_minutes": 0.0, "stuck_pause_minutes": 0.0}
 STUCK = """
@@ -60,11 +60,47 @@ def test_what_takes_too_long_ends_the_process_with_its_stacks(pause, before, whe
     assert "Timeout" in done.stderr and f"in {where}" in done.stderr
 
 
-@pytest.mark.parametrize("folder, used", [("", None), ("programs", "programs")])
-def test_compiled_programs_go_to_the_configs_folder(tmp_path, monkeypatch, folder, used):
+@pytest.fixture
+def told(monkeypatch):
+    """What jax is told, with no cache of compiled programs set."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    updates = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(jax.config, "update", updates.__setitem__)
+        yield updates
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_compiled_programs_go_to_the_configs_folder_or_nowhere(tmp_path, monkeypatch, told):
     monkeypatch.chdir(tmp_path)
-    told = {}
-    monkeypatch.setattr(jax.config, "update", told.__setitem__)
-    use_compilation_cache(folder)
-    wanted = {"jax_compilation_cache_dir": str(tmp_path / used)} if used else {}
-    assert told == wanted
+    use_compilation_cache("programs")
+    assert told == {"jax_compilation_cache_dir": str(tmp_path / "programs")}
+    use_compilation_cache("none")
+    assert told == {"jax_compilation_cache_dir": None}
+
+
+def test_compiled_programs_go_to_a_folder_of_the_users_unless_jax_has_one(
+    tmp_path, monkeypatch, told, caplog
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    use_compilation_cache("")
+    (folder,) = (tmp_path / "webssl_jax" / "compiled").iterdir()
+    assert told == {"jax_compilation_cache_dir": str(folder)}
+    told.clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/self")  # nothing can be written there
+    use_compilation_cache("")
+    assert not told and "compiled programs are not kept: /proc/self" in caplog.text
+    monkeypatch.setattr(type(jax.config), "jax_compilation_cache_dir", "from jax", raising=False)
+    use_compilation_cache("")
+    assert not told
+
+
+def test_the_time_of_a_compilation_is_known_at_the_next_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(type(jax.config), "jax_compilation_cache_dir", str(tmp_path), raising=False)
+    assert CompileTimes().last("a on 8 TPU v5") is None
+    CompileTimes().store("a on 8 TPU v5", 12.34)
+    CompileTimes().store("b on 8 TPU v5", 2.0)
+    assert CompileTimes().last("a on 8 TPU v5") == 12.3
+    (tmp_path / "seconds.json").write_text("{")  # cut short: not known, and no error
+    assert CompileTimes().last("a on 8 TPU v5") is None
