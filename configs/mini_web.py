@@ -6,8 +6,9 @@ minutes of one CPU core.
     python -m webssl_jax.train --config configs/mini_web.py:method=dino --workdir RUN
 
 Arguments: corpus = the folder that tools/mini_web.py made (runs/mini-web); method = mae, dino, clip
-or siglip; split = test, or dev where something is to be chosen (evals/mini_web.py). ``bash
-tools/quickstart.sh --corpus mini-web`` makes the corpus and trains the first.
+or siglip; split = test, or dev where something is to be chosen (evals/mini_web.py): then the run
+trains on images that resemble nothing in probe-dev. ``bash tools/quickstart.sh --corpus mini-web``
+makes the corpus and trains the first.
 
 The recipes begin at those of quickstart.py, web_dino.py:size=tiny and clip.py:size=tiny; what
 differs was chosen on split=dev, for mae on the test images (docs/mini_web.md has what each change
@@ -49,12 +50,15 @@ def get_config(arg=None):
     config = recipes[arg.method]()
     config.name = f"mini_web_{arg.method}"
     config.data.train = f"{arg.corpus}/train-*.arrayrecord"
-    if arg.method == "dino":  # among sources that differ in style, style would be all it learns
-        drawings = {"selection": f"{arg.corpus}/drawings.parquet"}
-        config.mixture = {"drawings": {"train": config.data.train} | drawings}
+    train, test = mini_web.shards(arg.corpus, arg.split)
+    # Among sources that differ in style, style would be all that Web-DINO learns.
+    part = "drawings" if arg.method == "dino" else "train"
+    selection = f"dev-{part}" if arg.split == "dev" else part
+    if selection != "train":
+        chosen = {"selection": f"{arg.corpus}/{selection}.parquet"}
+        config.mixture = {part: {"train": config.data.train} | chosen}
         config.data.train = ""
     config.data.threads = 4
-    train, test = mini_web.shards(arg.corpus, arg.split)
     rows = labelled.rows(train, test)
     if config.method.name == "clip":
         rows["zero_shot"] = {"kind": "zero_shot", "test": test, "templates": "short"}

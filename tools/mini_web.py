@@ -6,12 +6,13 @@ packages ship.
     python tools/mini_web.py --output small --only pysiogame,emoji-fluent3d,kicad-doc
 
 Leaves train-*.arrayrecord, probe-train-* and probe-test-* (the leak-free topic probe), probe-fit-*
-and probe-dev-* (probe-train in two parts, to choose by), drawings.parquet (a selection: training
-images of the probe's sources), SUMMARY.md with licences and counts, floors.json with what trivial
-features reach, and sources.png. Sources and rules:
-webssl_jax/corpus/mini_web/README.md. The same command again continues where it was stopped, or says
-that all is there; another command for the same folder is refused. Exit codes as everywhere in
-webssl_jax: 0 done, 2 bad input or full disk (one line says what), 130 stopped by Ctrl-C.
+and probe-dev-* (probe-train in two parts, to choose by), selections of the training images
+(drawings.parquet: of the probe's sources; dev-train.parquet and dev-drawings.parquet: those that
+resemble nothing in probe-dev), SUMMARY.md with licences and counts, floors.json with what trivial
+features reach, and sources.png. Sources and rules: webssl_jax/corpus/mini_web/README.md. The same
+command again continues where it was stopped, or says that all is there; another command for the
+same folder is refused. Exit codes as everywhere in webssl_jax: 0 done, 2 bad input or full disk
+(one line says what), 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ def _assemble(files: dict[str, Files], args) -> None:
     if chosen.probe_test:
         for part in ("probe_train", "probe_fit", "probe_dev", "probe_test"):
             output.write_shards(part.replace("_", "-"), getattr(chosen, part), files, args.output)
-        output.write_drawings(chosen, args.output)
+        output.write_selections(chosen, args.output)
         table, stored = output.floors(
             args.output, args.floor_size, summary["topic_guessed_from_source"]
         )

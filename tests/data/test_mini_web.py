@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
 
+from webssl_jax import config as configs
 from webssl_jax.config import UserError
 from webssl_jax.corpus import near_duplicates
 from webssl_jax.corpus.mini_web import choose, output, packages, prepare, readers
@@ -358,8 +359,6 @@ def test_no_twin_lies_across_the_split(chosen):
     parts = [{row["key"] for row in part} for part in (chosen.probe_fit, chosen.probe_dev)]
     assert {row["key"] for row in chosen.probe_train} == parts[0] | parts[1]
     assert 0.2 * len(chosen.probe_train) < len(parts[1]) <= 0.3 * len(chosen.probe_train)
-    for twins in ({f"a/{i}", f"b/{120 + i}"} for i in range(40)):
-        assert not (twins & parts[0] and twins & parts[1]), f"{twins} lie in both parts"
     for i in range(40, 60):  # its twin has no topic, so it is for training
         assert f"a/{i}" in keys["train"]
 
@@ -375,15 +374,66 @@ def test_quotas_hold_and_a_topic_of_one_source_is_no_class(chosen):
     assert abs(guessed.mean() - 0.5) < 0.15, "both sources draw both topics alike"
 
 
-def test_drawings_select_the_records_of_the_probe_s_sources(chosen, tmp_path, monkeypatch):
+def alike_pairs(count, pairs, correlation):
+    """A bank of ``count`` descriptors: ``pairs`` resemble each other so much, others not at all."""
+    rng = np.random.default_rng(0)
+    bank = {}
+    for kind, size in (("edges", 256), ("colour", 768)):
+        x = np.linalg.qr(rng.normal(size=(size, count)))[0].T
+        for a, b in pairs:
+            x[b] = correlation * x[a] + np.sqrt(1 - correlation**2) * x[b]
+        bank |= {kind: x, f"mirrored {kind}": np.zeros_like(x)}
+    return bank
+
+
+def test_nothing_that_resembles_the_development_split_is_learnt_from_or_trained_on():
+    """Look-alikes by the rule of the test images, too little alike to be of one group."""
+    rows = [
+        {"key": f"{i}", "group": f"{i // 2}", "topic": ("cats", "dogs", None)[i // 2 % 3],
+         "source": "ab"[i % 2]} for i in range(240)
+    ]  # fmt: skip
+    fit_pairs = [(k, k + 6) for k in range(0, 120, 12)]  # a cat and a cat
+    other_pairs = [(k, k + 4) for k in range(120, 240, 12)]  # a cat and what has no topic
+    bank = alike_pairs(240, fit_pairs + other_pairs, 0.8)
+    quotas = choose.Quotas(test=12, train=25, of_class=0.2, min_test=4)
+    train, learn, fit, dev, dev_train, test = choose.probe(rows, bank, quotas)
+    assert set(fit) | set(dev) == set(learn) and not set(fit) & set(dev)
+    assert set(dev_train) < set(train) and not set(dev_train) & set(dev) and len(dev) > 20
+    near = (bank["edges"] @ bank["edges"].T) > 0.7
+    assert not near[np.ix_(dev, fit)].any() and not near[np.ix_(dev, dev_train)].any()
+    assert set(dev) & {a for a, _ in other_pairs}, "none of them has a look-alike to leave out"
+    partners = {k ^ 1 for k in dev}  # of the same groups
+    assert not partners & (set(fit) | set(dev_train)) and partners - set(learn)
+
+
+@pytest.mark.parametrize(("method", "part"), [("clip", "train"), ("dino", "drawings")])
+def test_a_run_that_dev_judges_trains_on_what_does_not_resemble_it(method, part):
+    config = configs.load(f"mini_web:corpus=C,method={method},split=dev")
+    mixture = {"train": "C/train-*.arrayrecord", "selection": f"C/dev-{part}.parquet"}
+    assert config.mixture.to_dict() == {part: mixture} and not config.data.train
+    judged = {(row.get("train"), row.get("test")) for row in config.evals.values()}
+    assert ("C/probe-fit-*.arrayrecord", "C/probe-dev-*.arrayrecord") in judged
+    assert not any("probe-t" in str(path) for path in judged)
+
+
+def test_selections_name_the_records_of_drawings_and_of_what_dev_does_not_resemble(
+    chosen, tmp_path, monkeypatch
+):
     monkeypatch.setattr(output, "IMAGES_PER_SHARD", 60)
-    output.write_drawings(chosen, tmp_path)
-    found = pq.read_table(tmp_path / "drawings.parquet").to_pydict()
+    output.write_selections(chosen, tmp_path)
     total = -(-len(chosen.train) // 60)
     shards = {f"train-{i:05d}-of-{total:05d}.arrayrecord": chosen.train[i::total]
               for i in range(total)}  # fmt: skip
-    picked = [shards[name][record]["key"] for name, record in zip(*found.values(), strict=True)]
-    assert picked == [row["key"] for row in chosen.train if row["source"] in "ab"] and total > 3
+
+    def picked(name):
+        found = pq.read_table(tmp_path / f"{name}.parquet").to_pydict()
+        return [shards[shard][record]["key"] for shard, record in zip(*found.values(), strict=True)]
+
+    drawn = [row["key"] for row in chosen.train if row["source"] in "ab"]
+    dev = [row["key"] for row in chosen.dev_train]
+    assert picked("drawings") == drawn and picked("dev-train") == dev and total > 3
+    assert picked("dev-drawings") == [key for key in drawn if key in set(dev)]
+    assert len(dev) <= len(chosen.train) - len(chosen.probe_dev)
 
 
 def test_the_cap_takes_labelled_pictures_first_and_the_choice_does_not_depend_on_luck():
@@ -435,6 +485,9 @@ def test_the_tool_continues_a_stopped_run_offline_and_knows_when_it_is_done(tmp_
     assert keys["probe-fit"] | keys["probe-dev"] == keys["probe-train"]
     assert keys["probe-train"] <= keys["train"] and not keys["train"] & keys["probe-test"]
     assert pq.read_table(output / "drawings.parquet").num_rows == len(keys["train"])
+    for name in ("dev-train", "dev-drawings"):
+        rows = pq.read_table(output / f"{name}.parquet").num_rows
+        assert 0 < rows <= len(keys["train"]) - len(keys["probe-dev"])
     floors = json.loads((output / "floors.json").read_text())
     assert floors["classes"] == list(topics) and floors["test"] == len(keys["probe-test"])
     assert set(floors["features"]) == {"majority class", "raw pixels", "colour histogram"}

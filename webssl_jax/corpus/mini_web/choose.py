@@ -5,10 +5,13 @@ All choices are made by digests of keys, so the same packages give the same corp
 
 *The probe.* Labelled pictures are joined into groups: by what the reader knows (one emoji of all
 vendors, one author's variants) and by likeness. A group may go to test if it resembles nothing
-outside itself, more loosely judged. What the probe learns from is split once more, whole groups
-together, so that choices can be made without the test images. Quotas for each class and for each
-source within a class keep the topic from being guessed from the source alone; they are the same for
-train and test.
+outside itself, more loosely judged. Quotas for each class and for each source within a class keep
+the topic from being guessed from the source alone; they are the same for train and test.
+
+*The development split.* What the probe learns from is split once more, so that choices can be made
+without the test images: of groups that resemble, as loosely judged, nothing else in it, a part is
+``probe_dev``. What a network is trained on meanwhile, ``dev_train``, leaves out these groups and
+all that resembles them.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ from webssl_jax.corpus.mini_web.readers import digest
 
 # correlation of edges, of colours, from which two pictures count as one drawing
 SAME = (0.86, 0.94)
-APART = (0.70, 0.84)  # the least that a test picture may keep from every other group
-MAX_TEST_GROUP = 12
+APART = (0.70, 0.84)  # from which a test picture may not resemble any other group
+MAX_GROUP = 12  # pictures of a group of test or dev
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +52,16 @@ class Quotas:
 class Chosen:
     """Rows, in the order of the digests of their keys: any prefix is a fair sample.
 
-    ``probe_train`` is part of ``train``, and all of ``probe_fit`` and ``probe_dev``. A row is that
-    of ``prepare`` with its source added.
+    ``probe_train`` is part of ``train``, and all of ``probe_fit`` and ``probe_dev``; ``dev_train``
+    is the part of ``train`` that resembles nothing in ``probe_dev``. A row is that of ``prepare``
+    with its source added.
     """
 
     train: list[dict]
     probe_train: list[dict]
     probe_fit: list[dict]
     probe_dev: list[dict]
+    dev_train: list[dict]
     probe_test: list[dict]
     dropped: dict[str, collections.Counter]  # source -> reason -> count
 
@@ -97,10 +102,8 @@ def choose(prepared: Mapping[str, Prepared], cap: int, quotas: Quotas) -> Chosen
     rows = [kept[i] for s in at for i in at[s]]
     split = probe(rows, bank, quotas)
     rank = {row["key"]: i for i, row in enumerate(kept)}
-    train, probe_train, fit, dev, probe_test = (
-        [rows[i] for i in sorted(part, key=lambda i: rank[rows[i]["key"]])] for part in split
-    )
-    return Chosen(train, probe_train, fit, dev, probe_test, dropped)
+    parts = [[rows[i] for i in sorted(part, key=lambda i: rank[rows[i]["key"]])] for part in split]
+    return Chosen(*parts, dropped)
 
 
 def probe(
@@ -112,15 +115,17 @@ def probe(
     i, j, scores = near_duplicates.similar_pairs(bank, labelled, *APART)
     same = near_duplicates.alike(scores, *SAME)
     group = _groups([row["group"] for row in rows], i[same], j[same])
+    across = group[i] != group[j]
+    i, j = i[across], j[across]  # look-alikes, as loosely judged, of different groups
     outside = np.zeros(len(rows), bool)
-    outside[i[group[i] != group[j]]] = True
+    outside[i] = True
     members = collections.defaultdict(list)
     for row, number in enumerate(group):
         members[number].append(row)
     candidates = [
         found
         for found in members.values()
-        if len(found) <= MAX_TEST_GROUP
+        if len(found) <= MAX_GROUP
         and len({rows[k]["topic"] for k in found} | {None}) == 2
         and all(rows[k]["topic"] for k in found)
         and not outside[found].any()
@@ -142,14 +147,33 @@ def probe(
         if cell[0] and cell[0] not in weak and cells[cell] < quotas.train:
             cells[cell] += 1
             learn.append(k)
+    dev = _development(learn, rows, group, i, j, quotas)
+    seen = set(np.flatnonzero(np.isin(group, group[dev]))) | set(j[np.isin(i, dev)])
+    fit, dev_train = sorted(set(learn) - set(dev)), sorted(set(train) - seen)
+    return train, learn, fit, dev, dev_train, test
+
+
+def _development(
+    learn: Sequence[int],
+    rows: Sequence[Mapping],
+    group: np.ndarray,
+    i: np.ndarray,
+    j: np.ndarray,
+    quotas: Quotas,
+) -> list[int]:
+    """Those of ``learn`` that choices are made by: groups whose pictures resemble none of another
+    group in ``learn``. (i, j): look-alikes of different groups."""
+    learnt = np.zeros(len(rows), bool)
+    learnt[learn] = True
+    resembles = np.zeros(len(rows), bool)
+    resembles[i[learnt[j]]] = True
     groups = collections.defaultdict(list)
     for k in learn:
         groups[group[k]].append(k)
+    free = [x for x in groups.values() if len(x) <= MAX_GROUP and not resembles[x].any()]
     total = collections.Counter(rows[k]["topic"] for k in learn)
     most = {topic: quotas.dev * n for topic, n in total.items()}
-    dev = _draw(list(groups.values()), rows, most, quotas.train)
-    fit = sorted(set(learn) - set(dev))
-    return train, learn, fit, dev, test
+    return _draw(free, rows, most, quotas.train)
 
 
 def _draw(

@@ -5,9 +5,11 @@ file                      what
 ========================  ========================================================================
 train-*.arrayrecord       every training image; label = topic, or none
 probe-train-*             those of them that the probe learns from
-probe-fit-*, probe-dev-*  probe-train in two parts, look-alikes in one: choices are made by them
+probe-fit-*, probe-dev-*  probe-train in two parts without a look-alike across: to choose by
 probe-test-*              its test images, which are not in train and resemble nothing there
 drawings.parquet          the training images of the probe's sources, as a selection (mixture.py)
+dev-train.parquet         those that resemble nothing in probe-dev: to train what is judged by it
+dev-drawings.parquet      what the two selections have in common
 settings.json             what the tool was told; another run must be told the same
 summary.json, SUMMARY.md  counts by source, licence, caption, size; what was left out, and why
 floors.json               what trivial features reach on the probe
@@ -80,15 +82,22 @@ def _shards(rows: Sequence[Mapping]) -> int:
     return max(1, -(-len(rows) // IMAGES_PER_SHARD))
 
 
-def write_drawings(chosen: Chosen, folder: Path) -> None:
-    """Writes drawings.parquet: of the training records those of the sources that the probe is made
-    of, labelled or not; no documents, textures and landscapes. ``config.mixture`` takes it."""
+def write_selections(chosen: Chosen, folder: Path) -> None:
+    """Writes the three selections, which ``config.mixture`` takes. Drawings are the images of the
+    sources that the probe is made of, labelled or not; no documents, textures and landscapes."""
     sources = {row["source"] for row in chosen.probe_train}
+    drawings = {row["key"] for row in chosen.train if row["source"] in sources}
+    dev = {row["key"] for row in chosen.dev_train}
     total = _shards(chosen.train)
-    at = [i for i, row in enumerate(chosen.train) if row["source"] in sources]
-    shards = [records.shard_name("train", i % total, total) for i in at]
-    table = {"shard": shards, "record": [i // total for i in at]}
-    pq.write_table(pa.table(table), folder / "drawings.parquet")
+    for name, keys in (
+        ("drawings", drawings),
+        ("dev-train", dev),
+        ("dev-drawings", drawings & dev),
+    ):
+        at = [i for i, row in enumerate(chosen.train) if row["key"] in keys]
+        shards = [records.shard_name("train", i % total, total) for i in at]
+        table = {"shard": shards, "record": [i // total for i in at]}
+        pq.write_table(pa.table(table), folder / f"{name}.parquet")
 
 
 def summarise(chosen: Chosen) -> dict[str, Any]:
@@ -111,6 +120,7 @@ def summarise(chosen: Chosen) -> dict[str, Any]:
         "train": len(chosen.train),
         "probe_train": len(chosen.probe_train),
         "probe_dev": len(chosen.probe_dev),
+        "dev_train": len(chosen.dev_train),
         "probe_test": len(chosen.probe_test),
         "probe_test_things": len({row["group"] for row in chosen.probe_test}),
         "megabytes": round(sum(row["bytes"] for row in everything) / 1e6, 1),
@@ -150,9 +160,10 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     """The summary for the eye, in Markdown."""
     lines = [
         f"{summary['images']:,} images, {summary['megabytes']:,} MB: {summary['train']:,} train; "
-        f"probe: {summary['probe_train']:,} of them ({summary['probe_dev']:,} of these to choose "
-        f"by), and {summary['probe_test']:,} test images of {summary['probe_test_things']:,} "
-        "things (emoji vendors draw the same ones).",
+        f"probe: {summary['probe_train']:,} of them, and {summary['probe_test']:,} test images of "
+        f"{summary['probe_test_things']:,} things (emoji vendors draw the same ones). To choose "
+        f"by: {summary['probe_dev']:,} of the probe's training images, which "
+        f"{summary['dev_train']:,} training images do not resemble.",
         "",
         "| source | images | text-rich | licence | package | what |",
         "| --- | --: | --- | --- | --- | --- |",
