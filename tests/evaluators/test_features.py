@@ -6,6 +6,7 @@ import gc
 import os
 import threading
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -190,6 +191,34 @@ def test_whoever_wants_a_part_of_what_is_there_gets_it(tmp_path, calls, once):
     assert not calls
     cache.pooled(model, dataset(), Want(patches="mean", blocks=(0,)))
     assert len(calls) == 3
+
+
+def test_tokens_are_kept_beside_their_mean_where_the_grid_is_wanted(tmp_path, calls, once):
+    cache, model = Cache(tmp_path, BATCH, 2), small_mae()
+    store = cache.pooled(model, dataset(), union([WANT, Want(patches="grid")]))
+    found = arrays(store)
+    for name, array in found.items():
+        np.testing.assert_allclose(array, once[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    tokens, count = store.array("tokens"), model.encoder.num_patches
+    assert tokens.shape == (20, count, 32) and tokens.parts[0].dtype == np.float32
+    np.testing.assert_allclose(tokens[:].mean(axis=1), once["patches"], rtol=1e-5, atol=1e-5)
+    calls.clear()
+    assert_equal(arrays(cache.pooled(model, dataset(), WANT)), found)
+    assert not calls
+
+
+def test_features_that_the_disk_cannot_hold_are_refused_before_the_first_image(
+    tmp_path, monkeypatch, calls
+):
+    """A byte is missing for 20 images of CLS, mean and all patches, 32 wide."""
+    model = small_mae()
+    needed = 20 * (2 + model.encoder.num_patches) * 32 * 4
+    usage = lambda path: SimpleNamespace(free=needed - 1)  # noqa: E731
+    monkeypatch.setattr(features.shutil, "disk_usage", usage)
+    with pytest.raises(UserError, match="features of 20 images need 0.0 GiB, and 0.0 are free"):
+        Cache(tmp_path, BATCH, 2).pooled(model, dataset(), Want())
+    assert not calls
+    Cache(tmp_path, BATCH, 2).pooled(model, dataset(), Want(patches="mean"))
 
 
 @pytest.mark.parametrize("what", ["weights", "data", "preprocessing"])

@@ -3,6 +3,7 @@ depends on nothing but its own learning rate, decay and batches."""
 
 import contextlib
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import torch
 from tests.evaluators.small_models import coloured, items_of, mesh_of, shard, small_mae
 from webssl_jax.config import UserError
 from webssl_jax.data import records
+from webssl_jax.data.mixture import shuffled
 from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.data.views import Preprocess
 from webssl_jax.evaluators.batches import Cached, Images
@@ -50,6 +52,25 @@ def cached(devices=1, rows=40):
     features = rng.normal(size=(rows, WIDTH)).astype(np.float32)
     labels = rng.integers(0, CLASSES, rows).astype(np.int32)
     return Cached({"x": features}, {"label": labels}, mesh_of(devices), BATCH, seed=3)
+
+
+def test_batch_k_of_kept_features_is_a_function_of_k_and_an_epoch_has_each_row_once():
+    """40 rows in batches of 16: five batches are two epochs."""
+
+    def rows_of(data, start, count):
+        of = {row.tobytes(): i for i, row in enumerate(data.features["x"])}
+        with contextlib.closing(data.start(start)) as batches:
+            made = [next(batches)[0] for _ in range(count)]
+        for features, batch in made:
+            labels = [data.targets["label"][of[x.tobytes()]] for x in np.asarray(features["x"])]
+            assert labels == np.asarray(batch["label"]).tolist()
+        return [of[x.tobytes()] for features, _ in made for x in np.asarray(features["x"])]
+
+    rows = rows_of(cached(), 0, 10)
+    epochs = [tuple(rows[i : i + 40]) for i in range(0, 160, 40)]
+    assert all(sorted(epoch) == list(range(40)) for epoch in epochs) and len(set(epochs)) == 4
+    assert rows_of(cached(8), 7, 3) == rows[7 * BATCH :]
+    assert rows_of(dataclasses.replace(cached(), seed=4), 0, 1) != rows[:BATCH]
 
 
 def recipe_of(**more):
@@ -218,7 +239,10 @@ def test_features_made_in_passing_train_as_those_of_the_cache_do(tmp_path):
     passing = Images(model, source, view, want, BATCH, 3, 15, {"label": labels}, threads=2)
     made = np.stack([view.preprocess(records.decode(source[i]).image) for i in range(40)])
     features = np.asarray(model.features(made, want).cls)
-    there = Cached({"x": features}, {"label": labels}, model.mesh, BATCH, seed=3)
+    order = shuffled(40, 3)
+    rows = [[order[step * BATCH + i] for i in range(BATCH)] for step in range(STEPS)]
+    parts = [[({"x": features[now]}, {"label": labels[now]})] for now in rows]
+    there = SimpleNamespace(start=lambda step: (each for each in parts))
     seen = dataclasses.replace(grid_of(), see=lambda features: features.cls)
     found = fit({"it": seen}, passing, recipe_of(), tmp_path)
     assert_by_torch(found, "sgd", there, features.shape[1])

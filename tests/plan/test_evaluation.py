@@ -115,6 +115,10 @@ def test_calls_of_the_network_are_counted_as_the_protocols_say(on_four):
         "training images": (125, 8, (48, 48)),  # once, whatever the updates
         "test images": (13, 8, (48, 48)),  # of held-out images features are there
     }
+    assert seen(kind="attentive", batch=16, augment=False) == {
+        "training images": (125, 8, (48, 48)),
+        "test images": (13, 8, (48, 48)),
+    }
     assert seen(kind="mae_linear", batch=16, epochs=3) == {
         "training images": (3 * 62 * 2, 8, (48, 48)),  # 1000 // 16 updates an epoch
         "test images": (13, 8, (48, 48)),  # one head: nothing is chosen

@@ -4,10 +4,10 @@ the cache."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Generator, Mapping
 from typing import Any, Protocol
 
-import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -112,16 +112,29 @@ class Cached:
     def start(self, step: int) -> Generator[Parts, None, None]:
         """See :class:`Batches`."""
         count = len(next(iter(self.features.values())))
-        order = grain.MapDataset.range(count).seed(self.seed).shuffle().repeat(None)
         own = meshes.local_rows(self.mesh, self.batch)
         while True:
-            rows = np.array([order[int(step * self.batch + row)] for row in own], np.int64)
+            rows = _shuffled(count, self.seed, step * self.batch + own)
             features, targets = (
                 meshes.to_global({name: x[rows] for name, x in given.items()}, self.mesh)
                 for given in (self.features, self.targets)
             )
             yield [(features, targets)]
             step += 1
+
+
+def _shuffled(count: int, seed: int, places: np.ndarray) -> np.ndarray:
+    """What stands at rising ``places`` (n,) of an endless order of ``count`` rows: (n,) int."""
+    epochs, within = np.divmod(places, count)
+    return np.concatenate(
+        [_epoch(count, seed, e)[within[epochs == e]] for e in np.unique(epochs).tolist()]
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch(count: int, seed: int, number: int) -> np.ndarray:
+    """The order of an epoch: made once, where grain's, row by row, takes longer than the steps."""
+    return np.random.default_rng([seed, number]).permutation(count)
 
 
 def calls_of(mesh: Mesh, batch: int, a_call: int = 0) -> int:

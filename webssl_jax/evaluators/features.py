@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import os
 import pathlib
 import shutil
@@ -34,7 +35,7 @@ from webssl_jax.evaluators.datasets import Dataset
 from webssl_jax.evaluators.outcome import Outcome
 from webssl_jax.files import write_json
 from webssl_jax.model import Model, fill_up, text_of
-from webssl_jax.models.features import Want
+from webssl_jax.models.features import PATCHES, Want
 from webssl_jax.sharding import distributed
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.telemetry.progress import Progress
@@ -43,6 +44,7 @@ CHUNK_BYTES = 64 * 2**20
 MOST_ROWS = 8192  # of a chunk
 _PROTOCOL = 1  # raised whenever the same weights and records would get other features
 _DONE = "done.json"
+TOKENS = "tokens"  # the array of all patches
 # One batch: from images (b, H, W, 3) uint8 of this process to {name: (b, ...)} of this process.
 Compute = Callable[[np.ndarray], dict[str, Any]]
 log = logging.getLogger(__name__)
@@ -146,10 +148,11 @@ class Cache:
 
     def pooled(self, model: Model, dataset: Dataset, want: Want) -> Store:
         """CLS and mean patches: arrays ``cls`` and ``patches`` (n, D), and of each block that is
-        wanted ``cls@BLOCK`` and ``patches@BLOCK``, with 0-based numbers. All processes call it.
+        wanted ``cls@BLOCK`` and ``patches@BLOCK``, with 0-based numbers; where the grid of patches
+        is wanted, ``tokens`` (n, N, D) of the last block too. All processes call it.
 
         Raises:
-          UserError: if a feature is not finite, or no record can be read.
+          UserError: if a feature is not finite, no record can be read, or the disk is too small.
         """
         if not want.blocks_norm or want.pad:
             raise ValueError(f"features that are kept are normed, of images as they are: {want}")
@@ -162,13 +165,18 @@ class Cache:
 
         def compute(images: np.ndarray) -> dict[str, Any]:
             seen = model.features(meshes.to_global({"x": images}, _mesh(model))["x"], want)
-            found = {"cls": seen.cls, "patches": seen.patches}
+            found = {"cls": seen.cls, "patches": _mean(seen.patches)}
+            if want.patches == "grid":
+                assert seen.patches is not None
+                found[TOKENS] = seen.patches.reshape(len(seen.patches), -1, seen.patches.shape[-1])
             for block, (cls, patches) in seen.blocks.items():
-                found |= {f"cls@{block}": cls, f"patches@{block}": patches}
+                found |= {f"cls@{block}": cls, f"patches@{block}": _mean(patches)}
             return {name: x for name, x in found.items() if x is not None}
 
-        width = model.encoder.width
-        size = 4 * width * (want.cls + (want.patches != "none")) * (1 + len(want.blocks))
+        vectors = (want.cls + (want.patches != "none")) * (1 + len(want.blocks))
+        if want.patches == "grid":
+            vectors += math.prod(model.encoder.grid_of(*model.preprocess.shape))
+        size = 4 * model.encoder.width * vectors
         return self._extract(kept / _name(want), model, dataset, compute, size)
 
     def embeddings(self, model: Model, dataset: Dataset) -> Store:
@@ -288,6 +296,9 @@ class Cache:
                 _begin(folder, size)
         there = np.array([_chunk(folder, i).is_dir() for i in range(len(chunks))])
         todo = np.flatnonzero(~distributed.gather(there.tolist())[0].astype(bool)).tolist()
+        with distributed.error_barrier():
+            if jax.process_index() == 0:
+                _check_room(folder, sum(len(chunks[i]) for i in todo), row_bytes)
         shown = None if jax.process_index() == 0 else open(os.devnull, "w")
         own_total = sum(len(chunks[i]) for i in todo[share.group :: share.groups])
         each = f" of one of {share.groups} parts" if share.groups > 1 else ""
@@ -418,6 +429,16 @@ def _begin(folder: pathlib.Path, size: int) -> None:
     write_json(mark, size)
 
 
+def _check_room(folder: pathlib.Path, images: int, row_bytes: int) -> None:
+    """Refuses before hours of work what would fill the disk."""
+    needed, free = images * row_bytes, shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{folder}: features of {images:,} images need {needed / 2**30:,.1f} GiB, and "
+            f"{free / 2**30:,.1f} are free; make room, or judge by fewer (max_images)"
+        )
+
+
 def _check(arrays: dict[str, np.ndarray], dataset: Dataset, rows: list[Row]) -> None:
     for name, array in arrays.items():
         bad = np.flatnonzero(~np.isfinite(array).all(axis=tuple(range(1, array.ndim))))
@@ -467,6 +488,11 @@ def _mesh(model: Model) -> Mesh:
     return model.mesh
 
 
+def _mean(patches: jax.Array | None) -> jax.Array | None:
+    """Of a grid (b, h, w, D) the mean (b, D)."""
+    return patches if patches is None or patches.ndim == 2 else patches.mean(axis=(1, 2))
+
+
 def _absolute(model: Model, want: Want) -> Want:
     depth = model.encoder.depth
     blocks = tuple(sorted({block % depth for block in want.blocks}))
@@ -485,7 +511,7 @@ def _covers(name: str, want: Want) -> bool:
     there = set() if blocks in ("", "last") else set(blocks.split("+"))
     return (
         (cls == "cls" or not want.cls)
-        and patches in (want.patches, *(("mean",) if want.patches == "none" else ()))
+        and patches in PATCHES[PATCHES.index(want.patches) :]
         and there >= {str(block) for block in want.blocks}
     )
 
@@ -493,9 +519,8 @@ def _covers(name: str, want: Want) -> bool:
 def union(wants: Iterator[Want] | Sequence[Want]) -> Want:
     """The least that covers all of them."""
     wants = list(wants)
-    order = ("none", "mean", "grid")
     return Want(
         cls=any(want.cls for want in wants),
-        patches=max((want.patches for want in wants), key=order.index),
+        patches=max((want.patches for want in wants), key=PATCHES.index),
         blocks=tuple(sorted({block for want in wants for block in want.blocks})),
     )

@@ -18,7 +18,7 @@ from webssl_jax.models.rope import Rotation, grid_coordinates
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.vit import ViT, ViTOutput
 
-PATCHES = ("none", "mean", "grid")
+PATCHES = ("none", "mean", "grid")  # each holds what those before it hold
 
 
 @dataclasses.dataclass(frozen=True)

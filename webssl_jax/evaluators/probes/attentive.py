@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from webssl_jax.evaluators.features import TOKENS
 from webssl_jax.evaluators.fit import Head, Recipe
 from webssl_jax.evaluators.probes import heads
-from webssl_jax.evaluators.probes.heads import TOKENS, See
+from webssl_jax.evaluators.probes.heads import See
 from webssl_jax.evaluators.probes.labelled import Problem
 from webssl_jax.evaluators.probes.trained import TrainedOptions, TrainedProbe, Trial, Variant
 from webssl_jax.models.features import Want
@@ -24,6 +25,7 @@ RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
 DECAYS = (5e-4, 1e-3, 5e-2)
 ITERATIONS = 12_500
 _WARM_UP = 0.1  # of the updates
+AT_ONCE = 10  # heads of attention: each has a mean token (D,) of an image for each 64 of its width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +38,7 @@ class Attentive(TrainedProbe):
 
     Options = AttentiveOptions
     name = "attentive"
-    protocol = 1
-    vectors = False
+    protocol = 2
 
     @classmethod
     def want(cls, options: AttentiveOptions, networks: Networks) -> Want:
@@ -51,8 +52,7 @@ class Attentive(TrainedProbe):
         variants = {
             "cls": Variant(See(("cls",)), linear),
             "patches": Variant(See(("patches",)), linear),
-            # keys and values of all tokens are large: one head at a time
-            "attention": Variant(See((TOKENS,)), heads.AttentionPool(classes), 1),
+            "attention": Variant(See((TOKENS,)), heads.AttentionPool(classes), AT_ONCE),
         }
         steps = options.iterations or ITERATIONS
         schedule = warmup_cosine(1.0, 0.0, steps, round(_WARM_UP * steps))

@@ -14,16 +14,16 @@ import jax.numpy as jnp
 
 from webssl_jax.config import UserError
 from webssl_jax.evaluators.batches import Batch
+from webssl_jax.evaluators.features import TOKENS
 from webssl_jax.models.features import Features
 
-TOKENS = "tokens"
 HEAD_WIDTH = 64  # of an attention head of CAPI's probe
 
 
 @dataclasses.dataclass(frozen=True)
 class See:
     """Some arrays of the features of a batch, side by side. parts: their names: as ``Cache.pooled``
-    has them (``cls``, ``patches``, ``cls@BLOCK``), or ``tokens`` (b, N, D), alone."""
+    has them: ``cls``, ``patches``, ``cls@BLOCK``; ``tokens`` (b, N, D) alone."""
 
     parts: tuple[str, ...]
 
@@ -122,12 +122,16 @@ class AttentionPool:
 
     def apply(self, params: Any, stats: Any, features: jax.Array, train: bool) -> tuple[Any, Any]:
         """Logits (b, C) of tokens (b, N, D)."""
-        b, n, d = features.shape
-        made = features @ params["kv"]["kernel"] + params["kv"]["bias"]
-        keys, values = jnp.moveaxis(made.reshape(b, n, 2, _pool_heads(d), -1), 2, 0)
-        query = params["query"].reshape(1, 1, _pool_heads(d), -1)
-        query = jnp.broadcast_to(query, (b, *query.shape[1:]))
-        pooled = jax.nn.dot_product_attention(query, keys, values).reshape(b, d)
+        b, _, d = features.shape
+        kernel = params["kv"]["kernel"].reshape(d, 2, _pool_heads(d), -1)
+        query = params["query"].reshape(_pool_heads(d), -1)
+        # One query for all images, so no token needs a key or a value: q (W x) = (q W) x, the keys'
+        # bias adds the same to all tokens, and the mean of values is the value of the mean.
+        asked = jnp.einsum("dhk,hk->dh", kernel[:, 0], query) * query.shape[1] ** -0.5
+        weights = jax.nn.softmax(jnp.einsum("bnd,dh->bhn", features, asked))
+        mean = jnp.einsum("bhn,bnd->bhd", weights, features)
+        values = jnp.einsum("bhd,dhk->bhk", mean, kernel[:, 1]).reshape(b, d)
+        pooled = values + params["kv"]["bias"][d:]
         return pooled @ params["kernel"] + params["bias"], stats
 
 

@@ -30,11 +30,10 @@ _A_CALL = 1024  # rows of features that are there already
 
 class Judged(NamedTuple):
     """Of some labelled images what heads say. labels: (n,) int. said: {grid: (n, K, 5)}, the most
-    likely classes of each head, the first one first. records: (n,), their numbers, of records."""
+    likely classes of each head, the first one first."""
 
     labels: np.ndarray
     said: dict[str, np.ndarray]
-    records: np.ndarray | None = None
 
     def hits(self, grid: str, most: int = 1) -> np.ndarray:
         """(n, K) bool: whether the class is among the ``most`` likely ones."""
@@ -72,7 +71,7 @@ def judge_images(
     store = cache.of_model(name, model, dataset, compute, 4 * TOP * heads)
     rows, labels = datasets.class_ids(store.labels, classes, dataset)
     said = {name: store.array(name)[rows].astype(int) for name, _ in fitted.grids}
-    return Judged(labels, said, np.array([store.rows[row].number for row in rows.tolist()]))
+    return Judged(labels, said)
 
 
 def judge_store(
@@ -84,12 +83,11 @@ def judge_store(
     classes: tuple[str, ...],
     allowed: np.ndarray | None = None,
 ) -> Judged:
-    """:func:`judge_images` where the features of labelled records are kept, as vectors. parts:
-    those that heads see."""
+    """:func:`judge_images` where the features of labelled records are kept. parts: those that heads
+    see."""
     rows, labels = datasets.class_ids(store.labels, classes, dataset)
     tables = {part: pick(store.array(part), rows) for part in parts}
-    judged = judge_tables(mesh, fitted, tables, labels, len(classes), allowed)
-    return judged._replace(records=np.array([store.rows[row].number for row in rows.tolist()]))
+    return judge_tables(mesh, fitted, tables, labels, len(classes), allowed)
 
 
 def judge_tables(

@@ -55,7 +55,7 @@ class Linear(TrainedProbe):
 
     Options = LinearOptions
     name = "linear"
-    protocol = 1
+    protocol = 2
 
     @classmethod
     def want(cls, options: LinearOptions, networks: Networks) -> Want:

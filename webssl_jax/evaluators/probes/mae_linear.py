@@ -49,7 +49,7 @@ class MAELinear(TrainedProbe):
 
     Options = MAELinearOptions
     name = "mae_linear"
-    protocol = 1
+    protocol = 2
 
     @classmethod
     def want(cls, options: MAELinearOptions, networks: Networks) -> Want:

@@ -26,7 +26,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from webssl_jax.config import UserError
-from webssl_jax.data.views import Preprocess, RandomResizedCropView
+from webssl_jax.data.views import RandomResizedCropView
 from webssl_jax.evaluators import datasets, fit, work
 from webssl_jax.evaluators.base import FEATURES
 from webssl_jax.evaluators.batches import Batches, Cached, Images, calls_of
@@ -64,7 +64,7 @@ class TrainedOptions(LabelledOptions):
 
     iterations: updates; 0: as published. batch: images of each.
     augment: random crops and flips, whose features are made anew at each visit; False: the images
-      as they are evaluated.
+      as they are evaluated, whose features are made once and kept.
     held_out: the share of training images that choose the head.
     seed: of the order of images, the crops, the split and the first weights.
     real: a file of ReaL's labels; v2, sketch: labelled shards of ImageNet's other test sets; a, r:
@@ -163,30 +163,20 @@ class TrainedProbe(abc.ABC):
     """Top-1 accuracy of heads trained on frozen features.
 
     name: of the kind. protocol: raised whenever the same features of the same images would get
-    another figure. vectors: whether its features are vectors, and not grids of patches, which are
-    too large to be kept.
+    another figure.
     """
 
     Options: ClassVar[type] = TrainedOptions
     needs = frozenset({FEATURES})
     name: ClassVar[str]
     protocol: ClassVar[int]
-    vectors: ClassVar[bool] = True
 
     def __init__(self, options: Any):
         self._options, self._pair = options, LabelledPair(options)
         self._others = imagenet.Others.of(options)
         self.data = f"{self._pair.identity}-{self.protocol}{self._others.identity}"
-        self.datasets = self._pair.datasets if self._cached else ()
-
-    @property
-    def _cached(self) -> bool:
-        """Whether heads are trained on features that rows share: those of images as they are."""
-        return self._reads(self._options)
-
-    @classmethod
-    def _reads(cls, options: Any) -> bool:
-        return cls.vectors and not options.augment
+        # features of images as they are, which rows share
+        self.datasets = () if options.augment else self._pair.datasets
 
     @classmethod
     @abc.abstractmethod
@@ -216,10 +206,10 @@ class TrainedProbe(abc.ABC):
         grids = grids_of(trial, options.batch)
         name, calls, rows = "training images", 1, options.batch
         features: Any
-        if cls._reads(options):
+        if not options.augment:
             seen, made = work.through(name, model, want, shape, size.images, size.batch)
-            vectors = {part: jax.eval_shape(See((part,)), made) for part in trial.parts}
-            tables = {part: ((rows, *x.shape[1:]), x.dtype) for part, x in vectors.items()}
+            arrays = {part: jax.eval_shape(See((part,)), made) for part in trial.parts}
+            tables = {part: ((rows, *x.shape[1:]), x.dtype) for part, x in arrays.items()}
             features = work.on_batch(model, tables)
         else:
             calls = calls_of(model.mesh, rows, size.batch)
@@ -229,7 +219,7 @@ class TrainedProbe(abc.ABC):
         each = {name: ((rows,), dtype) for name, dtype in targets.items()}
         update, fitted = work.updates(model, grids, trial.recipe, features, calls, each)
         held = len(grids) > len(trial.variants)  # they are judged besides
-        if cls._reads(options):  # of held-out images features are there
+        if not options.augment:  # of held-out images features are there
             held = False
         tested = size.test_images + held * round(options.held_out * size.images)
         test, of_test = work.through("test images", model, want, shape, tested, size.batch)
@@ -250,12 +240,16 @@ class TrainedProbe(abc.ABC):
         if self._options.augment:
             random_crops(model)  # refused before hours of work
         problem = self._pair.pixel_problem(model.preprocess, cache)
+        numbers = self._numbers(of_train, problem.train_rows, model, cache)
+        valid = None
+        if self._others.real:  # refused before hours of work, too
+            test = self._numbers(of_test, problem.test_rows, model, cache)
+            given = (of_test, test, problem.test_labels, problem.classes)
+            valid = imagenet.read_real(self._others.real, *given)
         want = self.want(self._options, model.networks)
         trial = self.trial(self._options, want, problem.num_classes, len(problem.train_labels))
         rules = datasets.fingerprint(self.name, self.protocol, self._options)
         known = datasets.fingerprint(rules, problem.data)
-        seen = self._pair.thumbnails(of_train, model.preprocess, cache).rows
-        numbers = np.array([seen[row].number for row in problem.train_rows.tolist()], np.int64)
         held = self._split(problem)[1]
         held_out = dataclasses.replace(
             of_train, indices=numbers[held], identity=f"{of_train.identity}-held-{known}"
@@ -263,7 +257,7 @@ class TrainedProbe(abc.ABC):
 
         def look(dataset: Dataset, fitted: Fitted, allowed: np.ndarray | None) -> Judged:
             classes = problem.classes
-            if self._cached:
+            if not self._options.augment:
                 store = cache.pooled(model, dataset, want)
                 assert model.mesh is not None
                 parts = trial.parts
@@ -271,7 +265,7 @@ class TrainedProbe(abc.ABC):
             return judge_images(model, cache, dataset, want, fitted, classes, known, allowed)
 
         def judge(fitted: Fitted, on_held_out: bool) -> Judged:
-            if on_held_out and self._cached:
+            if on_held_out and not self._options.augment:
                 assert isinstance(data, Cached) and model.mesh is not None
                 rows = {part: pick(x, held) for part, x in data.features.items()}
                 labels = problem.train_labels[held]
@@ -280,18 +274,27 @@ class TrainedProbe(abc.ABC):
 
         data = self._batches(model, cache, problem, numbers, want, trial)
         found = self._evaluate(problem, trial, data, cache.heads(model, known), judge)
-        outcome = self._with_others(found, problem, look)
+        outcome = self._with_others(found, problem, valid, look)
         of_tables = functools.partial(self.of_tables, cache, model.mesh, trial)
         trivial = self._pair.trivial_outcomes(problem, cache, f"{self.name}-{rules}", of_tables)
         return dataclasses.replace(outcome, baselines=trivial, chance=problem.chance())
+
+    def _numbers(
+        self, dataset: Dataset, rows: np.ndarray, model: Model, cache: Cache
+    ) -> np.ndarray:
+        """(n,) int: the records that are these of the readable ones."""
+        seen = self._pair.thumbnails(dataset, model.preprocess, cache).rows
+        return np.array([seen[row].number for row in rows.tolist()], np.int64)
 
     def _with_others(
         self,
         found: Found,
         problem: Problem,
+        valid: np.ndarray | None,
         look: Callable[[Dataset, Fitted, np.ndarray | None], Judged],
     ) -> Outcome:
-        """The outcome with the figures of other test sets: those of the chosen heads, by name."""
+        """The outcome with the figures of other test sets: those of the chosen heads, by name.
+        valid: (n, C) bool, the right classes of the test images by ReaL."""
         chosen = {name: (f"{x.variant}-{ALL}", x.number) for name, x in found.chosen.items()}
         fitted = found.fitted.only(chosen)
         metrics, items = dict(found.outcome.metrics), dict(found.outcome.items)
@@ -300,12 +303,7 @@ class TrainedProbe(abc.ABC):
             allowed = self._others.allowed(dataset, problem.classes) if few else None
             judged = look(dataset, fitted, allowed)
             hits |= {f"{name}_{metric}": judged.hits(metric)[:, 0] for metric in chosen}
-        if self._others.real:
-            assert found.test.records is not None  # they are a model's
-            test = self._pair.datasets[1]
-            valid = imagenet.read_real(
-                self._others.real, test, found.test.records, found.test.labels, problem.classes
-            )
+        if valid is not None:
             some = valid.any(axis=1)
             for metric, (grid, number) in chosen.items():
                 said = found.test.said[grid][:, number, 0]
@@ -329,13 +327,12 @@ class TrainedProbe(abc.ABC):
     ) -> Batches:
         """Of training images with the record ``numbers``."""
         o, (train, _), targets = self._options, self._pair.datasets, self._targets(problem)
-        if self._cached:
+        if not o.augment:
             store = cache.pooled(model, train, want)
             tables = {part: problem.train_rows_of(store.array(part)) for part in trial.parts}
             assert model.mesh is not None
             return Cached(tables, targets, model.mesh, o.batch, o.seed)
-        view = random_crops(model) if o.augment else Plain(model.preprocess)
-        source = Subset(train.source, numbers)
+        view, source = random_crops(model), Subset(train.source, numbers)
         return Images(
             *(model, source, view, want, o.batch, o.seed, cache.batch, targets, cache.threads)
         )
@@ -449,14 +446,3 @@ def random_crops(model: Model) -> RandomResizedCropView:
 def _words(chosen: Chosen, pairs: Sequence[tuple[float, float]]) -> str:
     rate, decay = pairs[chosen.number]
     return f"{chosen.variant}, rate {rate:g}" + (f", decay {decay:g}" if decay else "")
-
-
-@dataclasses.dataclass(frozen=True)
-class Plain:
-    """Images as they are evaluated."""
-
-    preprocess: Preprocess
-
-    def __call__(self, data: bytes, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """``{"image": (size, size, 3) uint8}``."""
-        return {"image": self.preprocess(data)}
