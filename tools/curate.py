@@ -20,8 +20,13 @@ Records are chosen by scores of any kind, without copying a shard, in two steps:
     python tools/curate.py select --scores SCORES --where 'width >= 256' --top-share 0.1 \\
         --by edges --output CHOSEN
 
-and CHOSEN/selection.parquet is what training takes: config.mixture.NAME.selection. What a scorer
-says of some records, a linear head on features of a model can learn to say of others:
+and CHOSEN/selection.parquet is what training takes: config.mixture.NAME.selection. The paper's two
+filters, images with text and charts, tables and documents, are one command, by a text detector, by
+heads on features, or by SmolVLM2:
+
+    python tools/curate.py text-rich --input 'SHARDS/train-*' --by detector --output TEXT
+
+What a scorer says of some records, a linear head on features of a model can learn to say of others:
 
     python tools/curate.py fit-head --scores SCORES --column text_area --above 0.02 \\
         --model MODEL --output head.npz

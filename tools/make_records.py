@@ -63,7 +63,6 @@ DirectRunner and a stand-in for the storage, on one machine only.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import itertools
 import os
@@ -95,8 +94,8 @@ def main(argv: list[str] | None = None) -> int:
         parsers.choices[args.kind].error(f"unrecognized arguments: {' '.join(unknown)}")
     if getattr(args, "test_fraction", 0) and args.split == "test":
         raise UserError("--test-fraction: splits test images off --split, so that cannot be test")
-    if args.beam_options and args.runner != "beam":
-        raise UserError("--beam-options: only with --runner beam")
+    workers = args.workers or os.cpu_count() or 1
+    runner = flags.runner_of(args, workers)
     args.annotation.sort()  # their order changes no byte
     for (name, _), (following, _) in itertools.pairwise(kinds.wanted(args)):
         if name == following:
@@ -105,7 +104,9 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--require-annotations: only with --annotation")
     address = args.output
     with remote.opened(address) as (args.output, mirror):
-        return _convert(args, kinds.KINDS[args.kind], address, mirror)
+        if mirror is not None:
+            runner = mirror.runner(runner)
+        return _convert(args, kinds.KINDS[args.kind], address, runner, workers)
 
 
 def _add_annotation(parser: cli.ArgumentParser, where: str) -> None:
@@ -189,17 +190,13 @@ def _add_common(parser: cli.ArgumentParser, unit: str) -> None:
             action="store_true",
             help="keep images whose bytes came before (default: the first in order stays)",
         )
-    parser.add_argument("--workers", type=flags.positive, default=os.cpu_count(), metavar="N")
-    parser.add_argument(
-        "--runner", choices=("pool", "beam"), default="pool", help="pool: processes of this machine"
-    )
-    parser.add_argument(
-        "--beam-options", default="", metavar="FLAGS", help="Beam's own flags, in quotes"
-    )
+    flags.add_runner(parser)
 
 
-def _convert(args: Any, kind: kinds.Kind, address: Path | str, mirror: remote.Mirror | None) -> int:
-    """address: of the output. mirror: of it, if it is in a bucket; then args.output is there."""
+def _convert(
+    args: Any, kind: kinds.Kind, address: Path | str, runner: runners.Runner, workers: int
+) -> int:
+    """address: of the output; if that is in a bucket, args.output is its mirror."""
     begun = time.monotonic()
     args.input = _absolute(args.input)
     for name in ("keys", "without"):
@@ -235,19 +232,14 @@ def _convert(args: Any, kind: kinds.Kind, address: Path | str, mirror: remote.Mi
         else:
             progress.update(size)
 
-    runner = functools.partial(runners.pool, args.workers)
-    if args.runner == "beam":
-        runner = functools.partial(runners.beam, args.beam_options)
-    if mirror is not None:
-        runner = mirror.runner(runner)
     names = [field.name for field in dataclasses.fields(items.Rules)]
     rules = items.Rules(**{name: getattr(args, name) for name in names})
     try:
         reader = kind.reader(args, facts)
         # A job of Beam starts slowly: all at once.
-        first = {"wave": args.workers} if args.runner == "pool" else {}
+        first = {"wave": workers} if args.runner == "pool" else {}
         summaries = runners.convert(
-            args.output, reader, rules, runner, update, workers=args.workers, **first
+            args.output, reader, rules, runner, update, workers=workers, **first
         )
     except KeyboardInterrupt:
         progress.close()

@@ -10,6 +10,7 @@ from tests.curation import feature_folders
 from tests.curation.test_near_duplicates import keys
 from webssl_jax.config import UserError
 from webssl_jax.curation import by_cluster, clusters, scores, selecting
+from webssl_jax.curation.expressions import Condition
 from webssl_jax.evaluators.sharded import AXIS
 from webssl_jax.tools import curate
 
@@ -69,7 +70,7 @@ def test_a_sample_is_shared_among_kinds_then_among_their_clusters(planted, tmp_p
     assert table["problem"][5].as_py() == "no features: gone" and table["level1"][5].as_py() is None
     level1, level2 = (np.delete(table[name].to_numpy(), 5) for name in ("level1", "level2"))
     assert same(level1, labels) and same(level2, labels // 3)
-    where = selecting.Condition(f"level2 == {level2[0]:g}")
+    where = Condition(f"level2 == {level2[0]:g}")
     chosen = selecting.select([tmp_path / "out"], tmp_path / "kind", where)
     assert chosen["kept"] == (labels // 3 == labels[0] // 3).sum()
 

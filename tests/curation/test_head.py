@@ -52,7 +52,7 @@ def test_a_head_of_another_model_or_threshold_is_refused(fitted):
         scorers.make(f"head:file={other},model={model}")
     target = heads.Target(folder / "scores", "grey", 254.5)
     features = folder / "head.npz.features"
-    with pytest.raises(UserError, match="--above 254.5: .* records are above; a tenth has"):
+    with pytest.raises(UserError, match="--above 254.5: .* records are above; 100 must be"):
         heads.fit(target, str(model), folder / "none.npz", features, "patches")
 
 

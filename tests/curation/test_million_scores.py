@@ -2,6 +2,8 @@
 in bounded memory, and killed ten times at random with the same files to the byte.
 
 Also a command that prints times, rates and memory: python -m tests.curation.test_million_scores N
+KILLS=1 before it kills as the test does; BEAM=PYTHON, of an environment with apache-beam, has
+Beam's DirectRunner do what Beam can do, too, and compares.
 """
 
 import functools
@@ -9,6 +11,7 @@ import hashlib
 import json
 import os
 import pathlib
+import subprocess
 import sys
 import tempfile
 import time
@@ -148,12 +151,33 @@ def check(folder, count):
     assert len(even) == count // 4 == len(set(even["key"].to_pylist()))
 
 
+def on_beam(folder, count, python):
+    """What Beam's DirectRunner makes of score and dedup is what processes have made."""
+    options = "--beam-options=--runner=DirectRunner --direct_num_workers=2"
+    for name in ("score", "dedup"):
+        command = [str(x) for x in commands(folder)[name]]
+        place = pathlib.Path(command[-1])
+        output = folder / "beam" / place.name
+        began = time.monotonic()
+        subprocess.run(
+            [python, *command[:-1], str(output), "--runner", "beam", options],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+            check=True,
+        )
+        found, expected = contents(output), contents(place)
+        assert found.keys() == expected.keys()
+        assert [path for path in found if found[path] != expected[path]] == []
+        print(f"{count:>9,} {name:8} {time.monotonic() - began:7.1f} s on Beam, the same bytes")
+
+
 def journey(folder, count, kills=True):
     """{stage: what it took without a kill}, and how often it was killed afterwards."""
     write_shards(folder / "shards", count)
     write_features(folder / "features", folder / "shards", count)
     stages = whole(folder, count)
     check(folder, count)
+    if python := os.environ.get("BEAM"):
+        on_beam(folder, count, python)
     if not kills:
         return stages, 0
     expected = contents(folder / "out")

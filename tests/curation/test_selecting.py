@@ -13,6 +13,7 @@ import pytest
 from tests.data.image_shards import encode_image, make_record, write_shard
 from webssl_jax.config import UserError
 from webssl_jax.curation import scorers, scores, selecting
+from webssl_jax.curation.expressions import Condition, Expression
 from webssl_jax.data import records
 from webssl_jax.data.converter import items
 from webssl_jax.data.decode import decode_image
@@ -114,7 +115,7 @@ def test_a_share_is_kept_to_the_record_and_ties_do_not_depend_on_anything(pool, 
 def test_a_condition_is_what_it_says_also_over_several_scores(pool, scored, tmp_path):
     second = tmp_path / "second"
     scores.score([str(pool[0])], scorers.make("statistics:side=4"), second)
-    where = selecting.Condition("20 <= grey < 30 and not tens * 10 == grey or -width > 0")
+    where = Condition("20 <= grey < 30 and not tens * 10 == grey or -width > 0")
     figures = selecting.select([scored[0], second], tmp_path / "out", where)
     greys = {i: int(grey) for i, grey in enumerate(pool[1])}
     assert set(kept_keys(tmp_path / "out")) == {i for i in greys if 20 < greys[i] < 30} - {7, 50}
@@ -134,16 +135,28 @@ def test_a_condition_is_what_it_says_also_over_several_scores(pool, scored, tmp_
 )
 def test_a_text_that_is_no_condition_is_refused_before_anything_is_read(text, says):
     with pytest.raises(UserError, match=says):
-        selecting.Condition(text)
+        Condition(text)
+    with pytest.raises(UserError, match="--by 'grey > 1': is no number"):
+        Expression("grey > 1", "--by")
+
+
+def test_a_share_can_be_kept_by_several_columns_together(pool, scored, tmp_path):
+    figures = selecting.select([scored[0]], tmp_path, None, 0.1, "grey - 10 * tens")
+    greys = {i: int(grey) for i, grey in enumerate(pool[1]) if i not in (7, 50)}
+    last_digits = sorted(grey % 10 for grey in greys.values())
+    assert sorted(greys[i] % 10 for i in kept_keys(tmp_path)) == last_digits[-8:]
+    assert figures["threshold"] == last_digits[-8]
+    figures = selecting.select([scored[0]], tmp_path, None, 0.1, "1 / (grey - grey)")
+    assert figures["kept"] == 8  # infinite, all alike: by the hash of their names
 
 
 def test_scores_that_do_not_fit_are_named(scored, tmp_path):
     with pytest.raises(UserError, match="gray: no such column of scores; there are grey, key"):
-        selecting.select([scored[0]], tmp_path, selecting.Condition("gray > 1"))
+        selecting.select([scored[0]], tmp_path, Condition("gray > 1"))
     with pytest.raises(UserError, match="key: is no column of numbers"):
-        selecting.select([scored[0]], tmp_path, selecting.Condition("key > 1"))
+        selecting.select([scored[0]], tmp_path, Condition("key > 1"))
     with pytest.raises(UserError, match="nothing is kept of 80 records"):
-        selecting.select([scored[0]], tmp_path, selecting.Condition("grey > 255"))
+        selecting.select([scored[0]], tmp_path, Condition("grey > 255"))
     with pytest.raises(
         UserError, match="--scorer statistics:sides=3: 'sides': did you mean 'side'"
     ):
@@ -151,7 +164,7 @@ def test_scores_that_do_not_fit_are_named(scored, tmp_path):
 
 
 def test_training_sees_what_was_selected_without_a_copy(pool, scored, tmp_path):
-    selecting.select([scored[0]], tmp_path, selecting.Condition("grey < 5"))
+    selecting.select([scored[0]], tmp_path, Condition("grey < 5"))
     row = {"train": str(pool[0]), "selection": str(tmp_path / "selection.parquet")}
     source = Mixture(parts({"dark": row}), [ArrayRecordSource(str(pool[0]))], 4, 10)
     seen = [

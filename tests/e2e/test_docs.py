@@ -23,6 +23,7 @@ PRESENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
 SHARED = (
     "webssl_jax/cli.py",
     "webssl_jax/sharding/rendezvous.py",
+    "webssl_jax/data/converter/flags.py",
     "webssl_jax/data/converter/kinds.py",
     *(str(p.relative_to(ROOT)) for p in ROOT.glob("webssl_jax/curation/commands/*.py")),
 )

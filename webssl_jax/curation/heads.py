@@ -2,8 +2,8 @@
 to whether another scorer's figure lies above a threshold. What a text detector or a language model
 says of some images, the model then says of all, at the cost of its features.
 
-Records are dealt at random: eight tenths fit, a tenth chooses the penalty, a tenth is
-held out and gives the area under the ROC curve, with DeLong's standard error (DeLong, DeLong and
+Records of either kind are dealt at random: eight tenths fit, a tenth chooses the penalty, a tenth
+is held out and gives the area under the ROC curve, with DeLong's standard error (DeLong, DeLong and
 Clarke-Pearson 1988).
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict
 from scipy import optimize, special, stats
 
 from webssl_jax.config import UserError
-from webssl_jax.curation import scores
+from webssl_jax.curation import expressions, scores
 from webssl_jax.curation.feature_pool import FeaturePool
 from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.evaluators import feature_files
@@ -29,7 +30,7 @@ from webssl_jax.sharding import mesh as meshes
 
 PENALTIES = tuple(10.0**power for power in range(-6, 1))  # of the mean loss, on unit variance
 MOST = 250_000  # records that are dealt; more would change little
-_FEWEST = 10  # of either kind, in each of the three parts
+FEWEST = 100  # of either kind: ten in a tenth
 
 
 class Area(NamedTuple):
@@ -97,7 +98,8 @@ class Head:
 
 
 class Target(NamedTuple):
-    """Records whose ``column`` of the scores in ``folder`` is above ``above`` are positives."""
+    """Records are positives whose ``column`` of the scores in ``folder``, or an expression of
+    several, is above ``above``."""
 
     folder: Path
     column: str
@@ -121,36 +123,65 @@ def fit(
     Raises:
       UserError: for scores or features that do not fit, or too few of either kind.
     """
-    values = scores.numbers([target.folder], target.column)
-    opened = load(model, mesh=all_devices())
+    values = expressions.numbers(target.folder, target.column, "--column")
     files = [shard["file"] for shard in scores.shards(target.folder)]
     features = features or output.with_name(output.name + ".features")
-    asked = feature_files.Asked(feature_files.choose(feature, opened, "--feature"))
-    feature_files.write(opened, ArrayRecordSource(files), features, asked)
-    pool = FeaturePool.open(features, files, feature)
-    labelled = _labelled(pool, values, target.above)
-    if (fewest := labelled.fewest) < _FEWEST:
+    pool = pool_of(model, files, features, feature)
+    where = f"--column {target.column} --above {target.above:g}"
+    head, figures = learn(pool, values, target.above, target.column, where)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    head.save(output)
+    return figures
+
+
+def pool_of(model: str, pattern: Sequence[str], folder: Path, feature: str) -> FeaturePool:
+    """Features of shards, of all devices; made in ``folder``, or what is left of them.
+
+    Raises:
+      UserError: for a model or shards that cannot be read, a feature that the model has not, a
+        folder with others.
+    """
+    opened = load(model, mesh=all_devices())
+    asked = feature_files.Asked(feature_files.choose(feature, opened, "feature"))
+    feature_files.write(opened, ArrayRecordSource(pattern), folder, asked)
+    return FeaturePool.open(folder, pattern, feature)
+
+
+def learn(
+    pool: FeaturePool, values: np.ndarray, above: float, name: str, where: str
+) -> tuple[Head, dict[str, Any]]:
+    """A head, and its figures as of :func:`fit`.
+
+    Args:
+      values: (n,) of all records of the pool, NaN of those that are not to be learned from; those
+        above ``above`` are positives.
+      name: of the values. where: for messages.
+
+    Raises:
+      UserError: for too few of either kind.
+    """
+    labelled = _labelled(pool, values, above)
+    count, positives = len(labelled.positive), int(labelled.positive.sum())
+    if min(positives, count - positives) < FEWEST:
         raise UserError(
-            f"--column {target.column} --above {target.above:g}: {labelled.positive.sum():,} of "
-            f"{len(labelled.positive):,} records are above; a tenth has {fewest} of one kind, and "
-            f"needs {_FEWEST}; choose another threshold or score more records"
+            f"{where}: {positives:,} of {count:,} records are above; {FEWEST} must be, and "
+            f"{FEWEST} not: choose another threshold or score more records"
         )
     weights, bias, penalty = _fit(labelled)
     held_out = labelled.part(9)
     found = area(held_out.features @ weights + bias, held_out.positive)
-    words = f"{target.column} > {target.above:g}"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    Head(weights, bias, opened.fingerprint, feature, words).save(output)
-    return {
+    words = f"{name} > {above:g}"
+    figures = {
         "target": words,
-        "records": len(labelled.positive),
-        "positives": int(labelled.positive.sum()),
-        "left_out": len(values) - len(labelled.positive),
+        "records": count,
+        "positives": positives,
+        "left_out": len(values) - count,
         "penalty": penalty,
         "held_out": len(held_out.positive),
         "auc": found.value,
         "interval": found.interval,
     }
+    return Head(weights, bias, pool.facts["weights"], pool.column, words), figures
 
 
 def all_devices() -> Mesh:
@@ -170,15 +201,6 @@ class _Labelled(NamedTuple):
         chosen = (self.tenth >= first) & (self.tenth <= (first if last is None else last))
         return _Labelled(*(column[chosen] for column in self))
 
-    @property
-    def fewest(self) -> int:
-        """Of either kind, in the tenth that has the fewest."""
-        return min(
-            int((self.positive[self.tenth == tenth] == kind).sum())
-            for tenth in range(10)
-            for kind in (False, True)
-        )
-
 
 def _labelled(pool: FeaturePool, values: np.ndarray, above: float) -> _Labelled:
     """values: (n,) of all records; NaN where there is none."""
@@ -190,10 +212,12 @@ def _labelled(pool: FeaturePool, values: np.ndarray, above: float) -> _Labelled:
     for numbers, block in pool.blocks():
         rows.append(numbers[used[numbers]])
         features.append(block[used[numbers]])
-    chosen = np.concatenate(rows)
-    return _Labelled(
-        np.concatenate(features), values[chosen] > above, rng.permutation(len(chosen)) % 10
-    )
+    positive = values[np.concatenate(rows)] > above
+    tenth = np.zeros(len(positive), int)
+    for kind in (False, True):
+        own = np.flatnonzero(positive == kind)
+        tenth[rng.permutation(own)] = np.arange(len(own)) % 10
+    return _Labelled(np.concatenate(features), positive, tenth)
 
 
 def _fit(labelled: _Labelled) -> tuple[np.ndarray, float, float]:

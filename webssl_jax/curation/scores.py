@@ -3,8 +3,9 @@ scorer adds to once, and from which any number of selections is made.
 
 =====================  ===========================================================================
 ``NNNNN.parquet``      shard NNNNN of the pool: a row a record, in its order: ``shard`` (the file's
-                       name), ``record`` (its number there), ``key``, the scorer's columns, and
-                       ``problem``, why they are null: of a damaged record, or an unreadable image
+                       name), ``record`` (its number there), ``key``, ``source``, the scorer's
+                       columns, and ``problem``, why they are null: of a damaged record, or an
+                       unreadable image. What was found by features has no ``source``
 ``scores.json``        the figures: records, those with a problem by reason, mean and range of each
                        column
 =====================  ===========================================================================
@@ -34,6 +35,7 @@ from webssl_jax.data.decode import DecodeError
 from webssl_jax.data.sources import DamagedRecord
 from webssl_jax.files import write_json
 
+_NAME = pa.dictionary(pa.int32(), pa.string())
 BATCH = 32  # records that a scorer gets at a time, unless it has a number of its own
 
 
@@ -124,7 +126,7 @@ def score_shard(task: Task, progress: Callable[[int], None] = no_progress) -> No
     name = os.path.basename(task.shard.file)
     for place in range(task.size):
         assert source is not None
-        row: dict[str, Any] = {"shard": name, "record": place, "key": None, "problem": None}
+        row: dict[str, Any] = {"shard": name, "record": place, "problem": None}
         rows.append(row)
         try:
             record = records.decode(source[place])
@@ -132,13 +134,14 @@ def score_shard(task: Task, progress: Callable[[int], None] = no_progress) -> No
             row["problem"] = "damaged: " + " ".join(str(error).split())
             progress(1)
             continue
-        row["key"] = record.key
+        row["key"], row["source"] = record.key, record.source
         waiting.append((row, record))
         if len(waiting) == batch:
             flush()
     flush()
     temporary = task.path.with_name(task.path.name + ".tmp")
-    pq.write_table(pa.Table.from_pylist(rows, _schema(task.scorer.columns)), temporary)
+    schema = _schema({"source": _NAME, **task.scorer.columns})
+    pq.write_table(pa.Table.from_pylist(rows, schema), temporary)
     os.replace(temporary, task.path)
 
 
@@ -179,7 +182,7 @@ def write(
 
 
 def _schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
-    facts = {"shard": pa.dictionary(pa.int32(), pa.string()), "record": pa.int64()}
+    facts: dict[str, pa.DataType] = {"shard": _NAME, "record": pa.int64()}
     facts |= {"key": pa.string(), **columns, "problem": pa.string()}
     return pa.schema(list(facts.items()))
 
@@ -219,17 +222,12 @@ def tables(folders: Sequence[Path], columns: Sequence[str]) -> Iterator[pa.Table
     return _tables(folders, columns)
 
 
-def numbers(folders: Sequence[Path], column: str) -> np.ndarray:
-    """(n,) float64 of all records; NaN where there is no score.
+def as_numbers(name: str, parts: Sequence[pa.ChunkedArray]) -> np.ndarray:
+    """The parts of a column as one array, (n,) float64; NaN where there is no score.
 
     Raises:
-      UserError: as :func:`tables`, or for a column of texts.
+      UserError: for a column of texts.
     """
-    return as_numbers(column, [part[column] for part in tables(folders, [column])])
-
-
-def as_numbers(name: str, parts: Sequence[pa.ChunkedArray]) -> np.ndarray:
-    """The parts of a column as one array, as :func:`numbers` gives it."""
     kind = parts[0].type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise UserError(f"{name}: is no column of numbers")

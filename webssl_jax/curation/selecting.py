@@ -1,10 +1,10 @@
 """From scores to a selection: a list of records that training takes without copying a shard
 (``config.mixture.NAME.selection``), and a page that says what was chosen.
 
-``--where`` is a condition on columns of scores: comparisons, ``and``, ``or``, ``not``, and the
-signs + - * /. ``--top-share`` keeps that share of the whole pool by a column, the largest first, to
-the record: of equal scores, those whose names have the smaller hash. Given both, the share is of
-the pool and taken from what the condition leaves. A record without a score is never kept.
+``--where`` is a condition on columns of scores. ``--top-share`` keeps that share of the whole pool
+by a column, or an expression of several (:mod:`expressions`), the largest first, to the record: of
+equal scores, those whose names have the smaller hash. Given both, the share is of the pool and
+taken from what the condition leaves. A record without a score is never kept.
 
 =======================  =========================================================================
 ``selection.parquet``    ``shard``, ``record``, ``key`` of what is kept, in the pool's order
@@ -17,11 +17,9 @@ the pool and taken from what the condition leaves. A record without a score is n
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import operator
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ import pyarrow.parquet as pq
 
 from webssl_jax.config import UserError
 from webssl_jax.curation import scores
+from webssl_jax.curation.expressions import Condition, Expression
 from webssl_jax.data import records
 from webssl_jax.data.decode import DecodeError, decode_image
 from webssl_jax.data.sources import ArrayRecordSource, DamagedRecord
@@ -39,71 +38,6 @@ from webssl_jax.visuals import image_grid, save_png
 
 SHOWN = 24  # images of a sheet
 COLUMNS = ("shard", "record", "key")  # of a selection
-_SIGNS: dict[type, Callable] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-}
-Columns = Mapping[str, np.ndarray]
-
-
-class Condition:
-    """A condition on columns, in the words of the module.
-
-    Raises:
-      UserError: for a text that is none.
-    """
-
-    def __init__(self, text: str):
-        self.text = text
-        try:
-            self._tree = ast.parse(text, mode="eval").body
-        except SyntaxError as error:
-            raise UserError(f"--where {text!r}: {error.msg}") from None
-        self.columns = sorted({n.id for n in ast.walk(self._tree) if isinstance(n, ast.Name)})
-        self(dict.fromkeys(self.columns, np.zeros(1)))  # refuses what it does not know
-
-    def __call__(self, columns: Columns) -> np.ndarray:
-        """(n,) bool."""
-        found = self._value(self._tree, columns)
-        if not isinstance(found, np.ndarray) or found.dtype != bool:
-            raise UserError(
-                f"--where {self.text!r}: is no condition; compare a column, as in x > 1"
-            )
-        return found
-
-    def _value(self, node: ast.AST, columns: Columns) -> Any:
-        def value(part: ast.AST) -> Any:
-            return self._value(part, columns)
-
-        match node:
-            case ast.Name(id=name):
-                return columns[name]
-            case ast.Constant(value=int() | float() as number):
-                return number
-            case ast.UnaryOp(op=ast.USub(), operand=part):
-                return -value(part)
-            case ast.UnaryOp(op=ast.Not(), operand=part):
-                return ~value(part)
-            case ast.BinOp(left=left, op=op, right=right) if type(op) in _SIGNS:
-                return _SIGNS[type(op)](value(left), value(right))
-            case ast.BoolOp(op=op, values=parts):
-                joined = np.logical_and if isinstance(op, ast.And) else np.logical_or
-                return joined.reduce([value(part) for part in parts])
-            case ast.Compare(left=left, ops=ops, comparators=rights) if all(
-                type(op) in _SIGNS for op in ops
-            ):
-                sides = [value(left), *map(value, rights)]
-                pairs = zip(ops, sides, sides[1:], strict=False)
-                return np.logical_and.reduce([_SIGNS[type(op)](a, b) for op, a, b in pairs])
-        raise UserError(f"--where {self.text!r}: cannot read {ast.unparse(node)!r}")
 
 
 def select(
@@ -118,7 +52,7 @@ def select(
 
     Args:
       folders: of scores of the same shards. named: their names for the figures.
-      top_share: the share of the pool to keep by the column ``by``.
+      top_share: the share of the pool to keep by the expression ``by``.
 
     Returns:
       The figures, also in ``<output>/selection.json``.
@@ -128,10 +62,13 @@ def select(
     """
     from webssl_jax.curation import report  # with matplotlib: no worker and no --help needs it
 
-    names = sorted({*(where.columns if where else ()), *([by] if by else [])})
+    ranked = Expression(by, "--by") if by else None
+    names = sorted({name for asked in (where, ranked) if asked for name in asked.columns})
     parts = list(scores.tables(folders, names))
     sizes = [len(part) for part in parts]
     columns = {name: scores.as_numbers(name, [part[name] for part in parts]) for name in names}
+    if ranked and by:
+        columns[by] = ranked(columns)
     scored = ~np.logical_or.reduce([np.isnan(column) for column in columns.values()])
     kept = scored & where(columns) if where else scored.copy()
     figures: dict[str, Any] = {

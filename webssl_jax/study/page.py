@@ -18,27 +18,9 @@ from webssl_jax.study.cells import Study
 from webssl_jax.study.findings import Finding
 from webssl_jax.study.results import Group
 from webssl_jax.telemetry.progress import format_seconds
-from webssl_jax.visuals import axes, comparison, save_png, scaling
+from webssl_jax.visuals import axes, comparison, pages, save_png, scaling
 
 References = Mapping[str, Mapping[str, Outcome]]
-
-_STYLE = """
-:root { color-scheme: light dark; --ground: #fff; --ink: #1c1c21; --soft: #6a6a72; --line: #dcdce2 }
-@media (prefers-color-scheme: dark) {
-  :root { --ground: #16161a; --ink: #e8e8ec; --soft: #a0a0aa; --line: #3a3a42 } }
-body { background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
-  max-width: 76rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.5rem }
-.soft { color: var(--soft) }
-.scroll { overflow-x: auto }
-table { border-collapse: collapse; font-size: .9rem }
-th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(--line);
-  white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
-svg { max-width: 100%; height: auto; color: var(--ink) } svg text { fill: currentColor }
-figure { margin: 1rem 0 } figcaption { font-size: .9rem } img { max-width: 100% }
-li { margin: .4rem 0 } b { font-weight: 600 }
-"""
 
 
 def write(study: Study, folder: Path) -> list[Finding]:
@@ -135,11 +117,8 @@ def _pictures(groups: Sequence[Group]) -> str:
             found = sorted((group.runs[0].run.workdir / "pictures").glob(f"{kind}_[0-9]*.png"))
             if found:
                 data = base64.b64encode(found[-1].read_bytes()).decode()
-                words = html.escape(f"{group.cell.name}: {what}")
-                out.append(
-                    f'<figure><img alt="{words}" src="data:image/png;base64,{data}">'
-                    f"<figcaption>{words}</figcaption></figure>"
-                )
+                address = f"data:image/png;base64,{data}"
+                out.append(pages.picture(address, f"{group.cell.name}: {what}"))
     return "".join(out)
 
 
@@ -161,12 +140,7 @@ def _html(
     items = "".join(
         f"<li><b>{html.escape(one.name)}</b>: {html.escape(one.text)}</li>" for one in stated
     )
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{html.escape(study.title)}</title><style>{_STYLE}</style></head><body>
-<h1>{html.escape(study.title)}</h1>
-<p class="soft">{done} of {runs} runs of {len(study.cells)} cells are done; they took
+    body = f"""<p class="soft">{done} of {runs} runs of {len(study.cells)} cells are done; they took
 {format_seconds(seconds)} of wall time, evaluations included. Every sentence below is made by a rule
 from the figures (webssl_jax/study/findings.py).</p>
 <h2>What it shows</h2><ul>{items or "<li>No finding is asked.</li>"}</ul>
@@ -178,9 +152,8 @@ trained here.</p>
 <p class="soft">Mean over seeds ± standard deviation between them. runs.csv and runs.json hold every
 run with every metric, findings.json the intervals. Time is wall time of this machine; energy is not
 measured.</p>
-{_section("How they learned", _curves(groups))}{_section("What they see", _pictures(groups))}
-</body></html>
-"""
+{_section("How they learned", _curves(groups))}{_section("What they see", _pictures(groups))}"""
+    return pages.document(study.title, body)
 
 
 def _section(title: str, content: str) -> str:
@@ -203,12 +176,7 @@ def _table(groups: Sequence[Group], known: References) -> str:
             cells.append(f"{figures.mean():.3f}{spread}" if len(figures) else "")
         cells.append(format_seconds(float(np.mean([run.seconds for run in group.runs]))))
         lines.append(cells)
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in line) + "</tr>"
-        for line in lines
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return pages.table(heads, lines)
 
 
 def _levels(

@@ -6,7 +6,7 @@ from typing import Any
 
 from webssl_jax import cli
 from webssl_jax.config import UserError
-from webssl_jax.curation import scores
+from webssl_jax.curation import expressions, scores
 from webssl_jax.curation.commands import flags
 from webssl_jax.data.converter import buckets
 
@@ -32,7 +32,9 @@ def _dedup_flags(parser: cli.ArgumentParser) -> None:
     )
     parser.add_argument("--scores", type=buckets.place, metavar="DIR", help="of the same shards")
     parser.add_argument(
-        "--by", metavar="COLUMN", help="of a group the largest stays, not the first"
+        "--by",
+        metavar="COLUMN",
+        help="of a group the largest stays, not the first; or of several, as 'a + b'",
     )
     parser.add_argument(
         "--exact",
@@ -63,7 +65,7 @@ def _dedup(args: Any) -> int:
     if args.scores:
         if tuple(scores.shards(args.scores)) != pool.shards:
             raise UserError(f"--scores {args.scores}: are of other shards than --input")
-        better = scores.numbers([args.scores], args.by)
+        better = expressions.numbers(args.scores, args.by, "--by")
     rules = near_duplicates.Rules(args.threshold, args.exact, args.probes, args.seed)
     progress = flags.ProgressLine("comparing")
     figures = near_duplicates.dedup(

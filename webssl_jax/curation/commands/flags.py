@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from webssl_jax import cli
-from webssl_jax.config import UserError
 from webssl_jax.data.converter import buckets, remote, runners
+from webssl_jax.data.converter import flags as converter
+from webssl_jax.data.converter.flags import (
+    add_runner,
+    amount,
+    name,
+    natural,
+    numbers,
+    positive,
+    share,
+)
 from webssl_jax.telemetry.progress import Progress
 
+__all__ = ["add_runner", "amount", "name", "natural", "numbers", "positive", "share"]  # also here
 _FOLDERS = ("output", "index", "scores", "features", "targets")
 
 
@@ -38,16 +47,6 @@ def add_input(parser: cli.ArgumentParser) -> None:
         required=True,
         metavar="PATTERN",
         help="shards: globs, files, folders, or corpus:train",
-    )
-
-
-def add_runner(parser: cli.ArgumentParser, workers: str = "one a core") -> None:
-    parser.add_argument("--workers", type=positive, metavar="N", help=f"default: {workers}")
-    parser.add_argument(
-        "--runner", choices=("pool", "beam"), default="pool", help="pool: processes of this machine"
-    )
-    parser.add_argument(
-        "--beam-options", default="", metavar="FLAGS", help="Beam's own flags, in quotes"
     )
 
 
@@ -76,17 +75,11 @@ def folders(args: Any) -> Iterator[None]:
 
 def runner_of(args: Any, workers: int | None = None) -> runners.Runner:
     """workers: unless the user says."""
-    runner = _runner_of(args, workers)
-    return args.mirror.runner(runner, args.others) if args.mirror else runner
-
-
-def _runner_of(args: Any, workers: int | None) -> runners.Runner:
-    if args.beam_options and args.runner != "beam":
-        raise UserError("--beam-options: only with --runner beam")
-    if args.runner == "beam":
-        return functools.partial(runners.beam, args.beam_options)
     count = args.workers or workers or os.cpu_count() or 1
-    return runners.here if count == 1 else functools.partial(runners.pool, count)
+    runner = converter.runner_of(args, count)
+    if args.runner == "pool" and count == 1:
+        runner = runners.here
+    return args.mirror.runner(runner, args.others) if args.mirror else runner
 
 
 class ProgressLine:
@@ -98,6 +91,7 @@ class ProgressLine:
 
     def __call__(self, records: int, total: int | None = None) -> None:
         if total is not None:
+            self.close()  # of the pass before
             self._line = Progress(total, self._label, self._unit, done=records)
         elif self._line is not None:
             self._line.update(records)
@@ -117,40 +111,3 @@ def tell_damaged(damaged: dict, where: str) -> None:
 def tell_selection(args: Any) -> int:
     print(f"  {args.address}/selection.parquet  for config.mixture.NAME.selection")
     return 0
-
-
-def positive(text: str) -> int:
-    return _checked(int(text), lambda value: value >= 1)
-
-
-def natural(text: str) -> int:
-    return _checked(int(text), lambda value: value >= 0)
-
-
-def amount(text: str) -> float:
-    return _checked(float(text), lambda value: 0 < value < float("inf"))
-
-
-def share(text: str) -> float:
-    return _checked(float(text), lambda value: 0 < value < 1)
-
-
-def numbers(text: str) -> list[int]:
-    return [positive(part) for part in text.split(",")]
-
-
-def _checked(value: Any, test: Callable[[Any], bool]) -> Any:
-    if not test(value):
-        raise ValueError  # argparse turns it into its own one-line error
-    return value
-
-
-def name(text: str) -> str:
-    return _checked(text, lambda name: name.replace("_", "").isalnum())
-
-
-# argparse names the type in its message: "invalid positive whole number value: '0'".
-positive.__name__, natural.__name__ = "positive whole number", "whole number"
-numbers.__name__ = "list of whole numbers"
-amount.__name__ = "number above 0"
-share.__name__, name.__name__ = "share (above 0, below 1)", "name (letters, digits, _)"

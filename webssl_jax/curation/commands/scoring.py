@@ -6,9 +6,10 @@ from typing import Any
 
 from webssl_jax import cli
 from webssl_jax.config import UserError
-from webssl_jax.curation import scorers, scores, selecting
+from webssl_jax.curation import expressions, scorers, scores, selecting
+from webssl_jax.curation import text_rich as filters
 from webssl_jax.curation.commands import flags
-from webssl_jax.data.converter import buckets
+from webssl_jax.data.converter import buckets, runners
 
 
 def _score_flags(parser: cli.ArgumentParser) -> None:
@@ -38,7 +39,9 @@ def _score(args: Any) -> int:
 
 def _fit_head_flags(parser: cli.ArgumentParser) -> None:
     parser.add_argument("--scores", type=buckets.place, required=True, metavar="DIR")
-    parser.add_argument("--column", required=True, help="of the scores: what the head shall say")
+    parser.add_argument(
+        "--column", required=True, help="of the scores, or as 'a + b': what the head shall say"
+    )
     parser.add_argument(
         "--above", type=float, required=True, metavar="X", help="records above are positives"
     )
@@ -80,7 +83,9 @@ def _select_flags(parser: cli.ArgumentParser) -> None:
     parser.add_argument(
         "--top-share", type=flags.share, metavar="P", help="the share of the pool to keep, by --by"
     )
-    parser.add_argument("--by", metavar="COLUMN", help="keep its largest scores")
+    parser.add_argument(
+        "--by", metavar="COLUMN", help="keep its largest scores; or of several, as 'a + b / 2'"
+    )
 
 
 def _select(args: Any) -> int:
@@ -88,7 +93,7 @@ def _select(args: Any) -> int:
         raise UserError("--top-share and --by: give both, or only --where")
     if args.where is None and args.by is None:
         raise UserError("nothing to select by: give --where, or --top-share and --by")
-    where = selecting.Condition(args.where) if args.where else None
+    where = expressions.Condition(args.where) if args.where else None
     figures = selecting.select(args.scores, args.output, where, args.top_share, args.by, args.named)
     threshold = figures.get("threshold")
     print(
@@ -100,7 +105,61 @@ def _select(args: Any) -> int:
     return flags.tell_selection(args)
 
 
+def _text_rich_flags(parser: cli.ArgumentParser) -> None:
+    flags.add_input(parser)
+    parser.add_argument(
+        "--by",
+        nargs="+",
+        required=True,
+        metavar="WAY[:option=value,...]",
+        help="some of detector, features:model=MODEL (heads that another way teaches), and "
+        "smolvlm:model=PATH_OR_NAME",
+    )
+    for name, default in (("light", filters.LIGHT), ("heavy", filters.HEAVY)):
+        parser.add_argument(
+            f"--{name}",
+            type=flags.share,
+            default=default,
+            metavar="P",
+            help=f"share of the pool to keep (the paper's: {default:g})",
+        )
+    parser.add_argument(
+        "--taught-on",
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help="shards of --input that the heads of features learn from (default: all)",
+    )
+    flags.add_runner(parser, "1 of smolvlm, else one a core")
+
+
+def _text_rich(args: Any) -> int:
+    asked = filters.ask(args.input, args.by, args.output, args.light, args.heavy, args.taught_on)
+    progress = flags.ProgressLine("scoring")
+
+    def runner_of(scorer: scorers.Scorer) -> runners.Runner:
+        return flags.runner_of(args, getattr(scorer, "workers", None))
+
+    figures = filters.text_rich(asked, runner_of, progress)
+    progress.close()
+    for way, parts in figures["ways"].items():
+        for part, one in parts.items():
+            print(
+                f"{way:10} {part:6} {one['kept']:>12,} of {one['records']:,} records "
+                f"({one['kept'] / one['records']:.2%}), {one['without_score']:,} without a score"
+            )
+    print(f"  {args.output}/WAY/light/selection.parquet, .../heavy/...  for config.mixture")
+    print(f"  {args.output}/index.html  the report")
+    return 0
+
+
 COMMANDS = {
+    "text-rich": flags.Command(
+        "choose images with text by the paper's two filters, in any of three ways",
+        _text_rich_flags,
+        _text_rich,
+        output=buckets.here,
+    ),
     "score": flags.Command("score records, each shard once", _score_flags, _score),
     "fit-head": flags.Command(
         "teach features of a model what a scorer says",

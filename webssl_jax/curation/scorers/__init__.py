@@ -66,16 +66,25 @@ def make(spec: str) -> Scorer:
         kind = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"--scorer {spec}: {error}") from None
-    options = {
+    return filled(kind, rest, f"--scorer {spec}")
+
+
+def filled(kind: type[Any], options: str, where: str) -> Any:
+    """A dataclass from ``option=value,...``; each value takes its default's type.
+
+    Raises:
+      UserError: beginning with ``where``, for an option that it has not.
+    """
+    known = {
         field.name: field.default
         for field in dataclasses.fields(kind)
         if field.default is not dataclasses.MISSING
     }
     try:
-        return kind(**configs.parse_arg(rest, **options))
+        return kind(**configs.parse_arg(options, **known))
     except ConfigError as error:
         words = str(error).removeprefix("config argument ")
-        raise UserError(f"--scorer {spec}: {words}") from None
+        raise UserError(f"{where}: {words}") from None
 
 
 def describe(scorer: Scorer) -> str:

@@ -33,7 +33,9 @@ _DTYPES = ("bfloat16", "float16", "float32")
 @dataclasses.dataclass(frozen=True)
 class SmolVLM:
     """For each question 1 (yes), 0 (no) or none (unclear), and the words of the answer, greedily
-    decoded; also ``unclear``, how many of the two answers were neither yes nor no.
+    decoded; ``text_rich_yes`` and ``chart_like_yes``, how likely the first token of a yes is beside
+    that of a no, so that any share can be kept; and ``unclear``, how many of the two answers were
+    neither yes nor no.
 
     model: a folder of transformers, or a name on its hub; any size of the family. side: the longer
     side of the image in pixels, 0 for the model's own (2,048 of the small ones: up to 17 tiles of
@@ -47,10 +49,11 @@ class SmolVLM:
     dtype: str = "bfloat16"
     device: str = ""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     workers: ClassVar[int] = 1  # each would hold the whole model
     columns: ClassVar[Mapping[str, pa.DataType]] = {
         **dict.fromkeys(QUESTIONS, pa.int8()),
+        **{f"{name}_yes": pa.float32() for name in QUESTIONS},
         **{f"{name}_words": pa.string() for name in QUESTIONS},
         "unclear": pa.int8(),
     }
@@ -76,10 +79,19 @@ def parse(answer: str) -> int | None:
     return int("yes" in said) if len(said) == 1 else None
 
 
-def _row(answers: Mapping[str, str]) -> dict[str, Any]:
-    parsed = {name: parse(words) for name, words in answers.items()}
-    row: dict[str, Any] = {**parsed, "unclear": sum(value is None for value in parsed.values())}
-    return row | {f"{name}_words": " ".join(words.split()) for name, words in answers.items()}
+class Answer(NamedTuple):
+    """words: decoded. yes: the probability of the first token of a yes, of yes and no together."""
+
+    words: str
+    yes: float
+
+
+def _row(answers: Mapping[str, Answer]) -> dict[str, Any]:
+    row: dict[str, Any] = {name: parse(answer.words) for name, answer in answers.items()}
+    row["unclear"] = sum(value is None for value in row.values())
+    for name, answer in answers.items():
+        row |= {f"{name}_words": " ".join(answer.words.split()), f"{name}_yes": answer.yes}
+    return row
 
 
 class Loaded(NamedTuple):
@@ -91,7 +103,7 @@ class Loaded(NamedTuple):
     tokenizer: Any
 
 
-def ask(loaded: Loaded, images: Sequence[Image.Image], side: int = 0) -> dict[str, list[str]]:
+def ask(loaded: Loaded, images: Sequence[Image.Image], side: int = 0) -> dict[str, list[Answer]]:
     """{question's name: an answer for each image}. The images are encoded once for all questions.
 
     side: as of :class:`SmolVLM`.
@@ -122,9 +134,23 @@ def ask(loaded: Loaded, images: Sequence[Image.Image], side: int = 0) -> dict[st
                 max_new_tokens=_ANSWER_TOKENS,
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
+                return_dict_in_generate=True,
+                output_logits=True,
             )
-            answers[name] = tokenizer.batch_decode(made, skip_special_tokens=True)
+            words = tokenizer.batch_decode(made.sequences, skip_special_tokens=True)
+            first = made.logits[0].float()
+            yes, no = (first[:, ids].logsumexp(1) for ids in _first_tokens(tokenizer))
+            answers[name] = list(map(Answer, words, torch.sigmoid(yes - no).tolist()))
     return answers
+
+
+def _first_tokens(tokenizer: Any) -> list[list[int]]:
+    """Ids of tokens that a yes may begin with, and of those of a no; none of both."""
+    begun = []
+    for word in ("yes", "no"):
+        texts = [space + form for space in ("", " ") for form in (word, word.title(), word.upper())]
+        begun.append({tokenizer.encode(text, add_special_tokens=False)[0] for text in texts})
+    return [sorted(own - (begun[0] & begun[1])) for own in begun]
 
 
 def _prompt(loaded: Loaded, question: str, grid: tuple[int, int]) -> str:

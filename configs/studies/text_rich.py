@@ -1,0 +1,67 @@
+"""The paper's finding about data in small: does a network that was trained on the images with the
+most text read better than one trained on as many others?
+
+    webssl mini_web --output runs/mini-web
+    webssl reading --output runs/reading
+    webssl curate text-rich --input 'runs/mini-web/train-*' --by detector --output runs/text-rich
+    for part in light heavy; do
+      webssl curate select --scores runs/text-rich/detector/scores --by 'lines * 0' \\
+          --top-share $(test $part = light && echo 0.503 || echo 0.013) \\
+          --output runs/text-rich/random/$part
+    done
+    webssl study text_rich --workdir runs/study-text-rich
+
+Arguments: corpus, reading, chosen = those folders; way = detector, features or smolvlm; methods =
+mae, dino or both (mae+dino); parts = heavy, light or both; images = that each run sees; seeds.
+
+Each filter's selection beside one of as many images drawn at random: equal images seen, equal
+recipes (configs/text_rich.py), three seeds. Of equal scores those with the smaller hash of their
+name are kept, so that a score that is always 0 draws at random.
+"""
+
+from ml_collections import ConfigDict
+
+from webssl_jax.config import parse_arg
+
+_NAMES = {"mae": "Web-MAE", "dino": "Web-DINO"}
+
+
+def get_config(arg=None):
+    """See the module's docstring."""
+    arg = parse_arg(
+        arg,
+        corpus="runs/mini-web",
+        reading="runs/reading",
+        chosen="runs/text-rich",
+        way="detector",
+        methods="mae+dino",
+        parts="heavy",
+        images=48_000,
+        seeds=3,
+    )
+    cells, findings = {}, {}
+    for method in arg.methods.split("+"):
+        for part in arg.parts.split("+"):
+            for kind, way in (("chosen", arg.way), ("random", "random")):
+                options = f"corpus={arg.corpus},reading={arg.reading},images={arg.images}"
+                options += f",method={method},selection={arg.chosen}/{way}/{part}/selection.parquet"
+                cells[f"{method}_{part}_{kind}"] = {
+                    "config": f"text_rich:{options}",
+                    "labels": {"method": _NAMES.get(method, method), "data": f"{part}, {kind}"},
+                }
+            for row in ("characters_knn", "characters_probe", "words_knn", "words_probe"):
+                findings[f"{_NAMES.get(method, method)}, {part}, {row}"] = {
+                    "kind": "difference",
+                    "a": f"{method}_{part}_chosen",
+                    "b": f"{method}_{part}_random",
+                    "metric": f"{row}/top1",
+                }
+    return ConfigDict(
+        {
+            "title": "Text-rich: do images that hold text teach to read?",
+            "cells": cells,
+            "overrides": {"pictures": {"kinds": "none"}, "log": {"trackers": "none"}},
+            "seeds": arg.seeds,
+            "findings": findings,
+        }
+    )
