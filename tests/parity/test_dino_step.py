@@ -194,10 +194,12 @@ def run(request):
     return history, under("softmax/", GOLDEN) if request.param == "softmax" else SINKHORN
 
 
-both = pytest.mark.parametrize("run", ["sinkhorn", "softmax"], indirect=True)
+separate = pytest.mark.parametrize(
+    "run", ["sinkhorn", pytest.param("softmax", marks=pytest.mark.slow)], indirect=True
+)
 
 
-@both
+@separate
 def test_every_loss_term_equals_the_original_in_every_step(run):
     """Measured: 1e-5 at most, of losses up to 7.7."""
     history, golden = run
@@ -208,7 +210,7 @@ def test_every_loss_term_equals_the_original_in_every_step(run):
         assert row["train/loss"] == pytest.approx(theirs.sum(), abs=4e-5)
 
 
-@both
+@separate
 def test_gradient_norms_before_clipping_equal_the_original(run):
     """Measured: 1.4e-5 relative at most."""
     history, golden = run
@@ -261,6 +263,7 @@ def test_parameters_after_three_steps_equal_the_original(sinkhorn, kind):
     assert compared > 0.99 * sum(x.size for x in theirs.values())
 
 
+@pytest.mark.slow
 def test_the_centres_after_three_steps_equal_the_original(softmax):
     for name, value in softmax[0].aux.items():
         theirs = GOLDEN[f"softmax/{name}3"]

@@ -41,6 +41,7 @@ KERNELS = functools.partial(attention.kernel_attention, heads=HEADS)
 XLA = functools.partial(attention._by_heads, attention.recompute_attention, HEADS, False)
 
 
+@pytest.mark.slow
 def test_kernels_cost_less_than_xlas_attention():
     ours, theirs = compile_for("v5p-8", KERNELS, 257), compile_for("v5p-8", XLA, 257)
     # Measured 0.38, with the copies that lay out what enters. Waiting within kernels, which the
