@@ -102,8 +102,10 @@ def choose(prepared: Mapping[str, Prepared], cap: int, quotas: Quotas) -> Chosen
     rows = [kept[i] for s in at for i in at[s]]
     split = probe(rows, bank, quotas)
     rank = {row["key"]: i for i, row in enumerate(kept)}
-    parts = [[rows[i] for i in sorted(part, key=lambda i: rank[rows[i]["key"]])] for part in split]
-    return Chosen(*parts, dropped)
+    train, probe_train, fit, dev, dev_train, test = (
+        [rows[i] for i in sorted(part, key=lambda i: rank[rows[i]["key"]])] for part in split
+    )
+    return Chosen(train, probe_train, fit, dev, dev_train, test, dropped)
 
 
 def probe(
