@@ -4,15 +4,13 @@ most text read better than one trained on as many others?
     webssl mini_web --output runs/mini-web
     webssl reading --output runs/reading
     webssl curate text-rich --input 'runs/mini-web/train-*' --by detector --output runs/text-rich
-    for part in light heavy; do
-      webssl curate select --scores runs/text-rich/detector/scores --by 'lines * 0' \\
-          --top-share $(test $part = light && echo 0.503 || echo 0.013) \\
-          --output runs/text-rich/random/$part
-    done
+    webssl curate select --scores runs/text-rich/detector/scores --by 'lines * 0' \\
+        --top-share 0.013 --output runs/text-rich/random/heavy
     webssl study text_rich --workdir runs/study-text-rich
 
 Arguments: corpus, reading, chosen = those folders; way = detector, features or smolvlm; methods =
-mae, dino or both (mae+dino); parts = heavy, light or both; images = that each run sees; seeds.
+mae, dino or both (mae+dino); parts = heavy, light (with a random/light of its share) or both
+(heavy+light); images = that each run sees; seeds.
 
 Each filter's selection beside one of as many images drawn at random: equal images seen, equal
 recipes (configs/text_rich.py), three seeds. Of equal scores those with the smaller hash of their

@@ -65,15 +65,17 @@ def read(cache: Path) -> dict[str, Fonts]:
     archives = {}
     for package in PACKAGES:
         archives[package.name.removeprefix("typeface-")] = package.archive(cache)
-    fonts: dict[str, dict[str, list[bytes]]] = {part: {} for part in FAMILIES}
+    fonts: dict[str, Fonts] = {}
     for part, families in FAMILIES.items():
+        own = {}
         for family in families:
             archive = archives[family]
             assert archive is not None  # it was downloaded
             faces = [data for _, data in sorted(packages.read(archive, _FACES).items())]
             if not faces:
                 raise UserError(f"{archive}: holds no face of {family}; delete it and start again")
-            fonts[part][family] = faces
+            own[family] = faces
+        fonts[part] = own
     return fonts
 
 
@@ -83,13 +85,14 @@ def draw(rng: np.random.Generator, fonts: Fonts, text: str, side: int) -> Drawn:
     family = fonts[sorted(fonts)[int(rng.integers(len(fonts)))]]
     face = family[int(rng.integers(len(family)))]
     left, top, right, bottom = _font(face, _PROBE).getbbox(text)
-    size = round(_PROBE * rng.uniform(0.5, 0.85) * side / max(right - left, bottom - top))
+    longer = max(float(right - left), float(bottom - top))
+    size = round(_PROBE * rng.uniform(0.5, 0.85) * side / longer)
     font = _font(face, max(size, 4))
     left, top, right, bottom = font.getbbox(text)
     wide, high, tilt = right - left, bottom - top, rng.uniform(-_TILT, _TILT)
     turn = np.abs([np.cos(np.deg2rad(tilt)), np.sin(np.deg2rad(tilt))])
-    taken = turn @ [wide, high], turn @ [high, wide]  # of the tilted text
-    x, y = (size / 2 + rng.uniform() * max(side - size, 0) for size in taken)  # its middle
+    taken = float(turn @ [wide, high]), float(turn @ [high, wide])  # of the tilted text
+    x, y = (span / 2 + rng.uniform() * max(side - span, 0) for span in taken)  # its middle
     shape = Image.new("L", (side, side))
     corner = round(x - wide / 2 - left), round(y - high / 2 - top)
     ImageDraw.Draw(shape).text(corner, text, 255, font)

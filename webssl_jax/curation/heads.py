@@ -72,7 +72,8 @@ class Head:
         return special.expit(features.astype(np.float32) @ self.weights + self.bias)
 
     def save(self, path: Path) -> None:
-        """One npz file."""
+        """One npz file, in a folder that is made."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_name(path.name + ".tmp").open("wb") as file:
             np.savez(file, **dataclasses.asdict(self))
         path.with_name(path.name + ".tmp").replace(path)
@@ -129,7 +130,6 @@ def fit(
     pool = pool_of(model, files, features, feature)
     where = f"--column {target.column} --above {target.above:g}"
     head, figures = learn(pool, values, target.above, target.column, where)
-    output.parent.mkdir(parents=True, exist_ok=True)
     head.save(output)
     return figures
 
