@@ -105,11 +105,13 @@ def test_a_share_is_kept_to_the_record_and_ties_do_not_depend_on_anything(pool, 
 
     chosen = []
     for name in ("b", "c"):
-        selecting.select([scored[0]], tmp_path / name, None, 0.15, "tens")
+        figures = selecting.select([scored[0]], tmp_path / name, None, 0.15, "tens")
         chosen.append(kept_keys(tmp_path / name))
     assert chosen[0] == chosen[1] and len(chosen[0]) == 12
     assert {i for i in greys if greys[i] >= 70} < set(chosen[0])
     assert all(greys[i] >= 60 for i in chosen[0])
+    last = [i for i in greys if greys[i] // 10 == 6]
+    assert (figures["alike_kept"], figures["alike"]) == (len({*last} & {*chosen[0]}), len(last))
 
 
 def test_a_condition_is_what_it_says_also_over_several_scores(pool, scored, tmp_path):

@@ -104,5 +104,4 @@ def numbers(folder: Path, text: str, flag: str) -> np.ndarray:
       UserError: for a text that is no expression; as :func:`scores.tables`; for columns of texts.
     """
     wanted = Expression(text, flag)
-    parts = list(scores.tables([folder], wanted.columns))
-    return wanted({n: scores.as_numbers(n, [part[n] for part in parts]) for n in wanted.columns})
+    return wanted(scores.numbers([folder], wanted.columns))

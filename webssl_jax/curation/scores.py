@@ -222,16 +222,25 @@ def tables(folders: Sequence[Path], columns: Sequence[str]) -> Iterator[pa.Table
     return _tables(folders, columns)
 
 
-def as_numbers(name: str, parts: Sequence[pa.ChunkedArray]) -> np.ndarray:
-    """The parts of a column as one array, (n,) float64; NaN where there is no score.
+def numbers(folders: Sequence[Path], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """{column: (n,) float64 of all records; NaN where there is no score}.
 
     Raises:
-      UserError: for a column of texts.
+      UserError: as :func:`tables`, or for a column of texts.
     """
-    kind = parts[0].type
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-        raise UserError(f"{name}: is no column of numbers")
-    return np.concatenate([part.cast(pa.float64()).to_numpy() for part in parts])
+    parts, start = tables(folders, names), 0
+    count = sum(shard["records"] for shard in shards(folders[0]))
+    found = {name: np.empty(count) for name in names}
+    for part in parts:
+        for name, values in found.items():
+            kind = part[name].type
+            if not (
+                pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+            ):
+                raise UserError(f"{name}: is no column of numbers")
+            values[start : start + len(part)] = part[name].cast(pa.float64()).to_numpy()
+        start += len(part)
+    return found
 
 
 def shards(folder: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,8 @@ taken from what the condition leaves. A record without a score is never kept.
 
 =======================  =========================================================================
 ``selection.parquet``    ``shard``, ``record``, ``key`` of what is kept, in the pool's order
-``selection.json``       the figures: kept, dropped and unscored records, the threshold
+``selection.json``       the figures: kept, dropped and unscored records; the threshold, ``alike``,
+                         how many have just that score, and ``alike_kept``, how many of them stay
 ``selection.png``        histograms of the columns, kept and all
 ``kept.png``             kept records, those just above the threshold and any
 ``dropped.png``          dropped records, those just below and any
@@ -48,7 +49,7 @@ def select(
     by: str | None = None,
     named: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Writes a selection. Memory: about 20 bytes a record of the pool.
+    """Writes a selection. Memory: of each record of the pool 8 bytes a column, and some 30.
 
     Args:
       folders: of scores of the same shards. named: their names for the figures.
@@ -64,9 +65,8 @@ def select(
 
     ranked = Expression(by, "--by") if by else None
     names = sorted({name for asked in (where, ranked) if asked for name in asked.columns})
-    parts = list(scores.tables(folders, names))
-    sizes = [len(part) for part in parts]
-    columns = {name: scores.as_numbers(name, [part[name] for part in parts]) for name in names}
+    columns = scores.numbers(folders, names)
+    sizes = [shard["records"] for shard in scores.shards(folders[0])]
     if ranked and by:
         columns[by] = ranked(columns)
     scored = ~np.logical_or.reduce([np.isnan(column) for column in columns.values()])
@@ -80,9 +80,12 @@ def select(
         "without_score": int((~scored).sum()),
     }
     if top_share is not None and by is not None:
-        wanted = round(top_share * len(scored))
-        kept = _highest(columns[by], kept, wanted, folders[0], sizes)
-        figures["threshold"] = float(columns[by][kept].min()) if kept.any() else None
+        allowed, wanted = kept, round(top_share * len(scored))
+        kept = _highest(columns[by], allowed, wanted, folders[0], sizes)
+        threshold = float(columns[by][kept].min()) if kept.any() else None
+        alike = allowed & (columns[by] == threshold)
+        figures |= {"threshold": threshold, "alike": int(alike.sum())}
+        figures["alike_kept"] = int((alike & kept).sum())
     figures |= {"kept": int(kept.sum()), "dropped": int((scored & ~kept).sum())}
     if not kept.any():
         raise UserError(f"nothing is kept of {len(scored):,} records; see the columns' ranges")
@@ -146,7 +149,7 @@ def _draw(path: Path, folder: Path, order: np.ndarray, mask: np.ndarray, lowest:
         return
     ranked = found[np.argsort(order[found], kind="stable")]
     near = ranked[: SHOWN // 2] if lowest else ranked[: -SHOWN // 2 - 1 : -1]
-    any_of = np.random.default_rng(0).permutation(found)
+    any_of = np.random.default_rng(0).permutation(found)[: 4 * SHOWN]
     shown = list(dict.fromkeys([*near.tolist(), *any_of.tolist()][: 4 * SHOWN]))
     named = ((index, f"{order[index]:.4g}") for index in shown)
     sheet(path, scores.shards(folder), named, f"{path.stem}: {len(found):,} records")
@@ -159,18 +162,18 @@ def sheet(
 
     shown: numbers of records over all shards, and words for each.
     """
-    source = ArrayRecordSource([one["file"] for one in shards if one["records"]])
     images, captions = [], []
-    for index, words in shown:
-        try:
-            image = decode_image(records.decode(source[index]).image, 128)
-        except (DamagedRecord, records.RecordError, DecodeError):
-            continue  # counted when it was scored
-        image.thumbnail((128, 128))
-        images.append(np.asarray(image))
-        captions.append(words)
-        if len(images) == SHOWN:
-            break
+    with ArrayRecordSource([one["file"] for one in shards if one["records"]]) as source:
+        for index, words in shown:
+            try:
+                image = decode_image(records.decode(source[index]).image, 128)
+            except (DamagedRecord, records.RecordError, DecodeError):
+                continue  # counted when it was scored
+            image.thumbnail((128, 128))
+            images.append(np.asarray(image))
+            captions.append(words)
+            if len(images) == SHOWN:
+                break
     if images:
         save_png(path, image_grid(images, 8, captions, title))
     else:

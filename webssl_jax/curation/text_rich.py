@@ -326,11 +326,12 @@ def _page(figures: Mapping[str, Any]) -> str:
         "config.mixture.NAME.selection takes.</p>",
         "<h2>What was kept</h2>",
         pages.table(
-            ["way", "filter", "asked", "records", "without a score", "kept", "ranked by", "from"],
+            ["way", "filter", "asked", "records", "without a score", "kept", "ranked by", "from"]
+            + ["of equal score"],
             [
                 [way, part, f"{shares[part]:.2%}", f"{one['records']:,}"]
                 + [f"{one['without_score']:,}", f"{one['kept']:,}", one["by"]]
-                + [f"{one['threshold']:.4g}"]
+                + [f"{one['threshold']:.4g}", f"{one['alike_kept']:,} of {one['alike']:,}"]
                 for way, parts in ways.items()
                 for part, one in parts.items()
             ],

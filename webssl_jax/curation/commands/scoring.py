@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from webssl_jax import cli
@@ -101,8 +102,15 @@ def _select(args: Any) -> int:
         f"({figures['kept'] / figures['records']:.2%}), {figures['dropped']:,} dropped, "
         f"{figures['without_score']:,} without a score"
         + (f"; {args.by} from {threshold:.6g} on" if threshold is not None else "")
+        + _drawn(figures)
     )
     return flags.tell_selection(args)
+
+
+def _drawn(figures: Mapping[str, Any]) -> str:
+    """What is kept by chance, because others have the same score."""
+    alike, own = figures.get("alike", 0), figures.get("alike_kept", 0)
+    return f"; {own:,} of them drawn from {alike:,} of equal score" if own < alike else ""
 
 
 def _text_rich_flags(parser: cli.ArgumentParser) -> None:
@@ -147,6 +155,7 @@ def _text_rich(args: Any) -> int:
             print(
                 f"{way:10} {part:6} {one['kept']:>12,} of {one['records']:,} records "
                 f"({one['kept'] / one['records']:.2%}), {one['without_score']:,} without a score"
+                + _drawn(one)
             )
     print(f"  {args.output}/WAY/light/selection.parquet, .../heavy/...  for config.mixture")
     print(f"  {args.output}/index.html  the report")
