@@ -108,7 +108,7 @@ def plan(addresses: float, fleet: Fleet, rates: Rates | None = None) -> list[Sta
         ),
         stage("match", images, captions * rates.match, shards, 40 * captions),
         stage("balance", images, captions * rates.balance, shards, shards),
-        stage("select", images, images * rates.select, 100 * images, 40 * images, 20 * images),
+        stage("select", images, images * rates.select, 100 * images, 40 * images, 100 * images),
     ]
 
 
