@@ -21,6 +21,7 @@ SPECS += [f"dinov3:size={rest}" for rest in ("7b", "7b,stage=gram", "tiny", "tin
 SPECS += [f"dinov3:size={rest},stage=high_res" for rest in ("7b", "tiny")]
 SPECS += ["simdino", "simdino:size=tiny", "lejepa", "lejepa:size=tiny"]
 SPECS += [f"mini_web:method={name}" for name in ("dino", "clip", "siglip")]
+SPECS += ["text_rich"]
 SPECS += [
     f"web_mae:size={size},recipe={recipe}"
     for recipe in ("paper", "stock")
