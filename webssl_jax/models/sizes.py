@@ -339,6 +339,26 @@ def given(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if value is not None}
 
 
+def with_groups(cls: type, fields: Mapping[str, Any], **groups: type) -> dict[str, Any]:
+    """The fields of ``config.method`` for ``cls``, its name left out, and each group made an object
+    of its class. What is not said of a group is as in the default of ``cls``; a group of which
+    nothing is said is that default.
+
+    Raises:
+      ValueError: as :func:`construct`.
+    """
+    made = {key: value for key, value in fields.items() if key != "name"}
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    for name, group in groups.items():
+        own, default = made.get(name), defaults[name]
+        known = vars(default) if isinstance(default, group) else {}
+        if own is not None:
+            made[name] = construct(group, known | dict(own), f"method.{name}")
+        elif known:
+            made[name] = default
+    return made
+
+
 def construct(cls: type[_Config], fields: Mapping[str, Any], what: str) -> _Config:
     """``cls(**fields)`` for a dataclass whose fields are int, float, bool, str, tuple or dataclass,
     or None. A list, as JSON gives it, is taken as a tuple. ``what`` names the object in errors.

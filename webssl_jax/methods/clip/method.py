@@ -93,10 +93,8 @@ class CLIP:
             raise ValueError(
                 "global_batch = 1: an image is to find its text among others; 2 is the least"
             )
-        method = {key: value for key, value in config.method.items() if key != "name"}
-        view = sizes.construct(View, dict(method.pop("view", None) or {}), "method.view")
-        # None stands for the size's own value, so that every field is a key that can be overridden.
-        model = {"image_size": view.image_size} | sizes.given(config.model)
+        method = sizes.with_groups(cls, config.method, view=View)
+        model = {"image_size": method["view"].image_size} | sizes.given(config.model)
         size = model.pop("size", None)
         encoder = clip_sizes.vision(size, **model) if size else sizes.build(model)
         # The text tower is computed as the image tower is.
@@ -104,7 +102,7 @@ class CLIP:
         fields = same | sizes.given(method.pop("text", None) or {})
         size = fields.pop("size", size)
         text = clip_sizes.text(size, **fields) if size else clip_sizes.build_text(fields)
-        return sizes.construct(cls, dict(method, encoder=encoder, text=text, view=view), "method")
+        return sizes.construct(cls, dict(method, encoder=encoder, text=text), "method")
 
     def __post_init__(self) -> None:
         colours.check(self.mean, self.std)

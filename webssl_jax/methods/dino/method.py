@@ -121,20 +121,10 @@ class DINO:
         Raises:
           ValueError: for an unknown or ill-fitting field; one line.
         """
-        fields = {key: value for key, value in config.method.items() if key != "name"}
-        for name, group in (
-            ("view", View),
-            ("masks", BlockMasking),
-            ("dino_head", HeadConfig),
-            ("ibot_head", HeadConfig),
-            ("gram", Gram),
-            ("crop_sizes", CropSizes),
-        ):
-            if fields.get(name) is not None:
-                fields[name] = sizes.construct(group, fields[name], f"method.{name}")
-        # None stands for the size's own value, so that every field is a key that can be overridden.
-        model = {"image_size": fields.get("view", View()).global_size}
-        model |= {key: value for key, value in config.model.items() if value is not None}
+        heads = {"dino_head": HeadConfig, "ibot_head": HeadConfig}
+        groups = {"view": View, "masks": BlockMasking, "gram": Gram, "crop_sizes": CropSizes}
+        fields = sizes.with_groups(cls, config.method, **heads, **groups)
+        model = {"image_size": fields["view"].global_size} | sizes.given(config.model)
         size = model.pop("size", None)
         encoder = sizes.build(model) if size is None else sizes.web_dino(size, **model)
         if encoder.drop_path_group is not None:

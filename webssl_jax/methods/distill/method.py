@@ -84,12 +84,10 @@ class Distill:
         Raises:
           ValueError: for an unknown or ill-fitting field; one line.
         """
-        fields = {key: value for key, value in config.method.items() if key != "name"}
-        fields["view"] = sizes.construct(View, dict(fields.pop("view", None) or {}), "method.view")
-        own = {k: v for k, v in dict(fields.pop("teacher", None) or {}).items() if v is not None}
+        fields = sizes.with_groups(cls, config.method, view=View)
+        own = sizes.given(fields.pop("teacher", None) or {})
         fields["teacher"] = sizes.construct(ViTConfig, own, "method.teacher")
-        model = {"image_size": fields["view"].image_size}
-        model |= {key: value for key, value in config.model.items() if value is not None}
+        model = {"image_size": fields["view"].image_size} | sizes.given(config.model)
         return sizes.construct(cls, fields | {"encoder": sizes.build(model)}, "method")
 
     def __post_init__(self) -> None:

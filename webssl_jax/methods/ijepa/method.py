@@ -74,13 +74,9 @@ class IJEPA:
         Raises:
           ValueError: for an unknown or ill-fitting field; one line.
         """
-        fields = {key: value for key, value in config.method.items() if key != "name"}
-        fields["view"] = sizes.construct(View, dict(fields.pop("view", None) or {}), "method.view")
-        masks = dict(fields.pop("masks", None) or {})
-        fields["masks"] = sizes.construct(MultiBlock, masks, "method.masks")
+        fields = sizes.with_groups(cls, config.method, view=View, masks=MultiBlock)
         model = {"image_size": fields["view"].image_size, "init": "ijepa"}
-        model |= {"pooling": "mean", "position": "sincos"}
-        model |= {key: value for key, value in config.model.items() if value is not None}
+        model |= {"pooling": "mean", "position": "sincos"} | sizes.given(config.model)
         encoder = sizes.build(model)
         own = {"width": 384, "depth": 12, "mlp_hidden": None} | dict(fields.pop("predictor", {}))
         predictor = sizes.construct(

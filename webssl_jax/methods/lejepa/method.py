@@ -78,15 +78,8 @@ class LeJEPA:
         Raises:
           ValueError: for an unknown or ill-fitting field; one line.
         """
-        fields = {key: value for key, value in config.method.items() if key != "name"}
-        for name, group, default in (
-            ("view", View, cls.view),
-            ("projector", MlpConfig, cls.projector),
-        ):
-            own = dataclasses.asdict(default) | dict(fields.get(name) or {})
-            fields[name] = sizes.construct(group, own, f"method.{name}")
-        model = {"image_size": fields["view"].global_size}
-        model |= {key: value for key, value in config.model.items() if value is not None}
+        fields = sizes.with_groups(cls, config.method, view=View, projector=MlpConfig)
+        model = {"image_size": fields["view"].global_size} | sizes.given(config.model)
         return sizes.construct(cls, fields | {"encoder": sizes.build(model)}, "method")
 
     def __post_init__(self) -> None:

@@ -85,15 +85,8 @@ class MAE:
         Raises:
           ValueError: for an unknown or ill-fitting field; one line.
         """
-        method = {
-            key: value
-            for key, value in config.method.items()
-            if key not in ("name", "decoder", "view")
-        }
-        view = sizes.construct(View, dict(config.method.get("view") or {}), "method.view")
-        # None stands for the size's own value, so that every field is a key that can be overridden.
-        model: dict[str, Any] = {"image_size": view.image_size}
-        model |= {key: value for key, value in config.model.items() if value is not None}
+        method = sizes.with_groups(cls, config.method, view=View)
+        model = {"image_size": method["view"].image_size} | sizes.given(config.model)
         size = model.pop("size", None)
         if size is None:
             encoder = sizes.build({"position": "sincos", "init": "mae", **model})
@@ -113,12 +106,10 @@ class MAE:
             num_registers=0,
             mask_token=False,
         )
-        shape = dict(config.method.get("decoder") or {})
+        shape = dict(method.pop("decoder", None) or {})
         fields = dataclasses.asdict(encoder) | stock | shape
         decoder = sizes.construct(ViTConfig, fields, "method.decoder")
-        return sizes.construct(
-            cls, dict(method, encoder=encoder, decoder=decoder, view=view), "method"
-        )
+        return sizes.construct(cls, dict(method, encoder=encoder, decoder=decoder), "method")
 
     def __post_init__(self) -> None:
         colours.check(self.mean, self.std)

@@ -104,14 +104,10 @@ class MoCoV3:
         Raises:
           ValueError: for an unknown or ill-fitting field; one line.
         """
-        fields = {key: value for key, value in config.method.items() if key != "name"}
-        fields["view"] = sizes.construct(View, dict(fields.get("view") or {}), "method.view")
-        for name, default in (("projector", cls.projector), ("predictor", cls.predictor)):
-            own = dataclasses.asdict(default) | dict(fields.get(name) or {})
-            fields[name] = sizes.construct(MlpConfig, own, f"method.{name}")
+        heads = {"projector": MlpConfig, "predictor": MlpConfig}
+        fields = sizes.with_groups(cls, config.method, view=View, **heads)
         model = {"image_size": fields["view"].image_size}
-        model |= {"position": "sincos_rows", "init": "moco"}
-        model |= {key: value for key, value in config.model.items() if value is not None}
+        model |= {"position": "sincos_rows", "init": "moco"} | sizes.given(config.model)
         return sizes.construct(cls, fields | {"encoder": sizes.build(model)}, "method")
 
     def __post_init__(self) -> None:

@@ -92,12 +92,9 @@ class SimDINO:
         Raises:
           ValueError: for an unknown or ill-fitting field; one line.
         """
-        fields = {key: value for key, value in config.method.items() if key != "name"}
-        for name, group in (("view", View), ("masks", BlockMasking), ("projector", MlpConfig)):
-            if fields.get(name) is not None:
-                fields[name] = sizes.construct(group, fields[name], f"method.{name}")
-        model = {"image_size": fields.get("view", View()).global_size}
-        model |= {key: value for key, value in config.model.items() if value is not None}
+        groups = {"view": View, "masks": BlockMasking, "projector": MlpConfig}
+        fields = sizes.with_groups(cls, config.method, **groups)
+        model = {"image_size": fields["view"].global_size} | sizes.given(config.model)
         method = sizes.construct(cls, fields | {"encoder": sizes.build(model)}, "method")
         for name in ("group_images", "rate_groups"):
             if config.global_batch % getattr(method, name):

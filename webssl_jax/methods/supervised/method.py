@@ -76,12 +76,10 @@ class Supervised:
         Raises:
           ValueError: for an unknown or ill-fitting field; one line.
         """
-        fields = {key: value for key, value in config.method.items() if key != "name"}
+        fields = sizes.with_groups(cls, config.method, view=View)
         fields["loss_name"] = fields.pop("loss", cls.loss_name)
-        fields["view"] = sizes.construct(View, dict(fields.pop("view", None) or {}), "method.view")
         fields["classes"] = _read_classes(str(fields.get("classes", "")))
-        model = {"image_size": fields["view"].image_size}
-        model |= {key: value for key, value in config.model.items() if value is not None}
+        model = {"image_size": fields["view"].image_size} | sizes.given(config.model)
         return sizes.construct(cls, fields | {"encoder": sizes.build(model)}, "method")
 
     def __post_init__(self) -> None:
