@@ -16,12 +16,12 @@ each change measured). Web-DINO sees the drawings of the corpus alone, the other
 
 Expected figures, top-1 of 16 topics on 1,941 test images none of which has a look-alike in the
 training set: mean of three seeds (--config.seed=0 1 2) and standard deviation between them; of dino
-seed 0. docs/mini_web.md has the comparisons, costs and pictures.
+two seeds. docs/mini_web.md has the comparisons, costs and pictures.
 
                         k-NN           on grey        linear probe   on grey
   32 pixels
     colour histogram    0.333          0.200          0.330          0.147
-    dino                0.330          0.245          0.359          0.281
+    dino                0.324 ± 0.009  0.247 ± 0.002  0.346 ± 0.017  0.289 ± 0.012
     clip                0.350 ± 0.010  0.274 ± 0.006  0.350 ± 0.005  0.303 ± 0.001
   64 pixels
     colour histogram    0.348                         0.335
