@@ -34,7 +34,7 @@ def get_config(arg=None):
     config = base()
     config.name = "quickstart"
     config.global_batch = 256
-    config.total_images = 100_000
+    config.total_images = 85_000
     config.model = vit("tiny", remat="none")
     config.method = mae(image_size=64, decoder=(96, 1, 4))
     config.data.train = arg.train
