@@ -24,15 +24,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from webssl_jax.models.attention import Attention, Context
-from webssl_jax.models.layers import (
-    LayerScale,
-    Mlp,
-    Tokens,
-    gather_tokens,
-    keep_order,
-    layer_norm,
-    on_batch,
-)
+from webssl_jax.models.layers import LayerScale, Mlp, Tokens, gather_tokens, layer_norm, on_batch
 from webssl_jax.models.sizes import BlockConfig
 
 REMAT_POLICIES = {
@@ -122,8 +114,8 @@ class Block(nn.Module):
 
 def block_stack(
     config: BlockConfig, train: bool, name: str = "blocks", placed: bool = False
-) -> Callable[..., tuple[_Carry, None]]:
-    """``config.depth`` blocks as one function of type ((tokens, store), slots (L,)) ->
+) -> nn.Module:
+    """``config.depth`` blocks as one module of type ((tokens, store), slots (L,)) ->
     ((tokens, store), None). placed: it takes two arguments more, what :class:`Block` calls
     ``drawn``, with an axis L before the others, and ``placed``."""
     block: type[nn.Module] = Block
@@ -138,14 +130,7 @@ def block_stack(
         in_axes=(0, 0, nn.broadcast) if placed else 0,
         length=config.depth,
     )
-    blocks = stack(config, train, name=name)
-
-    def run(carry: _Carry, *inputs: Any) -> tuple[_Carry, None]:
-        (x, store), _ = blocks(carry, *inputs)
-        # the constraints inside the scan say nothing of what leaves it
-        return (jax.tree.map(keep_order, x), store), None
-
-    return run
+    return stack(config, train, name=name)
 
 
 def subset_size(group: int, rate: float) -> int:
