@@ -18,8 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from webssl_jax import cli
-from webssl_jax.config import UserError
-from webssl_jax.corpus import reading
+from webssl_jax.corpus import drawing, reading
 from webssl_jax.corpus.mini_web import packages
 
 
@@ -42,17 +41,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--side", type=int, default=64, metavar="PX", help="of them (64)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    for flag, least in (("train", 1), ("test", 1), ("side", 16), ("seed", 0)):
-        if getattr(args, flag) < least:
-            raise UserError(f"--{flag} {getattr(args, flag)}: must be at least {least}")
-    if any(args.output.glob("*/*.arrayrecord")):
-        raise UserError(f"--output {args.output}: holds records; delete them, or name another")
-    cache = (args.cache or args.output / "packages").resolve()
-    try:
-        for folder in (cache, *(args.output / kind for kind in reading.KINDS)):
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be made: {error.strerror}") from None
+    least = {"train": 1, "test": 1, "side": 16, "seed": 0}
+    there = any(args.output.glob("*/*.arrayrecord"))
+    folders = [args.output / kind for kind in reading.KINDS]
+    cache = drawing.prepare(args, least, there, "records", folders)
     packages.download_shown(reading.PACKAGES, cache)
     fonts = reading.read(cache)
     seed = 4 * args.seed

@@ -21,8 +21,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from webssl_jax import cli
-from webssl_jax.config import UserError
-from webssl_jax.corpus import scenes
+from webssl_jax.corpus import drawing, scenes
 from webssl_jax.corpus.mini_web import packages
 from webssl_jax.corpus.mini_web.catalogue import BY_NAME
 
@@ -42,17 +41,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--side", type=int, default=168, metavar="PX", help="of them (168)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    for flag, least in (("train", 1), ("test", 1), ("side", 32), ("seed", 0)):
-        if getattr(args, flag) < least:
-            raise UserError(f"--{flag} {getattr(args, flag)}: must be at least {least}")
-    if (args.output / "many.txt").exists():
-        raise UserError(f"--output {args.output}: holds scenes; delete them, or name another")
-    cache = (args.cache or args.output / "packages").resolve()
-    try:
-        for folder in (cache, *(args.output / kind for kind in scenes.CLASSES)):
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be made: {error.strerror}") from None
+    least = {"train": 1, "test": 1, "side": 32, "seed": 0}
+    there = (args.output / "many.txt").exists()
+    folders = [args.output / kind for kind in scenes.CLASSES]
+    cache = drawing.prepare(args, least, there, "scenes", folders)
     sources = (BY_NAME[name] for name in (scenes.FIGURES, scenes.GROUNDS))
     packages.download_shown((x for source in sources for x in source.packages), cache)
     material = scenes.read(cache)
