@@ -5,7 +5,9 @@ help to train on images that hold text?
 
 Arguments: corpus = the folder that tools/mini_web.py made; selection = of its training images, as
 curate writes them (text-rich/detector/heavy/selection.parquet); reading = the folder that
-tools/reading.py made; method = mae or dino; images = that the run sees, however many are selected.
+tools/reading.py made; method = mae or dino; images = that the run sees, however many are selected;
+zoom = how much closer than the recipe's its crops are: of sides so many times smaller, so that
+small letters are seen.
 
 Recipes are those of configs/mini_web.py, Web-MAE's the short one of docs/mini_web.md: images of 32
 pixels, patches of 4. configs/studies/text_rich.py is the comparison. No figures yet:
@@ -17,27 +19,33 @@ from webssl_jax.config import parse_arg
 from . import mini_web
 from .evals import reading
 
+# What the study of these runs passes on.
+SHARED = {"corpus": "runs/mini-web", "reading": "runs/reading", "images": 48_000, "zoom": 1.0}
+
 
 def get_config(arg=None):
     """See the module's docstring."""
     arg = parse_arg(
         arg,
-        corpus="runs/mini-web",
         selection="runs/text-rich/detector/heavy/selection.parquet",
-        reading="runs/reading",
         method="mae",
-        images=48_000,
+        **SHARED,
     )
     config = mini_web.get_config(f"corpus={arg.corpus},method={arg.method}")
     config.name = f"text_rich_{arg.method}"
     config.total_images = arg.images
+    view = config.method.view
     if arg.method == "mae":
         config.model.patch_size = 4
-        config.method.view.image_size = mini_web.SIDE
+        view.image_size = mini_web.SIDE
         config.method.norm_pix_loss = False
         config.optim.lr = 2e-3
+        for key in ("scale_min", "scale_max"):
+            view[key] /= arg.zoom**2  # a share of the area
     elif arg.method == "dino":
         config.optim.warmup_images = arg.images // 10  # Web-MAE's is 10 % of whatever it sees
+        for key in ("global_scale", "local_scale"):
+            view[key] = tuple(share / arg.zoom**2 for share in view[key])
     config.data.train = ""
     config.mixture = {
         "chosen": {"train": f"{arg.corpus}/train-*.arrayrecord", "selection": arg.selection}

@@ -10,7 +10,7 @@ most text read better than one trained on as many others?
 
 Arguments: corpus, reading, chosen = those folders; way = detector, features or smolvlm; methods =
 mae, dino or both (mae+dino); parts = heavy, light (with a random/light of its share) or both
-(heavy+light); images = that each run sees; seeds.
+(heavy+light); images = that each run sees, zoom: as of configs/text_rich.py; seeds.
 
 Each filter's selection beside one of as many images drawn at random: equal images seen, equal
 recipes (configs/text_rich.py), three seeds. Of equal scores those with the smaller hash of their
@@ -21,6 +21,8 @@ from ml_collections import ConfigDict
 
 from webssl_jax.config import parse_arg
 
+from ..text_rich import SHARED
+
 _NAMES = {"mae": "Web-MAE", "dino": "Web-DINO"}
 
 
@@ -28,21 +30,20 @@ def get_config(arg=None):
     """See the module's docstring."""
     arg = parse_arg(
         arg,
-        corpus="runs/mini-web",
-        reading="runs/reading",
         chosen="runs/text-rich",
         way="detector",
         methods="mae+dino",
         parts="heavy",
-        images=48_000,
         seeds=3,
+        **SHARED,
     )
+    shared = ",".join(f"{key}={getattr(arg, key)}" for key in SHARED)
     cells, findings = {}, {}
     for method in arg.methods.split("+"):
         for part in arg.parts.split("+"):
             for kind, way in (("chosen", arg.way), ("random", "random")):
-                options = f"corpus={arg.corpus},reading={arg.reading},images={arg.images}"
-                options += f",method={method},selection={arg.chosen}/{way}/{part}/selection.parquet"
+                selection = f"{arg.chosen}/{way}/{part}/selection.parquet"
+                options = f"{shared},method={method},selection={selection}"
                 cells[f"{method}_{part}_{kind}"] = {
                     "config": f"text_rich:{options}",
                     "labels": {"method": _NAMES.get(method, method), "data": f"{part}, {kind}"},

@@ -18,14 +18,14 @@ from webssl_jax.study.cells import Study
 from webssl_jax.study.findings import Finding
 from webssl_jax.study.results import Group
 from webssl_jax.telemetry.progress import format_seconds
-from webssl_jax.visuals import axes, comparison, pages, save_png, scaling
+from webssl_jax.visuals import axes, comparison, intervals, pages, save_png, scaling
 
 References = Mapping[str, Mapping[str, Outcome]]
 
 
 def write(study: Study, folder: Path) -> list[Finding]:
-    """Writes ``index.html``, ``figures.png``, ``runs.csv``, ``runs.json`` and ``findings.json`` of
-    the runs that are done. Returns the findings.
+    """Writes ``index.html``, ``figures.png``, ``differences.png``, ``runs.csv``, ``runs.json`` and
+    ``findings.json`` of the runs that are done. Returns the findings.
 
     Raises:
       UserError: for an outcome that cannot be read.
@@ -37,13 +37,29 @@ def write(study: Study, folder: Path) -> list[Finding]:
     write_text(folder / "runs.json", results.as_json(table))
     told = [vars(one) for one in stated]
     write_text(folder / "findings.json", json.dumps(told, indent=1) + "\n")
-    drawn = ""
+    drawn = {}
     if panels := _panels(study, groups, known):
-        figure = scaling.draw(panels)
-        drawn = axes.svg(figure)
-        save_png(folder / "figures.png", axes.png(figure))
-    write_text(folder / "index.html", _html(study, folder, groups, known, stated, drawn))
+        drawn["figures"] = scaling.draw(panels)
+    if differences := _differences(study, stated):
+        drawn["differences"] = intervals.draw(differences)
+    figures = {name: axes.svg(figure) for name, figure in drawn.items()}
+    for name, figure in drawn.items():
+        save_png(folder / f"{name}.png", axes.png(figure))
+    write_text(folder / "index.html", _html(study, folder, groups, known, stated, figures))
     return stated
+
+
+def _differences(
+    study: Study, stated: Sequence[Finding]
+) -> dict[str, dict[str, intervals.Interval]]:
+    """{metric: {finding: its interval}} of what is above or below something."""
+    panels: dict[str, dict[str, intervals.Interval]] = {}
+    for one in stated:
+        if one.kind in ("difference", "above") and one.verdict != findings.MISSING:
+            metric = study.findings[one.name]["metric"].rpartition("/")[2]
+            own = panels.setdefault(f"difference in {metric}", {})
+            own[one.name] = (one.value, one.low, one.high)
+    return panels
 
 
 def _panels(study: Study, groups: Sequence[Group], known: References) -> list[scaling.Panel]:
@@ -133,7 +149,7 @@ def _html(
     groups: Sequence[Group],
     known: References,
     stated: Sequence[Finding],
-    drawn: str,
+    drawn: Mapping[str, str],
 ) -> str:
     done, runs = sum(len(group.runs) for group in groups), len(study.runs(folder))
     seconds = sum(run.seconds for group in groups for run in group.runs)
@@ -144,10 +160,9 @@ def _html(
 {format_seconds(seconds)} of wall time, evaluations included. Every sentence below is made by a rule
 from the figures (webssl_jax/study/findings.py).</p>
 <h2>What it shows</h2><ul>{items or "<li>No finding is asked.</li>"}</ul>
-<h2>Figures</h2><div class="scroll">{drawn or "<p>Nothing is measured yet.</p>"}</div>
-<p class="soft">Small dots are runs, large ones means over seeds; a line is the least-squares fit
-over the logarithm; broken lines are features that need no training, and models that were not
-trained here.</p>
+{"" if drawn else "<p>Nothing is measured yet.</p>"}
+{_section("Figures", drawn.get("figures", ""), _FIGURES)}
+{_section("Differences", drawn.get("differences", ""), _DIFFERENCES)}
 <h2>Cells</h2><div class="scroll">{_table(groups, known)}</div>
 <p class="soft">Mean over seeds ± standard deviation between them. runs.csv and runs.json hold every
 run with every metric, findings.json the intervals. Time is wall time of this machine; energy is not
@@ -156,8 +171,17 @@ measured.</p>
     return pages.document(study.title, body)
 
 
-def _section(title: str, content: str) -> str:
-    return f'<h2>{title}</h2><div class="scroll">{content}</div>' if content else ""
+_FIGURES = """Small dots are runs, large ones means over seeds; a line is the least-squares fit over
+the logarithm; broken lines are features that need no training, and models that were not trained
+here."""
+_DIFFERENCES = "Bars are 95 % intervals, grey where zero lies in them."
+
+
+def _section(title: str, content: str, words: str = "") -> str:
+    if not content:
+        return ""
+    below = f'\n<p class="soft">{words}</p>' if words else ""
+    return f'<h2>{title}</h2><div class="scroll">{content}</div>{below}'
 
 
 def _table(groups: Sequence[Group], known: References) -> str:
