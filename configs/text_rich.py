@@ -26,10 +26,7 @@ SHARED = {"corpus": "runs/mini-web", "reading": "runs/reading", "images": 48_000
 def get_config(arg=None):
     """See the module's docstring."""
     arg = parse_arg(
-        arg,
-        selection="runs/text-rich/detector/heavy/selection.parquet",
-        method="mae",
-        **SHARED,
+        arg, selection="runs/text-rich/detector/heavy/selection.parquet", method="mae", **SHARED
     )
     config = mini_web.get_config(f"corpus={arg.corpus},method={arg.method}")
     config.name = f"text_rich_{arg.method}"

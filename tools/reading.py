@@ -18,7 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from webssl_jax import cli
-from webssl_jax.corpus import drawing, reading
+from webssl_jax.corpus import drawing, reading, texts
 from webssl_jax.corpus.mini_web import packages
 
 
@@ -43,18 +43,18 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     least = {"train": 1, "test": 1, "side": 16, "seed": 0}
     there = any(args.output.glob("*/*.arrayrecord"))
-    folders = [args.output / kind for kind in reading.KINDS]
+    folders = [args.output / kind for kind in texts.KINDS]
     cache = drawing.prepare(args, least, there, "records", folders)
     packages.download_shown(reading.PACKAGES, cache)
     fonts = reading.read(cache)
     seed = 4 * args.seed
-    for kind, texts in reading.KINDS.items():
+    for kind, said in texts.KINDS.items():
         for part, each in (("train", args.train), ("test", args.test)):
             reading.write(args.output / kind, part, kind, fonts[part], each, args.side, seed)
             seed += 1
         print(
-            f"{args.output / kind}: {len(texts)} texts, {args.train * len(texts):,} images for "
-            f"training, {args.test * len(texts):,} for the test"
+            f"{args.output / kind}: {len(said)} texts, {args.train * len(said):,} images for "
+            f"training, {args.test * len(said):,} for the test"
         )
     return 0
 

@@ -10,8 +10,7 @@ rows.
 from ml_collections import ConfigDict
 
 from webssl_jax.config import parse_arg
-
-KINDS = ("characters", "words")
+from webssl_jax.corpus.texts import KINDS
 
 
 def get_config(arg=None):

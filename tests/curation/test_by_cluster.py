@@ -88,6 +88,9 @@ def test_a_sample_is_shared_among_kinds_then_among_their_clusters(planted, tmp_p
     said = capsys.readouterr().out
     assert "60 of 273 records kept (21.98%), 212 dropped, 1 without features" in said
     assert "level 2: 2 clusters, 0 empty; largest 240, 30 kept" in said
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "<tr><td>2</td><td>2</td><td>0</td>" in page and "<td>240</td><td>30</td>" in page
+    assert 'src="clusters.png"' in page and (tmp_path / "out" / "clusters.png").exists()
     assert (tmp_path / "out" / "selection.parquet").read_bytes() == first
     with pytest.raises(UserError, match="--levels 2,6: must fall"):
         by_cluster.cluster(pool, tmp_path / "new", (2, 6), 60)

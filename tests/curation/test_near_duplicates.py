@@ -44,6 +44,8 @@ def test_planted_groups_are_found_and_the_first_or_the_best_stays(planted, tmp_p
     said = capsys.readouterr().out
     assert "320 of 400 records kept (80.00%), 79 dropped, 1 without features; 40 groups" in said
     assert "the largest of 3; all pairs compared" in said
+    page = (tmp_path / "a" / "index.html").read_text()
+    assert "<td>groups</td><td>40</td>" in page and 'src="groups.png"' in page
     better = np.arange(COUNT, dtype=float)
     better[-1] = np.nan  # without a score: not the best
     dedup(planted, tmp_path / "a", Rules(0.98), better)

@@ -54,6 +54,8 @@ def test_the_command_takes_only_what_is_similar_enough(pools, tmp_path, capsys):
     assert curate.main(["retrieve", *map(str, given)]) == 0
     assert "2 of 200 records kept (1.00%), 197 dropped, 1 without" in capsys.readouterr().out
     assert keys(tmp_path / "out" / "selection.parquet") == [3, 9]
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "<td>kept</td><td>2</td>" in page and 'src="retrieved.png"' in page
     with pytest.raises(UserError, match="--above 1.5: no record is so similar"):
         retrieving.retrieve(pool, wanted, tmp_path / "new", 3, 1.5)
     other = dataclasses.replace(wanted, facts={**wanted.facts, "weights": "v"})

@@ -1,6 +1,7 @@
 """Scores of records, selections from them, and what training then sees."""
 
 import dataclasses
+import html
 import json
 import shutil
 from typing import ClassVar
@@ -122,7 +123,13 @@ def test_a_condition_is_what_it_says_also_over_several_scores(pool, scored, tmp_
     greys = {i: int(grey) for i, grey in enumerate(pool[1])}
     assert set(kept_keys(tmp_path / "out")) == {i for i in greys if 20 < greys[i] < 30} - {7, 50}
     assert figures == json.loads((tmp_path / "out" / "selection.json").read_text())
-    assert all((tmp_path / "out" / f"{name}.png").exists() for name in ("kept", "dropped"))
+    page = (tmp_path / "out" / "index.html").read_text()
+    for name in ("selection", "kept", "dropped"):
+        assert (tmp_path / "out" / f"{name}.png").exists() and f'src="{name}.png"' in page
+    for key, value in figures.items():
+        shown = html.escape(value) if key == "where" else value
+        if key in ("where", "records", "without_score", "kept", "dropped"):
+            assert f"<td>{key.replace('_', ' ')}</td><td>{shown}</td>" in page
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.data.conversions import read_shards
 from webssl_jax.config import UserError
-from webssl_jax.corpus import reading
+from webssl_jax.corpus import reading, texts
 from webssl_jax.corpus.mini_web import packages
 from webssl_jax.tools import reading as tool
 
@@ -45,7 +45,7 @@ def test_shards_hold_every_text_as_often_and_the_same_seed_gives_the_same(tmp_pa
         found.append(read_shards(tmp_path / place, "test"))
     assert found[0] == found[1] != found[2]
     labels = [record.label for record in found[0].values()]
-    assert sorted(labels) == sorted(2 * reading.WORDS) and len(set(reading.WORDS)) == 40
+    assert sorted(labels) == sorted(2 * texts.WORDS) and len(set(texts.WORDS)) == 40
     image = next(iter(found[0].values())).image
     assert Image.open(io.BytesIO(image)).size == (24, 24)
 

@@ -130,6 +130,15 @@ def test_the_page_holds_every_figure_and_what_is_missing(done, tmp_path):
     known = json.loads((folder / "runs.json").read_text())
     assert [float(row["knn/top1"]) for row in rows] == [row["knn/top1"] for row in known]
     assert json.loads((folder / "findings.json").read_text())[0]["verdict"] == stated[0].verdict
+    assert text.count("<svg") == 3 and (folder / "differences.png").exists()
+    drawn = text.split("<h2>Differences")[1].split("<h2>")[0]
+    assert (
+        all(f">{name}<" in drawn for name in ("pair", "same", "colour")) and ">size<" not in drawn
+    )
+    alone = dataclasses.replace(study, findings={"pair": FINDINGS["pair"]})
+    page.write(alone, folder)
+    text = (folder / "index.html").read_text()
+    assert "<h2>Differences" in text and "<h2>Figures" not in text and "Nothing is" not in text
     empty = page.write(study, tmp_path)
     assert {one.verdict for one in empty} == {findings.MISSING}
     assert "Nothing is measured yet" in (tmp_path / "index.html").read_text()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import re
-import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from webssl_jax.config import UserError
 from webssl_jax.corpus.mini_web import packages
 from webssl_jax.corpus.mini_web.packages import Package
+from webssl_jax.corpus.texts import KINDS
 from webssl_jax.data import records
 
 _TRAIN = (
@@ -32,16 +32,6 @@ FAMILIES = {"train": tuple(_TRAIN), "test": tuple(_TEST)}
 PACKAGES = tuple(Package("npm", f"typeface-{x}", "1.1.13") for x in (*_TRAIN, *_TEST))
 _FACES = re.compile(r"-(latin-)?[3-9]00(italic)?\.woff$")  # lighter ones vanish when they are small
 
-# One letter apart or two, so that the outline of a word is not enough.
-WORDS = tuple(
-    "ball bell bill bull cake came cane cape card cart cast cat coat cold cord corn cot cut dog "
-    "dot hand hard heat hint hot land lane last late lint list lost mast mint moon most noon post "
-    "rain ruin".split()
-)
-KINDS: dict[str, tuple[str, ...]] = {
-    "characters": tuple(string.digits + string.ascii_uppercase),
-    "words": WORDS,
-}
 _TILT = 10  # degrees, at most
 _CONTRAST = 70  # of grey levels, at least
 _PROBE = 100  # pixels: the size at which a text is measured

@@ -10,6 +10,7 @@ its clusters, as Vo et al. (2024) curate by.
 ``clusters.json``        the figures: records, kept, dropped, without features; of each level
                          clusters, empty ones, sizes, what was kept of the largest and the smallest
 ``clusters.png``         the largest, the median and the smallest cluster of level 1: eight nearest
+``index.html``           the report: figures and pictures
 ``.plan/``               centroids: the same command goes on from there
 =======================  =========================================================================
 """
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from webssl_jax.config import UserError
-from webssl_jax.curation import clusters, selecting
+from webssl_jax.curation import clusters, selecting, selection_page
 from webssl_jax.curation.feature_pool import FeaturePool, unit
 from webssl_jax.data.converter import plan
 from webssl_jax.files import write_json
@@ -79,6 +80,12 @@ def cluster(
         _write_scores(pool, output, rows, labels, distance[:, 0])
         selecting.write_selection(output / "selection.parquet", pool.records(), kept)
         _draw(pool, output / "clusters.png", rows, labels[0], distance[:, 0])
+        selection_page.write(
+            output,
+            "Sampled by clusters",
+            figures,
+            {"clusters.png": "the nearest to three centroids"},
+        )
         write_json(output / "clusters.json", figures)
         return figures
 

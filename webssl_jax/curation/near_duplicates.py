@@ -13,6 +13,7 @@ share of their true pairs that lie in one group.
 ``scores.json``          their ranges
 ``dedup.json``           the figures: records, groups, kept, dropped, without features, recall
 ``groups.png``           some members of groups, what stays first
+``index.html``           the report: figures and pictures
 ``.plan/``               unit vectors and what was compared: the same command goes on from there
 =======================  =========================================================================
 """
@@ -29,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from webssl_jax.config import UserError
-from webssl_jax.curation import clusters, engine, links, selecting
+from webssl_jax.curation import clusters, engine, links, selecting, selection_page
 from webssl_jax.curation.feature_pool import FeaturePool, unit
 from webssl_jax.data.converter import plan, runners
 from webssl_jax.files import write_json
@@ -109,6 +110,9 @@ def dedup(
         pool.write_scores(output, there, {"group": group, "kept": kept.astype(np.int8)})
         selecting.write_selection(output / "selection.parquet", pool.records(), kept)
         _write_groups(output, pool, group, kept)
+        selection_page.write(
+            output, "Near-duplicates", figures, {"groups.png": "some records of each group"}
+        )
         write_json(output / "dedup.json", figures)
         return figures
 

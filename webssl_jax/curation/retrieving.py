@@ -10,6 +10,7 @@ lie nearest to it.
 ``retrieve.json``        the figures: records, targets, kept, dropped, without features; how often a
                          kept record is wanted; similarity of the nearest and of the last taken
 ``retrieved.png``        kept records, the most wanted first
+``index.html``           the report: figures and the picture
 =======================  =========================================================================
 """
 
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from webssl_jax.config import UserError
-from webssl_jax.curation import engine, selecting
+from webssl_jax.curation import engine, selecting, selection_page
 from webssl_jax.curation.feature_pool import FeaturePool, unit
 from webssl_jax.data.converter import plan
 from webssl_jax.files import write_json
@@ -85,6 +86,12 @@ def retrieve(
         shown = ((int(i), f"{counts[i]}: {best[i]:.3f}") for i in order)
         title = f"{kept.sum():,} records: targets that want it, and the similarity of the nearest"
         selecting.sheet(output / "retrieved.png", pool.shards, shown, title)
+        selection_page.write(
+            output,
+            "Retrieved towards targets",
+            figures,
+            {"retrieved.png": "the records that most targets want"},
+        )
         write_json(output / "retrieve.json", figures)
         return figures
 

@@ -10,6 +10,7 @@ taken from what the condition leaves. A record without a score is never kept.
 ``selection.parquet``    ``shard``, ``record``, ``key`` of what is kept, in the pool's order
 ``selection.json``       the figures: kept, dropped and unscored records; the threshold, ``alike``,
                          how many have just that score, and ``alike_kept``, how many of them stay
+``index.html``           the report: the figures, and the pictures below
 ``selection.png``        histograms of the columns, kept and all
 ``kept.png``             kept records, those just above the threshold and any
 ``dropped.png``          dropped records, those just below and any
@@ -29,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from webssl_jax.config import UserError
-from webssl_jax.curation import scores
+from webssl_jax.curation import scores, selection_page
 from webssl_jax.curation.expressions import Condition, Expression
 from webssl_jax.data import records
 from webssl_jax.data.decode import DecodeError, decode_image
@@ -39,6 +40,11 @@ from webssl_jax.visuals import image_grid, save_png
 
 SHOWN = 24  # images of a sheet
 COLUMNS = ("shard", "record", "key")  # of a selection
+PICTURES = {
+    "selection": "scores of all records and of those that are kept",
+    "kept": "kept: those just above the threshold, and any",
+    "dropped": "dropped: those just below the threshold, and any",
+}
 
 
 def select(
@@ -96,6 +102,8 @@ def select(
     order = columns[by] if by else columns[names[0]]
     for name, mask in (("kept", kept), ("dropped", scored & ~kept)):
         _draw(output / f"{name}.png", folders[0], order, mask, name == "kept")
+    pictures = {f"{name}.png": words for name, words in PICTURES.items()}
+    selection_page.write(output, "Selected by scores", figures, pictures)
     write_json(output / "selection.json", figures)
     return figures
 

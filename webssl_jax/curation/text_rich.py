@@ -325,7 +325,7 @@ def _page(figures: Mapping[str, Any]) -> str:
         "kept. WAY/light/selection.parquet and WAY/heavy/selection.parquet are what "
         "config.mixture.NAME.selection takes.</p>",
         "<h2>What was kept</h2>",
-        pages.table(
+        _wide(
             ["way", "filter", "asked", "records", "without a score", "kept", "ranked by", "from"]
             + ["of equal score"],
             [
@@ -343,16 +343,14 @@ def _page(figures: Mapping[str, Any]) -> str:
     for way, parts in ways.items():
         for part in parts:
             body.append(f"<h2>{way}, {part}</h2>")
-            for name, words in _PICTURES.items():
+            for name, words in selecting.PICTURES.items():
                 body.append(pages.picture(f"{way}/{part}/{name}.png", words))
     return pages.document("Text-rich images", "\n".join(body))
 
 
-_PICTURES = {
-    "selection": "scores of all records and of those that are kept",
-    "kept": "kept: those just above the threshold, and any",
-    "dropped": "dropped: those just below the threshold, and any",
-}
+def _wide(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table that may be wider than the screen."""
+    return f'<div class="scroll">{pages.table(heads, lines)}</div>'
 
 
 def _answered(answers: Mapping[str, Mapping[str, int]]) -> Iterable[str]:
@@ -362,7 +360,7 @@ def _answered(answers: Mapping[str, Mapping[str, int]]) -> Iterable[str]:
         lines = [
             [QUESTIONS[name], *(f"{n:,}" for n in row.values())] for name, row in answers.items()
         ]
-        yield f'<div class="scroll">{pages.table(["question", *heads], lines)}</div>'
+        yield _wide(["question", *heads], lines)
 
 
 def _agreement(figures: Mapping[str, Any]) -> Iterable[str]:
@@ -376,7 +374,7 @@ def _agreement(figures: Mapping[str, Any]) -> Iterable[str]:
     if lines:
         heads = ["ways", "filter", "kept by both", "share of the smaller", "by chance"]
         yield "<h2>Agreement</h2>"
-        yield pages.table(heads, lines)
+        yield _wide(heads, lines)
 
 
 def _by_source(sources: Mapping[str, Mapping[str, int]]) -> Iterable[str]:
@@ -389,6 +387,6 @@ def _by_source(sources: Mapping[str, Mapping[str, int]]) -> Iterable[str]:
         for name, row in list(sources.items())[:_SOURCES]
     ]
     yield "<h2>Which sources they are of</h2>"
-    yield f'<div class="scroll">{pages.table(["source", "records", *heads], lines)}</div>'
+    yield _wide(["source", "records", *heads], lines)
     if len(sources) > _SOURCES:
         yield f'<p class="soft">and {len(sources) - _SOURCES:,} smaller ones</p>'

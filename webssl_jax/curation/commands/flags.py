@@ -110,4 +110,5 @@ def tell_damaged(damaged: dict, where: str) -> None:
 
 def tell_selection(args: Any) -> int:
     print(f"  {args.address}/selection.parquet  for config.mixture.NAME.selection")
+    print(f"  {args.address}/index.html  the report")
     return 0
