@@ -1,5 +1,5 @@
-"""Configs: loading, arguments, overrides, units, validation, and the resolved dump that every run
-writes.
+"""Configs: loading, arguments, overrides, units, and the resolved dump that every run writes. What
+their keys must be, and what follows from several of them, is in config_rules.py.
 
 An experiment is a Python file with ``get_config(arg) -> ml_collections.ConfigDict``. It is named on
 the command line as ``web_dino:size=1b,res=224`` (a shipped one, with typed arguments after the
@@ -18,27 +18,26 @@ from __future__ import annotations
 
 import ast
 import json
-import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import ml_collections
 
 from webssl_jax import config_files
+from webssl_jax.config_rules import DURATIONS as DURATIONS
+from webssl_jax.config_rules import MOST_PICTURES as MOST_PICTURES
+from webssl_jax.config_rules import TRACKERS as TRACKERS
+from webssl_jax.config_rules import learning_rate as learning_rate
+from webssl_jax.config_rules import leaves as leaves
+from webssl_jax.config_rules import steps as steps
+from webssl_jax.config_rules import total_steps as total_steps
+from webssl_jax.config_rules import tracker_names as tracker_names
+from webssl_jax.config_rules import validate as validate
+from webssl_jax.config_rules import weight_decays as weight_decays
 from webssl_jax.errors import ConfigError, nearest, suggest
 from webssl_jax.errors import TransientError as TransientError
 from webssl_jax.errors import UserError as UserError
 
-# The durations that may be given in another unit. All other lengths have one unit, their key's.
-DURATIONS = {
-    "total": ("steps", "images"),
-    "optim.warmup": ("steps", "images", "percent"),
-    "optim.cooldown": ("steps", "images", "percent"),
-}
-LR_SCHEDULES = ("cosine", "constant")
-# name -> factor of the peak learning rate, from global_batch / optim.lr_batch
-LR_SCALINGS = {"linear": lambda ratio: ratio, "sqrt": math.sqrt, "none": lambda ratio: 1.0}
 # The side of a square, or (height, width).
 _SIZES = ("method.view.image_size", "method.view.global_size", "method.view.local_size")
 # Keys that change memory and speed and not results.
@@ -50,9 +49,6 @@ COSTS = (
     "method.language.remat",
     "method.stream_prototypes",
 )
-MOMENT_DTYPES = ("float32", "bfloat16")
-MOST_PICTURES = 64
-TRACKERS = ("tensorboard", "wandb", "mlflow")  # webssl_jax/telemetry/trackers.py
 _ROWS = ("evals", "mixture")  # groups of rows, whose names are the user's
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 # Other projects' words for keys here.
@@ -311,18 +307,6 @@ def _same_duration(node: ml_collections.ConfigDict, path: str) -> str | None:
     return next(f"{name}_{other}" for other in DURATIONS[stem] if f"{name}_{other}" in node)
 
 
-def leaves(config: ml_collections.ConfigDict, prefix: str = "") -> list[tuple[str, Any]]:
-    """(dotted key, value) of all keys that are no groups."""
-    rows = []
-    for key in config:
-        value = config[key]
-        if isinstance(value, ml_collections.ConfigDict):
-            rows += leaves(value, f"{prefix}{key}.")
-        else:
-            rows.append((prefix + key, value))
-    return rows
-
-
 def _parse(where: str, text: str, like: Any) -> Any:
     """``text`` as the type of ``like``. ``like=None`` takes any literal, and what is none is text;
     whoever reads the key checks its type."""
@@ -348,246 +332,6 @@ def _parse(where: str, text: str, like: Any) -> Any:
     if like is not None and type(value) is not type(like):
         raise ConfigError(f"{where}: {text!r} is {type(value).__name__}, not {kind}")
     return value
-
-
-def total_steps(config: ml_collections.ConfigDict) -> int:
-    """Optimiser steps of the whole run, from ``total_steps`` or ``total_images``."""
-    if "total_steps" in config:
-        return int(config.total_steps)
-    return int(config.total_images) // int(config.global_batch)
-
-
-def steps(node: ml_collections.ConfigDict, name: str, config: ml_collections.ConfigDict) -> int:
-    """The duration ``name`` of the group ``node`` in steps, whatever unit it was given in."""
-    if f"{name}_steps" in node:
-        return int(node[f"{name}_steps"])
-    if f"{name}_images" in node:
-        return int(round(node[f"{name}_images"] / config.global_batch))
-    return int(round(node[f"{name}_percent"] / 100 * total_steps(config)))
-
-
-def learning_rate(config: ml_collections.ConfigDict) -> float:
-    """The peak learning rate of this run: ``optim.lr``, which is meant for batches of
-    ``optim.lr_batch`` images, scaled to ``global_batch`` by ``optim.lr_scaling``.
-
-    linear: lr * batch / lr_batch (Goyal et al., arXiv 1706.02677; MAE's ``blr`` has lr_batch 256).
-    sqrt: lr * sqrt(batch / lr_batch) (DINOv2, lr_batch 1024). none: lr (CLIP).
-    """
-    optim = config.optim
-    return float(optim.lr * LR_SCALINGS[optim.lr_scaling](config.global_batch / optim.lr_batch))
-
-
-def weight_decays(config: ml_collections.ConfigDict) -> tuple[float, float]:
-    """(first, last) weight decay. A ``final_weight_decay`` of None stands for ``weight_decay``."""
-    first, last = config.optim.weight_decay, config.optim.final_weight_decay
-    return float(first), float(first if last is None else last)
-
-
-def validate(config: ml_collections.ConfigDict) -> None:
-    """Checks what can be checked without devices, data or a model.
-
-    Raises:
-      ConfigError: naming the key, its value and what it must be.
-    """
-
-    def check(ok: bool, key: str, must: str) -> None:
-        if not ok:
-            node = config
-            for part in key.split("."):
-                node = node[part]
-            raise ConfigError(f"config.{key} = {node!r}: must be {must}")
-
-    for key, value in leaves(config):
-        check(not isinstance(value, float) or math.isfinite(value), key, "a finite number")
-    check(0 <= config.seed < 2**32, "seed", "in [0, 2**32)")
-    check(
-        sum(map(bool, (config.resume_from, config.continue_from, config.init_from))) < 2,
-        "continue_from" if config.continue_from else "resume_from",
-        "the only one of resume_from, continue_from and init_from",
-    )
-    check(config.global_batch > 0, "global_batch", "a positive number of images")
-    check(config.accumulation_steps > 0, "accumulation_steps", "at least 1")
-    check(
-        config.global_batch % config.accumulation_steps == 0,
-        "accumulation_steps",
-        f"a divisor of global_batch = {config.global_batch}",
-    )
-    for stem, units in DURATIONS.items():
-        keys = [f"{stem}_{unit}" for unit in units]
-        given = [key for key, _ in leaves(config) if key in keys]
-        if len(given) != 1:
-            raise ConfigError(
-                f"config.{stem}: must be given once, as one of {', '.join(keys)}; "
-                f"given: {', '.join(given) or 'none'}"
-            )
-    if total_steps(config) < 1:
-        length = "total_steps" if "total_steps" in config else "total_images"
-        check(False, length, f"at least one step of global_batch = {config.global_batch} images")
-    _validate_lengths(config)
-    _validate_optim(config.optim, check)
-    guard = config.guard
-    check(
-        guard.spike_factor == 0 or guard.spike_factor > 1, "guard.spike_factor", "zero (off) or > 1"
-    )
-    check(guard.spike_window_steps >= 1, "guard.spike_window_steps", "at least 1")
-    check(guard.spike_max_skips >= 1, "guard.spike_max_skips", "at least 1")
-    check(guard.save_bad_steps >= 0, "guard.save_bad_steps", "zero (none) or positive")
-    check(config.profile.start_step >= 0, "profile.start_step", "zero (none) or positive")
-    check(config.profile.steps >= 1, "profile.steps", "at least 1")
-    for axis in ("replica", "fsdp", "tensor"):
-        size = config.sharding[axis]
-        check(
-            size == -1 or size > 0, f"sharding.{axis}", "positive, or -1 for all remaining devices"
-        )
-    check(
-        sum(config.sharding[a] == -1 for a in ("replica", "fsdp", "tensor")) <= 1,
-        "sharding.fsdp",
-        "the only axis with -1",
-    )
-    folder = config.checkpoint.folder
-    check(
-        "://" not in folder or re.match("gs://[^/]+/.*[^/]", folder) is not None,
-        "checkpoint.folder",
-        "a path or gs://BUCKET/FOLDER",
-    )
-    check(config.checkpoint.every_steps > 0, "checkpoint.every_steps", "positive")
-    check(config.checkpoint.keep_last > 0, "checkpoint.keep_last", "at least 1")
-    check(
-        config.checkpoint.keep_every_steps >= 0,
-        "checkpoint.keep_every_steps",
-        "zero (off) or positive",
-    )
-    local = config.checkpoint.local_folder
-    check("://" not in local, "checkpoint.local_folder", "a path on each machine's own disk")
-    every = config.checkpoint.local_every_steps
-    check(every > 0, "checkpoint.local_every_steps", "positive")
-    check(config.log.every_steps > 0, "log.every_steps", "positive")
-    tracker_names(config.log.trackers)
-    check(config.host.gc_every_steps >= 0, "host.gc_every_steps", "zero (at will) or positive")
-    for key in ("stuck_minutes", "stuck_pause_minutes"):
-        check(config.host[key] >= 0, f"host.{key}", "zero (no limit) or positive")
-    check(config.eval_batch >= 1, "eval_batch", "at least 1")
-    check(
-        config.pictures.every_steps >= 0,
-        "pictures.every_steps",
-        "zero (only at the start and the end) or positive",
-    )
-    check(
-        1 <= config.pictures.images <= MOST_PICTURES,
-        "pictures.images",
-        f"between 1 and {MOST_PICTURES}",
-    )
-    check(config.pictures.candidates >= 2, "pictures.candidates", "at least 2")
-    check(config.data.workers >= 0, "data.workers", "zero (threads only) or positive")
-    check(config.data.threads > 0, "data.threads", "positive")
-    check(config.data.read_ahead > 0, "data.read_ahead", "at least one batch")
-    check(config.data.retry_minutes >= 0, "data.retry_minutes", "zero (no second try) or positive")
-    stuck = config.host.stuck_minutes
-    check(
-        stuck == 0 or config.data.retry_minutes < stuck,
-        "data.retry_minutes",
-        f"less than host.stuck_minutes = {stuck:g}, or that limit ends the run before",
-    )
-    for key in ("max_lost_shards", "max_damaged_records"):
-        check(0 <= config.data[key] <= 1, f"data.{key}", "a share, from 0 to 1")
-    check(
-        not (config.mixture and config.data.train),
-        "data.train",
-        "empty, as config.mixture names the records",
-    )
-
-
-def tracker_names(asked: str) -> tuple[str, ...]:
-    """Of ``log.trackers``: ``none``, or some of :data:`TRACKERS` with commas between them.
-
-    Raises:
-      ConfigError: for another name, and for no name at all.
-    """
-    names = tuple(name.strip() for name in asked.split(",") if name.strip())
-    if names == ("none",):
-        return ()
-    for name in names or ("",):
-        if name not in TRACKERS:
-            raise ConfigError(
-                f"config.log.trackers = {asked!r}: there is no tracker {name!r}; "
-                f"{suggest(name, (*TRACKERS, 'none'))}"
-            )
-    return tuple(dict.fromkeys(names))
-
-
-def _validate_lengths(config: ml_collections.ConfigDict) -> None:
-    total = total_steps(config)
-    parts = {name: steps(config.optim, name, config) for name in ("warmup", "cooldown")}
-    for name, length in parts.items():
-        if not 0 <= length <= total:
-            raise ConfigError(
-                f"config.optim.{name} is {length:,} steps: must lie within the run's {total:,} "
-                f"steps; shorten it, as by --config.optim.{name}_percent=10, or lengthen the run"
-            )
-    if sum(parts.values()) > total:
-        raise ConfigError(
-            f"config.optim.cooldown is {parts['cooldown']:,} steps and the warm-up "
-            f"{parts['warmup']:,}: together they must lie within the run's {total:,} steps"
-        )
-    if parts["cooldown"] and config.optim.lr_schedule != "constant":
-        raise ConfigError(
-            f"config.optim.cooldown is {parts['cooldown']:,} steps: only "
-            "config.optim.lr_schedule = 'constant' has one; a cosine falls by itself"
-        )
-
-
-def _validate_optim(optim: ml_collections.ConfigDict, check: Callable[..., None]) -> None:
-    check(optim.lr > 0, "optim.lr", "positive")
-    check(optim.lr_batch > 0, "optim.lr_batch", "a positive number of images")
-    check(optim.lr_scaling in LR_SCALINGS, "optim.lr_scaling", "linear, sqrt or none")
-    check(optim.lr_schedule in LR_SCHEDULES, "optim.lr_schedule", " or ".join(LR_SCHEDULES))
-    check(optim.final_lr >= 0, "optim.final_lr", "zero or positive")
-    check(optim.weight_decay >= 0, "optim.weight_decay", "zero or positive")
-    check(
-        optim.final_weight_decay is None
-        or _is_number(optim.final_weight_decay)
-        and optim.final_weight_decay >= 0,
-        "optim.final_weight_decay",
-        "zero, positive, or none for that of weight_decay",
-    )
-    check(0 <= optim.b1 < 1, "optim.b1", "in [0, 1)")
-    check(0 <= optim.b2 < 1, "optim.b2", "in [0, 1)")
-    check(optim.eps > 0, "optim.eps", "positive")
-    check(
-        optim.moment_dtype in MOMENT_DTYPES, "optim.moment_dtype", f"{' or '.join(MOMENT_DTYPES)}"
-    )
-    clips = ("none", "global", "per_module")
-    check(optim.clip in clips, "optim.clip", "none, global or per_module")
-    check(optim.clip == "none" or optim.clip_norm > 0, "optim.clip_norm", "positive")
-    check(
-        all(
-            isinstance(row, (tuple, list))
-            and len(row) == 2
-            and _is_regex(row[0])
-            and _is_number(row[1])
-            and row[1] >= 0
-            for row in optim.lr_multipliers
-        ),
-        "optim.lr_multipliers",
-        "rows of (regex, factor from 0 on), as in (('decoder/', 0.1),)",
-    )
-    check(
-        all(map(_is_regex, optim.frozen)),
-        "optim.frozen",
-        "regular expressions, as in ('encoder/',)",
-    )
-    check(optim.abort_after_skipped >= 1, "optim.abort_after_skipped", "at least 1")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_regex(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and re.compile(value) is not None
-    except re.error:
-        return False
 
 
 def resolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
