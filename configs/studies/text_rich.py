@@ -18,10 +18,9 @@ name are kept, so that a score that is always 0 draws at random.
 """
 
 from ml_collections import ConfigDict
+from webssl_jax.configs.text_rich import SHARED
 
 from webssl_jax.config import parse_arg
-
-from ..text_rich import SHARED
 
 _NAMES = {"mae": "Web-MAE", "dino": "Web-DINO"}
 

@@ -17,7 +17,7 @@ h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.5rem }
 table { border-collapse: collapse; font-size: .9rem }
 th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 12rem }
 svg { max-width: 100%; height: auto; color: var(--ink) } svg text { fill: currentColor }
 figure { margin: 1rem 0 } figcaption { font-size: .9rem } img { max-width: 100% }
 li { margin: .4rem 0 } b { font-weight: 600 }
