@@ -3,6 +3,7 @@ depends on nothing but its own learning rate, decay and batches."""
 
 import contextlib
 import dataclasses
+import re
 from types import SimpleNamespace
 
 import jax
@@ -18,9 +19,11 @@ from webssl_jax.data.mixture import shuffled
 from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.data.views import Preprocess
 from webssl_jax.evaluators.batches import Cached, Images
-from webssl_jax.evaluators.fit import Grid, Recipe, fit
+from webssl_jax.evaluators.fit import Grid, Recipe, fit, program
+from webssl_jax.evaluators.probes import heads
 from webssl_jax.models.features import Want
 from webssl_jax.optim.schedules import warmup_cosine
+from webssl_jax.sharding import mesh as meshes
 
 BATCH, WIDTH, CLASSES, STEPS = 16, 6, 3, 7
 RATES, DECAYS = (0.5, 0.05), (0.0, 0.1)
@@ -210,6 +213,22 @@ def test_heads_in_turns_other_grids_and_eight_devices_change_no_head(plain, tmp_
     assert outputs["it"].shape == (4, 2) and outputs["more"].shape == (2, 2)
     by_hand = (wanted["kernel"].sum(axis=1) + wanted["bias"]).sum(axis=1)
     np.testing.assert_allclose(outputs["it"][:, 0], by_hand, atol=1e-5)
+
+
+def test_kernels_stay_where_they_are_when_a_batch_is_smaller_than_they_are_wide():
+    """Vectors are cut as kernels are, and the logits are what goes between devices."""
+    classes, width, mesh = 64, 256, mesh_of(8)
+    place = meshes.batch_sharding(mesh)
+    array = lambda kind, *shape: jax.ShapeDtypeStruct(shape, kind, sharding=place)  # noqa: E731
+    features = {"x": array(jnp.float32, BATCH, width)}
+    grid = dataclasses.replace(grid_of(), head=heads.Linear(classes))
+    made = program((("it", grid),), recipe_of(), features, mesh, 0)
+    kernel = made.state.params["it"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (4, width // 8, classes)
+    parts = [(features, {"label": array(jnp.int32, BATCH)})]
+    text = made.update.lower(made.state, parts).compile().as_text()
+    moved = [line for line in text.splitlines() if re.search("all-(gather|reduce|to-all)", line)]
+    assert moved and not any(f"[4,{width},{classes}]" in line for line in moved)
 
 
 def test_a_head_that_diverges_is_found_and_harms_no_other(plain, tmp_path):
