@@ -17,7 +17,8 @@ h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.5rem }
 table { border-collapse: collapse; font-size: .9rem }
 th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap }
-th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 12rem }
+th, td:first-child { white-space: normal }
+th:first-child, td:first-child { text-align: left; min-width: 9rem }
 svg { max-width: 100%; height: auto; color: var(--ink) } svg text { fill: currentColor }
 figure { margin: 1rem 0 } figcaption { font-size: .9rem } img { max-width: 100% }
 li { margin: .4rem 0 } b { font-weight: 600 }
@@ -40,7 +41,8 @@ def document(title: str, body: str) -> str:
 
 def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Texts, the first of a line at the left, others at the right."""
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
+    broken = [html.escape(text).replace("/", "/<wbr>") for text in heads]  # a line may end there
+    head = "".join(f"<th>{text}</th>" for text in broken)
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in line) + "</tr>"
         for line in lines
