@@ -41,11 +41,16 @@ def test_planted_groups_are_found_and_the_first_or_the_best_stays(planted, tmp_p
     given = ["--features", planted.folder, "--input", planted.folder.parent / "shards"]
     given += ["--threshold", 0.98, "--output", tmp_path / "a"]
     assert curate.main(["dedup", *map(str, given)]) == 0
-    said = capsys.readouterr().out
+    said, warned = capsys.readouterr()
+    assert "warning" not in warned
     assert "320 of 400 records kept (80.00%), 79 dropped, 1 without features; 40 groups" in said
     assert "the largest of 3; all pairs compared" in said
     page = (tmp_path / "a" / "index.html").read_text()
     assert "<td>groups</td><td>40</td>" in page and 'src="groups.png"' in page
+    loose = [*map(str, given[:4]), "--threshold", "0.01", "--output", str(tmp_path / "b")]
+    assert curate.main(["dedup", *loose]) == 0
+    warned = capsys.readouterr().err
+    assert "warning: one group has 100% of the records: --threshold 0.01 is too low" in warned
     better = np.arange(COUNT, dtype=float)
     better[-1] = np.nan  # without a score: not the best
     dedup(planted, tmp_path / "a", Rules(0.98), better)

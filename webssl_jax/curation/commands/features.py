@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from webssl_jax import cli
@@ -9,6 +10,8 @@ from webssl_jax.config import UserError
 from webssl_jax.curation import expressions, scores
 from webssl_jax.curation.commands import flags
 from webssl_jax.data.converter import buckets
+
+_SUSPECT = 0.1  # of the records in one group of near-duplicates
 
 
 def _features_flags(parser: cli.ArgumentParser) -> None:
@@ -83,6 +86,13 @@ def _dedup(args: Any) -> int:
             f"{figures['recall_pairs']:,} pairs"
         )
     )
+    if figures["largest_group"] > _SUSPECT * figures["records"]:
+        print(
+            f"warning: one group has {figures['largest_group'] / figures['records']:.0%} of the "
+            f"records: --threshold {args.threshold:g} is too low for features of this model; see "
+            "groups.png",
+            file=sys.stderr,
+        )
     return flags.tell_selection(args)
 
 
