@@ -17,6 +17,7 @@ import pytest
 
 from tests.e2e import runner as runner_of_tests
 from tests.study import fake
+from webssl_jax import config_files
 from webssl_jax.config import ConfigError, UserError
 from webssl_jax.evaluators import outcome
 from webssl_jax.study import cells, findings, page, price, references, results, runner
@@ -268,6 +269,18 @@ def test_what_a_study_cannot_mean_is_named_before_anything_runs(tmp_path, change
     with pytest.raises(ConfigError, match=says):
         tool.main([write(tmp_path / "asked.py", **change), "--workdir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_every_shipped_study_loads_with_findings_that_can_be():
+    names = config_files.names("--study")
+    assert {"mini", "paper", "smoke", "text_rich"} <= {*names}
+    for name in names:
+        if name != "paper":  # below
+            findings.check(cells.load(name))
+    closer = cells.load("text_rich:zoom=2,seeds=1")
+    views = {cell.name: cell.config.method.view for cell in closer.cells}
+    assert views["mae_heavy_chosen"].scale_max == 0.25
+    assert tuple(views["dino_heavy_random"].global_scale) == (0.1, 0.25)
 
 
 def test_the_papers_runs_have_their_price_and_published_figures():
