@@ -216,6 +216,8 @@ def _loop(
                     saver.wait()
                 log.info("saved at step %d of %d", step - 1, total_steps)
             raise
+        if step == start + 1:
+            distributed.meet("first step")
         # Starts the step, and returns when the one before it is complete. So the host reads all
         # figures one step late, while the device computes this step.
         state, metrics = take_step(step, state, batch)

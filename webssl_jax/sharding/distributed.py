@@ -36,6 +36,7 @@ from webssl_jax.sharding import compiler_options, coordinator, rendezvous
 _FAILED_KEY = "webssl_jax/failed"  # in jax's coordination service: the first failure of any process
 _POLL_SECONDS = 1.0
 _END_MILLISECONDS = 300_000  # as jax waits at its shutdown
+_MEET_MILLISECONDS = 24 * 3_600_000  # one that ends tells the others before
 # Of a collective whose other side closed its connection.
 _GONE = re.compile("(?i)connection (closed|reset|refused)|socket closed|broken pipe|read error")
 _raised_on_all: BaseException | None = None  # an error with which all processes end
@@ -103,6 +104,17 @@ def _start_failure_monitor() -> None:
     )
     monitor.start()
     atexit.register(_end_monitor, client, stop, monitor)
+
+
+def meet(name: str) -> None:
+    """Waits until all processes of the run are here. name: said once in a start.
+
+    On CPUs the first collective of a group of devices fails after 30 s without the others (gloo),
+    and where cores are few, one process compiles so much longer than another.
+    """
+    if jax.process_count() > 1:
+        client = multihost.get_jax_distributed_client()
+        client.wait_at_barrier(f"webssl_jax/{name}", _MEET_MILLISECONDS)
 
 
 def _end_monitor(client: _Client, stop: threading.Event, monitor: threading.Thread) -> None:
