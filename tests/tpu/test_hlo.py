@@ -122,7 +122,9 @@ def test_a_sentinel_is_not_taken_for_cycles():
 
 KERNEL = """  %p = bf16[8,16]{1,0} parameter(0)
   ROOT %k.1 = bf16[8,16]{1,0:T(8,128)(2,1)} custom-call(%p), custom_call_target="tpu_custom_call", \
-operand_layout_constraints={bf16[8,16]{1,0}}, metadata={op_name="jit(f)/mine/pallas_call"}, \
+operand_layout_constraints={bf16[8,16]{1,0}}, frontend_attributes={kernel_metadata={
+"mine":"{\\"block\\": 512}"
+}}, metadata={op_name="jit(f)/mine/pallas_call"}, \
 backend_config={"flag_configs":[],"custom_call_config":{"body":"TUzv","cost_estimate":{"flops":"96"}}}\
 """
 

@@ -52,7 +52,9 @@ WIRE = {
     "collective-permute": lambda g: 1.0,
     "collective-broadcast": lambda g: 1.0,
 }
-_DTYPES = {"bf16": "bfloat16", "f32": "float32", "s32": "int32", "u32": "uint32", "pred": "bool"}
+_DTYPES = {"bf16": "bfloat16", "f32": "float32", "pred": "bool"}
+_DTYPES |= {f"s{bits}": f"int{bits}" for bits in (8, 16, 32)}
+_DTYPES |= {f"u{bits}": f"uint{bits}" for bits in (8, 16, 32)}
 _KERNELS = ("tpu_custom_call", "mosaic")  # targets of custom calls
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8, "f4e2m1fn": 4}
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%(\S+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%(\S+) = (.*)$")
+# What a kernel says of itself stands on lines of its own within its instruction.
+_METADATA = re.compile(r"kernel_metadata=\{\n(.*)\n\}")
 ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 
 
@@ -38,7 +40,7 @@ def parse(text: str) -> tuple[Program, str]:
     """
     program: dict[str, dict[str, Instruction]] = {}
     entry, current = None, None
-    for line in text.splitlines():
+    for line in _METADATA.sub(r"kernel_metadata={\1}", text).splitlines():
         if current is None:
             if match := _COMPUTATION.match(line):
                 current = program.setdefault(match[1], {})
