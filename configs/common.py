@@ -29,7 +29,7 @@ _31_GIB = {
 PRESETS = {
     "v4": _31_GIB,
     "v5e": {
-        "fsdp": {"clip_[57]b.*": 64, ".*": 16},
+        "fsdp": {"clip_[57]b.*|vqa_.*": 64, ".*": 16},
         "named": r"web_mae_.*|web_dino_(300m|1b|2b)(_[a-z]+)?",
     },
     "v5p": {"fsdp": {".*": 16}, "named": rf"web_mae_.*|web_dino_.*|{_DINOV3}|{_SMALL_CLIP}"},

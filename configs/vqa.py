@@ -49,6 +49,9 @@ from webssl_jax.models.connector import ConnectorConfig
 
 from .common import apply_preset, base, vit
 
+# What the language model keeps of each block for the backward pass, by preset: as memory allows.
+_KEPT = {"v5e": "most", "v5p": "named", "v5p-512": "named", "2xv5p-256": "named"}
+
 
 def get_config(arg=None):
     """See the module's docstring."""
@@ -72,6 +75,9 @@ def get_config(arg=None):
     config.optim.b2 = 0.999
     config.optim.clip = "global"
     apply_preset(config, arg.preset)
+    if arg.preset:
+        kept = _KEPT.get(arg.preset, "full")
+        config.method.language.update({"attention": "pallas", "remat": kept})
     return config
 
 

@@ -52,6 +52,16 @@ def test_what_is_kept_for_the_backward_pass_follows_from_memory(spec, chip, rema
     assert load(f"{spec},preset={chip}").model.remat == remat
 
 
+@pytest.mark.parametrize(
+    "preset, fsdp, kept", [("v5e", 64, "most"), ("v5p", 16, "named"), ("v4", 16, "full")]
+)
+def test_a_preset_also_says_how_a_language_model_is_trained(preset, fsdp, kept):
+    config = load(f"vqa.py:stage=2,encoder=web_dino_7b,preset={preset}")
+    language = methods.create(config).language
+    assert (config.sharding.fsdp, language.remat, language.attention) == (fsdp, kept, "pallas")
+    assert methods.create(load("vqa.py:stage=2")).language.attention == "xla"
+
+
 @pytest.mark.parametrize("name", ["v5p-512", "2xv5p-256"])
 def test_twice_the_chips_change_clip_alone(name):
     for config in ("web_dino.py:size=7b", "web_dino.py:size=1b,res=518", "web_mae.py:size=5b"):

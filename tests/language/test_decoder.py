@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -194,3 +195,14 @@ def test_gradients_do_not_depend_on_what_is_saved_for_the_backward_pass():
         gradients.append(jax.jit(jax.grad(loss))(init(config, jax.random.key(0))))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *gradients)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients[0]))
+
+
+def test_flops_are_those_of_the_weights_and_of_pairs_of_tokens():
+    """The second of 7 tokens is compared with two, the last with seven; 2 of them are predicted."""
+    config = decoder("llama-3-8b")
+    weights = params_lib.flatten(template(config))
+    blocks = sum(x.size for path, x in weights.items() if re.search("blocks/.*kernel", path))
+    pairs = sum(range(1, 8)) * config.depth * config.heads * config.head_dim
+    head = weights["lm_head/kernel"].size
+    assert config.flops(7, predicted=2) == 2 * (7 * blocks + 2 * head) + 2 * 2 * pairs
+    assert config.flops(7) - config.flops(7, predicted=0) == 2 * 7 * head

@@ -198,9 +198,9 @@ def test_a_block_of_tokens_that_do_not_count_is_not_computed(method):
     rng = np.random.default_rng(0)
     last = np.full((2, 12, 32), np.nan, np.float32)
     counts = np.zeros((2, 12), bool)
-    counts[0, [2, 9]] = counts[1, 11] = True  # with others of the same text in one block of four
-    last[:, :3] = rng.normal(size=(2, 3, 32))
-    last[:, [3, 9, 11]] = rng.normal(size=(2, 3, 32))
+    counts[0, [2, 9]] = counts[1, 11] = True  # with others of the first text in one block of eight
+    last[0, :6] = rng.normal(size=(6, 32))
+    last[0, 9], last[1, 11] = rng.normal(size=(2, 32))
     kernel = jnp.asarray(rng.normal(size=(32, VOCABULARY)), jnp.float32)
 
     def loss(kernel, last, block):

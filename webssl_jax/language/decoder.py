@@ -25,9 +25,17 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from webssl_jax.language import splash
 from webssl_jax.language.sizes import DecoderConfig
 from webssl_jax.models.blocks import REMAT_POLICIES
-from webssl_jax.models.layers import Linear, checkpoint_name, gather_tokens, on_batch, swiglu
+from webssl_jax.models.layers import (
+    Linear,
+    checkpoint_name,
+    gather_tokens,
+    on_batch,
+    on_channels,
+    swiglu,
+)
 
 
 class Cache(NamedTuple):
@@ -83,10 +91,11 @@ def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
 
 
 class _Step(NamedTuple):
-    """What all blocks share. angles (B, T, d / 2), allowed (B, T, S) bool, slot: where the new keys
-    and values go."""
+    """What all blocks share. angles (B, T, d / 2), real (B, T) bool, allowed (B, T, S) bool, slot:
+    where the new keys and values go."""
 
     angles: jax.Array
+    real: jax.Array
     allowed: jax.Array
     slot: jax.Array
 
@@ -124,7 +133,10 @@ class Attention(nn.Module):
             )
             cache = keys, values
             k, v = (jax.lax.dynamic_index_in_dim(store, block, keepdims=False) for store in cache)
-        out = jax.nn.dot_product_attention(q, k, v, mask=step.allowed[:, None])
+        if cache is None and (attend := splash.on_each_device(c, x.shape[0], x.shape[1])):
+            out = attend(q, k, v, step.real)
+        else:
+            out = jax.nn.dot_product_attention(q, k, v, mask=step.allowed[:, None])
         out = rearrange(out, "b t h d -> b t (h d)")
         return checkpoint_name(Linear(c, c.width, use_bias=False, name="out")(out), "attn"), cache
 
@@ -139,8 +151,8 @@ class Mlp(nn.Module):
         """(B, T, D) -> (B, T, D)."""
         c = self.config
         gate, up = (
-            checkpoint_name(Linear(c, c.hidden, use_bias=False, name=name)(x), "mlp")
-            for name in ("w1", "w2")
+            checkpoint_name(Linear(c, c.hidden, use_bias=False, name=name)(x), saved)
+            for name, saved in (("w1", "gate"), ("w2", "mlp"))
         )
         return Linear(c, c.width, use_bias=False, name="w3")(swiglu(gate, up))
 
@@ -206,7 +218,7 @@ class Decoder(nn.Module):
         x = embeddings
         if x is None:
             assert ids is not None
-            x = jnp.take(table, ids, axis=0)
+            x = _look_up(table, ids)
         x = x.astype(c.dtype)
         if x.shape[1] > c.context:
             raise ValueError(f"texts of {x.shape[1]} tokens for a context of {c.context}")
@@ -253,19 +265,19 @@ def apply(
     return out
 
 
-def predict(config: DecoderConfig, params: dict[str, Any], last: jax.Array) -> jax.Array:
-    """The logits (B, T, V) float32 of ``last`` (B, T, D), as of :class:`DecoderOutput`: for who
+def head(config: DecoderConfig, params: dict[str, Any]) -> jax.Array:
+    """The output head (D, V), by which ``last`` of :class:`DecoderOutput` becomes logits: for who
     does not want those of all tokens at once."""
-    if config.tied_head:
-        return _tied(config, params["token_embed"], last)
-    logits = LMHead(config).apply({"params": params["lm_head"]}, last)
-    assert isinstance(logits, jax.Array)  # no state was asked for
-    return logits
+    return params["token_embed"].T if config.tied_head else params["lm_head"]["kernel"]
 
 
 def embed(params: dict[str, Any], ids: jax.Array) -> jax.Array:
     """The embeddings of ids (B, T): (B, T, D), as ``embeddings`` of :class:`Decoder` takes them."""
-    return jnp.take(params["token_embed"], ids, axis=0)
+    return _look_up(params["token_embed"], ids)
+
+
+def _look_up(table: jax.Array, ids: jax.Array) -> jax.Array:
+    return on_channels(jnp.take(table, ids, axis=0))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -308,4 +320,4 @@ def _plan_step(c: DecoderConfig, mask: jax.Array, cache: Cache | None) -> tuple[
     if c.window is not None:  # counted in real tokens: padding may lie between prompt and answer
         key_positions = jnp.cumsum(valid, axis=1) - 1
         allowed &= positions[..., None] - key_positions[:, None] < c.window
-    return _Step(angles, allowed, start), valid
+    return _Step(angles, mask, allowed, start), valid

@@ -12,7 +12,7 @@ from typing import Any
 
 from webssl_jax.models.sizes import BlockConfig, construct
 
-_NOT_OURS = ("layer_scale", "drop_path", "drop_path_group", "attention")
+_NOT_OURS = ("layer_scale", "drop_path", "drop_path_group")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,8 @@ class DecoderConfig(BlockConfig):
     qk_norm: whether q and k of each head go through an RMSNorm (Qwen3).
     window: a token attends to that many tokens, itself included; None for all before it.
     tied_head: whether the output head is the table of token embeddings.
+    attention: ``xla``, or ``pallas`` for the kernels of ``splash.py`` where they apply, in training
+      on TPUs; the result is the same.
 
     Raises:
       ValueError: when a field is out of range or two do not fit; one line.
@@ -85,6 +87,13 @@ class DecoderConfig(BlockConfig):
         if self.rope_theta <= 0:
             raise ValueError(f"rope_theta = {self.rope_theta} must be positive")
 
+    def _check_kernels(self) -> None:
+        if self.head_dim % 64:
+            raise ValueError(
+                "attention = 'pallas' takes heads of 64 channels or a multiple, not "
+                f"{self.head_dim}; use 'xla'"
+            )
+
     @property
     def causal(self) -> bool:
         return True
@@ -93,12 +102,15 @@ class DecoderConfig(BlockConfig):
     def head_dim(self) -> int:
         return self.head_size or self.width // self.heads
 
-    def flops(self, tokens: int) -> float:
-        """Floating-point operations of one text of ``tokens``, forward with logits of every token;
-        two a multiply-add."""
+    def flops(self, tokens: int, predicted: int | None = None) -> float:
+        """Floating-point operations of the matrix products of one text of ``tokens``, forward, with
+        the logits of ``predicted`` of them (None for all); two a multiply-add. A token is compared
+        with itself and those before it alone: of all pairs that is half."""
+        predicted = tokens if predicted is None else predicted
         channels = (2 * self.heads + 2 * self.kv_heads) * self.head_dim
-        block = self.width * (channels + 3 * self.hidden) + 2 * tokens * self.heads * self.head_dim
-        return 2.0 * tokens * (self.depth * block + self.width * self.vocabulary)
+        pairs = (tokens + 1) * self.heads * self.head_dim  # T (T + 1) / 2, in two products
+        block = self.width * (channels + 3 * self.hidden) + pairs
+        return 2.0 * (tokens * self.depth * block + predicted * self.width * self.vocabulary)
 
 
 _LLAMA3 = dict(vocabulary=128_256, rope_theta=500_000.0, context=131_072, kv_heads=8)

@@ -7,6 +7,8 @@ leading axis L.
 What is saved of each block for the backward pass (``BlockConfig.remat``):
   none   everything; fastest where memory allows.
   full   only the block's input; the block runs a second time. Least memory.
+  most   what ``named`` keeps but the output of the second layer of a language model's MLP (w2),
+         which runs again.
   dots   the outputs of linear layers; attention and element-wise operations run again.
   named  what ``checkpoint_name`` names: q, k, v, the outputs of attention and of its output layer,
          and the outputs of the MLP's first layers. Of the matrix products only the scores run
@@ -29,8 +31,9 @@ from webssl_jax.models.sizes import BlockConfig
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
+    "most": jax.checkpoint_policies.save_only_these_names("qkv", "attn", "gate"),
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "named": jax.checkpoint_policies.save_only_these_names("qkv", "attn", "mlp"),
+    "named": jax.checkpoint_policies.save_only_these_names("qkv", "attn", "gate", "mlp"),
 }
 _Carry = tuple[Tokens, jax.Array | None]  # (tokens, store)
 

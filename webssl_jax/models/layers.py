@@ -94,11 +94,16 @@ class Linear(nn.Module):
         return jax.tree.map(lambda rows: rows + bias, y)
 
 
-def on_cpu() -> bool:
-    """Whether the current mesh, for which a train step is traced, is of CPUs. The one place that
-    asks: what is chosen by it leaves programs for other devices as they are."""
+def platform() -> str | None:
+    """The platform of the current mesh, for which a train step is traced; None without a mesh. The
+    one place that asks: what is chosen by it leaves programs for other devices as they are."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return device is not None and device.platform == "cpu"
+    return None if device is None else device.platform
+
+
+def on_cpu() -> bool:
+    """Whether the current mesh is of CPUs."""
+    return platform() == "cpu"
 
 
 @jax.custom_vjp
@@ -194,6 +199,20 @@ def on_batch(x: jax.Array) -> jax.Array:
     if not axes or x.shape[0] % shards:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+
+
+def on_channels(x: jax.Array) -> jax.Array:
+    """Constrains what was looked up in a table (B, T, D) to be cut as the table is, by channels
+    over ``fsdp``, and over ``replica`` by the batch.
+
+    The table's gradient is then summed where its parts lie. Without the constraint each device has
+    the gradient of the whole table, and all of them are summed by all: of Llama 3, 2 GB a device.
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    replicas, ways = sizes.get("replica", 1), sizes.get("fsdp", 1)
+    if ways == 1 or sizes.get("tensor", 1) > 1 or x.shape[0] % replicas or x.shape[-1] % ways:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec("replica", None, "fsdp"))
 
 
 def keep_order(x: jax.Array) -> jax.Array:

@@ -28,7 +28,7 @@ MLPS = ("gelu", "quick_gelu", "gelu_tanh", "swiglu")
 POOLINGS = ("cls", "map", "mean")
 NORMS = ("layer", "rms")
 DTYPES = ("bfloat16", "float32")
-REMATS = ("none", "full", "dots", "named")
+REMATS = ("none", "full", "most", "dots", "named")
 ATTENTIONS = ("xla", "pallas")
 LANES = 128  # of a TPU: channels that its matrix unit takes at a time
 
@@ -96,13 +96,17 @@ class BlockConfig:
             raise ValueError(f"norm_eps = {self.norm_eps} must be positive")
         if self.width % self.heads:
             raise ValueError(f"width = {self.width} does not divide into heads = {self.heads}")
-        if self.attention == "pallas" and heads_per_lanes(self.heads, self.head_dim) is None:
+        if self.attention == "pallas":
+            self._check_kernels()
+        if not 0.0 <= self.drop_path < 1.0:
+            raise ValueError(f"drop_path = {self.drop_path} must lie in [0, 1)")
+
+    def _check_kernels(self) -> None:
+        if heads_per_lanes(self.heads, self.head_dim) is None:
             raise ValueError(
                 "attention = 'pallas' takes heads that fill 128 channels together, not "
                 f"{self.heads} of {self.head_dim}; use 'xla'"
             )
-        if not 0.0 <= self.drop_path < 1.0:
-            raise ValueError(f"drop_path = {self.drop_path} must lie in [0, 1)")
 
     def _check_choices(self, **fields: tuple[str, ...]) -> None:
         for field, known in fields.items():

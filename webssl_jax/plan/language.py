@@ -76,7 +76,7 @@ def plan_language(
         raise UserError(f"--texts {texts}: does not divide over {mesh.size} devices")
     if not 2 <= tokens <= config.context:
         raise UserError(f"--tokens {tokens}: must be 2 to {config.context}")
-    flops = (1 if reads else 3) * config.flops(tokens) * texts
+    flops = (config.flops(tokens, predicted=0) if reads else 3 * config.flops(tokens)) * texts
     result: dict[str, Any] = {
         "language": size,
         "does": "reads" if reads else "trains",

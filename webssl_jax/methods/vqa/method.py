@@ -56,7 +56,7 @@ class VQA:
 
     dialogue: how conversations become tokens. trained: which networks learn, ``connector`` and
     ``language`` or one of them. image_size: pixels a side. length: tokens of a conversation, image
-    included. block: tokens of each text whose logits exist at a time, 0 for all.
+    included. block: tokens a text whose logits exist at a time, 0 for all.
 
     Raises:
       ValueError: when a field is out of range or two do not fit; one line.
@@ -264,12 +264,13 @@ class VQA:
     def train_flops(self) -> float:
         """The encoder forward; three times the forward products of the connector and, where it is
         trained, of the language model; twice those of a frozen one, through which the connector's
-        gradient goes."""
+        gradient goes. Logits are counted of ``block`` tokens a text, a stand-in for those of
+        answers, which the data tell; padding as if it were read."""
         e = self.encoder
         h, w = e.grid_of(self.image_size, self.image_size)
         seen = e.encode_flops(h * w)
         backward = 2.0 if "language" in self.trained else 1.0
-        read = self.language.flops(self.length)
+        read = self.language.flops(self.length, predicted=self.block or self.length)
         return seen + 3.0 * self.connector.flops(e.width) + (1.0 + backward) * read
 
 
