@@ -213,6 +213,20 @@ def test_a_block_of_tokens_that_do_not_count_is_not_computed(method):
     assert float(found) == pytest.approx(float(wanted), rel=1e-6)
 
 
+def test_the_heads_gradient_is_summed_over_devices_once_and_not_for_each_block(method):
+    def loss(kernel):
+        language, labels = {"lm_head": {"kernel": kernel}}, jnp.ones((4, 12), int)
+        last, counts = jnp.ones((4, 12, 32)), labels > 0
+        return answers.answer_loss(method.language, language, last, labels, counts, 4)[0]
+
+    mesh = meshes.create(ConfigDict(dict(replica=2, fsdp=2, tensor=1)), jax.devices()[:4])
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        text = str(jax.make_jaxpr(jax.grad(loss))(jnp.ones((32, VOCABULARY))))
+    *before, backward = text.split("shard_map[")
+    assert backward.count("psum[") == 1 and "scan[" not in backward
+    assert "scan[" in before[0] and not any("psum[" in part for part in before)
+
+
 def test_what_stands_behind_an_answer_or_is_no_answer_does_not_count(method, params):
     data = batch(method, *TALK)
     before, _ = loss_of(method, params, data)
