@@ -28,3 +28,16 @@ class Tables:
     learning_rate: Sequence[tuple[str, float | tuple[float, ...] | str]] = ()
     frozen: Sequence[tuple[str, bool]] = ()
     bounds: Sequence[tuple[str, tuple[float, float]]] = ()
+
+
+def falling_rates(
+    depth: int, layer_decay: float, patch_embed_rate: float
+) -> tuple[tuple[str, float | tuple[float, ...]], ...]:
+    """DINOv2's rows of ``learning_rate``: block i of n has ``layer_decay`` to the n - i, tokens and
+    the patch embedding one power more, and the embedding ``patch_embed_rate`` times that."""
+    tokens = layer_decay ** (depth + 1)
+    return (
+        (r"^encoder/patch_embed/", tokens * patch_embed_rate),
+        (r"^encoder/(cls_token|mask_token|pos_embed|register_tokens)$", tokens),
+        (r"^encoder/blocks/", tuple(layer_decay ** (depth - i) for i in range(depth))),
+    )

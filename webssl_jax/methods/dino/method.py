@@ -40,6 +40,7 @@ from webssl_jax.methods.dino.prototypes import Targets
 from webssl_jax.methods.dino.view import GLOBAL_CROPS, CropSizes, View
 from webssl_jax.methods.dino.vitals import dino_vitals
 from webssl_jax.methods.masking import BlockMasking, masked_patches
+from webssl_jax.methods.teachers import check_shares, running_average
 from webssl_jax.methods.vitals import Sign, Vitals, effective_rank
 from webssl_jax.models import pixels, sizes
 from webssl_jax.models.blocks import subset_size
@@ -48,7 +49,7 @@ from webssl_jax.models.layers import gather_tokens
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.vit import ViT, ViTOutput, train_rngs
 from webssl_jax.optim import schedules
-from webssl_jax.optim.tables import ONE_DIMENSIONAL, Tables
+from webssl_jax.optim.tables import ONE_DIMENSIONAL, Tables, falling_rates
 from webssl_jax.visuals import crop_sheet
 
 CENTRINGS = ("sinkhorn", "softmax")
@@ -166,9 +167,7 @@ class DINO:
         for name in ("student_temperature", "teacher_temperature", "teacher_temperature_start"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} = {getattr(self, name)} must be positive")
-        for name in ("centre_momentum", "momentum", "final_momentum"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must lie in [0, 1]")
+        check_shares(self, "centre_momentum", "momentum", "final_momentum")
         _ = self.kinds  # check their own fields
 
     @property
@@ -414,9 +413,8 @@ class DINO:
     def update_teacher(
         self, teacher: Params, params: Params, schedule_values: Mapping[str, jax.Array]
     ) -> Params:
-        """m * teacher + (1 - m) * student, of all networks."""
-        m = schedule_values["momentum"]
-        return jax.tree.map(lambda t, s: m * t + (1 - m) * s, teacher, params)
+        """The running average of all networks."""
+        return running_average(teacher, params, schedule_values["momentum"])
 
     # What the loader, the optimiser and the reports need to know.
 
@@ -465,18 +463,9 @@ class DINO:
         """DINOv2's groups: biases, norms and LayerScale are not decayed, all else is (tokens,
         positions and the prototypes' g too); rates fall with depth and are lowest for the patch
         embedding; prototypes stand still at first."""
-        depth, decay = self.encoder.depth, self.layer_decay
-        tokens = decay ** (depth + 1)
-        blocks = tuple(decay ** (depth - i) for i in range(depth))
-        return Tables(
-            decay=(ONE_DIMENSIONAL,),
-            learning_rate=(
-                (r"_head/last_layer/", "last_layer_rate"),
-                (r"^encoder/patch_embed/", tokens * self.patch_embed_rate),
-                (r"^encoder/(cls_token|mask_token|pos_embed|register_tokens)$", tokens),
-                (r"^encoder/blocks/", blocks),
-            ),
-        )
+        falling = falling_rates(self.encoder.depth, self.layer_decay, self.patch_embed_rate)
+        still = (r"_head/last_layer/", "last_layer_rate")
+        return Tables(decay=(ONE_DIMENSIONAL,), learning_rate=(still, *falling))
 
     def vitals(self, global_batch: int) -> Vitals:
         """See methods/dino/vitals.py."""

@@ -26,6 +26,7 @@ from webssl_jax.data.views import Preprocess, RandomResizedCropView
 from webssl_jax.methods.base import LossOutput, Params, Schedule, Variables
 from webssl_jax.methods.ijepa.blocks import Blocks, MultiBlock
 from webssl_jax.methods.mae.method import View
+from webssl_jax.methods.teachers import check_shares, running_average
 from webssl_jax.methods.vitals import Alarm, Limit, Sign, Vitals, effective_rank, most_rank
 from webssl_jax.models import pixels, sizes
 from webssl_jax.models.layers import gather_tokens
@@ -91,9 +92,7 @@ class IJEPA:
         if self.encoder.drop_path or self.predictor.drop_path:
             raise ValueError("drop_path: contexts differ between images, so there can be none")
         self.masks.check(self._grid)
-        for name in ("momentum", "final_momentum"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must lie in [0, 1]")
+        check_shares(self, "momentum", "final_momentum")
 
     @property
     def _grid(self) -> tuple[int, int]:
@@ -179,11 +178,7 @@ class IJEPA:
         self, teacher: Params, params: Params, schedule_values: Mapping[str, jax.Array]
     ) -> Params:
         """The running average of the student's encoder."""
-        m = schedule_values["momentum"]
-        average = jax.tree.map(
-            lambda t, s: m * t + (1 - m) * s, teacher["encoder"], params["encoder"]
-        )
-        return {"encoder": average}
+        return running_average(teacher, params, schedule_values["momentum"])
 
     # What the loader, the optimiser and the reports need to know.
 

@@ -27,6 +27,7 @@ from webssl_jax.data.multicrop import MultiCropView
 from webssl_jax.data.photometric import Distortion
 from webssl_jax.data.views import Preprocess
 from webssl_jax.methods.base import LossOutput, Params, Schedule, Variables
+from webssl_jax.methods.teachers import running_average
 from webssl_jax.methods.vitals import Alarm, Limit, Sign, Vitals, effective_rank, most_rank
 from webssl_jax.models import pixels, sizes
 from webssl_jax.models.batch_norm_mlp import BatchNormMlp, MlpConfig
@@ -197,9 +198,7 @@ class MoCoV3:
         self, teacher: Params, params: Params, schedule_values: Mapping[str, jax.Array]
     ) -> Params:
         """The running average, with which the next step makes its keys."""
-        m = schedule_values["momentum"]
-        own = {name: params[name] for name in teacher}
-        return jax.tree.map(lambda t, s: m * t + (1 - m) * s, teacher, own)
+        return running_average(teacher, params, schedule_values["momentum"])
 
     # What the loader, the optimiser and the reports need to know.
 

@@ -34,6 +34,7 @@ from webssl_jax.methods.dino.method import mask_pictures
 from webssl_jax.methods.dino.view import GLOBAL_CROPS, View
 from webssl_jax.methods.masking import BlockMasking, masked_patches
 from webssl_jax.methods.simdino.losses import agreement, coding_rate, patch_cosines, rate_limits
+from webssl_jax.methods.teachers import check_shares, running_average
 from webssl_jax.methods.vitals import Alarm, Limit, Sign, Vitals, effective_rank, most_rank
 from webssl_jax.models import pixels, sizes
 from webssl_jax.models.batch_norm_mlp import MlpConfig
@@ -42,7 +43,7 @@ from webssl_jax.models.layers import gather_tokens, l2_normalise
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.models.vit import ViT, ViTOutput, train_rngs
 from webssl_jax.optim import schedules
-from webssl_jax.optim.tables import ONE_DIMENSIONAL, Tables
+from webssl_jax.optim.tables import ONE_DIMENSIONAL, Tables, falling_rates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +114,7 @@ class SimDINO:
             raise ValueError("group_images, rate_groups and eps must be positive")
         if self.masks.most(GLOBAL_CROPS * self.group_images, self._patches) < 1:
             raise ValueError("the mask ratios hide no patch at all")
-        for name in ("momentum", "final_momentum"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must lie in [0, 1]")
+        check_shares(self, "momentum", "final_momentum")
 
     @property
     def _grid(self) -> tuple[int, int]:
@@ -207,9 +206,8 @@ class SimDINO:
     def update_teacher(
         self, teacher: Params, params: Params, schedule_values: Mapping[str, jax.Array]
     ) -> Params:
-        """m * teacher + (1 - m) * student, of both networks."""
-        m = schedule_values["momentum"]
-        return jax.tree.map(lambda t, s: m * t + (1 - m) * s, teacher, params)
+        """The running average of both networks."""
+        return running_average(teacher, params, schedule_values["momentum"])
 
     # What the loader, the optimiser and the reports need to know.
 
@@ -230,16 +228,8 @@ class SimDINO:
 
     def tables(self) -> Tables:
         """DINOv2's groups."""
-        depth, decay = self.encoder.depth, self.layer_decay
-        tokens = decay ** (depth + 1)
-        return Tables(
-            decay=(ONE_DIMENSIONAL,),
-            learning_rate=(
-                (r"^encoder/patch_embed/", tokens * self.patch_embed_rate),
-                (r"^encoder/(cls_token|mask_token|pos_embed|register_tokens)$", tokens),
-                (r"^encoder/blocks/", tuple(decay ** (depth - i) for i in range(depth))),
-            ),
-        )
+        falling = falling_rates(self.encoder.depth, self.layer_decay, self.patch_embed_rate)
+        return Tables(decay=(ONE_DIMENSIONAL,), learning_rate=falling)
 
     def vitals(self, global_batch: int) -> Vitals:
         """Agreement rises towards 1 while the rate stays well above that of one point."""
