@@ -107,6 +107,10 @@ def load(name):
     return configs.load(spec, [*NETWORK, *steps, *overrides])
 
 
+def test_no_method_is_left_out():
+    assert {load(name).method.name for name in ALL} == set(methods.METHODS)
+
+
 def batch_of(method, step):
     rng = np.random.default_rng(step)
     made = {
