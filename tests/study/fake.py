@@ -13,6 +13,7 @@ from webssl_jax.evaluators import outcome
 from webssl_jax.evaluators.outcome import Outcome, scored
 
 ITEMS = 400
+UNTRAINED = 0.15  # of hits, before the first step
 
 
 def judged(share, seed):
@@ -34,8 +35,8 @@ def leave(workdir, config, share):
     rows = [{"step": step, "train/loss": 1 / step} for step in (1, steps)]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (workdir / "checkpoints" / str(steps)).mkdir(parents=True)
-    path = outcome.step_path(workdir / "eval" / "knn", steps)
-    judged(share, config.seed).write(path)
+    for step, hits in ((0, UNTRAINED), (steps, share)):
+        judged(hits, config.seed).write(outcome.step_path(workdir / "eval" / "knn", step))
 
 
 def main(arguments):

@@ -14,12 +14,14 @@ import time
 
 import numpy as np
 import pytest
+from webssl_jax.configs.studies.methods import BATCH, ENCODER, RATES
 
 from tests.e2e import runner as runner_of_tests
 from tests.study import fake
 from webssl_jax import config_files
 from webssl_jax.config import ConfigError, UserError
 from webssl_jax.evaluators import outcome
+from webssl_jax.methods import METHODS
 from webssl_jax.study import cells, findings, page, price, references, results, runner
 from webssl_jax.tools import study as tool
 from webssl_jax.tools import tpu
@@ -124,6 +126,8 @@ def test_the_page_holds_every_figure_and_what_is_missing(done, tmp_path):
     assert "<title>A &lt; B</title>" in text and "6 of 6 runs of 3 cells are done" in text
     for one in stated:
         assert one.text.replace("<", "&lt;") in text
+    untrained = [fake.judged(fake.UNTRAINED, seed).metrics["top1"] for seed in (0, 1)]
+    assert text.count(f"{np.mean(untrained):.3f} ± {np.std(untrained, ddof=1):.3f}") == 3
     assert "<svg" in text and "currentColor" in text and "http://" not in text.split("<svg")[0]
     with open(folder / "runs.csv") as file:
         rows = list(csv.DictReader(file))
@@ -298,6 +302,19 @@ def test_the_papers_runs_have_their_price_and_published_figures():
     assert dollars == pytest.approx(2 * sum(whole), abs=2 * len(whole))
     with pytest.raises(UserError, match="--plan-table /nowhere: cannot be read"):
         price.read_table(pathlib.Path("/nowhere"))
+
+
+def test_the_study_of_methods_has_all_of_them_with_one_network_and_equal_time():
+    study = cells.load("methods:minutes=1")
+    configs = [cell.config for cell in study.cells]
+    assert {config.method.name for config in configs} == set(METHODS) - {"vqa", "distill"}
+    assert len(configs) == len(METHODS) - 1  # DINOv3 is a config of DINO
+    for config in configs:
+        shape = {key: config.model[key] for key in ENCODER}
+        side = config.method.view.get("image_size") or config.method.view.global_size
+        assert (shape, side, config.global_batch) == (ENCODER, 32, BATCH)
+    for cell in study.cells:
+        assert cell.images == pytest.approx(60 * RATES[cell.name], abs=BATCH / 2)
 
 
 def test_runs_on_slices_share_one_budget_and_have_a_babysitter_each(tmp_path, monkeypatch, capsys):

@@ -194,13 +194,18 @@ def _table(groups: Sequence[Group], known: References) -> str:
     for group in groups:
         cell = group.cell
         cells = [cell.name, f"{cell.parameters:,}", f"{cell.images:,}", str(len(group.runs))]
-        for metric in metrics:
-            figures = group.figures(metric)
-            spread = f" ± {figures.std(ddof=1):.3f}" if len(figures) > 1 else ""
-            cells.append(f"{figures.mean():.3f}{spread}" if len(figures) else "")
-        cells.append(format_seconds(float(np.mean([run.seconds for run in group.runs]))))
-        lines.append(cells)
+        cells += [_mean(group.figures(metric)) for metric in metrics]
+        seconds = float(np.mean([run.seconds for run in group.runs]))
+        lines.append([*cells, format_seconds(seconds)])
+        untrained = [_mean(group.figures(metric, untrained=True)) for metric in metrics]
+        if any(untrained):
+            lines.append([f"{cell.name}, untrained", "", "0", "", *untrained, ""])
     return pages.table(heads, lines)
+
+
+def _mean(figures: np.ndarray) -> str:
+    spread = f" ± {figures.std(ddof=1):.3f}" if len(figures) > 1 else ""
+    return f"{figures.mean():.3f}{spread}" if len(figures) else ""
 
 
 def _levels(

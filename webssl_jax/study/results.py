@@ -24,18 +24,14 @@ from webssl_jax.visuals.curves import collect
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A run that is done: its outcomes by row, the seconds that it ran, evaluations included, over
-    all starts, and (steps, losses) of its training."""
+    """A run that is done: its outcomes by row after the last step, those before the first, the
+    seconds that it ran, evaluations included, over all starts, and (steps, losses) of training."""
 
     run: Run
     outcomes: dict[str, Outcome]
+    untrained: dict[str, Outcome]
     seconds: float
     losses: tuple[np.ndarray, np.ndarray]
-
-    def figure(self, metric: str) -> float | None:
-        """Of ``ROW/METRIC``."""
-        row, _, name = metric.partition("/")
-        return self.outcomes[row].metrics.get(name) if row in self.outcomes else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +41,11 @@ class Group:
     cell: Cell
     runs: tuple[Measured, ...]
 
-    def figures(self, metric: str) -> np.ndarray:
+    def figures(self, metric: str, untrained: bool = False) -> np.ndarray:
         """(runs,) of ``ROW/METRIC``; (0,) where it was not measured."""
-        found = [run.figure(metric) for run in self.runs]
+        row, _, name = metric.partition("/")
+        judged = [run.untrained if untrained else run.outcomes for run in self.runs]
+        found = [one[row].metrics.get(name) for one in judged if row in one]
         return np.array([value for value in found if value is not None])
 
     def outcomes(self, row: str) -> list[Outcome]:
@@ -67,10 +65,11 @@ def read(study: Study, folder: Path) -> list[Group]:
                 continue
         except UserError:
             continue  # of other settings: the runner names it
-        outcomes = outcome.read_rows(run.workdir / "eval", run.cell.steps)
+        last, first = (outcome.read_rows(run.workdir / "eval", n) for n in (run.cell.steps, 0))
         curves = collect(read_rows(run.workdir / "metrics.jsonl"))
         losses = curves.get("train/loss", (np.empty(0), np.empty(0)))
-        found[run.cell.name].append(Measured(run, outcomes, seconds_of(run.workdir), losses))
+        seconds = seconds_of(run.workdir)
+        found[run.cell.name].append(Measured(run, last, first, seconds, losses))
     return [Group(cell, tuple(runs)) for cell in study.cells if (runs := found[cell.name])]
 
 
