@@ -89,6 +89,7 @@ def lejepa() -> dict:
             "grayscale": 0.2,
             "blur": (0.5, 0.5, 0.5),
             "solarize": (0.2, 0.2, 0.2),
+            "distort_on": "host",
         },
         "mean": IMAGENET_MEAN,
         "std": IMAGENET_STD,

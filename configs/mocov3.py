@@ -84,6 +84,7 @@ def mocov3(image_size: int, hidden: int, output: int) -> dict:
             "grayscale": 0.2,
             "blur": (1.0, 0.1),
             "solarize": (0.0, 0.2),
+            "distort_on": "host",
         },
         "mean": IMAGENET_MEAN,
         "std": IMAGENET_STD,

@@ -209,6 +209,7 @@ def dino() -> dict:
             "grayscale": 0.2,
             "blur": (0.0, 0.9, 0.5),
             "solarize": (0.0, 0.2, 0.0),
+            "distort_on": "host",  # or device, where the loader is too slow (docs/debugging.md)
         },
         "masks": {"probability": 0.5, "ratio_min": 0.1, "ratio_max": 0.5},
         "dino_head": head | {"bottleneck": 384},

@@ -281,7 +281,11 @@ class Ours:
         batch = {
             key: rng.integers(0, 256, x.shape, np.uint8)
             for key, x in spec.items()
-            if key != "tokens"
+            if x.dtype == np.uint8
+        }
+        # Of distortions on the device (method.view.distort_on) 0 is: leave the crop as it is.
+        batch |= {
+            key: np.zeros(x.shape, x.dtype) for key, x in spec.items() if x.dtype == np.float32
         }
         if "tokens" in spec:
             batch["tokens"] = _texts(rng, self.method.text, size)

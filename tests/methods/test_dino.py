@@ -15,6 +15,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from tests.data.image_shards import encode_image, smooth_image
 from webssl_jax import config as configs
 from webssl_jax import methods, train_state
 from webssl_jax import params as paths
@@ -54,9 +55,10 @@ VALUES = {
 
 
 def crops(seed, method=MICRO, batch=BATCH):
+    """Noise; what a device would have to do to it is nothing."""
     rng = np.random.default_rng(seed)
     return {
-        name: rng.integers(0, 256, spec.shape).astype(np.uint8)
+        name: rng.integers(0, 256 if spec.dtype == np.uint8 else 1, spec.shape).astype(spec.dtype)
         for name, spec in method.batch_spec(batch).items()
     }
 
@@ -113,14 +115,43 @@ def test_losses_and_gradients_do_not_depend_on_the_devices(alone, shape, chunk):
         np.testing.assert_allclose(a, b, atol=4e-4)
 
 
-def test_a_fresh_network_knows_nothing():
-    """DINO's loss is about ln K, iBOT's half of it, for only half of the crops have masks. In a
-    bottleneck of 256 channels, as the paper's, random directions are nearly orthogonal."""
+@pytest.fixture(scope="module")
+def fresh():
+    """(a method that distorts on the device, a new network, its loss of a batch). In a bottleneck
+    of 256 channels, as the paper's, random directions are nearly orthogonal."""
     method = dataclasses.replace(
-        MICRO, dino_head=HeadConfig(64, 256, 32), ibot_head=HeadConfig(48, 256, 32)
+        MICRO,
+        dino_head=HeadConfig(64, 256, 32),
+        ibot_head=HeadConfig(48, 256, 32),
+        view=dataclasses.replace(MICRO.view, distort_on="device"),
     )
     variables = method.init(jax.random.key(0), {})
-    out = jax.jit(method.loss)(*variables, crops(0), jax.random.key(1), VALUES)
+    loss = jax.jit(method.loss)
+    return method, variables, lambda batch: loss(*variables, batch, jax.random.key(1), VALUES)
+
+
+def test_the_loss_is_the_same_wherever_crops_are_distorted(fresh):
+    method, _, loss = fresh
+    image = smooth_image(np.random.default_rng(0), 80, 60)
+    views = [dataclasses.replace(method.train_view(), distort_on=x) for x in ("device", "host")]
+    device, host = (
+        [view(encode_image(image, "PNG"), np.random.default_rng(i)) for i in range(BATCH)]
+        for view in views
+    )
+    device, host = ({name: np.stack([x[name] for x in y]) for name in y[0]} for y in (device, host))
+    spec = method.batch_spec(BATCH)
+    undone = {name: np.zeros(x.shape, x.dtype) for name, x in spec.items() if name not in host}
+    assert device.keys() == spec.keys() == undone.keys() | host.keys() and len(undone) == 2
+    found, wanted, plain = (loss(x).loss for x in (device, host | undone, device | undone))
+    # Measured: not a digit differs, and without the distortions it is another loss.
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert abs(plain - wanted) > 1e-3
+
+
+def test_a_fresh_network_knows_nothing(fresh):
+    """DINO's loss is about ln K, iBOT's half of it, for only half of the crops have masks."""
+    method, variables, loss = fresh
+    out = loss(crops(0, method))
     dino = float(out.terms["dino_local"] + out.terms["dino_global"])
     assert dino == pytest.approx(math.log(64), rel=0.1)
     assert float(out.terms["ibot"]) == pytest.approx(math.log(48) / 2, rel=0.1)

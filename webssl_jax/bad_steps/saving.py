@@ -32,9 +32,10 @@ from ml_collections import ConfigDict
 from webssl_jax import config as configs
 from webssl_jax.checkpoints import Checkpointer
 from webssl_jax.config import UserError
-from webssl_jax.data import records
+from webssl_jax.data import pipeline, records
 from webssl_jax.data.pipeline import DAMAGE, Source, TrainLoader
 from webssl_jax.files import write_json
+from webssl_jax.methods import distortions
 from webssl_jax.optim.guard import CAUSES, FINE
 from webssl_jax.sharding import distributed
 from webssl_jax.sharding import mesh as meshes
@@ -184,7 +185,7 @@ class BadSteps:
         if self._is_first:
             for name, views in batch.items():
                 if views.dtype == np.uint8 and views.ndim >= 4 and views.shape[-1] == 3:
-                    picture = _sheet(views, indices)
+                    picture = _sheet(batch, name, indices)
                     save_png(folder / f"views_{name}.png", picture)
 
     def _key(self, index: int) -> str | None:
@@ -222,10 +223,12 @@ def _why(report: dict[str, Any]) -> str:
     )
 
 
-def _sheet(views: np.ndarray, captions: list[int]) -> np.ndarray:
+def _sheet(batch: pipeline.Batch, name: str, captions: list[int]) -> np.ndarray:
     """A row's views side by side, as many rows as ``_PICTURED`` images allow."""
-    each = int(np.prod(views.shape[1:-3], dtype=int))
-    rows = max(min(len(views), _PICTURED // each), 1)
+    count, *between, height, width, _ = batch[name].shape
+    each = math.prod(between)
+    rows = max(min(count, _PICTURED // each), 1)
     names = [str(record) for record in captions[:rows] for _ in range(each)]
-    images = views[:rows].reshape(-1, *views.shape[-3:])
+    views = distortions.seen({key: array[:rows] for key, array in batch.items()}, name)
+    images = np.asarray(views).reshape(-1, height, width, 3)
     return image_grid(images, each if each > 1 else 8, names)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from webssl_jax.data.decode import Size, least_scale, open_image, ratio_of, sides
-from webssl_jax.data.photometric import Distortion
+from webssl_jax.data.photometric import Distortion, check_place, numbers_of
 from webssl_jax.data.views import sample_crop
 
 # Probabilities of blur for the first global crop, the second, and each local one. DINOv2's code
@@ -33,7 +33,8 @@ class MultiCropView:
     ``blur`` and ``solarize`` are replaced by those given here for the first global, the second
     global and the local crops. With ``gram_size`` the global crops, squares then, are cut out at
     that size, resized to ``global_size``, and also given as they were before they were distorted
-    (DINOv3's Gram teacher).
+    (DINOv3's Gram teacher). With ``distort_on`` "device" crops are given as they were, too, and
+    beside them what is to be done to them (``methods/distortions.py``); what is drawn is the same.
     """
 
     global_size: Size = 224
@@ -47,16 +48,20 @@ class MultiCropView:
     solarize: tuple[float, float, float] = (0.0, 0.2, 0.0)
     distortion: Distortion = Distortion()
     gram_size: int = 0
+    distort_on: str = "host"
 
     def __post_init__(self) -> None:
         if self.local_count < 0:
             raise ValueError(f"MultiCropView: local_count {self.local_count} is below 0")
         if (least := min(*sides(self.global_size), *sides(self.local_size))) < 5:
             raise ValueError(f"MultiCropView: crops of {least} pixels are too small to be blurred")
+        check_place(self.distort_on)
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """``{"global_crops": (2, *G, 3), "local_crops": (local_count, *L, 3)}``, uint8; without
-        local crops the first alone; with ``gram_size`` "gram_crops" (2, S, S, 3).
+        local crops the first alone; with ``gram_size`` "gram_crops" (2, S, S, 3); with
+        ``distort_on`` "device" "global_crops_distortions" (2, NUMBERS) and
+        "local_crops_distortions", float32, as of ``photometric.Drawn.numbers``.
 
         Raises:
           DecodeError: if the image cannot be decoded.
@@ -77,6 +82,7 @@ class MultiCropView:
         distortions = globals_ + [local] * self.local_count
         crops: list[np.ndarray] = []
         twins: list[np.ndarray] = []
+        numbers: list[np.ndarray] = []
         for box, size, distort in zip(boxes, sizes, distortions, strict=True):
             image = decoded.crop(box, size)
             if rng.random() < self.flip:
@@ -85,6 +91,12 @@ class MultiCropView:
                 twins.append(np.asarray(image))
                 height, width = sides(self.global_size)
                 image = image.resize((width, height), Image.Resampling.BICUBIC)
-            crops.append(distort(image, rng))
+            drawn = distort.draw(rng)
+            if self.distort_on == "device":
+                crops.append(np.asarray(image))
+                numbers.append(drawn.numbers())
+            else:
+                crops.append(drawn(image))
         groups = {"global_crops": crops[:2], "local_crops": crops[2:], "gram_crops": twins}
+        groups |= {numbers_of("global_crops"): numbers[:2], numbers_of("local_crops"): numbers[2:]}
         return {name: np.stack(group) for name, group in groups.items() if group}

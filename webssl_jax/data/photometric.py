@@ -4,21 +4,25 @@ Each operation is torchvision's on PIL images, which the originals run: brightne
 saturation and greyscale to the grey level; hue and blur, which are the expensive ones there, are
 written anew on arrays and agree within the rounding (the tests state by how much). No operation
 needs more than 16 bits a channel: the arrays of a crop stay in the cache.
+
+What a crop undergoes is drawn first (:class:`Drawn`) and done afterwards, here or, from the same
+numbers, on the device (``methods/distortions.py``).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 _BLUR_RADIUS = 4  # DINOv2's kernel has 9 taps, whatever the sigma
 _BLUR_SIGMA = (0.1, 2.0)
-_SEXTANT = 128  # steps of hue from red to yellow, yellow to green, ...: 255 x 128 fits 16 bits
-_CIRCLE = 6 * _SEXTANT
-_FIRST_SEXTANTS = _SEXTANT * np.array([5, 3, 1], np.uint16).reshape(3, 1, 1)  # red, green, blue
+SEXTANT = 128  # steps of hue from red to yellow, yellow to green, ...: 255 x 128 fits 16 bits
+CIRCLE = 6 * SEXTANT
+_FIRST_SEXTANTS = SEXTANT * np.array([5, 3, 1], np.uint16).reshape(3, 1, 1)  # red, green, blue
 
 
 def brightness(image: Image.Image, factor: float) -> Image.Image:
@@ -54,26 +58,26 @@ def hue(image: Image.Image, turns: float) -> Image.Image:
     chroma = (value - np.minimum(np.minimum(red, green), blue)).astype(np.int16)
     r, g, b = (plane.astype(np.int16) for plane in (red, green, blue))
     # Of several largest channels red comes before green and green before blue.
-    offset, start = r - g, np.full(r.shape, 4 * _SEXTANT, np.int16)
+    offset, start = r - g, np.full(r.shape, 4 * SEXTANT, np.int16)
     for largest, difference, sextant in ((green == value, b - r, 2), (red == value, g - b, 0)):
         np.copyto(offset, difference, where=largest)
-        np.copyto(start, sextant * _SEXTANT, where=largest)
+        np.copyto(start, sextant * SEXTANT, where=largest)
     x = offset.astype(np.float32)
-    x *= _SEXTANT
+    x *= SEXTANT
     x /= np.maximum(chroma, 1)
     x = np.rint(x, out=x).astype(np.int16)
     x += start
-    x += _CIRCLE + round(turns * 6 * _SEXTANT) % _CIRCLE
+    x += CIRCLE + _steps(turns)
     x = _modulo_circle(_modulo_circle(x.view(np.uint16)))  # of less than three circles
     k = _modulo_circle(x + _FIRST_SEXTANTS).view(np.int16)
-    k -= 2 * _SEXTANT
+    k -= 2 * SEXTANT
     np.abs(k, out=k)
-    np.subtract(2 * _SEXTANT, k, out=k)
+    np.subtract(2 * SEXTANT, k, out=k)
     np.maximum(k, 0, out=k)  # np.clip costs as much as both
-    np.minimum(k, _SEXTANT, out=k)
+    np.minimum(k, SEXTANT, out=k)
     k *= chroma
-    k += _SEXTANT // 2
-    k >>= _SEXTANT.bit_length() - 1
+    k += SEXTANT // 2
+    k >>= SEXTANT.bit_length() - 1
     turned = [Image.fromarray(plane) for plane in value - k.astype(np.uint8)]
     return Image.merge("RGB", turned)
 
@@ -130,31 +134,103 @@ class Distortion:
     blur: float = 0.0
     solarize: float = 0.0
 
+    def draw(self, rng: np.random.Generator) -> Drawn:
+        """What one crop undergoes."""
+        jitter: tuple[tuple[int, float], ...] = ()
+        if rng.random() < self.jitter:
+            amounts = (
+                rng.uniform(1 - self.brightness, 1 + self.brightness),
+                rng.uniform(1 - self.contrast, 1 + self.contrast),
+                rng.uniform(1 - self.saturation, 1 + self.saturation),
+                rng.uniform(-self.hue, self.hue),
+            )
+            order = rng.permutation(len(JITTER)).tolist()
+            jitter = tuple((which, amounts[which]) for which in order)
+        gray = rng.random() < self.grayscale
+        sigma = rng.uniform(*_BLUR_SIGMA) if rng.random() < self.blur else None
+        return Drawn(jitter, gray, sigma, rng.random() < self.solarize)
+
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         """(H, W, 3) uint8 of an RGB image."""
-        if rng.random() < self.jitter:
-            changes = (
-                (brightness, rng.uniform(1 - self.brightness, 1 + self.brightness)),
-                (contrast, rng.uniform(1 - self.contrast, 1 + self.contrast)),
-                (saturation, rng.uniform(1 - self.saturation, 1 + self.saturation)),
-                (hue, rng.uniform(-self.hue, self.hue)),
-            )
-            for which in rng.permutation(len(changes)):
-                change, amount = changes[which]
-                image = change(image, amount)
-        if rng.random() < self.grayscale:
+        return self.draw(rng)(image)
+
+
+JITTER = ("brightness", "contrast", "saturation", "hue")  # functions of this module
+NUMBERS = 2 * len(JITTER) + 2 + _BLUR_RADIUS
+PLACES = ("host", "device")
+
+
+class Drawn(NamedTuple):
+    """What one crop undergoes: operations of the jitter in their order, each a place in ``JITTER``
+    and its amount; whether it becomes grey; the sigma of its blur, None for none; whether it is
+    solarized."""
+
+    jitter: tuple[tuple[int, float], ...] = ()
+    gray: bool = False
+    sigma: float | None = None
+    solarize: bool = False
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """(H, W, 3) uint8 of an RGB image."""
+        for which, amount in self.jitter:
+            image = globals()[JITTER[which]](image, amount)
+        if self.gray:
             image = grayscale(image)
         pixels = np.asarray(image)
-        if rng.random() < self.blur:
-            pixels = blur(pixels, rng.uniform(*_BLUR_SIGMA))
-        if rng.random() < self.solarize:
-            pixels = solarize(pixels)
-        return pixels
+        if self.sigma is not None:
+            pixels = blur(pixels, self.sigma)
+        return solarize(pixels) if self.solarize else pixels
+
+    def numbers(self) -> np.ndarray:
+        """(NUMBERS,) float32, the same for a device; :func:`parts` says what stands where. All are
+        0 where nothing is done."""
+        made = np.zeros(NUMBERS, np.float32)
+        jitter, flags, taps = np.split(made, (2 * len(JITTER), NUMBERS - _BLUR_RADIUS))
+        for place, (which, amount) in enumerate(self.jitter):
+            is_hue = JITTER[which] == "hue"
+            jitter[2 * place : 2 * place + 2] = which + 1, _steps(amount) if is_hue else amount
+        flags[:] = self.gray, self.solarize
+        if self.sigma is not None:
+            sides = _taps(self.sigma)[1:]
+            taps[: len(sides)] = sides
+        return made
+
+
+def check_place(distort_on: str) -> None:
+    """Refuses what is no place to distort crops on.
+
+    Raises:
+      ValueError: naming those there are.
+    """
+    if distort_on not in PLACES:
+        raise ValueError(f"distort_on = {distort_on!r} is not one of {', '.join(PLACES)}")
+
+
+def numbers_of(crops: str) -> str:
+    """The name in a batch of the :meth:`Drawn.numbers` of the crops of that name."""
+    return f"{crops}_distortions"
+
+
+def parts(numbers: Any) -> tuple[Any, Any, Any, Any]:
+    """(jitter, grey, solarize, taps) of an array (NUMBERS, ...), as of :meth:`Drawn.numbers`.
+
+    jitter: (4, 2, ...), for each operation in its order 1 + its place in ``JITTER``, or 0 for none,
+    and its amount, of hue in steps of ``CIRCLE``. Of the blur the weights at distances 1 to 4, as
+    of :func:`blur`. The others are 1 for yes.
+    """
+    cut = 2 * len(JITTER)
+    jitter = numbers[:cut].reshape(len(JITTER), 2, *numbers.shape[1:])
+    return jitter, numbers[cut], numbers[cut + 1], numbers[cut + 2 :]
+
+
+def _steps(turns: float) -> int:
+    """Turns of hue in steps of ``CIRCLE``, at least 0."""
+    return round(turns * 6 * SEXTANT) % CIRCLE
 
 
 def _modulo_circle(x: np.ndarray) -> np.ndarray:
     """Takes one circle off uint16 hues of one circle or more. The others would wrap round."""
-    return np.minimum(x, x - np.uint16(_CIRCLE))
+    return np.minimum(x, x - np.uint16(CIRCLE))
 
 
 def _taps(sigma: float) -> list[int]:

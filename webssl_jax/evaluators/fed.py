@@ -8,6 +8,7 @@ import numpy as np
 from webssl_jax.data import records, tokens
 from webssl_jax.data.captioned import CaptionedView
 from webssl_jax.data.pipeline import Batch, Source
+from webssl_jax.methods import distortions
 from webssl_jax.methods.base import Method
 from webssl_jax.visuals import crop_sheet
 from webssl_jax.visuals.pairs import FedText, fed_sheet
@@ -28,7 +29,7 @@ def picture(source: Source, batch: Batch, method: Method, images: int = 12) -> n
     for name, spec in method.batch_spec(1).items():
         if spec.dtype != np.uint8:
             continue
-        crops = batch[name][rows]
+        crops = np.asarray(distortions.seen({key: x[rows] for key, x in batch.items()}, name))
         if crops.ndim == 4:
             views["crop" if name == "image" else name] = crops
             continue

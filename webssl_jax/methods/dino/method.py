@@ -39,6 +39,7 @@ from webssl_jax.methods.dino.gram import Gram, gram_loss
 from webssl_jax.methods.dino.prototypes import Targets
 from webssl_jax.methods.dino.view import GLOBAL_CROPS, CropSizes, View
 from webssl_jax.methods.dino.vitals import dino_vitals
+from webssl_jax.methods.distortions import normalised
 from webssl_jax.methods.masking import BlockMasking, masked_patches
 from webssl_jax.methods.teachers import check_shares, running_average
 from webssl_jax.methods.vitals import Sign, Vitals, effective_rank
@@ -237,7 +238,8 @@ class DINO:
     ) -> LossOutput:
         """The three losses of one global batch.
 
-        batch: ``global_crops`` (B, V, H, W, 3) and ``local_crops`` (B, L, h, w, 3), uint8; and
+        batch: ``global_crops`` (B, V, H, W, 3) and ``local_crops`` (B, L, h, w, 3), uint8; what is
+        to be done to them, if that is left to the device (``methods/distortions.py``); and
         ``masks`` (B, V, N) bool instead of drawn ones, for comparison with other implementations.
 
         Raises:
@@ -261,12 +263,11 @@ class DINO:
             return rearrange(gather_tokens(grouped, hidden.indices), "g u d -> (g u) d")
 
         # Crops of an image stay together, so that images stay on their devices.
-        global_crops = pixels.normalise(batch["global_crops"], self.mean, self.std)
-        global_crops = rearrange(global_crops, "b v h w c -> (b v) h w c")
-        sizes = [global_crops]
-        if self.view.local_count:
-            local_crops = pixels.normalise(batch["local_crops"], self.mean, self.std)
-            sizes.append(rearrange(local_crops, "b l h w c -> (b l) h w c"))
+        sizes = [
+            rearrange(normalised(batch, name, self.mean, self.std), "b v h w c -> (b v) h w c")
+            for name in self.view.names
+        ]
+        global_crops = sizes[0]
 
         teacher_global = ViT(self.encoder).apply({"params": teacher["encoder"]}, global_crops)
         assert isinstance(teacher_global, ViTOutput)  # flax does not say what a module returns

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from webssl_jax.data import photometric
 from webssl_jax.data.decode import Size, sides
 from webssl_jax.data.multicrop import MultiCropView
-from webssl_jax.data.photometric import Distortion
+from webssl_jax.methods import distortions
 from webssl_jax.models import pixels
 
 GLOBAL_CROPS = 2
@@ -22,7 +23,8 @@ class View:
     square, or (height, width)), each with an area share between its two scales, flipped and
     distorted as in ``data/multicrop.py``. Colour jitter and greyscale have one probability for all
     crops; ``blur`` and ``solarize`` have three: for the first global, the second global and the
-    local crops.
+    local crops. ``distort_on``: where the distortions, drawn by the loader in either case, are
+    done: "host", or "device", in the compiled step (``methods/distortions.py``).
 
     Raises:
       ValueError: when a field is out of range.
@@ -38,6 +40,7 @@ class View:
     grayscale: float = 0.2
     blur: tuple[float, ...] = (0.0, 0.9, 0.5)
     solarize: tuple[float, ...] = (0.0, 0.2, 0.0)
+    distort_on: str = "host"
 
     def __post_init__(self) -> None:
         for name in ("global_size", "local_size"):
@@ -54,25 +57,35 @@ class View:
             if len(chances) != count or not all(0 <= p <= 1 for p in chances):
                 what = "a probability" if count == 1 else f"{count} probabilities"
                 raise ValueError(f"{name} = {getattr(self, name)} must be {what}")
+        photometric.check_place(self.distort_on)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of the crops in a batch, largest first."""
+        return ("global_crops", "local_crops")[: 1 + (self.local_count > 0)]
 
     def loader(self, gram_size: int = 0) -> MultiCropView:
         """What makes the crops of an image; with ``gram_size`` those of a Gram teacher too."""
         crops = dataclasses.asdict(self)
-        distortion = Distortion(jitter=crops.pop("jitter"), grayscale=crops.pop("grayscale"))
+        distortion = photometric.Distortion(
+            jitter=crops.pop("jitter"), grayscale=crops.pop("grayscale")
+        )
         return MultiCropView(**crops, distortion=distortion, gram_size=gram_size)
 
     def batch_spec(self, batch: int, gram_size: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
-        """The crops of ``batch`` images: {name: (batch, crops, H, W, 3) uint8}."""
+        """The crops of ``batch`` images: {name: (batch, crops, H, W, 3) uint8}, and for a device
+        what is to be done to them."""
         crops = (
             ("global_crops", GLOBAL_CROPS, self.global_size),
             ("local_crops", self.local_count, self.local_size),
             ("gram_crops", GLOBAL_CROPS if gram_size else 0, gram_size),
         )
-        return {
+        spec = {
             name: jax.ShapeDtypeStruct((batch, count, *sides(size), 3), jnp.uint8)
             for name, count, size in crops
             if count
         }
+        return spec | (distortions.spec(spec, self.names) if self.distort_on == "device" else {})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,9 +26,10 @@ from webssl_jax.data.multicrop import MultiCropView
 from webssl_jax.data.views import Preprocess
 from webssl_jax.methods.base import LossOutput, Params, Schedule, Variables
 from webssl_jax.methods.dino.view import GLOBAL_CROPS, View
+from webssl_jax.methods.distortions import normalised
 from webssl_jax.methods.lejepa.sigreg import directions, most, sigreg
 from webssl_jax.methods.vitals import Alarm, Limit, Sign, Vitals, effective_rank, most_rank
-from webssl_jax.models import pixels, sizes
+from webssl_jax.models import sizes
 from webssl_jax.models.batch_norm_mlp import BatchNormMlp, MlpConfig
 from webssl_jax.models.layers import l2_normalise
 from webssl_jax.models.sizes import ViTConfig
@@ -120,8 +121,8 @@ class LeJEPA:
         b = batch["global_crops"].shape[0]
         drop_rng, direction_rng = jax.random.split(rng)
         views = []
-        for name in self.batch_spec(1):
-            images = pixels.normalise(batch[name], self.mean, self.std)
+        for name in self.view.names:
+            images = normalised(batch, name, self.mean, self.std)
             views.append(rearrange(images, "b v h w c -> (b v) h w c"))
         outputs = ViT(self.encoder).apply(
             {"params": params["encoder"]},

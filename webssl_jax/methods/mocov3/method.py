@@ -23,9 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from webssl_jax import colours
+from webssl_jax.data import photometric
 from webssl_jax.data.multicrop import MultiCropView
-from webssl_jax.data.photometric import Distortion
 from webssl_jax.data.views import Preprocess
+from webssl_jax.methods import distortions
 from webssl_jax.methods.base import LossOutput, Params, Schedule, Variables
 from webssl_jax.methods.teachers import running_average
 from webssl_jax.methods.vitals import Alarm, Limit, Sign, Vitals, effective_rank, most_rank
@@ -44,7 +45,7 @@ PATCH_EMBED = r"^encoder/patch_embed/"
 class View:
     """Two crops of ``image_size`` pixels, each with an area share between the two of ``scale``,
     flipped and distorted as in ``data/photometric.py``; ``blur`` and ``solarize`` have a
-    probability for each view.
+    probability for each view, and ``distort_on`` is as of DINO's view.
 
     Raises:
       ValueError: when a field is out of range.
@@ -57,6 +58,7 @@ class View:
     grayscale: float = 0.2
     blur: tuple[float, ...] = (1.0, 0.1)
     solarize: tuple[float, ...] = (0.0, 0.2)
+    distort_on: str = "host"
 
     def __post_init__(self) -> None:
         if len(self.scale) != 2:
@@ -67,6 +69,7 @@ class View:
             raise ValueError(f"blur = {self.blur}, solarize = {self.solarize}: two numbers each")
         if not all(0 <= chance <= 1 for chance in chances):
             raise ValueError("flip, jitter, grayscale, blur and solarize must lie in [0, 1]")
+        photometric.check_place(self.distort_on)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +162,7 @@ class MoCoV3:
 
         Each view goes through each network by itself: batch norm has four statistics.
         """
-        views = pixels.normalise(batch["views"], self.mean, self.std)
+        views = distortions.normalised(batch, "views", self.mean, self.std)
         drop_rngs = jax.random.split(rng, VIEWS)
         pooled = [self._encode(params, views[:, i], drop_rngs[i]) for i in range(VIEWS)]
         queries = [self._project(params, x, predict=True) for x in pooled]
@@ -211,7 +214,9 @@ class MoCoV3:
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         side = self.view.image_size
-        return {"views": jax.ShapeDtypeStruct((batch, VIEWS, side, side, 3), jnp.uint8)}
+        spec = {"views": jax.ShapeDtypeStruct((batch, VIEWS, side, side, 3), jnp.uint8)}
+        device = self.view.distort_on == "device"
+        return spec | (distortions.spec(spec, ("views",)) if device else {})
 
     def schedules(self, total_steps: int, global_batch: int) -> dict[str, Schedule]:
         """``momentum``: that of the step after this one, as the module's docstring says."""
@@ -283,7 +288,7 @@ class TwoViews:
     view: View
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """``{"views": (2, size, size, 3) uint8}``.
+        """``{"views": (2, size, size, 3) uint8}``; for a device what is to be done to them, too.
 
         Raises:
           DecodeError: if the image cannot be decoded.
@@ -297,9 +302,11 @@ class TwoViews:
             flip=v.flip,
             blur=(v.blur[0], v.blur[1], 0.0),
             solarize=(v.solarize[0], v.solarize[1], 0.0),
-            distortion=Distortion(jitter=v.jitter, grayscale=v.grayscale),
+            distortion=photometric.Distortion(jitter=v.jitter, grayscale=v.grayscale),
+            distort_on=v.distort_on,
         )
-        return {"views": crops(data, rng)["global_crops"]}
+        made = crops(data, rng)
+        return {name.replace("global_crops", "views"): array for name, array in made.items()}
 
 
 def contrast(

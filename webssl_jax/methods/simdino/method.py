@@ -32,11 +32,12 @@ from webssl_jax.methods import losses
 from webssl_jax.methods.base import LossOutput, Params, Schedule, Variables
 from webssl_jax.methods.dino.method import mask_pictures
 from webssl_jax.methods.dino.view import GLOBAL_CROPS, View
+from webssl_jax.methods.distortions import normalised
 from webssl_jax.methods.masking import BlockMasking, masked_patches
 from webssl_jax.methods.simdino.losses import agreement, coding_rate, patch_cosines, rate_limits
 from webssl_jax.methods.teachers import check_shares, running_average
 from webssl_jax.methods.vitals import Alarm, Limit, Sign, Vitals, effective_rank, most_rank
-from webssl_jax.models import pixels, sizes
+from webssl_jax.models import sizes
 from webssl_jax.models.batch_norm_mlp import MlpConfig
 from webssl_jax.models.heads import Projector
 from webssl_jax.models.layers import gather_tokens, l2_normalise
@@ -159,8 +160,8 @@ class SimDINO:
             return rearrange(gather_tokens(grouped, hidden.indices), "g u d -> (g u) d")
 
         views = []
-        for name in ("global_crops", "local_crops") if self.view.local_count else ("global_crops",):
-            images = pixels.normalise(batch[name], self.mean, self.std)
+        for name in self.view.names:
+            images = normalised(batch, name, self.mean, self.std)
             views.append(rearrange(images, "b v h w c -> (b v) h w c"))
         seen = ViT(self.encoder).apply({"params": teacher["encoder"]}, views[0])
         assert isinstance(seen, ViTOutput)  # flax does not say what a module returns
