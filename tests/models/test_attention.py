@@ -3,20 +3,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from webssl_jax.models.attention import dot_product_attention, recompute_attention
+from webssl_jax.models.attention import cpu_attention, dot_product_attention, recompute_attention
 from webssl_jax.models.blocks import block_stack
 from webssl_jax.models.sizes import BlockConfig
 
 
 # single heads, groups of two and of four, and three heads that do not pair
-@pytest.mark.parametrize("heads, channels", [(3, 4), (4, 64), (4, 32), (3, 64)])
+@pytest.mark.parametrize(
+    "form, heads, channels",
+    [(recompute_attention, *size) for size in [(3, 4), (4, 64), (4, 32), (3, 64)]]
+    + [(cpu_attention, 3, 4)],
+)
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_recomputing_backward_pass_has_the_gradients_of_the_formula(causal, heads, channels):
+def test_our_own_backward_passes_have_the_gradients_of_the_formula(causal, form, heads, channels):
     keys = jax.random.split(jax.random.key(0), 4)
     size = 6 / channels**0.5  # scores of about the same spread, whatever the channels
     q, k, v, d_out = (size * jax.random.normal(key, (2, 7, heads, channels)) for key in keys)
     plain, plain_vjp = jax.vjp(lambda *x: dot_product_attention(*x, causal), q, k, v)
-    ours, ours_vjp = jax.vjp(lambda *x: recompute_attention(*x, causal), q, k, v)
+    ours, ours_vjp = jax.vjp(lambda *x: form(*x, causal), q, k, v)
     np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-6)
     for our, their in zip(ours_vjp(d_out), plain_vjp(d_out)):
         np.testing.assert_allclose(our, their, rtol=1e-4, atol=1e-5)

@@ -10,16 +10,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from webssl_jax.models.layers import (
-    AXES,
-    Linear,
-    Mlp,
-    cpu_matmul,
-    gelu,
-    keep_order,
-    pad_to_lanes,
-    swiglu,
-)
+from webssl_jax.models.attention import Attention
+from webssl_jax.models.layers import AXES, Mlp, cpu_matmul, gelu, keep_order, pad_to_lanes, swiglu
 from webssl_jax.models.sizes import BlockConfig
 from webssl_jax.params import flatten
 
@@ -107,13 +99,14 @@ def test_the_product_of_cpus_has_the_gradients_of_autodiff():
 
 
 @pytest.mark.parametrize("platform, chosen", [("cpu", True), ("tpu", False), (None, False)])
-def test_only_programs_for_cpus_have_their_product(platform, chosen):
-    layer = Linear(BlockConfig(width=4, depth=1, heads=1), 3)
+def test_only_programs_for_cpus_have_their_products(platform, chosen):
+    layer = Attention(BlockConfig(width=4, depth=1, heads=1, remat="none"))
     device = platform and jax.sharding.AbstractDevice("its name", None, platform)
     mesh = jax.sharding.AbstractMesh((1,), ("fsdp",), abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
-        program = jax.make_jaxpr(lambda: layer.init_with_output(jax.random.key(0), jnp.ones(4)))()
-    assert ("cpu_matmul" in str(program)) == chosen
+        x = jnp.ones((1, 2, 4))
+        program = str(jax.make_jaxpr(lambda: layer.init_with_output(jax.random.key(0), x))())
+    assert [name in program for name in ("cpu_matmul", "cpu_attention")] == [chosen, chosen]
 
 
 def test_gradients_of_two_layers_are_right_where_all_axes_of_the_mesh_are_used():
