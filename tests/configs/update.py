@@ -20,7 +20,7 @@ SPECS += ["distill", "distill:size=tiny", "dinov3", "dinov3:recipe=imagenet"]
 SPECS += [f"dinov3:size={rest}" for rest in ("7b", "7b,stage=gram", "tiny", "tiny,stage=gram")]
 SPECS += [f"dinov3:size={rest},stage=high_res" for rest in ("7b", "tiny")]
 SPECS += ["simdino", "simdino:size=tiny", "lejepa", "lejepa:size=tiny"]
-SPECS += [f"mini_web:method={name}" for name in ("dino", "clip", "siglip")]
+SPECS += [f"mini_web:method={name}" for name in ("dino", "clip", "siglip", "supervised")]
 SPECS += ["text_rich"]
 SPECS += [
     f"web_mae:size={size},recipe={recipe}"

@@ -416,6 +416,12 @@ def test_a_run_that_dev_judges_trains_on_what_does_not_resemble_it(method, part)
     assert not any("probe-t" in str(path) for path in judged)
 
 
+def test_the_network_with_labels_learns_from_the_images_that_probes_learn_from():
+    for split, part in (("test", "train"), ("dev", "fit")):
+        config = configs.load(f"mini_web:corpus=C,method=supervised,split={split}")
+        assert config.data.train == f"C/probe-{part}-*.arrayrecord" and not config.mixture
+
+
 def test_selections_name_the_records_of_drawings_and_of_what_dev_does_not_resemble(
     chosen, tmp_path, monkeypatch
 ):

@@ -1,0 +1,79 @@
+"""The runs of docs/mini_web.md, anew: three methods of learning without labels, short and long, and
+a network with labels, all beside trivial features.
+
+    webssl mini_web --output runs/mini-web
+    webssl reference --output runs/dinov2-s
+    webssl study mini_web:dinov2=runs/dinov2-s --workdir runs/study-mini-web
+
+Arguments: corpus = the folder of the first command (runs/mini-web); dinov2 = that of the second,
+the ceiling ("": without); seeds = 3; parts = short (an hour of one core), long (three and a half)
+or both (short+long).
+
+Recipes are those of configs/mini_web.py; the short runs differ in their length, Web-MAE's in its
+images besides.
+"""
+
+from ml_collections import ConfigDict
+
+from webssl_jax.config import ConfigError, parse_arg, suggest
+
+# (label, method, what differs from configs/mini_web.py)
+CELLS = {
+    "short": {
+        "dino_short": (
+            "Web-DINO",
+            "dino",
+            {"total_images": 48_000, "optim": {"warmup_images": 4_800}},
+        ),
+        "clip_short": ("CLIP", "clip", {"total_images": 64_000, "optim": {"warmup_images": 6_400}}),
+        "mae_short": (
+            "Web-MAE",
+            "mae",
+            {
+                "total_images": 64_000,
+                "model": {"patch_size": 4},
+                "method": {"norm_pix_loss": False, "view": {"image_size": 32}},
+                "optim": {"lr": 2e-3},
+            },
+        ),
+        "supervised": ("supervised", "supervised", {}),
+    },
+    "long": {
+        "dino": ("Web-DINO", "dino", {}),
+        "clip": ("CLIP", "clip", {}),
+        "mae": ("Web-MAE", "mae", {}),
+    },
+}
+
+
+def get_config(arg=None):
+    """See the module's docstring."""
+    arg = parse_arg(arg, corpus="runs/mini-web", dinov2="", seeds=3, parts="short+long")
+    cells, findings = {}, {}
+    for part in arg.parts.split("+"):
+        if part not in CELLS:
+            raise ConfigError(f"config argument parts={part}: {suggest(part, CELLS)}")
+        for name, (label, method, overrides) in CELLS[part].items():
+            cells[name] = {
+                "config": f"mini_web:corpus={arg.corpus},method={method}",
+                "overrides": overrides,
+                "labels": {"method": label},
+            }
+            for row in ("knn", "knn_grey", "probe", "probe_grey"):
+                findings[f"{name} above colour, {row}"] = {
+                    "kind": "above",
+                    "cells": name,
+                    "metric": f"{row}/top1",
+                    "baseline": "colour histogram",
+                }
+    study = {
+        "title": "Mini-web: what small networks learn in minutes",
+        "cells": cells,
+        "overrides": {"log": {"trackers": "none"}},
+        "seeds": arg.seeds,
+        "findings": findings,
+    }
+    if arg.dinov2:
+        reference = {"name": "DINOv2-S/14", "model": arg.dinov2, "eval_size": 98}
+        study["references"] = {"dinov2_s": reference}
+    return ConfigDict(study)
