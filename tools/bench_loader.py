@@ -44,7 +44,7 @@ from typing import Any
 from webssl_jax import cli
 from webssl_jax.config import UserError
 
-_BATCHES = {"dino": 4, "dino_device": 8, "mae": 16, "clip": 16}  # a round
+_BATCHES = {"dino": 4, "dino_device": 4, "mae": 16, "clip": 16}  # a round
 
 
 def _parser() -> cli.ArgumentParser:

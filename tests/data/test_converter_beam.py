@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 # What converting needs of the package's requirements, with the beam extra.
 REQUIREMENTS = (
     "apache-beam==2.77.0 array_record==0.8.6 msgpack==1.2.4 ml_collections==1.1.0 "
-    "numpy==2.4.6 cykooz.resizer scipy tenacity gcsfs matplotlib"
+    "numpy==2.4.6 cykooz.resizer simplejpeg scipy tenacity gcsfs matplotlib"
 ).split()
 
 

@@ -10,7 +10,7 @@ from cykooz_resizer import CpuExtensions, FilterType, ResizeAlg, ResizeOptions, 
 from PIL import Image
 
 from tests.data.image_shards import encode_image, smooth_image
-from webssl_jax.data.decode import DecodedImage, DecodeError, decode_image, open_image
+from webssl_jax.data.decode import DecodedImage, DecodeError, _whole_jpeg, decode_image, open_image
 from webssl_jax.data.views import RandomResizedCropView
 
 GREEN, WHITE = (20, 160, 60), (255, 255, 255)
@@ -111,6 +111,24 @@ def test_a_drafted_jpeg_gives_nearly_the_view_of_the_full_one(orientation, box):
     full = np.asarray(open_image(data).decode().crop(box, 48)).astype(int)
     # Half a pixel of misplacement is a mean difference of 5 here.
     assert np.abs(ours - full).mean() < 1.0
+
+
+def test_a_whole_jpeg_has_the_pixels_of_pillows_decoder():
+    rng = np.random.default_rng(0)
+    noisy = smooth_image(rng, 61, 47) ^ rng.integers(0, 32, (47, 61, 3), dtype=np.uint8)
+    image = Image.fromarray(noisy)
+    kinds = [{"subsampling": kind, "quality": 20 + 30 * kind} for kind in range(3)]
+    kinds += [{"progressive": True}, {"restart_marker_blocks": 2}, {"keep_rgb": True}]
+    for options in kinds:
+        data = save(image, "JPEG", **options)
+        ours = _whole_jpeg(open_image(data).image)
+        assert ours is not None, options
+        theirs = np.asarray(Image.open(io.BytesIO(data)))
+        np.testing.assert_array_equal(np.asarray(ours), theirs, str(options))
+        np.testing.assert_array_equal(np.asarray(open_image(data).decode().pixels), theirs)
+        assert ours.mode == "RGB" and _whole_jpeg(open_image(data[:-200]).image) is None
+    for mode, kind in (("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG")):  # these are Pillow's
+        assert _whole_jpeg(open_image(save(image.convert(mode), kind)).image) is None
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
