@@ -97,8 +97,9 @@ def test_what_was_done_is_not_done_again(shards, runs, tmp_path):
 
 @pytest.mark.parametrize("what", ["weights", "options", "data", "preprocessing", "rules"])
 def test_other_weights_options_data_views_and_rules_make_it_anew(
-    shards, runs, tmp_path, what, monkeypatch
+    shards, runs, tmp_path, what, monkeypatch, caplog
 ):
+    """And it is said that the figures of before are replaced."""
     model, rows = small_mae(), toy_row(shards)
     before = made(rows, tmp_path).run(model, tmp_path / "eval", 7)
     if what == "weights":
@@ -112,8 +113,11 @@ def test_other_weights_options_data_views_and_rules_make_it_anew(
     else:
         networks = dataclasses.replace(model.networks, preprocess=Preprocess(32, 40))
         model = Model(networks, model.params)
+    assert not caplog.messages
     after = made(rows, tmp_path).run(model, tmp_path / "eval", 7)
     assert len(runs()) == 2
+    (warned,) = caplog.messages
+    assert "grey/00000007.json is of other" in warned
     if what != "rules":
         assert after["grey"].metrics != before["grey"].metrics
     kept = outcome.read_rows(tmp_path / "eval")["grey"]

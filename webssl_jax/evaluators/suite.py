@@ -296,10 +296,13 @@ class Suite:
         return json.loads(json.dumps(known))
 
     def _done(self, path: pathlib.Path, known: Mapping[str, Any]) -> Outcome | None:
-        same = outcome.read_known(path) == known
-        if not distributed.first_says(same):
-            return None
-        return outcome.read(path)
+        before = outcome.read_known(path)
+        if distributed.first_says(before == known):
+            return outcome.read(path)
+        if before is not None:
+            other = ", ".join(key for key in known if before.get(key) != known[key])
+            log.warning("%s is of other %s: it will be replaced", path, other)
+        return None
 
 
 def _noted(row: str, error: Exception) -> Exception:
