@@ -44,6 +44,8 @@ CONFIGS = (
     *(f"web_mae.py:size={size}" for size in ("5b", "1b", "300m", "3b", "2b", "700m")),
     *(f"clip.py:size={size}" for size in ("7b", "1b", "l14", "300m", "5b", "3b", "2b")),
 )
+# of some slices alone
+MORE = {"v5p-512": ("dinov3.py:size=7b", "dinov3.py:size=7b,stage=gram")}
 KEPT = (
     "fits spare_gib peak_hbm_gib state_gib mesh global_batch executed_over_model_flops compute_s "
     "exposed_ici_s wire_gb exposed_gb dcn_gb mfu_modelled mfu_with_exposed_ici attainable_s "
@@ -85,7 +87,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def rows() -> list[str]:
     """The names of all rows, the most important first."""
-    return [f"{config}@{slice_}" for slice_ in SLICES for config in CONFIGS]
+    return [f"{config}@{place}" for place in SLICES for config in configs_of(place)]
+
+
+def configs_of(place: str) -> tuple[str, ...]:
+    """The configs that the table has of a slice."""
+    return CONFIGS + MORE.get(place, ())
 
 
 def command(row: str) -> list[str]:
@@ -149,7 +156,7 @@ def page(figures: dict) -> str:
         lines += ["", f"## {place}", "", "| Config | batch | peak GiB (spare) | x | GB | MFU |"]
         lines[-1] += " attainable | images/s | chip-hours |"
         lines.append("| --- |" + " ---: |" * 8)
-        for config in CONFIGS:
+        for config in configs_of(place):
             lines.append(_line(config, figures.get(f"{config}@{place}")))
     return "\n".join(lines) + "\n"
 

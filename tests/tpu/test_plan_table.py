@@ -72,8 +72,9 @@ def test_a_row_of_no_such_place_is_refused_before_anything_compiles(table, row):
 
 
 def test_every_row_has_a_command():
-    assert len(set(plan_table.rows())) == len(plan_table.SLICES) * len(plan_table.CONFIGS)
-    for row in plan_table.rows():
+    rows = plan_table.rows()
+    assert len(set(rows)) == len(rows) > len(plan_table.SLICES) * len(plan_table.CONFIGS)
+    for row in rows:
         assert plan_table.command(row)[0] == "--config"
 
 
