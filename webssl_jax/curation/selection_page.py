@@ -21,13 +21,13 @@ def write(
     """
     plain = {key: value for key, value in figures.items() if not _is_table(value)}
     lines = [[key.replace("_", " "), _shown(value)] for key, value in plain.items()]
-    body = [f'<div class="scroll">{pages.table(["", ""], lines)}</div>']
+    body = [pages.wide_table(["", ""], lines)]
     for key, rows in figures.items():
         if _is_table(rows):
             heads = ["", *(head.replace("_", " ") for head in rows[0])]
             lines = [[str(i), *map(_shown, row.values())] for i, row in enumerate(rows, 1)]
             body.append(f"<h2>{key.replace('_', ' ')}</h2>")
-            body.append(f'<div class="scroll">{pages.table(heads, lines)}</div>')
+            body.append(pages.wide_table(heads, lines))
     found = [pages.picture(*one) for one in pictures.items() if (output / one[0]).exists()]
     write_text(output / "index.html", pages.document(title, "\n".join([*body, *found])))
 

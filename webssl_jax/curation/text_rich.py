@@ -325,7 +325,7 @@ def _page(figures: Mapping[str, Any]) -> str:
         "kept. WAY/light/selection.parquet and WAY/heavy/selection.parquet are what "
         "config.mixture.NAME.selection takes.</p>",
         "<h2>What was kept</h2>",
-        _wide(
+        pages.wide_table(
             ["way", "filter", "asked", "records", "without a score", "kept", "ranked by", "from"]
             + ["of equal score"],
             [
@@ -348,11 +348,6 @@ def _page(figures: Mapping[str, Any]) -> str:
     return pages.document("Text-rich images", "\n".join(body))
 
 
-def _wide(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table that may be wider than the screen."""
-    return f'<div class="scroll">{pages.table(heads, lines)}</div>'
-
-
 def _answered(answers: Mapping[str, Mapping[str, int]]) -> Iterable[str]:
     if answers:
         heads = list(next(iter(answers.values())))
@@ -360,7 +355,7 @@ def _answered(answers: Mapping[str, Mapping[str, int]]) -> Iterable[str]:
         lines = [
             [QUESTIONS[name], *(f"{n:,}" for n in row.values())] for name, row in answers.items()
         ]
-        yield _wide(["question", *heads], lines)
+        yield pages.wide_table(["question", *heads], lines)
 
 
 def _agreement(figures: Mapping[str, Any]) -> Iterable[str]:
@@ -374,7 +369,7 @@ def _agreement(figures: Mapping[str, Any]) -> Iterable[str]:
     if lines:
         heads = ["ways", "filter", "kept by both", "share of the smaller", "by chance"]
         yield "<h2>Agreement</h2>"
-        yield _wide(heads, lines)
+        yield pages.wide_table(heads, lines)
 
 
 def _by_source(sources: Mapping[str, Mapping[str, int]]) -> Iterable[str]:
@@ -387,6 +382,6 @@ def _by_source(sources: Mapping[str, Mapping[str, int]]) -> Iterable[str]:
         for name, row in list(sources.items())[:_SOURCES]
     ]
     yield "<h2>Which sources they are of</h2>"
-    yield _wide(["source", "records", *heads], lines)
+    yield pages.wide_table(["source", "records", *heads], lines)
     if len(sources) > _SOURCES:
         yield f'<p class="soft">and {len(sources) - _SOURCES:,} smaller ones</p>'

@@ -20,7 +20,7 @@ from webssl_jax.language.sizes import DecoderConfig
 from webssl_jax.models import connector as connectors
 from webssl_jax.models.connector import ConnectorConfig
 from webssl_jax.models.features import Want, compute_features
-from webssl_jax.models.layers import batch_shards, gather_tokens
+from webssl_jax.models.layers import batch_shards, gather_tokens, tensor_shards
 from webssl_jax.models.sizes import ViTConfig
 
 NETWORKS = ("encoder", "connector", "language")
@@ -84,7 +84,7 @@ def answer_loss(
     """
     head = decoder.head(config, language).astype(config.dtype)
     axes, shards = batch_shards()
-    tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+    tensor = tensor_shards()
     sums: Callable[..., tuple[jax.Array, jax.Array]]
     if shards * tensor > 1 and len(last) % shards == 0:
         rows, each = PartitionSpec(axes), PartitionSpec((*axes, "tensor"))

@@ -17,7 +17,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 from jax.sharding import PartitionSpec
 
 from webssl_jax.language.sizes import DecoderConfig
-from webssl_jax.models.layers import batch_shards, platform
+from webssl_jax.models.layers import batch_shards, platform, tensor_shards
 
 # Of queries and of keys; the first that divides the tokens is taken. Larger ones would leave out
 # less of what is not attended to.
@@ -78,7 +78,7 @@ def on_each_device(
     if c.attention != "pallas" or c.window is not None or tokens % BLOCKS[-1]:
         return None
     axes, shards = batch_shards()
-    tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+    tensor = tensor_shards()
     if texts % shards or c.kv_heads % tensor or not (interpret or platform() == "tpu"):
         return None
     run = functools.partial(attend, interpret=interpret)

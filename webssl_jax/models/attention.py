@@ -37,6 +37,7 @@ from webssl_jax.models.layers import (
     dense,
     layer_norm,
     on_cpu,
+    tensor_shards,
 )
 from webssl_jax.models.rope import Rotation, rotate
 from webssl_jax.models.sizes import BlockConfig, heads_per_lanes
@@ -308,7 +309,7 @@ def _sharded_kernel(
     pictures) or heads that the shards do not divide.
     """
     axes, batch = batch_shards()
-    tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+    tensor = tensor_shards()
     if tokens > attention_kernel.MAX_TOKENS or images % batch or c.heads % tensor:
         return None
     if heads_per_lanes(c.heads // tensor, c.head_dim) is None:

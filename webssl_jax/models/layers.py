@@ -187,6 +187,11 @@ def batch_shards() -> tuple[tuple[str, ...], int]:
     return axes, math.prod(mesh.shape[axis] for axis in axes)
 
 
+def tensor_shards() -> int:
+    """Into how many shards the current mesh cuts heads and hidden channels; 1 without a mesh."""
+    return jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+
+
 def on_batch(x: jax.Array) -> jax.Array:
     """Constrains activations (B, ...) to be sharded over the batch only, under a mesh.
 

@@ -39,6 +39,11 @@ def document(title: str, body: str) -> str:
 """
 
 
+def wide_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """:func:`table`, which scrolls by itself where it is wider than the screen."""
+    return f'<div class="scroll">{table(heads, lines)}</div>'
+
+
 def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Texts, the first of a line at the left, others at the right."""
     broken = [html.escape(text).replace("/", "/<wbr>") for text in heads]  # a line may end there

@@ -39,7 +39,6 @@ from webssl_jax.methods.dino.gram import Gram, gram_loss
 from webssl_jax.methods.dino.prototypes import Targets
 from webssl_jax.methods.dino.view import GLOBAL_CROPS, CropSizes, View
 from webssl_jax.methods.dino.vitals import dino_vitals
-from webssl_jax.methods.distortions import normalised
 from webssl_jax.methods.masking import BlockMasking, masked_patches
 from webssl_jax.methods.teachers import check_shares, running_average
 from webssl_jax.methods.vitals import Sign, Vitals, effective_rank
@@ -262,11 +261,7 @@ class DINO:
             grouped = patches.reshape(groups, -1, patches.shape[-1])
             return rearrange(gather_tokens(grouped, hidden.indices), "g u d -> (g u) d")
 
-        # Crops of an image stay together, so that images stay on their devices.
-        sizes = [
-            rearrange(normalised(batch, name, self.mean, self.std), "b v h w c -> (b v) h w c")
-            for name in self.view.names
-        ]
+        sizes = self.view.crops(batch, self.mean, self.std)
         global_crops = sizes[0]
 
         teacher_global = ViT(self.encoder).apply({"params": teacher["encoder"]}, global_crops)

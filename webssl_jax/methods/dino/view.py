@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from webssl_jax.data import photometric
 from webssl_jax.data.decode import Size, sides
@@ -63,6 +66,16 @@ class View:
     def names(self) -> tuple[str, ...]:
         """Those of the crops in a batch, largest first."""
         return ("global_crops", "local_crops")[: 1 + (self.local_count > 0)]
+
+    def crops(
+        self, batch: Mapping[str, Any], mean: Sequence[float], std: Sequence[float]
+    ) -> list[jax.Array]:
+        """Of a batch of B images what networks see: of each of ``names`` (B * crops, H, W, 3)
+        float32. Crops of an image stay together, so that images stay on their devices."""
+        return [
+            rearrange(distortions.normalised(batch, name, mean, std), "b v h w c -> (b v) h w c")
+            for name in self.names
+        ]
 
     def loader(self, gram_size: int = 0) -> MultiCropView:
         """What makes the crops of an image; with ``gram_size`` those of a Gram teacher too."""

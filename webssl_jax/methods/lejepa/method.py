@@ -26,7 +26,6 @@ from webssl_jax.data.multicrop import MultiCropView
 from webssl_jax.data.views import Preprocess
 from webssl_jax.methods.base import LossOutput, Params, Schedule, Variables
 from webssl_jax.methods.dino.view import GLOBAL_CROPS, View
-from webssl_jax.methods.distortions import normalised
 from webssl_jax.methods.lejepa.sigreg import directions, most, sigreg
 from webssl_jax.methods.vitals import Alarm, Limit, Sign, Vitals, effective_rank, most_rank
 from webssl_jax.models import sizes
@@ -120,10 +119,7 @@ class LeJEPA:
         (B, V - 2, h, w, 3), uint8."""
         b = batch["global_crops"].shape[0]
         drop_rng, direction_rng = jax.random.split(rng)
-        views = []
-        for name in self.view.names:
-            images = normalised(batch, name, self.mean, self.std)
-            views.append(rearrange(images, "b v h w c -> (b v) h w c"))
+        views = self.view.crops(batch, self.mean, self.std)
         outputs = ViT(self.encoder).apply(
             {"params": params["encoder"]},
             tuple(views),

@@ -32,7 +32,6 @@ from webssl_jax.methods import losses
 from webssl_jax.methods.base import LossOutput, Params, Schedule, Variables
 from webssl_jax.methods.dino.method import mask_pictures
 from webssl_jax.methods.dino.view import GLOBAL_CROPS, View
-from webssl_jax.methods.distortions import normalised
 from webssl_jax.methods.masking import BlockMasking, masked_patches
 from webssl_jax.methods.simdino.losses import agreement, coding_rate, patch_cosines, rate_limits
 from webssl_jax.methods.teachers import check_shares, running_average
@@ -159,10 +158,7 @@ class SimDINO:
             grouped = patches.reshape(groups, -1, patches.shape[-1])
             return rearrange(gather_tokens(grouped, hidden.indices), "g u d -> (g u) d")
 
-        views = []
-        for name in self.view.names:
-            images = normalised(batch, name, self.mean, self.std)
-            views.append(rearrange(images, "b v h w c -> (b v) h w c"))
+        views = self.view.crops(batch, self.mean, self.std)
         seen = ViT(self.encoder).apply({"params": teacher["encoder"]}, views[0])
         assert isinstance(seen, ViTOutput)  # flax does not say what a module returns
         student = dataclasses.replace(self.encoder, drop_path_group=crops)
