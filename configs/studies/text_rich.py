@@ -10,7 +10,7 @@ most text read better than one trained on as many others?
 
 Arguments: corpus, reading, chosen = those folders; way = detector, features or smolvlm; methods =
 mae, dino or both (mae+dino); parts = heavy, light (with a random/light of its share) or both
-(heavy+light); images = that each run sees, zoom: as of configs/text_rich.py; seeds.
+(heavy+light); images = that each run sees, zoom, side: as of configs/text_rich.py; seeds.
 
 Each filter's selection beside one of as many images drawn at random: equal images seen, equal
 recipes (configs/text_rich.py), three seeds. Of equal scores those with the smaller hash of their
