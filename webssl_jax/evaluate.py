@@ -48,7 +48,7 @@ def _parser() -> cli.ArgumentParser:
         help="evaluate every new checkpoint until the run's last step",
     )
     parser.add_argument(
-        "--output", default="evaluations", help="for results of weights that are no run"
+        "--output", metavar="DIR", help="for results of weights that are no run (evaluations)"
     )
     parser.add_argument(
         "--eval-size", type=int, metavar="PX", help="of images, for weights that are no run"
@@ -178,6 +178,10 @@ def _check(args: Any, options: dict[str, Any]) -> None:
     if options and all(is_run):
         flag = next(iter(options)).replace("_", "-")
         raise UserError(f"--{flag}: {args.model[0]} is a run, which knows that itself")
+    if args.output and all(is_run):
+        raise UserError(
+            f"--output {args.output}: results of a run lie in {args.model[0]}/eval; leave it out"
+        )
     if args.step is not None and not all(is_run):
         path = args.model[is_run.index(False)]
         raise UserError(f"--step {args.step}: {path} is no run, so it has no steps")
@@ -223,7 +227,8 @@ def _rows(args: Any, overrides: list[str]) -> dict[str, dict[str, Any]]:
 def _place(args: Any, path: str, step: int) -> Place:
     if workdirs.is_run(path):
         return Place(pathlib.Path(path) / "eval", step)
-    return Place(pathlib.Path(args.output) / pathlib.Path(path).resolve().name / "eval", 0)
+    folder = pathlib.Path(args.output or "evaluations")
+    return Place(folder / pathlib.Path(path).resolve().name / "eval", 0)
 
 
 def _evaluate(args: Any, suite: Suite, path: str, model: Model, results: _Results) -> None:

@@ -114,6 +114,7 @@ def test_a_row_that_fails_is_named_in_the_table_and_ends_the_command(command, ca
             ["--model", "mine", "--evals.words.kind=retrieval", "--evals.words.pairs=own-*"],
             "evals.words: mine, step 7 has no text tower",
         ),
+        (["--model", "mine", "--output", "there"], "--output there: results of a run lie in mine/"),
         (["--model", "mine", "--batch", "0"], "--batch 0: must be at least 1"),
         (["--model", "mine", "--eval-size", "32"], "--eval-size 32: mine is a run, whose figures"),
         (["--model", "of_timm", "--eval-size", "0"], "--eval-size 0: must be at least 1"),
