@@ -22,6 +22,7 @@ adds it to the report.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,7 +39,6 @@ from webssl_jax.curation import engine, expressions, scorers, scores, selecting
 from webssl_jax.curation.scorers.smolvlm import QUESTIONS
 from webssl_jax.curation.shards import list_shards
 from webssl_jax.data.converter import plan, runners
-from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.errors import suggest
 from webssl_jax.files import write_json, write_text
 from webssl_jax.visuals import pages
@@ -136,7 +136,7 @@ def text_rich(
         own = scorers.filled(Features, asked.ways[FEATURES], "--by features")
     output, settings = asked.output, {"input": asked.pattern, **asked.shares}
     plan.prepare(output, settings, lambda: ({"shards": list_shards(asked.pattern)}, {}))
-    _check_taught_on(asked, own)
+    asked = dataclasses.replace(asked, taught_on=_taught_on(asked, own))
     with plan.lock(output):
         for way in asked.ways:
             if way in _SCORERS:
@@ -155,14 +155,18 @@ def text_rich(
         return figures
 
 
-def _check_taught_on(asked: Asked, own: Features | None) -> None:
-    if asked.taught_on:
-        if own is None:
-            raise UserError("--taught-on: only with --by features")
-        known = {shard["file"] for shard in scores.shards(asked.output)}
-        for file in ArrayRecordSource(asked.taught_on).files:
-            if file not in known:
-                raise UserError(f"--taught-on {file}: is no shard of --input")
+def _taught_on(asked: Asked, own: Features | None) -> list[str]:
+    """The files: a part of a set is meant here, so what else is in the set is not missing."""
+    if asked.taught_on and own is None:
+        raise UserError("--taught-on: only with --by features")
+    pool = [shard["file"] for shard in scores.shards(asked.output)]
+    chosen: list[str] = []
+    for pattern in asked.taught_on:
+        found = [file for file in pool if file not in chosen and fnmatch.fnmatch(file, pattern)]
+        if not found:
+            raise UserError(f"--taught-on {pattern}: is no shard of --input, or is given twice")
+        chosen += found
+    return chosen
 
 
 def _score(
