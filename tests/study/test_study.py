@@ -249,6 +249,8 @@ def test_smoke_ends_with_its_page_whatever_killed_it(tmp_path):
     assert [row["cell"] for row in rows] == ["narrow", "wide"]
     assert "2 of 2 runs of 2 cells are done" in (out / "index.html").read_text()
     assert "colour: " in done.output
+    caches = [out / "cells" / name / "seed0/eval/.cache/outcomes" for name in ("narrow", "wide")]
+    assert os.path.samefile(*caches) and [*caches[0].glob("*.json")]
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,8 @@ CHUNK_BYTES = 64 * 2**20
 MOST_ROWS = 8192  # of a chunk
 _PROTOCOL = 1  # raised whenever the same weights and records would get other features
 _DONE = "done.json"
+# Folders of what is of no model, so that several runs may have them in common.
+SHARED = ("outcomes", "texts")
 TOKENS = "tokens"  # the array of all patches
 # One batch: from images (b, H, W, 3) uint8 of this process to {name: (b, ...)} of this process.
 Compute = Callable[[np.ndarray], dict[str, Any]]

@@ -17,6 +17,7 @@ from webssl_jax.config import ConfigError
 from webssl_jax.evaluators import outcome
 from webssl_jax.evaluators.outcome import Outcome
 from webssl_jax.study.cells import Reference, Study
+from webssl_jax.study.runner import share_cache
 
 
 def shared_rows(study: Study) -> list[str]:
@@ -51,6 +52,7 @@ def judge(study: Study, folder: Path, say: Callable[[str], None]) -> dict[str, s
             continue
         say(f"reference {reference.name}: judged by {', '.join(shared_rows(study))}")
         _output(reference, folder).mkdir(parents=True, exist_ok=True)
+        share_cache(eval_folder(reference, folder) / ".cache", folder)
         log = _output(reference, folder) / "evaluate.log"
         with open(log, "ab") as file:
             code = subprocess.run(
@@ -77,9 +79,13 @@ def _output(reference: Reference, folder: Path) -> Path:
     return folder / "references" / reference.key
 
 
+def eval_folder(reference: Reference, folder: Path) -> Path:
+    """Where its outcomes lie, a folder a row."""
+    return _output(reference, folder) / Path(reference.model).resolve().name / "eval"
+
+
 def _outcomes(study: Study, reference: Reference, folder: Path) -> dict[str, Outcome]:
-    name = Path(reference.model).resolve().name
-    rows = outcome.read_rows(_output(reference, folder) / name / "eval", 0)
+    rows = outcome.read_rows(eval_folder(reference, folder), 0)
     return {row: one for row, one in rows.items() if row in shared_rows(study)}
 
 

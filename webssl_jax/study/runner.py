@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from webssl_jax import config as configs
 from webssl_jax.checkpoints import directory
 from webssl_jax.config import UserError
 from webssl_jax.evaluators import outcome
+from webssl_jax.evaluators.features import SHARED
 from webssl_jax.evaluators.seeds import but_for_the_seed
 from webssl_jax.runs import read_config
 from webssl_jax.study.cells import Run, Study
@@ -38,6 +40,7 @@ _END_WITH_PARENT = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execvp(sys.argv[1], sys.argv[1:])"
 )
 Command = Callable[[Run], list[str]]
+log = logging.getLogger(__name__)
 
 
 def command(run: Run) -> list[str]:
@@ -62,6 +65,22 @@ def is_done(run: Run) -> bool:
     saved = directory(run.workdir, run.cell.config.checkpoint.folder) / str(steps)
     judged = [outcome.step_path(rows / name, steps) for name in now["evals"]]
     return saved.exists() and all(path.exists() for path in judged)
+
+
+def share_cache(cache: Path, folder: Path) -> None:
+    """Links the parts of a run's cache that are of no model, such as the figures of trivial
+    features and what a language model makes of captions, to ones that all runs of the study in
+    ``folder`` use. Files there are written whole, so that two runs may write the same one. Where
+    there are no links each run finds them by itself."""
+    for name in SHARED:
+        own, all_of_them = cache / name, folder / "cache" / name
+        all_of_them.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(parents=True, exist_ok=True)
+        try:
+            if not own.exists():
+                own.symlink_to(os.path.relpath(all_of_them, cache))
+        except OSError as error:
+            log.warning("%s: shares nothing with other runs (%s)", cache, error.strerror)
 
 
 @dataclasses.dataclass
@@ -100,7 +119,7 @@ def run_all(
             progress.done.append(run.name) if is_done(run) else waiting.append(run)
         except UserError as error:
             progress.failed[run.name] = str(error)
-    runner = _Runner(progress, waiting, jobs, say, start, len(study.runs(folder)))
+    runner = _Runner(progress, waiting, jobs, say, start, len(study.runs(folder)), folder)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         runner.work()
@@ -120,9 +139,11 @@ class _Runner:
         say: Callable[[str], None],
         start: Command,
         total: int,
+        folder: Path,
     ):
         self._progress, self._waiting, self._jobs = progress, waiting, jobs
         self._say, self._command, self._total = say, start, total
+        self._folder = folder
         self._children: list[_Child] = []
         self._useless: collections.Counter[str] = collections.Counter()
         self._images = sum(run.cell.images - _images(run) for run in waiting)
@@ -149,6 +170,7 @@ class _Runner:
             self._waiting.append(run)
             time.sleep(_POLL)
             return
+        share_cache(run.workdir / "eval" / ".cache", self._folder)
         with open(run.workdir / "train.log", "ab") as log:
             command = [sys.executable, "-c", _END_WITH_PARENT, *self._command(run)]
             process = subprocess.Popen(command, stdout=log, stderr=log)
