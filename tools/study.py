@@ -24,6 +24,7 @@ by Ctrl-C, all state saved.
 from __future__ import annotations
 
 import datetime
+import math
 import pathlib
 import shlex
 from typing import Any
@@ -115,13 +116,20 @@ def _say(line: str) -> None:
 
 
 def _plan(study: cells.Study, folder: pathlib.Path) -> list[tuple[str, ...]]:
-    """A line a cell: what it is and how far it is."""
-    rows: list[tuple[str, ...]] = [("cell", "config", "parameters", "images", "seeds", "done")]
-    runs = study.runs(folder)
+    """A line a cell: what it is, how far it is, and what training takes of all its runs where the
+    study says how fast a core is."""
+    heads = ("cell", "config", "parameters", "images", "seeds", "done", "CPU hours")
+    rows: list[tuple[str, ...]] = [heads]
+    runs, total = study.runs(folder), 0.0
     for cell in study.cells:
         done = sum(_done(run) for run in runs if run.cell is cell)
+        seconds = cell.images * len(cell.seeds) / (cell.images_per_s or math.inf)
+        total += seconds
         size = (f"{cell.parameters:,}", f"{cell.images:,}")
-        rows.append((cell.name, cell.spec, *size, str(len(cell.seeds)), str(done)))
+        hours = f"{seconds / 3600:.2f}" if seconds else "-"
+        rows.append((cell.name, cell.spec, *size, str(len(cell.seeds)), str(done), hours))
+    if total:
+        rows.append(("all", "", "", "", str(len(runs)), "", f"{total / 3600:.2f}"))
     return rows
 
 

@@ -39,10 +39,21 @@ def describe() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "cpu": _cpu(),
         "packages": package_versions(),
         "git_revision": git_revision(),
         "command": sys.argv,
     }
+
+
+def _cpu() -> str:
+    """Its maker's name for it; Linux only."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = (x.partition(":")[2].strip() for x in lines if x.startswith("model name"))
+    return next(names, platform.processor())
 
 
 def code_digest() -> str:

@@ -147,12 +147,13 @@ class Run:
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:
-    """Writes ``config.json``, resolved, and ``environment.json``: versions, machine, git revision.
-    All processes call it; the first one writes."""
+    """Writes ``config.json``, resolved, and ``environment.json``: versions, machine, git revision,
+    devices. All processes call it; the first one writes."""
     with distributed.error_barrier():
         if jax.process_index() == 0:
             write_json(workdir / "config.json", configs.resolved(config))
-            write_json(workdir / "environment.json", environment.describe())
+            devices = {"count": jax.device_count(), "kind": jax.devices()[0].device_kind}
+            write_json(workdir / "environment.json", environment.describe() | {"devices": devices})
 
 
 def read_config(workdir: str | os.PathLike) -> ConfigDict:

@@ -30,11 +30,14 @@ def leave(workdir, config, share):
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(json.dumps(configs.resolved(config)))
     steps = configs.total_steps(config)
-    start = {"began": 0.0, "start_step": 0, "step": steps, "seconds": {"step": 10.0}}
+    seconds = {"step": 10.0, "evaluation": 5.0}
+    start = {"began": 0.0, "start_step": 0, "step": steps, "seconds": seconds}
     (workdir / "goodput.json").write_text(json.dumps([start]))
     rows = [{"step": step, "train/loss": 1 / step} for step in (1, steps)]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (workdir / "checkpoints" / str(steps)).mkdir(parents=True)
+    machine = {"cpu": "EPYC <1>", "devices": {"count": 2, "kind": "cpu"}}
+    (workdir / "environment.json").write_text(json.dumps(machine))
     for step, hits in ((0, UNTRAINED), (steps, share)):
         judged(hits, config.seed).write(outcome.step_path(workdir / "eval" / "knn", step))
 

@@ -22,9 +22,10 @@ from webssl_jax import config_files
 from webssl_jax.config import ConfigError, UserError
 from webssl_jax.evaluators import outcome
 from webssl_jax.methods import METHODS
-from webssl_jax.study import cells, findings, page, price, references, results, runner
+from webssl_jax.study import cells, findings, page, price, references, results, runner, tables
 from webssl_jax.tools import study as tool
 from webssl_jax.tools import tpu
+from webssl_jax.visuals import save_png
 
 FAKE = pathlib.Path(fake.__file__)
 WIDTHS = {"small": 32, "middle": 64, "large": 96}
@@ -42,12 +43,13 @@ FINDINGS = {
 }
 
 
-def write(path, widths=WIDTHS, seeds=2, asked=FINDINGS, **more):
+def write(path, widths=WIDTHS, seeds=2, asked=FINDINGS, rate=None, **more):
     rows = {
         name: {
             "config": "web_mae:size=tiny",
             "overrides": {"model": {"width": width, "heads": 2}},
             "labels": {"method": "Web-MAE"},
+            "images_per_s": rate,
         }
         for name, width in widths.items()
     }
@@ -121,8 +123,11 @@ def test_noise_alone_is_called_a_rise_no_more_often_than_the_interval_says(done,
 
 def test_the_page_holds_every_figure_and_what_is_missing(done, tmp_path):
     study, folder = done
+    drawn = outcome.step_path(folder / "cells/large/seed0/eval/knn", 10).with_suffix(".map.png")
+    save_png(drawn, np.zeros((4, 4, 3), np.uint8))
     stated = page.write(study, folder)
     text = (folder / "index.html").read_text()
+    assert 'alt="large: knn"' in text and "2 x cpu, EPYC &lt;1&gt; (6 runs)" in text
     assert "<title>A &lt; B</title>" in text and "6 of 6 runs of 3 cells are done" in text
     for one in stated:
         assert one.text.replace("<", "&lt;") in text
@@ -147,6 +152,49 @@ def test_the_page_holds_every_figure_and_what_is_missing(done, tmp_path):
     empty = page.write(study, tmp_path)
     assert {one.verdict for one in empty} == {findings.MISSING}
     assert "Nothing is measured yet" in (tmp_path / "index.html").read_text()
+
+
+def test_tables_have_means_of_categories_answers_by_question_and_what_it_cost(done):
+    study, folder = done
+    groups = results.read(study, folder)
+    for group in groups:
+        for run in group.runs:
+            run.outcomes["grey"] = fake.judged(0.3, run.run.seed)
+    both = ["knn/top1", "grey/top1"]
+    asked = {f"MAE and size, {metric}": FINDINGS["size"] | {"metric": metric} for metric in both}
+    asked = {
+        "pair": FINDINGS["pair"],
+        "MAE and size, knn": asked.pop("MAE and size, knn/top1"),
+    } | asked
+    topics = {"topics": both, "reading": ["knn/top1", "words/top1"]}
+    study = dataclasses.replace(study, categories=topics, findings=asked)
+    known = {"half": {"knn": fake.judged(0.5, 0)}}
+    heads, lines = tables.categories(study, groups, known)
+    assert heads[-2:] == ["topics", "reading"]
+    shares = [
+        [one.outcomes[row].metrics["top1"] for row in ("knn", "grey")] for one in groups[0].runs
+    ]
+    each = np.mean(shares, axis=1)
+    by_name = {line[0]: line[-2:] for line in lines}
+    assert by_name["large"] == [f"{each.mean():.3f} ± {each.std(ddof=1):.3f}", ""]
+    level = fake.judged(0.5, 0).baselines["colour histogram"].metrics["top1"]
+    assert by_name["colour histogram"] == [f"{level:.3f}", ""] and "half" not in by_name
+    stated = findings.state(study, groups)
+    heads, lines = tables.answers(study, stated)
+    assert (heads, [line[0] for line in lines]) == (["", *both], ["MAE and size", "pair"])
+    slope = next(one for one in stated if one.name == "MAE and size, knn")
+    assert lines[0][1] == f"▲ {slope.value:+.3f}\n{slope.low:+.3f} to {slope.high:+.3f}"
+    assert lines[1][1].startswith("▼ -0.47") and lines[1][2] == ""
+    # ten seconds of steps on two devices and five of evaluation, two runs of 640 images each
+    by_name = {line[0]: line[1:] for line in tables.cost(groups)[1]}
+    assert by_name["small"] == ["2", "1,280", "40", "32", "10s", "30s"]
+    assert by_name["all"] == ["6", "3,840", "120", "32", "30s", "1:30"]
+
+
+def test_cells_run_in_the_order_that_is_given_the_first_seed_of_all_first(tmp_path):
+    study = cells.load(write(tmp_path / "asked.py", order=["small", "*e"]))
+    names = [run.name for run in study.runs(tmp_path)]
+    assert names == [f"{name}/seed{i}" for i in (0, 1) for name in ("small", "large", "middle")]
 
 
 def test_a_reference_is_judged_once_and_stands_beside_the_cells(
@@ -268,6 +316,8 @@ def test_smoke_ends_with_its_page_whatever_killed_it(tmp_path):
             r"findings\.x\.a = smal: did you mean",
         ),
         ({"asked": {"x": {**FINDINGS["pair"], "metric": "nn/top1"}}}, "did you mean 'knn'"),
+        ({"order": ["smal"]}, r"order = smal: did you mean 'small'"),
+        ({"categories": {"a": ["nn/top1"]}}, r"categories\.a = nn/top1: did you mean 'knn'"),
         ({"asked": {"x": {**FINDINGS["size"], "x": "size"}}}, r"findings\.x\.x = size"),
     ],
 )
@@ -338,9 +388,12 @@ def test_runs_on_slices_share_one_budget_and_have_a_babysitter_each(tmp_path, mo
 
 
 def test_a_dry_run_prints_each_command_and_starts_none(tmp_path, capsys):
-    file = write(tmp_path / "asked.py", seeds=1)
+    file = write(tmp_path / "asked.py", seeds=1, rate=0.5)
     assert tool.main([file, "--workdir", str(tmp_path / "out"), "--dry-run"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "webssl_jax.train" in line]
+    said = capsys.readouterr().out.splitlines()
+    hours = {line.split()[0]: line.split()[-1] for line in said[2:6]}
+    assert (hours["small"], hours["all"]) == ("0.36", "1.07")
+    lines = [line for line in said if "webssl_jax.train" in line]
     assert len(lines) == 3 and "--config.model.width=96 " in lines[0]
     assert not (tmp_path / "out").exists()
     os.mkdir(tmp_path / "out")

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from webssl_jax.visuals import comparison, drawing
+from webssl_jax.visuals import comparison, drawing, scaling
 from webssl_jax.visuals.axes import add_legend
 from webssl_jax.visuals.health import Line, Panel, health_figure
 
@@ -47,3 +47,14 @@ def test_runs_of_no_step_have_an_axis_of_different_numbers():
 def test_sheets_and_curves_have_one_typeface():
     family = drawing.font(14).getname()[0]
     assert family == matplotlib.rcParamsDefault["font.sans-serif"][0]
+
+
+def test_names_of_levels_stand_apart_beside_the_frame_and_inside_the_figure():
+    points = scaling.Points(np.array([1.0, 10.0]), [np.array([0.1]), np.array([0.2])])
+    levels = [("one", 0.1), ("the same", 0.1), ("a little above", 0.101), ("far off", 0.5)]
+    figure = scaling.draw([scaling.Panel("title", "x", {"runs": points}, levels)])
+    (axis,) = figure.axes
+    boxes = sorted((text.get_window_extent() for text in axis.texts), key=lambda box: box.y0)
+    assert len(boxes) == 4 and all(a.y1 <= b.y0 for a, b in zip(boxes, boxes[1:], strict=False))
+    frame = axis.get_window_extent()
+    assert all(frame.x1 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)

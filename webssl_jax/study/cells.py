@@ -25,6 +25,7 @@ cells share, on images of that size (their own without), and drawn as levels.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -40,21 +41,22 @@ from webssl_jax.config import ConfigError
 from webssl_jax.errors import suggest
 from webssl_jax.weights.networks import Networks, template_of
 
-_KEYS = {"title", "cells", "overrides", "seeds", "findings", "references"}
+_KEYS = {"title", "cells", "overrides", "seeds", "findings", "references", "order", "categories"}
 _REFERENCE_KEYS = {"model", "name", "eval_size"}
-_CELL_KEYS = {"config", "overrides", "seeds", "labels"}
+_CELL_KEYS = {"config", "overrides", "seeds", "labels", "images_per_s"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """name: also of its folder. spec: of a config. overrides: ``key=value`` texts. labels: what it
-    stands for."""
+    stands for. images_per_s: that one core trains; None: not known."""
 
     name: str
     spec: str
     overrides: tuple[str, ...]
     seeds: tuple[int, ...]
     labels: Mapping[str, str]
+    images_per_s: float | None = None
 
     @functools.cached_property
     def config(self) -> ConfigDict:
@@ -109,13 +111,14 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """findings: {name: row}, see findings.py."""
+    """findings: {name: row}, see findings.py. categories: {name: ``ROW/METRIC`` of it}."""
 
     name: str
     title: str
     cells: tuple[Cell, ...]
     findings: Mapping[str, Mapping[str, Any]]
     references: tuple[Reference, ...] = ()
+    categories: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     def runs(self, folder: Path) -> list[Run]:
         """In the order in which they are started: the first seed of all cells first, so that a
@@ -150,7 +153,8 @@ def load(spec: str) -> Study:
         if not isinstance(count, int) or count < 1:
             raise ConfigError(f"{place}.seeds = {count}: must be a number of seeds, at least 1")
         labels = row.get("labels", {})
-        cell = Cell(name, row["config"], texts, tuple(range(count)), labels)
+        rate = row.get("images_per_s")
+        cell = Cell(name, row["config"], texts, tuple(range(count)), labels, rate)
         try:
             cell.config  # noqa: B018  an error in the last cell comes before the first is run
         except ConfigError as error:
@@ -164,8 +168,26 @@ def load(spec: str) -> Study:
             raise ConfigError(f"{place}.model: name a file or folder of weights")
         size = row.get("eval_size")
         references.append(Reference(key, row.get("name", key), row["model"], size))
+    cells = _in_order(cells, given.get("order", []), f"--study {where}: order")
     name, asked = Path(where).stem, given.get("findings", {})
-    return Study(name, given.get("title", name), tuple(cells), asked, tuple(references))
+    shown = given.get("title", name), tuple(cells), asked, tuple(references)
+    return Study(name, *shown, given.get("categories", {}))
+
+
+def chosen(cells: Sequence[Cell], names: str | Sequence[str]) -> list[Cell]:
+    """Those that a name, a pattern (``mae_*``), or some of them mean, in the study's order."""
+    patterns = [names] if isinstance(names, str) else list(names)
+    return [c for c in cells if any(fnmatch.fnmatchcase(c.name, p) for p in patterns)]
+
+
+def _in_order(cells: Sequence[Cell], first: Sequence[str], where: str) -> list[Cell]:
+    found: dict[str, Cell] = {}
+    for name in first:
+        own = chosen(cells, name)
+        if not own:
+            raise ConfigError(f"{where} = {name}: {suggest(name, [c.name for c in cells])}")
+        found |= {cell.name: cell for cell in own if cell.name not in found}
+    return list((found | {cell.name: cell for cell in cells if cell.name not in found}).values())
 
 
 def _refuse_unknown(row: Mapping[str, Any], known: Sequence[str] | set[str], where: str) -> None:

@@ -21,7 +21,6 @@ a figure that others found of the same question.
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +28,7 @@ import numpy as np
 
 from webssl_jax.config import ConfigError
 from webssl_jax.errors import suggest
-from webssl_jax.study.cells import Cell, Study
+from webssl_jax.study.cells import Cell, Study, chosen
 from webssl_jax.study.results import Group
 
 DRAWS = 2_000
@@ -39,6 +38,7 @@ _KEYS = {
     "difference": {"a", "b", "metric"},
     "above": {"cells", "metric", "baseline"},
 }
+KINDS = tuple(_KEYS)
 _OPTIONAL = {"kind", "lower_is_better", "published"}
 X = ("parameters", "images")
 Row = Mapping[str, Any]
@@ -60,7 +60,7 @@ class Finding:
 
 
 def check(study: Study) -> None:
-    """Refuses findings that cannot be.
+    """Refuses findings and categories that cannot be.
 
     Raises:
       ConfigError: naming the key.
@@ -81,16 +81,16 @@ def check(study: Study) -> None:
             if key in row and not chosen(study.cells, row[key]):
                 known = [cell.name for cell in study.cells]
                 raise ConfigError(f"{where}.{key} = {row[key]}: {suggest(str(row[key]), known)}")
-        metric_row = row["metric"].partition("/")[0]
-        rows = sorted({r for cell in study.cells for r in cell.config.evals})
-        if metric_row not in rows:
-            raise ConfigError(f"{where}.metric = {row['metric']}: {suggest(metric_row, rows)}")
+        _check_metric(study, row["metric"], f"{where}.metric")
+    for name, metrics in study.categories.items():
+        for metric in metrics:
+            _check_metric(study, metric, f"categories.{name}")
 
 
-def chosen(cells: Sequence[Cell], names: str | Sequence[str]) -> list[Cell]:
-    """Those that a name, a pattern, or some of them mean, in the study's order."""
-    patterns = [names] if isinstance(names, str) else list(names)
-    return [c for c in cells if any(fnmatch.fnmatchcase(c.name, p) for p in patterns)]
+def _check_metric(study: Study, metric: str, where: str) -> None:
+    rows = sorted({row for cell in study.cells for row in cell.config.evals})
+    if (row := metric.partition("/")[0]) not in rows:
+        raise ConfigError(f"{where} = {metric}: {suggest(row, rows)}")
 
 
 def state(study: Study, groups: Sequence[Group]) -> list[Finding]:

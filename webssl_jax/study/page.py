@@ -11,16 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from webssl_jax.evaluators.outcome import Outcome
 from webssl_jax.files import write_text
-from webssl_jax.study import findings, references, results
-from webssl_jax.study.cells import Study
+from webssl_jax.study import findings, references, results, tables
+from webssl_jax.study.cells import Study, chosen
 from webssl_jax.study.findings import Finding
 from webssl_jax.study.results import Group
-from webssl_jax.telemetry.progress import format_seconds
+from webssl_jax.study.tables import References
 from webssl_jax.visuals import axes, comparison, intervals, pages, save_png, scaling
 
-References = Mapping[str, Mapping[str, Outcome]]
+_MOST_SENTENCES = 12  # that stand open on the page
 
 
 def write(study: Study, folder: Path) -> list[Finding]:
@@ -56,9 +55,9 @@ def _differences(
     panels: dict[str, dict[str, intervals.Interval]] = {}
     for one in stated:
         if one.kind in ("difference", "above") and one.verdict != findings.MISSING:
-            metric = study.findings[one.name]["metric"].rpartition("/")[2]
+            metric = study.findings[one.name]["metric"]
             own = panels.setdefault(f"difference in {metric}", {})
-            own[one.name] = (one.value, one.low, one.high)
+            own[tables.question(one.name, metric)] = (one.value, one.low, one.high)
     return panels
 
 
@@ -69,7 +68,7 @@ def _panels(study: Study, groups: Sequence[Group], known: References) -> list[sc
     for row in study.findings.values():
         if "x" not in row:
             continue
-        names = {cell.name for cell in findings.chosen(study.cells, row["cells"])}
+        names = {cell.name for cell in chosen(study.cells, row["cells"])}
         panel = asked.setdefault((row["metric"], row["x"]), [])
         panel += [g for g in groups if g.cell.name in names and g not in panel]
         if row["kind"] == "slope":
@@ -79,7 +78,7 @@ def _panels(study: Study, groups: Sequence[Group], known: References) -> list[sc
         by_label: dict[str, list[Group]] = {}
         for group in members:
             if len(group.figures(metric)):
-                by_label.setdefault(_label(group), []).append(group)
+                by_label.setdefault(tables.label(group), []).append(group)
         points = {}
         for label, own in by_label.items():
             places = np.array([findings.x_of(group.cell, x) for group in own], float)
@@ -92,20 +91,10 @@ def _panels(study: Study, groups: Sequence[Group], known: References) -> list[sc
                 line = (middle - tilt * float(np.log10(places).mean()), tilt)
             points[label] = scaling.Points(places, figures, line)
         if points:
-            levels = [*results.baselines(members, metric).items(), *_figures(known, metric)]
+            levels = tables.levels_of(members, known, metric)
             what = "parameters of the encoder" if x == "parameters" else "images seen"
             panels.append(scaling.Panel(metric, what, points, levels))
     return panels
-
-
-def _figures(known: References, metric: str) -> list[tuple[str, float]]:
-    """(name, figure) of the references."""
-    row, _, name = metric.partition("/")
-    return [
-        (key, rows[row].metrics[name])
-        for key, rows in known.items()
-        if row in rows and name in rows[row].metrics
-    ]
 
 
 def _curves(groups: Sequence[Group]) -> str:
@@ -118,29 +107,39 @@ def _curves(groups: Sequence[Group]) -> str:
         shared = min(len(steps) for steps, _ in found)
         values = np.stack([losses[:shared] for _, losses in found])
         images = found[0][0][:shared] * group.cell.config.global_batch
-        panels.setdefault(f"{_label(group)}: loss", {})[group.cell.name] = (images, values)
-    return axes.svg(comparison.draw(panels, {}, marker="")) if panels else ""
+        panels.setdefault(f"{tables.label(group)}: loss", {})[group.cell.name] = (images, values)
+    return axes.svg(comparison.draw(panels, {}, marker="", columns=2)) if panels else ""
 
 
-def _pictures(groups: Sequence[Group]) -> str:
-    """What the largest cell of each label sees, where its runs have drawn it."""
+def _pictures(groups: Sequence[Group]) -> tuple[str, str]:
+    """What the largest cell of each label sees, and what its evaluations drew (maps of layers that
+    agree, masks), where its runs have drawn it."""
     largest: dict[str, Group] = {}
     for group in sorted(groups, key=lambda g: (g.cell.parameters, g.cell.images)):
-        largest[_label(group)] = group
-    out = []
+        largest[tables.label(group)] = group
+    seen, judged = [], []
     for group in largest.values():
-        for kind, what in (("pca", "patch features, by their principal components"),):
-            found = sorted((group.runs[0].run.workdir / "pictures").glob(f"{kind}_[0-9]*.png"))
-            if found:
-                data = base64.b64encode(found[-1].read_bytes()).decode()
-                address = f"data:image/png;base64,{data}"
-                out.append(pages.picture(address, f"{group.cell.name}: {what}"))
-    return "".join(out)
+        cell, folder = group.cell, group.runs[0].run.workdir
+        if found := sorted((folder / "pictures").glob("pca_[0-9]*.png")):
+            words = f"{cell.name}: patch features, by their principal components"
+            seen.append(_picture(found[-1], words))
+        for path in sorted((folder / "eval").glob(f"*/{cell.steps:08d}.*.png")):
+            judged.append(_picture(path, f"{cell.name}: {path.parent.name}"))
+    return "".join(seen), "".join(judged)
 
 
-def _label(group: Group) -> str:
-    labels = group.cell.labels
-    return ", ".join(labels[key] for key in ("method", "data") if key in labels) or "all cells"
+def _of_references(study: Study, folder: Path) -> str:
+    found = [
+        (one.name, path)
+        for one in study.references
+        for path in sorted(references.eval_folder(one, folder).glob("*/00000000.*.png"))
+    ]
+    return "".join(_picture(path, f"{name}: {path.parent.name}") for name, path in found)
+
+
+def _picture(path: Path, words: str) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return pages.picture(f"data:image/png;base64,{data}", words)
 
 
 def _html(
@@ -152,29 +151,65 @@ def _html(
     drawn: Mapping[str, str],
 ) -> str:
     done, runs = sum(len(group.runs) for group in groups), len(study.runs(folder))
-    seconds = sum(run.seconds for group in groups for run in group.runs)
-    items = "".join(
-        f"<li><b>{html.escape(one.name)}</b>: {html.escape(one.text)}</li>" for one in stated
-    )
-    body = f"""<p class="soft">{done} of {runs} runs of {len(study.cells)} cells are done; they took
-{format_seconds(seconds)} of wall time, evaluations included. Every sentence below is made by a rule
-from the figures (webssl_jax/study/findings.py).</p>
-<h2>What it shows</h2><ul>{items or "<li>No finding is asked.</li>"}</ul>
+    seen, judged = _pictures(groups)
+    judged += _of_references(study, folder)
+    body = f"""<p class="soft">{done} of {runs} runs of {len(study.cells)} cells are done. Every
+verdict and sentence below is made by a rule from the figures
+(webssl_jax/study/findings.py).</p>
+<h2>What it shows</h2>{_answers(study, stated)}
 {"" if drawn else "<p>Nothing is measured yet.</p>"}
 {_section("Figures", drawn.get("figures", ""), _FIGURES)}
 {_section("Differences", drawn.get("differences", ""), _DIFFERENCES)}
-<h2>Cells</h2><div class="scroll">{_table(groups, known)}</div>
-<p class="soft">Mean over seeds ± standard deviation between them. runs.csv and runs.json hold every
-run with every metric, findings.json the intervals. Time is wall time of this machine; energy is not
-measured.</p>
-{_section("How they learned", _curves(groups))}{_section("What they see", _pictures(groups))}"""
+{_section("Methods and categories", _table(tables.categories(study, groups, known)), _CATEGORIES)}
+{_section("Cells", _table(tables.cells(groups, known)), _CELLS)}
+{_section("What it cost", _table(tables.cost(groups)), _machines(groups))}
+{_section("How they learned", _curves(groups))}{_section("What they see", seen)}
+{_section("What the evaluations drew", judged)}"""
     return pages.document(study.title, body)
 
 
+def _answers(study: Study, stated: Sequence[Finding]) -> str:
+    if not stated:
+        return "<p>No finding is asked.</p>"
+    table = pages.table(*tables.answers(study, stated))
+    sentences = "".join(
+        f"<li><b>{html.escape(one.name)}</b>: {html.escape(one.text)}</li>" for one in stated
+    )
+    state = " open" if len(stated) <= _MOST_SENTENCES else ""
+    return f"""<div class="scroll">{table}</div><p class="soft">{_ANSWERS}</p>
+<details{state}><summary>In sentences</summary><ul>{sentences}</ul></details>"""
+
+
+def _table(table: tables.Table) -> str:
+    heads, lines = table
+    return pages.table(heads, lines) if lines else ""
+
+
+def _machines(groups: Sequence[Group]) -> str:
+    """What the runs say of where they ran."""
+    names: dict[str, int] = {}
+    for group in groups:
+        for run in group.runs:
+            devices, cpu = run.environment.get("devices", {}), run.environment.get("cpu", "")
+            kind = f"{devices.get('count', 1)} x {devices.get('kind', 'device not recorded')}"
+            name = f"{kind}, {cpu}" if cpu else kind
+            names[name] = names.get(name, 0) + 1
+    told = "; ".join(f"{html.escape(name)} ({count} runs)" for name, count in names.items())
+    return f"{_COST} Devices a run: {told}." if told else _COST
+
+
+_ANSWERS = """▲ above zero, ▼ below zero, ? cannot tell: by the 95 % interval below each figure, of
+seeds and test items; where a cell has one seed, of items alone."""
 _FIGURES = """Small dots are runs, large ones means over seeds; a line is the least-squares fit over
 the logarithm; broken lines are features that need no training, and models that were not trained
 here."""
 _DIFFERENCES = "Bars are 95 % intervals, grey where zero lies in them."
+_CATEGORIES = """Mean of the figures of a category; ± is the standard deviation between seeds."""
+_CELLS = """Mean over seeds ± standard deviation between them. runs.csv and runs.json hold every run
+with every metric, findings.json the intervals."""
+_COST = """Sums over all runs and all their starts. Device seconds are wall time of training steps
+times devices, on a machine that may have had other work. Energy was not measured: joules are
+unknown."""
 
 
 def _section(title: str, content: str, words: str = "") -> str:
@@ -182,37 +217,3 @@ def _section(title: str, content: str, words: str = "") -> str:
         return ""
     below = f'\n<p class="soft">{words}</p>' if words else ""
     return f'<h2>{title}</h2><div class="scroll">{content}</div>{below}'
-
-
-def _table(groups: Sequence[Group], known: References) -> str:
-    metrics = results.headlines(groups)
-    heads = ["cell", "parameters", "images seen", "seeds", *metrics, "time a run"]
-    lines = []
-    for name, levels in _levels(groups, known, metrics).items():
-        cells = [name, "", "", "", *(levels.get(m, "") for m in metrics), ""]
-        lines.append(cells)
-    for group in groups:
-        cell = group.cell
-        cells = [cell.name, f"{cell.parameters:,}", f"{cell.images:,}", str(len(group.runs))]
-        cells += [_mean(group.figures(metric)) for metric in metrics]
-        seconds = float(np.mean([run.seconds for run in group.runs]))
-        lines.append([*cells, format_seconds(seconds)])
-        untrained = [_mean(group.figures(metric, untrained=True)) for metric in metrics]
-        if any(untrained):
-            lines.append([f"{cell.name}, untrained", "", "0", "", *untrained, ""])
-    return pages.table(heads, lines)
-
-
-def _mean(figures: np.ndarray) -> str:
-    spread = f" ± {figures.std(ddof=1):.3f}" if len(figures) > 1 else ""
-    return f"{figures.mean():.3f}{spread}" if len(figures) else ""
-
-
-def _levels(
-    groups: Sequence[Group], known: References, metrics: Sequence[str]
-) -> dict[str, dict[str, str]]:
-    out: dict[str, dict[str, str]] = {}
-    for metric in metrics:
-        for name, value in [*results.baselines(groups, metric).items(), *_figures(known, metric)]:
-            out.setdefault(name, {})[metric] = f"{value:.3f}"
-    return out

@@ -25,13 +25,20 @@ from webssl_jax.visuals.curves import collect
 @dataclasses.dataclass(frozen=True)
 class Measured:
     """A run that is done: its outcomes by row after the last step, those before the first, the
-    seconds that it ran, evaluations included, over all starts, and (steps, losses) of training."""
+    seconds of each kind (goodput.py) over all starts, (steps, losses) of training, and what it says
+    of its machine (environment.json)."""
 
     run: Run
     outcomes: dict[str, Outcome]
     untrained: dict[str, Outcome]
-    seconds: float
+    seconds: dict[str, float]
     losses: tuple[np.ndarray, np.ndarray]
+    environment: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def device_seconds(self) -> float:
+        """Of the steps that trained it, on all devices together."""
+        return self.seconds["step"] * self.environment.get("devices", {}).get("count", 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +76,17 @@ def read(study: Study, folder: Path) -> list[Group]:
         curves = collect(read_rows(run.workdir / "metrics.jsonl"))
         losses = curves.get("train/loss", (np.empty(0), np.empty(0)))
         seconds = seconds_of(run.workdir)
-        found[run.cell.name].append(Measured(run, last, first, seconds, losses))
+        machine = _environment(run.workdir)
+        found[run.cell.name].append(Measured(run, last, first, seconds, losses, machine))
     return [Group(cell, tuple(runs)) for cell in study.cells if (runs := found[cell.name])]
+
+
+def _environment(workdir: Path) -> dict[str, Any]:
+    """Empty where it cannot be read: it is only a record."""
+    try:
+        return dict(json.loads((workdir / "environment.json").read_text()))
+    except (OSError, ValueError):
+        return {}
 
 
 def headlines(groups: Sequence[Group]) -> list[str]:
@@ -103,7 +119,8 @@ def rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
         cell = group.cell
         for one in group.runs:
             row: dict[str, Any] = {"cell": cell.name, "seed": one.run.seed, **cell.labels}
-            row |= {"parameters": cell.parameters, "images": cell.images, "seconds": one.seconds}
+            row |= {"parameters": cell.parameters, "images": cell.images}
+            row |= {"seconds": sum(one.seconds.values()), "device_seconds": one.device_seconds}
             for name, found in one.outcomes.items():
                 row |= {f"{name}/{metric}": value for metric, value in found.metrics.items()}
             out.append(row)

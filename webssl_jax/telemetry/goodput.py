@@ -162,9 +162,9 @@ def totals(starts: list[Start]) -> dict[str, float]:
     return out
 
 
-def seconds_of(workdir: pathlib.Path) -> float:
-    """That a run took, over all its starts; 0 where it did not write them."""
-    return sum(totals(_read(workdir / "goodput.json")).values())
+def seconds_of(workdir: pathlib.Path) -> dict[str, float]:
+    """{kind of :data:`KINDS`: seconds} of a run, over all its starts; 0 where it wrote none."""
+    return totals(_read(workdir / "goodput.json"))
 
 
 def _read(path: pathlib.Path) -> list[Start]:

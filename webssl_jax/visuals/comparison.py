@@ -26,15 +26,16 @@ def draw(
     panels: Mapping[str, Mapping[str, Curves]],
     levels: Mapping[str, Sequence[tuple[str, float]]],
     marker: str = "o",
+    columns: int = 3,
 ) -> Figure:
     """Draws each run of a group thinly and their mean on top.
 
     Args:
       panels: {title: {group: (images seen (n,), shares (runs, n))}}. A group has one colour in all.
       levels: {title: [(name, share)]}, drawn as level lines.
-      marker: of each value of a mean; "" for none.
+      marker: of each value of a mean; "" for none. columns: panels beside each other, at most.
     """
-    columns = min(len(panels), 3)
+    columns = min(len(panels), columns)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(6.2 * columns, 4.6 * rows), dpi=100)
     canvas = FigureCanvasAgg(figure)

@@ -8,15 +8,16 @@ from collections.abc import Sequence
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --ink: #1c1c21; --soft: #6a6a72; --line: #dcdce2 }
 @media (prefers-color-scheme: dark) {
-  :root { --ground: #16161a; --ink: #e8e8ec; --soft: #a0a0aa; --line: #3a3a42 } }
+  :root { --ground: #16161a; --ink: #e8e8ec; --soft: #a0a0aa; --line: #3a3a42 }
+  svg { filter: brightness(1.4) } }
 body { background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
   max-width: 76rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.5rem }
 .soft { color: var(--soft) }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-size: .9rem }
-th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(--line);
-  white-space: nowrap }
+th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid var(--line);
+  white-space: pre }
 th, td:first-child { white-space: normal }
 th:first-child, td:first-child { text-align: left; min-width: 9rem }
 svg { max-width: 100%; height: auto; color: var(--ink) } svg text { fill: currentColor }
@@ -45,7 +46,7 @@ def wide_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Texts, the first of a line at the left, others at the right."""
+    """Texts, the first of a line at the left, others at the right; they may have several lines."""
     broken = [html.escape(text).replace("/", "/<wbr>") for text in heads]  # a line may end there
     head = "".join(f"<th>{text}</th>" for text in broken)
     body = "".join(
