@@ -15,10 +15,11 @@ import time
 import numpy as np
 import pytest
 from webssl_jax.configs.studies.methods import BATCH, ENCODER, RATES
+from webssl_jax.configs.studies.mini import METRICS
 
 from tests.e2e import runner as runner_of_tests
 from tests.study import fake
-from webssl_jax import config_files
+from webssl_jax import config_files, methods
 from webssl_jax.config import ConfigError, UserError
 from webssl_jax.evaluators import outcome
 from webssl_jax.methods import METHODS
@@ -26,6 +27,7 @@ from webssl_jax.study import cells, findings, page, price, references, results, 
 from webssl_jax.tools import study as tool
 from webssl_jax.tools import tpu
 from webssl_jax.visuals import save_png
+from webssl_jax.weights import networks
 
 FAKE = pathlib.Path(fake.__file__)
 WIDTHS = {"small": 32, "middle": 64, "large": 96}
@@ -333,6 +335,14 @@ def test_every_shipped_study_loads_with_findings_that_can_be():
     for name in names:
         if name != "paper":  # below
             findings.check(cells.load(name))
+    mini = cells.load("mini")
+    judged = {metric.partition("/")[0] for metric in METRICS}
+    assert judged < {*references.shared_rows(mini)}
+    shapes = {c.name: networks.Networks.of(methods.create(c.config)).encoder for c in mini.cells}
+    assert {(x.image_size, x.patch_size) for x in shapes.values()} == {(64, 8)}
+    assert shapes["mae_s"] == shapes["mae_heavy_chosen"] == shapes["mae_light_random"]
+    hours = [c.images * len(c.seeds) / c.images_per_s / 3600 for c in mini.cells]
+    assert 4 < sum(hours) < 8  # with evaluations it stays below 10
     closer = cells.load("text_rich:zoom=2,seeds=1")
     views = {cell.name: cell.config.method.view for cell in closer.cells}
     assert views["mae_heavy_chosen"].scale_max == 0.25
