@@ -6,7 +6,7 @@ a network with labels, all beside trivial features.
     webssl study mini_web:dinov2=runs/dinov2-s --workdir runs/study-mini-web
 
 Arguments: corpus = the folder of the first command (runs/mini-web); dinov2 = that of the second,
-the ceiling ("": without); seeds = 3; parts = short (an hour of one core), long (three and a half)
+the ceiling ("": without); seeds = 3; parts = short (an hour of one core), long (some four)
 or both (short+long).
 
 Recipes are those of configs/mini_web.py; the short runs differ in their length, Web-MAE's in its
