@@ -6,16 +6,19 @@ to try what may make a whole step faster, before python -m webssl_jax.plan confi
         [--config.key.path=value ...]
 
 ``--tokens`` says what a block sees of an image: crops x tokens of each, as 2x257,8x50 for Web-DINO
-at 224 and 98 pixels, 1x65 for Web-MAE's visible quarter. Stochastic depth is the config's, and the
-work that it saves does not count. Takes about a minute of CPU. The figures are those of plan, of
+at 224 and 98 pixels, 1x65 for Web-MAE's visible quarter; where positions are rotated (DINOv3), CLS,
+registers and a square of patches: 2x261,8x54. Stochastic depth is the config's, and the work that
+it saves does not count. Takes about a minute of CPU. The figures are those of plan, of
 these blocks alone (docs/plan.md).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import sys
+from typing import Any
 
 from webssl_jax import cli
 from webssl_jax import config as configs
@@ -42,7 +45,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from webssl_jax import methods
-from webssl_jax.models.blocks import block_stack, subset_size
+from webssl_jax.models.blocks import Placed, block_stack, subset_size
+from webssl_jax.models.rope import DRAWS, grid_coordinates
 from webssl_jax.models.sizes import ViTConfig
 from webssl_jax.plan import bundles, command, hlo
 from webssl_jax.plan import training as plan
@@ -112,12 +116,14 @@ def lower(
         for count, tokens in crops
     )
     x = x if len(x) > 1 else x[0]
-    stack, slots = block_stack(encoder, train=True), np.zeros(encoder.depth, int)
+    more = positions(encoder, crops)
+    stack = block_stack(encoder, train=True, placed=bool(more))
+    slots = np.zeros(encoder.depth, int)
 
     def init():
         tokens = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), x)
         rngs = dict.fromkeys(("params", "drop_path"), jax.random.key(0))
-        return {"blocks": stack.init(rngs, (tokens, None), slots)["params"]}
+        return {"blocks": stack.init(rngs, (tokens, None), slots, *more)["params"]}
 
     shapes = jax.eval_shape(init)
     params = jax.tree.map(
@@ -129,11 +135,30 @@ def lower(
     def loss(params, x):
         rngs = {"drop_path": jax.random.key(0)}
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            (y, _), _ = stack.apply({"params": params["blocks"]}, (x, None), slots, rngs=rngs)
+            (y, _), _ = stack.apply(
+                {"params": params["blocks"]}, (x, None), slots, *more, rngs=rngs
+            )
         return sum(jnp.square(t.astype(jnp.float32)).mean() for t in jax.tree.leaves(y))
 
     out = jax.tree.map(lambda leaf: leaf.sharding, (params, x))
     return jax.jit(jax.grad(loss, argnums=(0, 1)), out_shardings=out).lower(params, x)
+
+
+def positions(encoder: ViTConfig, crops: list[tuple[int, int]]) -> tuple[Any, ...]:
+    """What the blocks are told of their tokens, beside the slots; nothing without rope."""
+    if encoder.rope is None:
+        return ()
+    placed = []
+    for _, tokens in crops:
+        side = math.isqrt(max(tokens - encoder.prefix, 0))
+        if not side or side**2 + encoder.prefix != tokens:
+            raise UserError(
+                f"--tokens {tokens}: this config rotates positions; must be {encoder.prefix} and a "
+                f"square of patches, as {encoder.prefix + 49}"
+            )
+        placed.append(Placed(grid_coordinates((side, side))))
+    moved = np.zeros((encoder.depth, len(crops), DRAWS), np.float32)
+    return moved, tuple(placed) if len(placed) > 1 else placed[0]
 
 
 if __name__ == "__main__":

@@ -29,3 +29,9 @@ def test_two_blocks_run_nothing_but_the_models_products_where_everything_is_kept
 def test_crops_that_are_no_crops_are_refused(monkeypatch):
     with pytest.raises(UserError, match="--tokens 257: must be as"):
         run(monkeypatch, "--slice", "v5e-4", "--tokens", "257")
+
+
+def test_tokens_without_a_square_of_patches_are_refused_where_positions_are_rotated(monkeypatch):
+    argv = ["--config", "configs/dinov3.py:size=tiny", "--slice", "v5e-4", "--tokens", "2x41,4x13"]
+    with pytest.raises(UserError, match="--tokens 13: .* 5 and a square of patches, as 54"):
+        run(monkeypatch, *argv)
