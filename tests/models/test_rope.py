@@ -10,6 +10,7 @@ import pytest
 
 from tests.weights.samples import make_params
 from webssl_jax.models import clip, mae
+from webssl_jax.models.blocks import Placed, block_stack
 from webssl_jax.models.decoder import MAEDecoder
 from webssl_jax.models.rope import Rope, grid_coordinates, rotate
 from webssl_jax.models.sizes import ViTConfig
@@ -56,6 +57,34 @@ def test_products_of_rotated_tokens_depend_on_their_distance_alone():
     np.testing.assert_allclose(products[0, 4], products[4, 8], rtol=1e-5)  # one down, one right
     np.testing.assert_allclose(products[0, 1], products[7, 8], rtol=1e-5)
     assert abs(products[0, 1] - products[0, 3]) > 1e-3  # rows are not columns
+
+
+def test_a_rotation_by_product_is_the_same_bit_by_bit_and_so_is_its_gradient():
+    x, d = np.random.default_rng(1).standard_normal((2, 2, 10, 32), np.float32)
+    x, d = jnp.asarray(x, jnp.bfloat16), jnp.asarray(d, jnp.bfloat16)
+    rotation = Rope(8).rotation(grid_coordinates((3, 3)), prefix=1)
+
+    def both(together):
+        y, back = jax.vjp(lambda x: rotate(x, rotation, 4, together), x)
+        return np.asarray(y, np.float32), np.asarray(back(d)[0], np.float32)
+
+    for got, expected in zip(both(together=2), both(together=0)):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_saved_queries_and_keys_are_not_rotated_again_in_the_backward_pass():
+    def negations(remat):  # one a rotation, and others
+        stack = block_stack(dataclasses.replace(TINY, remat=remat), train=True, placed=True)
+
+        def loss(params):
+            places, slots = Placed(grid_coordinates((4, 4))), np.zeros(TINY.depth, int)
+            tokens = (jnp.zeros((1, 17, 16)), None)
+            return stack.apply({"params": params}, tokens, slots, None, places)[0][0].sum()
+
+        program = jax.make_jaxpr(jax.grad(loss))(draw(TINY)["params"]["blocks"])
+        return str(program).count("= neg ")
+
+    assert negations("full") - negations("named") == 2
 
 
 def draw(config):

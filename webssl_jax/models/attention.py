@@ -37,6 +37,7 @@ from webssl_jax.models.layers import (
     dense,
     layer_norm,
     on_cpu,
+    platform,
     tensor_shards,
 )
 from webssl_jax.models.rope import Rotation, rotate
@@ -93,7 +94,7 @@ def _attend(
     attended to it is the formula: neither the kernels nor the backward pass of our own know
     them."""
     if context.rotation is not None:
-        q, k = (rotate(x, context.rotation, c.heads) for x in (q, k))
+        q, k = (_rotated(c, x, context.rotation) for x in (q, k))
     if context.keys is not None:
         masked: Callable[..., jax.Array] = functools.partial(
             dot_product_attention, keys=context.keys
@@ -108,6 +109,15 @@ def _attend(
     if c.remat == "none":
         attend = cpu_attention if on_cpu() else dot_product_attention
     return _by_heads(attend, c.heads, c.causal, q, k, v)
+
+
+def _rotated(c: BlockConfig, x: jax.Array, rotation: Rotation) -> jax.Array:
+    """Queries or keys (B, T, h * d), rotated. What is saved of them for the backward pass is saved
+    after it, so that it does not run again."""
+    together = 0
+    if platform() == "tpu" and x.dtype == jnp.bfloat16:
+        together = heads_per_lanes(c.heads // tensor_shards(), c.head_dim) or 1
+    return checkpoint_name(rotate(x, rotation, c.heads, together), "qkv")
 
 
 def _by_heads(

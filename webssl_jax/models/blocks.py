@@ -7,12 +7,12 @@ leading axis L.
 What is saved of each block for the backward pass (``BlockConfig.remat``):
   none   everything; fastest where memory allows.
   full   only the block's input; the block runs a second time. Least memory.
-  most   what ``named`` keeps but the output of the second layer of a language model's MLP (w2),
-         which runs again.
+  most   what ``named`` keeps but, of a ViT, the MLP's first layers, and of a language model the
+         second of them (w2), which run again.
   dots   the outputs of linear layers; attention and element-wise operations run again.
-  named  what ``checkpoint_name`` names: q, k, v, the outputs of attention and of its output layer,
-         and the outputs of the MLP's first layers. Of the matrix products only the scores run
-         again.
+  named  what ``checkpoint_name`` names: q, k (rotated), v, the outputs of attention and of its
+         output layer, and the outputs of the MLP's first layers. Of the matrix products only the
+         scores run again.
 """
 
 from __future__ import annotations
