@@ -16,15 +16,17 @@ from webssl_jax.models.sizes import ViTConfig
 # What suits a run on such chips, by regular expressions over the names of configs. fsdp: over how
 # many devices the state is cut, the rest holding copies of it; the first that matches. Fewer send
 # fewer bytes and take more memory. named: whose products are kept for the backward pass (remat
-# "named"); where memory does not allow that, the blocks run again ("full"). Sized for 256 chips,
-# v5p for 128: on fewer a chip holds more images, so ask plan. A slice, or several, has a name of
-# its own where its chips leave CLIP more memory than that. docs/plan_table.md has what each gives;
-# the compiler's options are in webssl_jax/sharding/compiler_options.py.
+# "named"). most: whose products are kept but those of the MLP; where memory does not allow that
+# either, the blocks run again ("full"). Sized for 256 chips, v5p for 128: on fewer a chip holds
+# more images, so ask plan. A slice, or several, has a name of its own where its chips leave CLIP
+# more memory than that. docs/plan_table.md has what each gives; the compiler's options are in
+# webssl_jax/sharding/compiler_options.py.
 _SMALL_CLIP = r"clip_(b32|b16|l14|300m)(_[a-z]+)?"
 _DINOV3 = r"dinov3_(?!.*high_res).*"  # whose crops have many more tokens
 _31_GIB = {
     "fsdp": {"(web_dino_[57]|dinov3_7)b.*": 32, ".*": 16},
-    "named": rf"web_mae_.*|web_dino_[^_]+(_[a-z]+)?|{_DINOV3}|{_SMALL_CLIP}",
+    "named": rf"web_mae_.*|web_dino_[^_]+(_[a-z]+)?|(?!dinov3_7b){_DINOV3}|{_SMALL_CLIP}",
+    "most": "dinov3_7b",
 }
 PRESETS = {
     "v4": _31_GIB,
@@ -52,7 +54,8 @@ def apply_preset(config: ConfigDict, name: str) -> None:
     preset = PRESETS[name]
     ways = next(n for who, n in preset["fsdp"].items() if re.fullmatch(who, config.name))
     config.sharding.update({"replica": -1, "fsdp": ways})
-    config.model.remat = "named" if re.fullmatch(preset["named"], config.name) else "full"
+    kept = (way for way in ("named", "most") if re.fullmatch(preset.get(way, ""), config.name))
+    config.model.remat = next(kept, "full")
 
 
 def base() -> ConfigDict:

@@ -38,6 +38,9 @@ def test_a_preset_changes_sharding_and_remat_and_nothing_else(config, chip):
         ("web_dino.py:size=3b", "v5e", "full"),
         ("web_dino.py:size=7b", "v6e", "named"),
         ("dinov3.py:size=7b,stage=gram", "v5p", "named"),
+        ("dinov3.py:size=7b", "v6e", "most"),
+        ("dinov3.py:size=7b,stage=gram", "v6e", "full"),  # the Gram teacher's crops of 512 besides
+        ("dinov3.py:size=l", "v6e", "named"),
         ("dinov3.py:size=7b,stage=high_res", "v5p-512", "full"),  # many more tokens
         ("web_dino.py:size=7b,res=518", "v4", "full"),
         ("web_mae.py:size=5b", "v5e", "named"),  # it sees a quarter of the tokens
