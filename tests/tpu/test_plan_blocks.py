@@ -3,6 +3,9 @@ import pathlib
 
 import pytest
 
+from tests.tpu import programs
+from webssl_jax import config as configs
+from webssl_jax import methods
 from webssl_jax.config import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -35,3 +38,13 @@ def test_tokens_without_a_square_of_patches_are_refused_where_positions_are_rota
     argv = ["--config", "configs/dinov3.py:size=tiny", "--slice", "v5e-4", "--tokens", "2x41,4x13"]
     with pytest.raises(UserError, match="--tokens 13: .* 5 and a square of patches, as 54"):
         run(monkeypatch, *argv)
+
+
+def test_a_program_for_tpus_cuts_no_head_in_half_to_rotate_it():
+    def has_half_heads(dtype):
+        spec = ["configs/dinov3.py:size=tiny", [f"model.dtype={dtype}"]]
+        encoder = methods.create(configs.load(*spec)).encoder
+        lowered = plan_blocks.lower(encoder, programs.mesh_of("v5e-4"), [(1, 41)], images=1)
+        return "x4x16xf32>" in lowered.as_text()  # 4 heads of 32
+
+    assert has_half_heads("float32") and not has_half_heads("bfloat16")
