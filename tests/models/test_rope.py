@@ -111,16 +111,16 @@ def test_training_moves_positions_and_evaluation_does_not():
 def test_kept_patches_stand_where_they_stood_and_absent_ones_are_not_seen():
     """Six patches of each image, and the same with four more to fill up."""
     mean = dataclasses.replace(TINY, pooling="mean")
-    tree = draw(mean)
+    tree, apply = draw(mean), jax.jit(ViT(mean).apply)
     keep = np.array([[3, 1, 9, 15, 4, 8, 0, 0, 0, 0], [5, 2, 7, 6, 10, 11, 1, 1, 1, 1]])
     present = np.tile(np.arange(10) < 6, (2, 1))
-    cut = ViT(mean).apply(tree, IMAGES, keep=keep[:, :6])
-    padded = ViT(mean).apply(tree, IMAGES, keep=keep, present=present)
+    cut = apply(tree, IMAGES, keep=keep[:, :6])
+    padded = apply(tree, IMAGES, keep=keep, present=present)
     np.testing.assert_allclose(padded.patches[:, :6], cut.patches, atol=1e-5)
     for out in (cut, padded):
         np.testing.assert_allclose(out.cls, cut.patches.mean(axis=1), atol=1e-5)
-    whole = ViT(mean).apply(tree, IMAGES, keep=np.tile(np.arange(16), (2, 1)))
-    shuffled = ViT(mean).apply(tree, IMAGES, keep=np.tile(np.arange(16)[::-1], (2, 1)))
+    whole = apply(tree, IMAGES, keep=np.tile(np.arange(16), (2, 1)))
+    shuffled = apply(tree, IMAGES, keep=np.tile(np.arange(16)[::-1], (2, 1)))
     np.testing.assert_allclose(shuffled.patches[:, ::-1], whole.patches, atol=1e-5)
 
 
