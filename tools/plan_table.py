@@ -45,7 +45,10 @@ CONFIGS = (
     *(f"clip.py:size={size}" for size in ("7b", "1b", "l14", "300m", "5b", "3b", "2b")),
 )
 # of some slices alone
-MORE = {"v5p-512": ("dinov3.py:size=7b", "dinov3.py:size=7b,stage=gram")}
+MORE = {
+    "v5p-512": ("dinov3.py:size=7b", "dinov3.py:size=7b,stage=gram"),
+    "v6e-256": ("dinov3.py:size=7b",),
+}
 KEPT = (
     "fits spare_gib peak_hbm_gib state_gib mesh global_batch executed_over_model_flops compute_s "
     "exposed_ici_s wire_gb exposed_gb dcn_gb mfu_modelled mfu_with_exposed_ici attainable_s "
