@@ -28,6 +28,7 @@ from webssl_jax.sharding import slices
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "docs" / "plan_table.json"
 PAGE = ROOT / "docs" / "plan_table.md"
+CALIBRATION = ROOT / "docs" / "plan_calibration.json"  # of tools/calibrate_plan.py
 PLAN = ["-m", "webssl_jax.plan"]
 # with the presets that suit them
 SLICES = {
@@ -134,13 +135,14 @@ def compile_row(argv: list[str]) -> dict | None:
 
 
 def revision() -> str:
-    """Of the code: the commit, with + where files besides the table's own were changed since."""
+    """Of the code: the commit, with + where files besides the figures were changed since."""
 
     def git(*arguments: str) -> str:
         made = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
         return made.stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!docs/plan_table.*")
+    own = (":!docs/plan_table.*", ":!docs/plan_calibration.json")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *own)
     return git("rev-parse", "--short", "HEAD") + "+" * bool(changed)
 
 

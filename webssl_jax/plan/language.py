@@ -11,8 +11,9 @@ devices.
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -91,28 +92,41 @@ def plan_language(
     began = time.process_time()
     with nothing_runs():
         lowered = (_reading if reads else _training)(config, mesh, texts, tokens)
+    known = {"model_flops": flops, "global_batch": texts, "chips": result["chips"]}
     try:
-        compiled = compile_or_refuse(lowered)
+        found = measure(lowered, slice_, mesh, known)
     except OutOfMemory as refusal:
         gone = dict.fromkeys(("tokens_per_s", "mfu_with_exposed_ici", "mfu_attainable"))
         fits = {"fits": False, "peak_hbm_gib": refusal.needs, "error": str(refusal)}
         return result | gone | fits | {"compile_cpu_s": time.process_time() - began}
-    text, memory = compiled.as_text(), compiled.memory_analysis()
-    assert text is not None and memory is not None  # a compiler for TPUs gives both
-    known = {"model_flops": flops, "global_batch": texts, "chips": result["chips"]}
-    kernels = bundles.cycles(hlo.kernels_of(text), slice_)
-    modelled = speed(hlo.cost(text, kernels), slice_, mesh, known, 1)
+    kept = "peak_hbm_gib mfu_with_exposed_ici attainable_s mfu_attainable limits worst".split()
     return result | {
         "fits": True,
         "error": None,
-        "peak_hbm_gib": memory.peak_memory_in_bytes / _GIB,
-        "tokens_per_s": modelled["images_per_s"] * tokens,
-        "mfu_with_exposed_ici": modelled["mfu_with_exposed_ici"],
-        **limit(text, slice_, kernels, modelled),
+        "tokens_per_s": found["images_per_s"] * tokens,
+        **{key: found[key] for key in kept},
         "compile_cpu_s": time.process_time() - began,
         "ignored": list(IGNORED),
         "versions": {name: environment.package_versions()[name] for name in ("jax", "libtpu")},
     }
+
+
+def measure(
+    lowered: jax.stages.Lowered, slice_: slices.Slice, mesh: Mesh, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What ``training.speed`` and ``training.limit`` say of a step, once compiled, and
+    ``peak_hbm_gib``. known: its ``model_flops``, ``global_batch`` and ``chips``.
+
+    Raises:
+      OutOfMemory: if it does not fit.
+    """
+    compiled = compile_or_refuse(lowered)
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    assert text is not None and memory is not None  # a compiler for TPUs gives both
+    kernels = bundles.cycles(hlo.kernels_of(text), slice_)
+    modelled = speed(hlo.cost(text, kernels), slice_, mesh, known, 1)
+    modelled["peak_hbm_gib"] = memory.peak_memory_in_bytes / _GIB
+    return modelled | limit(text, slice_, kernels, modelled)
 
 
 def _abstract(tree: Any, mesh: Mesh, dtype: Any = None) -> Any:
@@ -136,15 +150,29 @@ def _reading(config: DecoderConfig, mesh: Mesh, texts: int, tokens: int) -> jax.
 
 
 def _training(config: DecoderConfig, mesh: Mesh, texts: int, tokens: int) -> jax.stages.Lowered:
-    params = _abstract(decoder.template(config), mesh)
+    loss = functools.partial(_next_token_loss, config)
+    return lower_training(loss, decoder.template(config), mesh, (texts, tokens))
+
+
+def lower_training(
+    loss: Callable[[Any, jax.Array], jax.Array],
+    params: Any,
+    mesh: Mesh,
+    shape: tuple[int, int],
+    options: Mapping[str, Any] | None = None,
+) -> jax.stages.Lowered:
+    """A whole step on abstract arrays: the gradient of ``loss(params, ids)``, clipped, and AdamW;
+    the state is cut by ``rules``. params: a template. shape: of ids, (texts, tokens). options: of
+    the compiler, those of a run on such chips by default."""
+    params = _abstract(params, mesh)
     moments = _abstract(jax.eval_shape(_ADAMW.init, params), mesh)
 
     def step(params: Any, moments: Any, ids: jax.Array) -> tuple[Any, Any, jax.Array]:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for models/layers.on_batch
-            loss, grads = jax.value_and_grad(_next_token_loss, argnums=1)(config, params, ids)
+            value, grads = jax.value_and_grad(loss)(params, ids)
             grads, _ = _ADAMW.clip_gradients(grads)
             values = {name: jnp.float32(value) for name, value in _RATES.items()}
-            return *_ADAMW.update(grads, moments, params, values), loss
+            return *_ADAMW.update(grads, moments, params, values), value
 
     laid = jax.tree.map(lambda x: x.sharding, (params, moments))
     whole = meshes.replicated(mesh)
@@ -152,9 +180,9 @@ def _training(config: DecoderConfig, mesh: Mesh, texts: int, tokens: int) -> jax
         step,
         donate_argnums=(0, 1),
         out_shardings=(*laid, whole),
-        compiler_options=compiler_options.of(mesh),
+        compiler_options=compiler_options.of(mesh) if options is None else dict(options),
     )
-    return jitted.lower(params, moments, _batch(mesh, texts, tokens, jnp.int32))
+    return jitted.lower(params, moments, _batch(mesh, *shape, jnp.int32))
 
 
 def _next_token_loss(config: DecoderConfig, params: Any, ids: jax.Array) -> jax.Array:
