@@ -14,12 +14,17 @@ chip or slice (configs/common.py). The figures are those of ``python -m webssl_j
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 import re
+import statistics
 import subprocess
 import sys
 import time
+from typing import NamedTuple
+
+from scipy import special
 
 from webssl_jax import cli
 from webssl_jax.config import UserError
@@ -84,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         if found:
             figures[row] = found
             FIGURES.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
-    PAGE.write_text(page(figures))
+    PAGE.write_text(page(figures, factor(json.loads(CALIBRATION.read_text()))))
     print(f"{PAGE}: {len(figures)} of {len(rows())} rows")
     return 1 if failed else 0
 
@@ -146,8 +151,35 @@ def revision() -> str:
     return git("rev-parse", "--short", "HEAD") + "+" * bool(changed)
 
 
-def page(figures: dict) -> str:
-    """The page, from the figures."""
+class Factor(NamedTuple):
+    """By which a modelled MFU is to be multiplied: the likeliest value and the ends of the interval
+    in which 9 of 10 programs should lie; from ``count`` measurements."""
+
+    low: float
+    middle: float
+    high: float
+    count: int
+
+    def of(self, mfu: float, attainable: float = 1.0) -> str:
+        """What to expect of a modelled MFU, with its interval, in percent; at most what is
+        attainable."""
+        low, middle, high = (100 * min(mfu * x, attainable) for x in self[:3])
+        return f"{middle:.0f}% ({low:.0f} to {high:.0f})"
+
+
+def factor(calibration: dict, place: str = "") -> Factor:
+    """Of the rows of docs/plan_calibration.json that fit and whose slice begins with ``place``: the
+    geometric mean of measured / modelled, and the 90% prediction interval of one more (Student's t
+    on logarithms: wider than the scatter, as there are few)."""
+    rows = [(name.partition("@")[2], r) for name, r in calibration.items()]
+    logs = [math.log(r["factor"]) for at, r in rows if r["fits"] and at.startswith(place)]
+    middle, count = statistics.fmean(logs), len(logs)
+    half = float(special.stdtrit(count - 1, 0.95)) * statistics.stdev(logs) * (1 + 1 / count) ** 0.5
+    return Factor(*(math.exp(x) for x in (middle - half, middle, middle + half)), count)
+
+
+def page(figures: dict, expected: Factor) -> str:
+    """The page, from the figures. expected: of measurements, as :func:`factor`."""
     lines = [
         "# Every paper config on every slice",
         "",
@@ -156,29 +188,36 @@ def page(figures: dict) -> str:
         "suits its slice. MFU is modelled, with exposed ICI; attainable is the limit of that",
         "program, of rows compiled since `plan` knows it; `x` is executed over model flops; GB are",
         "sent by a device in a step, and in brackets exposed.",
+        "",
+        f"Expected is the modelled MFU times {expected.middle:.2f} ({expected.low:.2f} to"
+        f" {expected.high:.2f}): the mean of measured / modelled of {expected.count}",
+        "runs of others, and the interval of 9 in 10 further programs, at most what is attainable.",
+        "Those were decoders of 16 to 128 billion parameters on v5e and v5p: smaller encoders and",
+        "other chips may lie outside ([Modelled and measured](plan.md#modelled-and-measured)).",
     ]
     for place in SLICES:
         lines += ["", f"## {place}", "", "| Config | batch | peak GiB (spare) | x | GB | MFU |"]
-        lines[-1] += " attainable | images/s | chip-hours |"
-        lines.append("| --- |" + " ---: |" * 8)
+        lines[-1] += " expected | attainable | images/s | chip-hours |"
+        lines.append("| --- |" + " ---: |" * 9)
         for config in configs_of(place):
-            lines.append(_line(config, figures.get(f"{config}@{place}")))
+            lines.append(_line(config, figures.get(f"{config}@{place}"), expected))
     return "\n".join(lines) + "\n"
 
 
-def _line(config: str, r: dict | None) -> str:
+def _line(config: str, r: dict | None, expected: Factor) -> str:
     name = config.replace(".py:size=", " ")
     if r is None:
-        return f"| {name} | | not compiled yet | | | | | | |"
+        return f"| {name} | | not compiled yet | | | | | | | |"
     memory = f"{r['peak_hbm_gib']:.1f} ({r['spare_gib']:.1f})"
     if not r["fits"]:
-        return f"| {name} | {r['global_batch']:,} | does not fit: {memory} | | | | | | |"
+        return f"| {name} | {r['global_batch']:,} | does not fit: {memory} | | | | | | | |"
     cells = (
         f"{r['global_batch']:,}",
         memory,
         f"{r['executed_over_model_flops']:.2f}",
         f"{r['wire_gb']:.0f} ({r['exposed_gb']:.0f})",
         f"{100 * r['mfu_with_exposed_ici']:.1f}%",
+        expected.of(r["mfu_with_exposed_ici"], r.get("mfu_attainable", 1.0)),
         f"{100 * r['mfu_attainable']:.1f}%" if "mfu_attainable" in r else "",
         f"{r['images_per_s']:,.0f}",
         f"{r['chip_hours']:,.0f}",

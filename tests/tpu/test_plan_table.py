@@ -1,16 +1,28 @@
 import importlib.util
 import json
+import math
 import pathlib
 import subprocess
+import sys
 
 import pytest
 
+from webssl_jax import params
 from webssl_jax.config import UserError
+from webssl_jax.language import decoder
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-_spec = importlib.util.spec_from_file_location("plan_table", ROOT / "tools" / "plan_table.py")
-plan_table = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(plan_table)
+
+
+def _tool(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+plan_table = _tool("plan_table")
+calibrate_plan = _tool("calibrate_plan")  # which imports the other
 
 # A plan in no time: the figures of --json, the fits of the second config refused.
 PLAN = """
@@ -81,8 +93,50 @@ def test_every_row_has_a_command():
 def test_the_committed_page_has_all_rows_and_says_what_the_committed_figures_say():
     docs = ROOT / "docs"
     figures = json.loads((docs / "plan_table.json").read_text())
-    assert (docs / "plan_table.md").read_text() == plan_table.page(figures)
+    expected = plan_table.factor(json.loads((docs / "plan_calibration.json").read_text()))
+    assert (docs / "plan_table.md").read_text() == plan_table.page(figures, expected)
     assert set(figures) == set(plan_table.rows())
+
+
+def test_the_committed_factors_follow_from_the_committed_measurements():
+    figures = json.loads(plan_table.CALIBRATION.read_text())
+    text = (ROOT / "docs" / "plan.md").read_text()
+    assert calibrate_plan.table(figures) in text
+    assert calibrate_plan.summary(figures) in text
+    assert sum(r["fits"] for r in figures.values()) >= 6
+    for name, r in figures.items():
+        row = calibrate_plan.ROWS[name]
+        assert r["mfu_measured"] == row.mfu
+        if r["fits"]:
+            step_s = row.mfu / r["factor"] / r["mfu_with_exposed_ici"]
+            step_s = (r["compute_s"] + r["exposed_ici_s"]) / step_s + r["skipped_s"]
+            assert step_s == pytest.approx(r["compute_s"] + r["exposed_ici_s"])
+            assert 0 < r["skipped_s"] < 0.1 * step_s
+            assert {k: r[k] for k in ("skipped_s", "factor")} == calibrate_plan.compared(row, r)
+            assert r["mfu_attainable"] > row.mfu  # the docs say that none was above it
+
+
+def test_flops_of_a_measured_row_are_those_that_maxtext_printed():
+    """Its log of Llama 3.1 8B on a v6e-256: 417.397 TFLOP/s and 7207.336 tokens/s a device."""
+    row = calibrate_plan.ROWS["llama-3.1-8b@v6e-256"]
+    parameters = params.count(decoder.template(row.network))
+    assert row.flops(1, parameters) / row.tokens == pytest.approx(417.397e12 / 7207.336, rel=1e-4)
+    assert 417.397e12 / 918e12 == pytest.approx(row.mfu, abs=2e-4)
+
+
+def test_a_factor_is_a_mean_with_the_interval_of_one_more_program():
+    def row(factor, fits=True):
+        return {"factor": factor, "fits": fits}
+
+    rows = {"a@v5e-256": row(0.8), "b@v5e-256": row(1.25), "c@v5p-128": row(1.0)}
+    rows["d@v5p-128"] = row(7.0, fits=False)
+    low, middle, high, count = plan_table.factor(rows)
+    assert (middle, count) == (pytest.approx(1.0), 3)
+    # by hand: ln 1.25 = 0.22314 is the standard deviation, too; Student's t of 2 degrees 2.91999
+    assert high == pytest.approx(math.exp(2.91999 * 0.22314 * math.sqrt(4 / 3)), rel=1e-4)
+    assert low == pytest.approx(1 / high)
+    assert plan_table.factor(rows, "v5e").count == 2
+    assert plan_table.Factor(0.5, 0.9, 3.0, 3).of(0.4, 0.7) == "36% (20 to 70)"
 
 
 def test_the_revision_is_of_the_code_and_not_of_the_table_that_grows(monkeypatch, tmp_path):
