@@ -10,9 +10,9 @@ zoom = how much closer than the recipe's its crops are: of sides so many times s
 small letters are seen; side = of Web-MAE's images in pixels, 32 or 64.
 
 Recipes are those of configs/mini_web.py; Web-MAE's of 32 pixels is the short one of
-docs/mini_web.md, with patches of 4. configs/studies/text_rich.py is the comparison: at 64 pixels the
-light filter teaches to read no better than a random draw, at 32 nothing reads (docs/curation.md has
-the tables).
+docs/mini_web.md, with patches of 4. configs/studies/text_rich.py is the comparison: at 64 pixels
+the light filter teaches to read no better than a random draw, at 32 nothing reads
+(docs/curation.md has the tables).
 """
 
 from webssl_jax.config import ConfigError, parse_arg
