@@ -38,6 +38,7 @@ was chosen for these.
 
 from ml_collections import ConfigDict
 from webssl_jax.configs.evals import labelled, mini_web, reading
+from webssl_jax.configs.studies import mini_web as mini_web_study
 from webssl_jax.configs.studies import text_rich
 
 from webssl_jax.config import parse_arg
@@ -102,9 +103,7 @@ def get_config(arg=None):
         "categories": CATEGORIES,
         "findings": _findings(),
     }
-    if arg.dinov2:
-        reference = {"name": "DINOv2-S/14", "model": arg.dinov2, "eval_size": 98}
-        study["references"] = {"dinov2_s": reference}
+    study["references"] = mini_web_study.references(arg.dinov2)
     return ConfigDict(study)
 
 

@@ -73,7 +73,12 @@ def get_config(arg=None):
         "seeds": arg.seeds,
         "findings": findings,
     }
-    if arg.dinov2:
-        reference = {"name": "DINOv2-S/14", "model": arg.dinov2, "eval_size": 98}
-        study["references"] = {"dinov2_s": reference}
+    study["references"] = references(arg.dinov2)
     return ConfigDict(study)
+
+
+def references(dinov2):
+    """{name: reference}: the real DINOv2-S in the folder ``dinov2``, on seven patches a side; none
+    for ""."""
+    found = {"name": "DINOv2-S/14", "model": dinov2, "eval_size": 98}
+    return {"dinov2_s": found} if dinov2 else {}

@@ -171,12 +171,12 @@ verdict and sentence below is made by a rule from the figures
 def _answers(study: Study, stated: Sequence[Finding]) -> str:
     if not stated:
         return "<p>No finding is asked.</p>"
-    table = pages.table(*tables.answers(study, stated))
+    table = pages.wide_table(*tables.answers(study, stated))
     sentences = "".join(
         f"<li><b>{html.escape(one.name)}</b>: {html.escape(one.text)}</li>" for one in stated
     )
     state = " open" if len(stated) <= _MOST_SENTENCES else ""
-    return f"""<div class="scroll">{table}</div><p class="soft">{_ANSWERS}</p>
+    return f"""{table}<p class="soft">{_ANSWERS}</p>
 <details{state}><summary>In sentences</summary><ul>{sentences}</ul></details>"""
 
 
