@@ -191,6 +191,7 @@ def test_a_wheel_alone_trains_evaluates_and_exports(installed):
         ("", "error: no command; webssl --help"),
         ("train --config configs/clip.py --workdir x", "the shipped config is --config clip"),
         ("plan-table", "docs: no such folder; the table is the repository's"),
+        ("calibrate-plan", "docs: no such folder; the table is the repository's"),
         ("tpu install x --zone z", "error: install: brings a checkout to the machines"),
     ],
 )

@@ -22,8 +22,6 @@ import sys
 import time
 from typing import Any
 
-import plan_table
-
 from webssl_jax import cli
 
 
@@ -56,6 +54,7 @@ from webssl_jax.plan.training import OutOfMemory, nothing_runs
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.sharding import slices
 from webssl_jax.telemetry.throughput import PEAK_FLOPS
+from webssl_jax.tools import plan_table
 
 FIGURES = plan_table.CALIBRATION
 KEPT = (
@@ -447,6 +446,7 @@ def summary(figures: dict[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The entry point. Returns 0."""
     args = _parser().parse_args(argv)
+    plan_table.check_checkout()
     if jax.config.values["jax_platforms"] != "cpu":
         jax.config.update("jax_platforms", "cpu")
     figures = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}

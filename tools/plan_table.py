@@ -62,6 +62,14 @@ KEPT = (
 ).split()
 
 
+def check_checkout() -> None:
+    """Raises UserError where there are no docs beside the tools: in an installed wheel."""
+    if not PAGE.parent.is_dir():
+        raise UserError(
+            f"{PAGE.parent}: no such folder; the table is the repository's: run this there"
+        )
+
+
 def main(argv: list[str] | None = None) -> int:
     """The entry point. Returns 0, or 1 when a row could not be compiled."""
     parser = cli.ArgumentParser(description=__doc__)
@@ -70,10 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     what.add_argument("--next", type=int, default=0, metavar="N")
     what.add_argument("--list", action="store_true")
     args = parser.parse_args(argv)
-    if not PAGE.parent.is_dir():
-        raise UserError(
-            f"{PAGE.parent}: no such folder; the table is the repository's: run this there"
-        )
+    check_checkout()
     figures = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     missing = [row for row in rows() if row not in figures]
     if args.list:

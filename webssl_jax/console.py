@@ -35,6 +35,7 @@ TOOLS = {
     "build_corpus": "build the embedded corpus anew",
     "plan_blocks": "compile two blocks of an encoder for a TPU slice",
     "plan_table": "compile the table of docs/plan_table.md",
+    "calibrate_plan": "compile steps whose MFU was published, beside the measured",
     "bench_checkpoint": "measure how long a checkpoint takes",
     "bench_loader": "measure the loader beside torch's",
     "bench_step": "measure a train step beside PyTorch's",

@@ -1,28 +1,17 @@
-import importlib.util
 import json
 import math
 import pathlib
 import subprocess
-import sys
 
 import pytest
 
 from webssl_jax import params
 from webssl_jax.config import UserError
 from webssl_jax.language import decoder
+from webssl_jax.tools import calibrate_plan, plan_table
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
-
-def _tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-plan_table = _tool("plan_table")
-calibrate_plan = _tool("calibrate_plan")  # which imports the other
 
 # A plan in no time: the figures of --json, the fits of the second config refused.
 PLAN = """
