@@ -15,7 +15,8 @@ folder that this machine and the slices see.
 Nothing that is done is done again; whatever stopped it, the same command goes on. What comes of it
 lies in DIR: index.html (the page), figures.png, runs.csv, runs.json, findings.json; the runs lie in
 DIR/cells/CELL/seedN, each an ordinary run with its train.log. The page is written anew at the end,
-and at any time by --page-only.
+and at any time by --page-only. outcomes.zip holds all that findings, tables and figures are made
+of: --outcomes ZIP writes the page of it in an empty DIR, without the runs and their pictures.
 
 Exit codes: 0 all runs are done · 1 some failed, and are named · 2 bad input, one line · 130 stopped
 by Ctrl-C, all state saved.
@@ -46,6 +47,12 @@ def _parser() -> cli.ArgumentParser:
     parser.add_argument("--tpu", default="", metavar="FLAGS", help="of tools/tpu.py babysit")
     parser.add_argument("--plan-table", type=pathlib.Path, default=price.TABLE, metavar="FILE")
     parser.add_argument("--page-only", action="store_true", help="write the page of what is done")
+    parser.add_argument(
+        "--outcomes",
+        type=pathlib.Path,
+        metavar="ZIP",
+        help="of a study that was run elsewhere: write its page here",
+    )
     return parser
 
 
@@ -82,6 +89,10 @@ def main(argv: list[str] | None = None) -> int:
                 print(shlex.join(start(run)))
         for reference in study.references:
             print(shlex.join(references.command(study, reference, args.workdir)))
+        return 0
+    if args.outcomes:
+        args.workdir.mkdir(parents=True, exist_ok=True)
+        _tell(study, args.workdir, args.outcomes)
         return 0
     if args.page_only:
         if not args.workdir.is_dir():
@@ -140,8 +151,8 @@ def _done(run: cells.Run) -> bool:
         return False
 
 
-def _tell(study: cells.Study, folder: pathlib.Path) -> None:
-    for one in page.write(study, folder):
+def _tell(study: cells.Study, folder: pathlib.Path, stored: pathlib.Path | None = None) -> None:
+    for one in page.write(study, folder, stored):
         print(f"{one.name}: {one.text}")
     print(f"  {folder / 'index.html'}")
 

@@ -23,7 +23,17 @@ from webssl_jax import config_files, methods
 from webssl_jax.config import ConfigError, UserError
 from webssl_jax.evaluators import outcome
 from webssl_jax.methods import METHODS
-from webssl_jax.study import cells, findings, page, price, references, results, runner, tables
+from webssl_jax.study import (
+    archive,
+    cells,
+    findings,
+    page,
+    price,
+    references,
+    results,
+    runner,
+    tables,
+)
 from webssl_jax.tools import study as tool
 from webssl_jax.tools import tpu
 from webssl_jax.visuals import save_png
@@ -154,6 +164,33 @@ def test_the_page_holds_every_figure_and_what_is_missing(done, tmp_path):
     empty = page.write(study, tmp_path)
     assert {one.verdict for one in empty} == {findings.MISSING}
     assert "Nothing is measured yet" in (tmp_path / "index.html").read_text()
+
+
+def test_a_page_is_made_again_of_its_stored_outcomes_without_the_runs(done, tmp_path):
+    study, folder = done
+    known = {"half": {"knn": fake.judged(0.5, 0)}}
+    groups = results.read(study, folder)
+    stored = tmp_path / "outcomes.zip"
+    archive.write(stored, groups, known)
+    again, level = archive.read(study, stored)
+    assert findings.state(study, again) == findings.state(study, groups)
+    assert results.rows(again) == results.rows(groups)
+    assert tables.cells(again, level) == tables.cells(groups, known)
+    assert tables.cost(again) == tables.cost(groups)
+    first, second = (each[0].runs[0] for each in (groups, again))
+    np.testing.assert_array_equal(first.losses, second.losses)
+    archive.write(tmp_path / "same.zip", again, level)
+    assert stored.read_bytes() == (tmp_path / "same.zip").read_bytes()
+    file = write(tmp_path / "asked.py")
+    arguments = ["--workdir", str(tmp_path / "new"), "--outcomes"]
+    assert tool.main([file, *arguments, str(stored)]) == 0
+    assert "6 of 6 runs of 3 cells are done" in (tmp_path / "new" / "index.html").read_text()
+    other = cells.load(write(tmp_path / "other.py", {"small": 32}))
+    with pytest.raises(UserError, match="has a cell large of 10 steps, which the study other has"):
+        archive.read(other, stored)
+    stored.write_bytes(stored.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"outcomes\.zip: cannot be read \(BadZipFile"):
+        archive.read(study, stored)
 
 
 def test_tables_have_means_of_categories_answers_by_question_and_what_it_cost(done):

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from webssl_jax.config import UserError
-from webssl_jax.files import write_bytes, write_json
+from webssl_jax.files import write_bytes
 from webssl_jax.visuals import save_png
 
 _BASELINE = "baselines"
@@ -81,15 +81,21 @@ class Outcome:
 
     def _write(self, path: pathlib.Path, known: Mapping[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        text, arrays = self.encoded(known)
+        write_bytes(path.with_suffix(".npz"), arrays)
+        for name, picture in self.pictures.items():
+            save_png(path.with_suffix(f".{name}.png"), picture)
+        write_bytes(path, text)
+
+    def encoded(self, known: Mapping[str, Any] | None = None) -> tuple[bytes, bytes]:
+        """What :meth:`write` writes as ``.json`` and as ``.npz``."""
         arrays = dict(self.items)
         for name, baseline in self.baselines.items():
             arrays |= {f"{_BASELINE}/{name}/{key}": x for key, x in baseline.items.items()}
         stream = io.BytesIO()
         np.savez_compressed(stream, allow_pickle=False, **arrays)
-        write_bytes(path.with_suffix(".npz"), stream.getvalue())
-        for name, picture in self.pictures.items():
-            save_png(path.with_suffix(f".{name}.png"), picture)
-        write_json(path, self._plain() | {"known": dict(known)})
+        row = self._plain() | {"known": dict(known or {})}
+        return f"{json.dumps(row, indent=1)}\n".encode(), stream.getvalue()
 
     def _plain(self) -> dict[str, Any]:
         row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

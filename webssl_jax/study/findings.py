@@ -95,11 +95,17 @@ def _check_metric(study: Study, metric: str, where: str) -> None:
 
 def state(study: Study, groups: Sequence[Group]) -> list[Finding]:
     """All findings of a study, of the runs that are done."""
-    return [_KINDS[row["kind"]](name, row, study, groups) for name, row in study.findings.items()]
+    drawn: dict[str, Draws] = {}
+    stated = []
+    for name, row in study.findings.items():
+        if (metric := row["metric"]) not in drawn:
+            drawn[metric] = Draws(groups, metric)
+        stated.append(_KINDS[row["kind"]](name, row, study, groups, drawn[metric]))
+    return stated
 
 
 class Draws:
-    """Bootstrap draws of the figures of cells.
+    """Bootstrap draws of one metric of the cells that have it.
 
     values: {cell: mean over its seeds}. draws: {cell: (DRAWS,)}.
     """
@@ -110,7 +116,6 @@ class Draws:
         weights: dict[str, np.ndarray] = {}
         self.values: dict[str, float] = {}
         self.draws: dict[str, np.ndarray] = {}
-        self.seeds = min((len(group.figures(metric)) for group in groups), default=0)
         for group in groups:
             figures = group.figures(metric)
             if not len(figures):
@@ -139,34 +144,34 @@ def x_of(cell: Cell, x: str) -> int:
     return cell.parameters if x == "parameters" else cell.images
 
 
-def slope(x: np.ndarray, figures: Mapping[str, Any]) -> Any:
+def slope(x: np.ndarray, figures: Sequence[Any]) -> Any:
     """Of the least-squares line over log10 ``x``; of figures or arrays of draws."""
     log = np.log10(x)
     centred = log - log.mean()
-    return np.tensordot(centred / (centred @ centred), np.stack(list(figures.values())), 1)
+    return np.tensordot(centred / (centred @ centred), np.stack(figures), 1)
 
 
-def _slope(name: str, row: Row, study: Study, groups: Sequence[Group]) -> Finding:
+def _slope(name: str, row: Row, study: Study, groups: Sequence[Group], draws: Draws) -> Finding:
     groups = _measured(row, study, groups)
     x = np.array([x_of(group.cell, row["x"]) for group in groups], float)
     if len(set(x.tolist())) < 2:
         return _missing(name, row, "two sizes at least" if row["x"] == "parameters" else "")
-    draws = Draws(groups, row["metric"])
-    value, low, high = draws.interval(lambda figures: slope(x, figures))
+    names = [group.cell.name for group in groups]
+    result = draws.interval(lambda figures: slope(x, [figures[name] for name in names]))
+    value = result[0]
     words = {
         RISES: f"{row['metric']} rises by {value:+.3f} with ten times the {row['x']}",
         FALLS: f"{row['metric']} falls by {value:+.3f} with ten times the {row['x']}",
         UNCLEAR: f"whether {row['metric']} changes with the {row['x']} cannot be told "
         f"({value:+.3f} with ten times as many)",
     }
-    return _finding(name, row, words, (value, low, high), draws, f"{len(groups)} cells")
+    return _finding(name, row, words, result, groups, f"{len(groups)} cells")
 
 
-def _gain(name: str, row: Row, study: Study, groups: Sequence[Group]) -> Finding:
+def _gain(name: str, row: Row, study: Study, groups: Sequence[Group], draws: Draws) -> Finding:
     groups = sorted(_measured(row, study, groups), key=lambda g: x_of(g.cell, row["x"]))[-2:]
     if len(groups) < 2:
         return _missing(name, row, "")
-    draws = Draws(groups, row["metric"])
     before, after = (group.cell for group in groups)
     result = draws.interval(lambda figures: figures[after.name] - figures[before.name])
     step = f"{x_of(before, row['x']):,} to {x_of(after, row['x']):,} {row['x']}"
@@ -176,14 +181,15 @@ def _gain(name: str, row: Row, study: Study, groups: Sequence[Group]) -> Finding
         UNCLEAR: f"whether the step from {step} gains {row['metric']} cannot be told "
         f"({result[0]:+.3f})",
     }
-    return _finding(name, row, words, result, draws, "")
+    return _finding(name, row, words, result, groups, "")
 
 
-def _difference(name: str, row: Row, study: Study, groups: Sequence[Group]) -> Finding:
+def _difference(
+    name: str, row: Row, study: Study, groups: Sequence[Group], draws: Draws
+) -> Finding:
     sides = [_measured({"cells": row[key], **row}, study, groups) for key in ("a", "b")]
     if not all(len(side) == 1 for side in sides):
         return _missing(name, row, "")
-    draws = Draws([side[0] for side in sides], row["metric"])
     a, b = (side[0].cell.name for side in sides)
     result = draws.interval(lambda figures: figures[a] - figures[b])
     words = {
@@ -192,17 +198,16 @@ def _difference(name: str, row: Row, study: Study, groups: Sequence[Group]) -> F
         UNCLEAR: f"which of the cells {a} and {b} has more {row['metric']} cannot be told "
         f"({result[0]:+.3f})",
     }
-    return _finding(name, row, words, result, draws, "")
+    return _finding(name, row, words, result, [side[0] for side in sides], "")
 
 
-def _above(name: str, row: Row, study: Study, groups: Sequence[Group]) -> Finding:
+def _above(name: str, row: Row, study: Study, groups: Sequence[Group], draws: Draws) -> Finding:
     groups = _measured(row, study, groups)
     eval_row, _, metric = row["metric"].partition("/")
     levels = [one.baselines.get(row["baseline"]) for g in groups for one in g.outcomes(eval_row)]
     if not groups or not all(levels):
         return _missing(name, row, f"{row['baseline']} among its baselines")
-    draws = Draws(groups, row["metric"])
-    best = max(draws.values, key=draws.values.__getitem__)
+    best = max((group.cell.name for group in groups), key=draws.values.__getitem__)
     level = levels[0]
     assert level is not None
     rival = level.metrics[metric]
@@ -215,7 +220,7 @@ def _above(name: str, row: Row, study: Study, groups: Sequence[Group]) -> Findin
         UNCLEAR: f"whether the best cell, {best}, is above the {row['baseline']} in "
         f"{row['metric']} cannot be told ({result[0]:+.3f})",
     }
-    return _finding(name, row, words, result, draws, "best of its cells: chosen on these items")
+    return _finding(name, row, words, result, groups, "best of its cells: chosen on these items")
 
 
 _KINDS = {"slope": _slope, "gain": _gain, "difference": _difference, "above": _above}
@@ -236,7 +241,7 @@ def _finding(
     row: Row,
     words: Mapping[str, str],
     result: tuple[float, float, float],
-    draws: Draws,
+    groups: Sequence[Group],
     more: str,
 ) -> Finding:
     value, low, high = result
@@ -244,7 +249,8 @@ def _finding(
     text = words[verdict]
     notes = [f"95 % interval {low:+.3f} to {high:+.3f}"]
     notes += [more] if more else []
-    notes.append(f"{draws.seeds} seeds" if draws.seeds > 1 else "one seed, so only of the items")
+    seeds = min(len(group.figures(row["metric"])) for group in groups)
+    notes.append(f"{seeds} seeds" if seeds > 1 else "one seed, so only of the items")
     good = {RISES: "better", FALLS: "worse"}
     if row.get("lower_is_better"):
         good = {RISES: "worse", FALLS: "better"}

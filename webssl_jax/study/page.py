@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from webssl_jax.files import write_text
-from webssl_jax.study import findings, references, results, tables
+from webssl_jax.study import archive, findings, references, results, tables
 from webssl_jax.study.cells import Study, chosen
 from webssl_jax.study.findings import Finding
 from webssl_jax.study.results import Group
@@ -22,14 +22,19 @@ from webssl_jax.visuals import axes, comparison, intervals, pages, save_png, sca
 _MOST_SENTENCES = 12  # that stand open on the page
 
 
-def write(study: Study, folder: Path) -> list[Finding]:
-    """Writes ``index.html``, ``figures.png``, ``differences.png``, ``runs.csv``, ``runs.json`` and
-    ``findings.json`` of the runs that are done. Returns the findings.
+def write(study: Study, folder: Path, stored: Path | None = None) -> list[Finding]:
+    """Writes ``index.html``, ``figures.png``, ``differences.png``, ``runs.csv``, ``runs.json``,
+    ``findings.json`` and ``outcomes.zip`` (archive.py) of the runs that are done, or, without
+    pictures of what they see, of those whose outcomes another study stored. Returns the findings.
 
     Raises:
       UserError: for an outcome that cannot be read.
     """
-    groups, known = results.read(study, folder), references.read(study, folder)
+    if stored is None:
+        groups, known = results.read(study, folder), references.read(study, folder)
+    else:
+        groups, known = archive.read(study, stored)
+    archive.write(folder / "outcomes.zip", groups, known)
     stated = findings.state(study, groups)
     table = results.rows(groups)
     write_text(folder / "runs.csv", results.as_csv(table) if table else "")
@@ -85,9 +90,9 @@ def _panels(study: Study, groups: Sequence[Group], known: References) -> list[sc
             figures = [group.figures(metric) for group in own]
             line = None
             if (metric, x) in lines and len(set(places.tolist())) > 1:
-                means = {str(i): float(y.mean()) for i, y in enumerate(figures)}
+                means = [float(y.mean()) for y in figures]
                 tilt = float(findings.slope(places, means))
-                middle = float(np.mean(list(means.values())))
+                middle = float(np.mean(means))
                 line = (middle - tilt * float(np.log10(places).mean()), tilt)
             points[label] = scaling.Points(places, figures, line)
         if points:
