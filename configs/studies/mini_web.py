@@ -6,14 +6,17 @@ a network with labels, all beside trivial features.
     webssl study mini_web:dinov2=runs/dinov2-s --workdir runs/study-mini-web
 
 Arguments: corpus = the folder of the first command (runs/mini-web); dinov2 = that of the second,
-the ceiling ("": without); seeds = 3; parts = short (an hour of one core), long (some four)
-or both (short+long).
+the ceiling, and the teacher of a distilled network ("": without both); seeds = 3; parts = short (an
+hour of one core), long (some five) or both (short+long).
 
 Recipes are those of configs/mini_web.py; the short runs differ in their length, Web-MAE's in its
-images besides.
+images besides. The distilled network is configs/distill.py:size=tiny on 48 pixels and all images of
+the corpus; nothing of it was tuned.
 """
 
 from ml_collections import ConfigDict
+from webssl_jax.configs.evals import labelled
+from webssl_jax.configs.evals import mini_web as topics
 
 from webssl_jax.config import ConfigError, parse_arg, suggest
 
@@ -49,7 +52,7 @@ CELLS = {
 def get_config(arg=None):
     """See the module's docstring."""
     arg = parse_arg(arg, corpus="runs/mini-web", dinov2="", seeds=3, parts="short+long")
-    cells, findings = {}, {}
+    cells = {}
     for part in arg.parts.split("+"):
         if part not in CELLS:
             raise ConfigError(f"config argument parts={part}: {suggest(part, CELLS)}")
@@ -59,13 +62,18 @@ def get_config(arg=None):
                 "overrides": overrides,
                 "labels": {"method": label},
             }
-            for row in ("knn", "knn_grey", "probe", "probe_grey"):
-                findings[f"{name} above colour, {row}"] = {
-                    "kind": "above",
-                    "cells": name,
-                    "metric": f"{row}/top1",
-                    "baseline": "colour histogram",
-                }
+        if part == "long" and arg.dinov2:
+            cells["distill"] = _distilled(arg)
+    findings = {
+        f"{name} above colour, {row}": {
+            "kind": "above",
+            "cells": name,
+            "metric": f"{row}/top1",
+            "baseline": "colour histogram",
+        }
+        for name in cells
+        for row in labelled.rows("", "")
+    }
     study = {
         "title": "Mini-web: what small networks learn in minutes",
         "cells": cells,
@@ -75,6 +83,19 @@ def get_config(arg=None):
     }
     study["references"] = references(arg.dinov2)
     return ConfigDict(study)
+
+
+def _distilled(arg):
+    return {
+        "config": f"distill:size=tiny,teacher={arg.dinov2}",
+        "overrides": {
+            "total_images": 32_000,
+            "optim": {"warmup_images": 3_200},
+            "data": {"train": f"{arg.corpus}/train-*.arrayrecord"},
+            "evals": labelled.rows(*topics.shards(arg.corpus, "test")),
+        },
+        "labels": {"method": "distilled from DINOv2-S"},
+    }
 
 
 def references(dinov2):
