@@ -53,7 +53,7 @@ CONFIGS = (
 # of some slices alone
 MORE = {
     "v5p-512": ("dinov3.py:size=7b", "dinov3.py:size=7b,stage=gram"),
-    "v6e-256": ("dinov3.py:size=7b",),
+    "v6e-256": ("dinov3.py:size=7b", "dinov3.py:size=7b,stage=gram"),
 }
 KEPT = (
     "fits spare_gib peak_hbm_gib state_gib mesh global_batch executed_over_model_flops compute_s "
