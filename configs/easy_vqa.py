@@ -42,7 +42,7 @@ def get_config(arg=None) -> ConfigDict:
         {"tokenizer": "smollm2", "template": "own", "system": "Answer with one word."}
     )
     config.global_batch = 8
-    config.total_images = {1: 800, 2: 960}[arg.stage]
+    config.total_images = {1: 3200, 2: 960}[arg.stage]
     config.optim.lr = {1: 2e-3, 2: 3e-4}[arg.stage]
     config.optim.lr_scaling = "none"
     config.optim.warmup_percent = 10.0
