@@ -59,7 +59,7 @@ def _parser() -> cli.ArgumentParser:
 cli.help_early(_parser, __name__)
 
 from webssl_jax.evaluators.tables import aligned
-from webssl_jax.study import cells, findings, on_slices, page, references, runner
+from webssl_jax.study import cells, findings, on_slices, page, references, results, runner
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -84,8 +84,9 @@ def main(argv: list[str] | None = None) -> int:
         print("\n" + "\n".join(aligned(priced)) + "\n")
     start = _start(study, args)
     if args.dry_run:
+        changed = _name_left_out(study, args.workdir)
         for run in study.runs(args.workdir):
-            if not runner.is_done(run):
+            if run.name not in changed and not runner.is_done(run):
                 print(shlex.join(start(run)))
         for reference in study.references:
             print(shlex.join(references.command(study, reference, args.workdir)))
@@ -98,6 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         if not args.workdir.is_dir():
             raise UserError(f"--workdir {args.workdir}: no such folder")
         _tell(study, args.workdir)
+        _name_left_out(study, args.workdir)
         return 0
     try:
         progress = runner.run_all(study, args.workdir, args.jobs, _say, start)
@@ -149,6 +151,14 @@ def _done(run: cells.Run) -> bool:
         return runner.is_done(run)
     except UserError:  # of other settings: named when it would be run
         return False
+
+
+def _name_left_out(study: cells.Study, folder: pathlib.Path) -> dict[str, str]:
+    """{run: why}, said as well."""
+    changed = results.left_out(study, folder)
+    for name, words in changed.items():
+        print(f"left out: {name}: {words}")
+    return changed
 
 
 def _tell(study: cells.Study, folder: pathlib.Path, stored: pathlib.Path | None = None) -> None:

@@ -27,6 +27,7 @@ from webssl_jax.study import (
     archive,
     cells,
     findings,
+    on_slices,
     page,
     price,
     references,
@@ -103,6 +104,8 @@ def test_figures_and_intervals_are_those_of_the_plain_formulas(done):
     # of one cell's hits, 0.25 and 0.75 of the same 400 items: McNemar's error, times 1.96
     half = (stated["pair"].high - stated["pair"].low) / 2
     assert half == pytest.approx(1.96 * np.sqrt(0.5 * 0.5 / 400), rel=0.1)
+    # a trivial feature that hits nearly the same items: paired, too, besides what two seeds do
+    assert stated["colour"].high - stated["colour"].low < 0.6 * 2 * half
     assert stated["same"].value == 0
     verdicts = {name: one.verdict for name, one in stated.items()}
     assert verdicts == {
@@ -116,7 +119,8 @@ def test_figures_and_intervals_are_those_of_the_plain_formulas(done):
     assert "2 seeds" in stated["size"].text and "3 cells" in stated["size"].text
 
 
-def test_noise_alone_is_called_a_rise_no_more_often_than_the_interval_says(done, monkeypatch):
+@pytest.mark.parametrize("of", ["items", "seeds"])
+def test_noise_alone_is_called_a_rise_no_more_often_than_the_interval_says(done, monkeypatch, of):
     study, folder = done
     study = dataclasses.replace(study, findings={"size": FINDINGS["size"]})
     monkeypatch.setattr(findings, "DRAWS", 200)
@@ -127,10 +131,36 @@ def test_noise_alone_is_called_a_rise_no_more_often_than_the_interval_says(done,
         for group in groups:
             for one in group.runs:
                 hits = (rng.random(fake.ITEMS) < 0.5).astype(np.float32)
-                one.outcomes["knn"].items["top1"] = hits
-                one.outcomes["knn"].metrics["top1"] = float(hits.mean())
+                knn = one.outcomes["knn"]
+                knn.items.update({"top1": hits} if of == "items" else {})
+                knn.metrics["top1"] = float(hits.mean() if of == "items" else rng.normal())
+                if of == "seeds":
+                    knn.items.clear()
         wrong += findings.state(study, groups)[0].verdict != findings.UNCLEAR
     assert wrong <= 8  # 3 expected; 9 or more have a probability of 0.002
+
+
+def test_what_the_figures_do_not_allow_is_not_said(done):
+    study, folder = done
+    alone = [dataclasses.replace(x, runs=x.runs[:1]) for x in results.read(study, folder)]
+    pair = FINDINGS["pair"]
+    above = {**FINDINGS["colour"], "lower_is_better": True}
+    asked = {"pair": pair, "misspelt": pair | {"metric": "knn/top"}, "lower": above}
+    study = dataclasses.replace(study, findings=asked | {"step": FINDINGS["step"]})
+    stated = {one.name: one for one in findings.state(study, alone)}
+    assert "one seed, so only of the items" in stated["pair"].text
+    assert "knn measures top1, top1_se" in stated["misspelt"].text
+    assert stated["lower"].text.startswith("The best cell, small, is below the colour histogram")
+    assert "lower is better, so better" in stated["lower"].text
+    for group in alone:
+        group.runs[0].outcomes["knn"].items.clear()
+    same = dataclasses.replace(alone[1], cell=dataclasses.replace(alone[1].cell, name="small_too"))
+    more = dataclasses.replace(study, cells=(*study.cells, same.cell))
+    stated = {one.name: one for one in findings.state(more, [*alone, same])}
+    assert stated["pair"].verdict == findings.UNCLEAR
+    assert "no interval; one seed)" in stated["pair"].text
+    assert stated["step"].verdict == findings.MISSING  # which of two cells is the last step?
+    assert "one cell at each of its largest parameters" in stated["step"].text
 
 
 def test_the_page_holds_every_figure_and_what_is_missing(done, tmp_path):
@@ -162,6 +192,8 @@ def test_the_page_holds_every_figure_and_what_is_missing(done, tmp_path):
     text = (folder / "index.html").read_text()
     assert "<h2>Differences" in text and "<h2>Figures" not in text and "Nothing is" not in text
     empty = page.write(study, tmp_path)
+    told = json.loads((tmp_path / "findings.json").read_text(), parse_constant=pytest.fail)
+    assert told[0]["value"] is None
     assert {one.verdict for one in empty} == {findings.MISSING}
     assert "Nothing is measured yet" in (tmp_path / "index.html").read_text()
 
@@ -260,6 +292,9 @@ def test_a_reference_is_judged_once_and_stands_beside_the_cells(
     for _ in range(2):
         assert references.judge(study, out, print) == {}
     assert len(calls) == 1
+    nearer = dataclasses.replace(study.references[0], eval_size=70)
+    other = dataclasses.replace(study, references=(nearer,))
+    assert references.read(study, out) and references.read(other, out) == {}
     said = " ".join(calls[0])
     assert "--eval-size 98" in said and "--evals.knn.kind=knn --evals.knn.test=b" in said
     page.write(study, out)
@@ -267,7 +302,7 @@ def test_a_reference_is_judged_once_and_stands_beside_the_cells(
     assert text.count("DINOv2 &lt;S&gt;") == 2  # the level and the line of the table
     assert "Published: 5.63 points a decade." in text and "How they learned" in text
     tool.main([str(tmp_path / "asked.py"), "--workdir", str(out), "--dry-run"])
-    assert shlex.join(calls[0]) in capsys.readouterr().out
+    assert shlex.join(calls[0][3:]) in capsys.readouterr().out
 
 
 def test_what_fails_is_named_what_asks_is_started_again_and_what_is_done_is_left(tmp_path):
@@ -287,10 +322,11 @@ def test_what_fails_is_named_what_asks_is_started_again_and_what_is_done_is_left
     # the same name with another width is another experiment
     other = cells.load(write(tmp_path / "asked2.py", {"good": 128}, seeds=1, asked={}))
     progress = runner.run_all(other, tmp_path / "out", 1, said.append, start)
-    assert (
-        "was made with other settings (config.model.width: 96 -> 128)"
-        in progress.failed["good/seed0"]
-    )
+    words = "was made with other settings (config.model.width: 96 -> 128)"
+    assert words in progress.failed["good/seed0"]
+    page.write(other, tmp_path / "out")
+    text = (tmp_path / "out" / "index.html").read_text()
+    assert "0 of 1 runs of 1 cells are done. 1 have other settings and are left out." in text
 
 
 def test_a_killed_study_leaves_no_run_behind(tmp_path):
@@ -344,8 +380,17 @@ def test_smoke_ends_with_its_page_whatever_killed_it(tmp_path):
     ("change", "says"),
     [
         ({"cells": {}}, "has no cells"),
+        ({"cells": ["small"]}, r"asked\.py: cells = \['small'\]: must be a group of keys"),
+        ({"cells": {"a/b": {}}}, r"cells\.a/b: a folder gets its name"),
+        ({"order": "small"}, r"order = 'small': must be a list of texts"),
+        ({"rate": "fast"}, r"cells\.large\.images_per_s = 'fast': must be a number above 0"),
+        ({"asked": {"x": "slope"}}, r"findings\.x = 'slope': must be a group of keys"),
+        ({"asked": {"x": {**FINDINGS["size"], "cells": 3}}}, r"cells = 3: must be a name, a pat"),
+        ({"asked": {"x": {**FINDINGS["pair"], "a": "*"}}}, r"a = \*: is more than one cell"),
+        ({"asked": {"x": {**FINDINGS["pair"], "metric": "knn"}}}, "write ROW/METRIC, as knn/top1"),
+        ({"categories": {"a": "knn/top1"}}, r"categories\.a = 'knn/top1': must be a list of"),
         ({"cels": {}}, r"asked\.py: cels: did you mean 'cells'"),
-        ({"seeds": 0}, r"cells\.large\.seeds = 0: must be"),
+        ({"seeds": 0}, r"seeds = 0: must be a whole number, at least 1"),
         ({"references": {"a": {"modl": "b"}}}, r"references\.a\.modl: did you mean 'model'"),
         ({"references": {"a": {"model": "/no"}}}, r"references\.a\.model = /no: no such file"),
         ({"overrides": {"optim": {"lrr": 1}}}, r"cells\.large: --config\.optim\.lrr: no such key"),
@@ -399,6 +444,8 @@ def test_the_papers_runs_have_their_price_and_published_figures():
     assert float(priced["all"][5].replace(",", "")) == pytest.approx(sum(whole), abs=len(whole))
     dollars = float(priced["all"][6].replace(",", ""))
     assert dollars == pytest.approx(2 * sum(whole), abs=2 * len(whole))
+    wider = cells.Cell("x", "web_dino:size=7b", ("model.width=64",), (0,), {})
+    assert price.plan_of(wider, "v5p-512", price.read_table()) is None
     with pytest.raises(UserError, match="--plan-table /nowhere: cannot be read"):
         price.read_table(pathlib.Path("/nowhere"))
 
@@ -432,6 +479,10 @@ def test_runs_on_slices_share_one_budget_and_have_a_babysitter_each(tmp_path, mo
     assert "queued-resources create paper-web-mae-1b-0" in capsys.readouterr().out
     with pytest.raises(UserError, match="all runs take .* at best"):
         tool.main([*arguments, "--max-dollars", "1000"])
+    twins = [dataclasses.replace(study.cells[0], name=name) for name in ("a_b", "a-b")]
+    study = dataclasses.replace(study, cells=tuple(twins))
+    with pytest.raises(UserError, match="cells a_b and a-b: their slices would have one name"):
+        on_slices.shares(study, out, "v5p-512", 2.0, 1e6, price.TABLE)
 
 
 def test_a_dry_run_prints_each_command_and_starts_none(tmp_path, capsys):

@@ -3,7 +3,8 @@ are made of, so that a page can be made again without the runs.
 
 In it lie ``runs.json`` (of every run its cell, seed and steps, its seconds, losses and machine) and
 the outcome files of each run as they lie in its workdir (evaluators/outcome.py). Before the first
-step, and of trivial features, nothing is compared item by item: those are without items.
+step nothing is compared item by item: those are without items. Trivial features are the same for
+many runs, and have their items in the first of them.
 """
 
 from __future__ import annotations
@@ -41,13 +42,14 @@ def write(path: Path, groups: Sequence[Group], known: Mapping[str, Mapping[str, 
     """
     index: dict[str, Any] = {"runs": [], "references": list(known)}
     files: dict[str, bytes] = {}
+    stored: set[str] = set()
     for one in (run for group in groups for run in group.runs):
         index["runs"].append(_told(one))
         bare = {row: dataclasses.replace(found, items={}) for row, found in one.untrained.items()}
-        files |= _encoded(f"cells/{one.run.name}", 0, bare)
-        files |= _encoded(f"cells/{one.run.name}", one.run.cell.steps, one.outcomes)
+        files |= _encoded(f"cells/{one.run.name}", 0, bare, stored)
+        files |= _encoded(f"cells/{one.run.name}", one.run.cell.steps, one.outcomes, stored)
     for number, rows in enumerate(known.values()):
-        files |= _encoded(f"references/{number}", 0, rows)
+        files |= _encoded(f"references/{number}", 0, rows, stored)
     files[_INDEX] = json.dumps(index).encode()
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as packed:
@@ -70,12 +72,19 @@ def _told(one: Measured) -> dict[str, Any]:
     return told | {"seconds": one.seconds}
 
 
-def _encoded(folder: str, step: int, rows: Mapping[str, Outcome]) -> dict[str, bytes]:
-    """{path: content}."""
+def _encoded(
+    folder: str, step: int, rows: Mapping[str, Outcome], stored: set[str]
+) -> dict[str, bytes]:
+    """{path: content}. stored: trivial features that have their items elsewhere, or from now on."""
     files: dict[str, bytes] = {}
     for name, row in rows.items():
-        bare = {key: dataclasses.replace(x, items={}) for key, x in row.baselines.items()}
-        text, arrays = dataclasses.replace(row, baselines=bare).encoded()
+        features = {}
+        for key, one in row.baselines.items():
+            which = json.dumps([name, row.data, key, one.metrics])
+            known = which in stored or not row.items
+            features[key] = dataclasses.replace(one, items={}) if known else one
+            stored |= set() if known else {which}
+        text, arrays = dataclasses.replace(row, baselines=features).encoded()
         path = outcome.step_path(Path(folder) / name, step)
         files |= {str(path): text, str(path.with_suffix(".npz")): arrays}
     return files

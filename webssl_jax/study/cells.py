@@ -28,6 +28,7 @@ import dataclasses
 import fnmatch
 import functools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,19 @@ from webssl_jax.config import ConfigError
 from webssl_jax.errors import suggest
 from webssl_jax.weights.networks import Networks, template_of
 
-_KEYS = {"title", "cells", "overrides", "seeds", "findings", "references", "order", "categories"}
-_REFERENCE_KEYS = {"model", "name", "eval_size"}
-_CELL_KEYS = {"config", "overrides", "seeds", "labels", "images_per_s"}
+TEXT, GROUP, TEXTS, SWITCH = "a text", "a group of keys", "a list of texts", "True or False"
+COUNT, RATE = "a whole number, at least 1", "a number above 0"
+NAMES = "a name, a pattern or a list of them"
+_KEYS = {
+    **{"title": TEXT, "cells": GROUP, "overrides": GROUP, "seeds": COUNT, "findings": GROUP},
+    **{"references": GROUP, "order": TEXTS, "categories": GROUP},
+}
+_REFERENCE_KEYS = {"model": TEXT, "name": TEXT, "eval_size": COUNT}
+_CELL_KEYS = {
+    **{"config": TEXT, "overrides": GROUP, "seeds": COUNT, "labels": GROUP, "images_per_s": RATE}
+}
+# Of a cell or reference: it is the name of a folder, and may stand in a pattern.
+_NAME = re.compile(r"\w[\w +=,-]*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,43 +146,48 @@ def load(spec: str) -> Study:
       ConfigError: naming the key, or as ``config.load`` with the cell's name.
     """
     where, _, arg = spec.partition(":")
-    given = config_files.get_config(where, arg, "--study").to_dict()
-    _refuse_unknown(given, _KEYS, f"--study {where}: ")
+    place = f"--study {where}: "
+    given = checked(config_files.get_config(where, arg, "--study").to_dict(), _KEYS, place)
     if not given.get("cells"):
-        raise ConfigError(f"--study {where}: has no cells")
-    shared, seeds = ConfigDict(given.get("overrides", {})), given.get("seeds", 1)
-    cells = []
-    for name, row in given["cells"].items():
-        place = f"--study {where}: cells.{name}"
-        _refuse_unknown(row, _CELL_KEYS, f"{place}.")
-        if not row.get("config"):
-            raise ConfigError(f"{place}.config: name the config that it trains")
-        own = ConfigDict(row.get("overrides", {}))
-        keys = dict([*configs.leaves(shared), *configs.leaves(own)])
-        texts = tuple(f"{key}={value}" for key, value in keys.items())
-        count = row.get("seeds", seeds)
-        if not isinstance(count, int) or count < 1:
-            raise ConfigError(f"{place}.seeds = {count}: must be a number of seeds, at least 1")
-        labels = row.get("labels", {})
-        rate = row.get("images_per_s")
-        cell = Cell(name, row["config"], texts, tuple(range(count)), labels, rate)
-        try:
-            cell.config  # noqa: B018  an error in the last cell comes before the first is run
-        except ConfigError as error:
-            raise ConfigError(f"{place}: {error}") from None
-        cells.append(cell)
-    references = []
-    for key, row in given.get("references", {}).items():
-        place = f"--study {where}: references.{key}"
-        _refuse_unknown(row, _REFERENCE_KEYS, f"{place}.")
-        if not row.get("model"):
-            raise ConfigError(f"{place}.model: name a file or folder of weights")
-        size = row.get("eval_size")
-        references.append(Reference(key, row.get("name", key), row["model"], size))
-    cells = _in_order(cells, given.get("order", []), f"--study {where}: order")
+        raise ConfigError(f"{place}has no cells")
+    shared, seeds = given.get("overrides", {}), given.get("seeds", 1)
+    cells = [
+        _cell(name, row, shared, seeds, f"{place}cells.{name}")
+        for name, row in given["cells"].items()
+    ]
+    references = [
+        _reference(key, row, f"{place}references.{key}")
+        for key, row in given.get("references", {}).items()
+    ]
+    cells = _in_order(cells, given.get("order", []), f"{place}order")
     name, asked = Path(where).stem, given.get("findings", {})
     shown = given.get("title", name), tuple(cells), asked, tuple(references)
     return Study(name, *shown, given.get("categories", {}))
+
+
+def _cell(name: str, row: Any, shared: dict[str, Any], seeds: int, place: str) -> Cell:
+    row = _named(name, row, _CELL_KEYS, place)
+    if not row.get("config"):
+        raise ConfigError(f"{place}.config: name the config that it trains")
+    groups = ConfigDict(shared), ConfigDict(row.get("overrides", {}))
+    keys = dict(leaf for group in groups for leaf in configs.leaves(group))
+    texts = tuple(f"{key}={value}" for key, value in keys.items())
+    labels = row.get("labels", {})
+    labels = checked(labels, dict.fromkeys(labels, TEXT), f"{place}.labels.")
+    count = range(row.get("seeds", seeds))
+    cell = Cell(name, row["config"], texts, tuple(count), labels, row.get("images_per_s"))
+    try:
+        cell.config  # noqa: B018  an error in the last cell comes before the first is run
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from None
+    return cell
+
+
+def _reference(key: str, row: Any, place: str) -> Reference:
+    row = _named(key, row, _REFERENCE_KEYS, place)
+    if not row.get("model"):
+        raise ConfigError(f"{place}.model: name a file or folder of weights")
+    return Reference(key, row.get("name", key), row["model"], row.get("eval_size"))
 
 
 def chosen(cells: Sequence[Cell], names: str | Sequence[str]) -> list[Cell]:
@@ -190,7 +206,46 @@ def _in_order(cells: Sequence[Cell], first: Sequence[str], where: str) -> list[C
     return list((found | {cell.name: cell for cell in cells if cell.name not in found}).values())
 
 
-def _refuse_unknown(row: Mapping[str, Any], known: Sequence[str] | set[str], where: str) -> None:
-    for key in row:
+def _named(name: str, row: Any, known: Mapping[str, str], place: str) -> dict[str, Any]:
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{place}: a folder gets its name, so it must begin with a letter or digit and have no "
+            "other signs than spaces and _+=,-"
+        )
+    return checked(row, known, f"{place}.")
+
+
+def checked(row: Any, known: Mapping[str, str], where: str) -> dict[str, Any]:
+    """The keys of ``row`` that have a value; None is as good as no key.
+
+    Args:
+      known: {key: kind}, of those above.
+      where: what stands before a key in an error.
+
+    Raises:
+      ConfigError: for what is no group of keys, a key that is not known, or a value of another
+        kind.
+    """
+    if not isinstance(row, Mapping):
+        raise ConfigError(f"{where.rstrip('.: ')} = {_short(row)}: must be {GROUP}")
+    given = {key: value for key, value in row.items() if value is not None}
+    for key, value in given.items():
         if key not in known:
             raise ConfigError(f"{where}{key}: {suggest(key, sorted(known))}")
+        if not _is(known[key], value):
+            raise ConfigError(f"{where}{key} = {_short(value)}: must be {known[key]}")
+    return given
+
+
+def _is(kind: str, value: Any) -> bool:
+    if kind == TEXTS or (kind == NAMES and not isinstance(value, str)):
+        return isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value)
+    if kind in (COUNT, RATE):
+        types = int if kind == COUNT else (int, float)
+        return isinstance(value, types) and not isinstance(value, bool) and value > 0
+    return isinstance(value, {TEXT: str, NAMES: str, GROUP: Mapping, SWITCH: bool}[kind])
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:60]}..."

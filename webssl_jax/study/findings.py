@@ -11,11 +11,15 @@ above        by how much each of ``cells`` is above the trivial feature ``baseli
 ===========  ======================================================================================
 
 ``cells`` is a name, a pattern (``mae_*``) or a list of them. Intervals are of 95 %, by 2,000
-bootstrap draws that take the seeds of every cell and the items of the test set anew; cells that
-were judged on the same items get the same draw of them, so that their differences are paired.
-Where a cell has one seed, what seeds do is not in the interval, and the sentence says so. Higher is
-better unless the row says ``lower_is_better``. ``published``, in words, stands behind the sentence:
-a figure that others found of the same question.
+bootstrap draws that take the seeds of every cell and the items of the test set anew; cells, and
+trivial features, that were judged on the same items get the same draw of them, so that their
+differences are paired. The two or three seeds of a cell, drawn alone, would give far too narrow
+intervals. So draws take the distances of seeds from the means of their cells, of all cells of a
+finding together, times sqrt(n / (n - 1)) and Student's t over 1.96: seeds are taken to differ about
+as much in each of these cells, one with a single seed included. Where all have one, what seeds do
+is not in the interval, and the sentence says so. Noise alone is then called a rise or fall in one
+of twenty findings at most. Higher is better unless the row says ``lower_is_better``.
+``published``, in words, stands behind the sentence: what others found of the same question.
 """
 
 from __future__ import annotations
@@ -25,10 +29,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from webssl_jax.config import ConfigError
 from webssl_jax.errors import suggest
-from webssl_jax.study.cells import Cell, Study, chosen
+from webssl_jax.evaluators.outcome import Outcome
+from webssl_jax.study.cells import GROUP, NAMES, SWITCH, TEXT, TEXTS, Cell, Study, checked, chosen
 from webssl_jax.study.results import Group
 
 DRAWS = 2_000
@@ -39,9 +45,14 @@ _KEYS = {
     "above": {"cells", "metric", "baseline"},
 }
 KINDS = tuple(_KEYS)
+_ALL = dict.fromkeys(("kind", "metric", "x", "a", "b", "baseline", "published"), TEXT)
+_ALL |= {"cells": NAMES, "lower_is_better": SWITCH}
 _OPTIONAL = {"kind", "lower_is_better", "published"}
 X = ("parameters", "images")
 Row = Mapping[str, Any]
+Of = Callable[[Mapping[str, Any]], Any]  # of {cell: figure, or its draws}
+Level = tuple[float, np.ndarray]  # a figure and its draws
+NO_LEVEL: Level = (0.0, np.zeros(1))
 RISES, FALLS, UNCLEAR, MISSING = "rises", "falls", "cannot tell", "not measured yet"
 
 
@@ -66,78 +77,127 @@ def check(study: Study) -> None:
       ConfigError: naming the key.
     """
     for name, row in study.findings.items():
-        where = f"findings.{name}"
-        kind = row.get("kind", "")
-        if kind not in _KEYS:
-            raise ConfigError(f"{where}.kind = {kind}: {suggest(kind, list(_KEYS))}")
-        for key in row:
-            if key not in _KEYS[kind] | _OPTIONAL:
-                raise ConfigError(f"{where}.{key}: {suggest(key, sorted(_KEYS[kind]))}")
-        for key in sorted(_KEYS[kind] - row.keys()):
-            raise ConfigError(f"{where}.{key}: is missing")
-        if "x" in row and row["x"] not in X:
-            raise ConfigError(f"{where}.x = {row['x']}: {suggest(row['x'], X)}")
-        for key in ("a", "b", "cells"):
-            if key in row and not chosen(study.cells, row[key]):
-                known = [cell.name for cell in study.cells]
-                raise ConfigError(f"{where}.{key} = {row[key]}: {suggest(str(row[key]), known)}")
-        _check_metric(study, row["metric"], f"{where}.metric")
+        _check(study, row, f"findings.{name}")
     for name, metrics in study.categories.items():
+        where = f"categories.{name}"
+        checked({where: metrics}, {where: TEXTS}, "")
         for metric in metrics:
-            _check_metric(study, metric, f"categories.{name}")
+            _check_metric(study, metric, where)
+
+
+def _check(study: Study, row: Any, where: str) -> None:
+    kind = checked({where: row}, {where: GROUP}, "")[where].get("kind", "")
+    if kind not in KINDS:
+        raise ConfigError(f"{where}.kind = {kind}: {suggest(str(kind), KINDS)}")
+    needs = _KEYS[kind]
+    known = {key: of for key, of in _ALL.items() if key in needs | _OPTIONAL}
+    row = checked(row, known, f"{where}.")
+    for key in sorted(needs - row.keys()):
+        raise ConfigError(f"{where}.{key}: is missing")
+    if "x" in row and row["x"] not in X:
+        raise ConfigError(f"{where}.x = {row['x']}: {suggest(row['x'], X)}")
+    names = [cell.name for cell in study.cells]
+    for key in {"a", "b", "cells"} & needs:
+        found = chosen(study.cells, row[key])
+        if not found:
+            raise ConfigError(f"{where}.{key} = {row[key]}: {suggest(str(row[key]), names)}")
+        if key != "cells" and len(found) > 1:
+            raise ConfigError(f"{where}.{key} = {row[key]}: is more than one cell")
+    _check_metric(study, row["metric"], f"{where}.metric")
 
 
 def _check_metric(study: Study, metric: str, where: str) -> None:
     rows = sorted({row for cell in study.cells for row in cell.config.evals})
-    if (row := metric.partition("/")[0]) not in rows:
-        raise ConfigError(f"{where} = {metric}: {suggest(row, rows)}")
+    row, _, name = metric.partition("/")
+    if row not in rows:
+        known = suggest(row, rows) if rows else "the configs of the cells have no rows (evals)"
+        raise ConfigError(f"{where} = {metric}: {known}")
+    if not name:
+        raise ConfigError(f"{where} = {metric}: write ROW/METRIC, as {row}/top1")
 
 
 def state(study: Study, groups: Sequence[Group]) -> list[Finding]:
     """All findings of a study, of the runs that are done."""
-    drawn: dict[str, Draws] = {}
-    stated = []
-    for name, row in study.findings.items():
-        if (metric := row["metric"]) not in drawn:
-            drawn[metric] = Draws(groups, metric)
-        stated.append(_KINDS[row["kind"]](name, row, study, groups, drawn[metric]))
-    return stated
+    stated: dict[str, Finding] = {}
+    for metric in dict.fromkeys(row["metric"] for row in study.findings.values()):
+        draws = Draws(groups, metric)
+        for name, row in study.findings.items():
+            if row["metric"] == metric:
+                stated[name] = _KINDS[row["kind"]](name, row, study, groups, draws)
+    return [stated[name] for name in study.findings]
 
 
 class Draws:
     """Bootstrap draws of one metric of the cells that have it.
 
-    values: {cell: mean over its seeds}. draws: {cell: (DRAWS,)}.
+    values: {cell: mean over its seeds}.
     """
 
     def __init__(self, groups: Sequence[Group], metric: str):
-        row, _, name = metric.partition("/")
-        generator = np.random.default_rng(0)
-        weights: dict[str, np.ndarray] = {}
+        row, _, self._name = metric.partition("/")
+        self._generator = np.random.default_rng(0)
+        self._weights: dict[tuple[str, int], np.ndarray] = {}
+        self._stored = [one for group in groups for one in group.outcomes(row)]
         self.values: dict[str, float] = {}
-        self.draws: dict[str, np.ndarray] = {}
+        self._gaps: dict[str, np.ndarray] = {}  # (seeds,) from the mean
+        self._by_items: dict[str, np.ndarray] = {}  # (DRAWS,) around zero
         for group in groups:
-            figures = group.figures(metric)
+            figures, outcomes = group.figures(metric), group.outcomes(row)
             if not len(figures):
                 continue
-            outcomes = group.outcomes(row)
-            by_seed = np.repeat(figures[:, None], DRAWS, 1)
-            if all(name in one.items for one in outcomes):
-                items = np.stack([one.items[name] for one in outcomes]).astype(np.float64)
-                key, count = f"{outcomes[0].data}", items.shape[1]
-                if key not in weights:
-                    even = np.full(count, 1 / count)
-                    weights[key] = generator.multinomial(count, even, DRAWS) / count
-                # a metric need not be the plain mean of its items: its draws are around it
-                by_seed += items @ weights[key].T - items.mean(1, keepdims=True)
-            picked = generator.integers(len(figures), size=(len(figures), DRAWS))
-            self.values[group.cell.name] = float(figures.mean())
-            self.draws[group.cell.name] = np.take_along_axis(by_seed, picked, 0).mean(0)
+            cell = group.cell.name
+            self.values[cell] = float(figures.mean())
+            self._gaps[cell] = figures - figures.mean()
+            if all(self._name in one.items for one in outcomes):
+                drawn = [self._resampled(one.items[self._name], one.data) for one in outcomes]
+                self._by_items[cell] = np.mean(drawn, axis=0)
 
-    def interval(self, of: Callable[[Mapping[str, Any]], Any]) -> tuple[float, float, float]:
-        """(value, low, high) of a function of {cell: figure}."""
-        low, high = np.quantile(of(self.draws), [0.025, 0.975])
-        return float(of(self.values)), float(low), float(high)
+    def _resampled(self, items: np.ndarray, data: str) -> np.ndarray:
+        """(DRAWS,), around zero, as a metric need not be the plain mean of its items."""
+        key = data, len(items)
+        if key not in self._weights:
+            even = np.full(len(items), 1 / len(items))
+            drawn = self._generator.multinomial(len(items), even, DRAWS)
+            self._weights[key] = drawn / len(items)
+        items = np.asarray(items, np.float64)
+        return self._weights[key] @ items - items.mean()
+
+    def level(self, outcome: Outcome, baseline: str) -> Level:
+        """A trivial feature of an outcome; its draws are of the same items as those of cells. Equal
+        features may have their items in one outcome alone (archive.py); where none has, all draws
+        are the figure."""
+        known = outcome.baselines[baseline].metrics
+        for one in self._stored:
+            same = one.baselines.get(baseline)
+            if same and (one.data, same.metrics) == (outcome.data, known):
+                if self._name in same.items:
+                    drawn = self._resampled(same.items[self._name], one.data)
+                    return known[self._name], known[self._name] + drawn
+        return known[self._name], np.full(DRAWS, known[self._name])
+
+    def interval(
+        self, of: Of, cells: Sequence[str], level: Level = NO_LEVEL
+    ) -> tuple[float, float, float]:
+        """(value, low, high) of a function of {cell: figure}, in which "" is the ``level``; low and
+        high are NaN where nothing is known of what seeds and items do to a cell.
+
+        cells: of the finding.
+        """
+        value = float(of(self.values | {"": level[0]}))
+        gaps = {cell: self._gaps[cell] for cell in cells}
+        free = sum(len(own) - 1 for own in gaps.values())
+        if not free and any(cell not in self._by_items for cell in gaps):
+            return value, float("nan"), float("nan")
+        sizes = [own * np.sqrt(len(own) / (len(own) - 1)) for own in gaps.values() if len(own) > 1]
+        pool = np.concatenate(sizes or [np.zeros(1)])
+        if free:
+            pool *= stats.t.ppf(0.975, free) / stats.norm.ppf(0.975)
+        generator, draws = np.random.default_rng(1), {"": level[1]}
+        for cell, own in gaps.items():
+            by_seeds = generator.choice(pool, (len(own), DRAWS)).mean(0)
+            draws[cell] = self.values[cell] + self._by_items.get(cell, 0.0) + by_seeds
+        low, high = np.quantile(of(draws), [0.025, 0.975])
+        return value, float(low), float(high)
 
 
 def x_of(cell: Cell, x: str) -> int:
@@ -152,36 +212,39 @@ def slope(x: np.ndarray, figures: Sequence[Any]) -> Any:
 
 
 def _slope(name: str, row: Row, study: Study, groups: Sequence[Group], draws: Draws) -> Finding:
-    groups = _measured(row, study, groups)
-    x = np.array([x_of(group.cell, row["x"]) for group in groups], float)
+    own = _measured(row, study, groups)
+    x = np.array([x_of(group.cell, row["x"]) for group in own], float)
     if len(set(x.tolist())) < 2:
-        return _missing(name, row, "two sizes at least" if row["x"] == "parameters" else "")
-    names = [group.cell.name for group in groups]
-    result = draws.interval(lambda figures: slope(x, [figures[name] for name in names]))
+        return _missing(name, row, groups, f"cells of different {row['x']}")
+    names = [group.cell.name for group in own]
+    result = draws.interval(lambda figures: slope(x, [figures[name] for name in names]), names)
     value = result[0]
     words = {
-        RISES: f"{row['metric']} rises by {value:+.3f} with ten times the {row['x']}",
-        FALLS: f"{row['metric']} falls by {value:+.3f} with ten times the {row['x']}",
+        RISES: f"{row['metric']} rises by {value:.3f} with ten times the {row['x']}",
+        FALLS: f"{row['metric']} falls by {-value:.3f} with ten times the {row['x']}",
         UNCLEAR: f"whether {row['metric']} changes with the {row['x']} cannot be told "
         f"({value:+.3f} with ten times as many)",
     }
-    return _finding(name, row, words, result, groups, f"{len(groups)} cells")
+    return _finding(name, row, words, result, own, f"{len(own)} cells")
 
 
 def _gain(name: str, row: Row, study: Study, groups: Sequence[Group], draws: Draws) -> Finding:
-    groups = sorted(_measured(row, study, groups), key=lambda g: x_of(g.cell, row["x"]))[-2:]
-    if len(groups) < 2:
-        return _missing(name, row, "")
-    before, after = (group.cell for group in groups)
-    result = draws.interval(lambda figures: figures[after.name] - figures[before.name])
-    step = f"{x_of(before, row['x']):,} to {x_of(after, row['x']):,} {row['x']}"
+    own = sorted(_measured(row, study, groups), key=lambda g: x_of(g.cell, row["x"]))
+    steps = [x_of(group.cell, row["x"]) for group in own][-3:]
+    if len(steps) < 2 or len(set(steps)) < len(steps):
+        needs = f"one cell at each of its largest {row['x']}, two at least"
+        return _missing(name, row, groups, needs)
+    before, after = (group.cell for group in own[-2:])
+    names = [before.name, after.name]
+    result = draws.interval(lambda figures: figures[after.name] - figures[before.name], names)
+    step = f"{steps[-2]:,} to {steps[-1]:,} {row['x']}"
     words = {
         RISES: f"the step from {step} still gains {result[0]:+.3f} {row['metric']}",
-        FALLS: f"the step from {step} loses {result[0]:+.3f} {row['metric']}",
+        FALLS: f"the step from {step} loses {-result[0]:.3f} {row['metric']}",
         UNCLEAR: f"whether the step from {step} gains {row['metric']} cannot be told "
         f"({result[0]:+.3f})",
     }
-    return _finding(name, row, words, result, groups, "")
+    return _finding(name, row, words, result, own[-2:], "")
 
 
 def _difference(
@@ -189,9 +252,9 @@ def _difference(
 ) -> Finding:
     sides = [_measured({"cells": row[key], **row}, study, groups) for key in ("a", "b")]
     if not all(len(side) == 1 for side in sides):
-        return _missing(name, row, "")
+        return _missing(name, row, groups, "")
     a, b = (side[0].cell.name for side in sides)
-    result = draws.interval(lambda figures: figures[a] - figures[b])
+    result = draws.interval(lambda figures: figures[a] - figures[b], [a, b])
     words = {
         RISES: f"cell {a} is above cell {b} by {result[0]:.3f} {row['metric']}",
         FALLS: f"cell {a} is below cell {b} by {-result[0]:.3f} {row['metric']}",
@@ -202,25 +265,27 @@ def _difference(
 
 
 def _above(name: str, row: Row, study: Study, groups: Sequence[Group], draws: Draws) -> Finding:
-    groups = _measured(row, study, groups)
+    own, baseline = _measured(row, study, groups), row["baseline"]
     eval_row, _, metric = row["metric"].partition("/")
-    levels = [one.baselines.get(row["baseline"]) for g in groups for one in g.outcomes(eval_row)]
-    if not groups or not all(levels):
-        return _missing(name, row, f"{row['baseline']} among its baselines")
-    best = max((group.cell.name for group in groups), key=draws.values.__getitem__)
-    level = levels[0]
-    assert level is not None
-    rival = level.metrics[metric]
-    result = draws.interval(lambda figures: figures[best] - rival)
+    levels = [one.baselines.get(baseline) for g in own for one in g.outcomes(eval_row)]
+    if not own or not all(one and metric in one.metrics for one in levels):
+        return _missing(name, row, groups, f"{baseline} among its baselines" if own else "")
+    lower = bool(row.get("lower_is_better"))
+    best = (min if lower else max)(own, key=lambda group: draws.values[group.cell.name])
+    cell, level = best.cell.name, draws.level(best.outcomes(eval_row)[0], baseline)
+    names = [group.cell.name for group in own]
+    result = draws.interval(lambda figures: figures[cell] - figures[""], names, level)
+    above, below = ("even ", "") if lower else ("", "even ")
     words = {
-        RISES: f"the best cell, {best}, is above the {row['baseline']} by {result[0]:.3f} "
+        RISES: f"{above}the best cell, {cell}, is above the {baseline} by {result[0]:.3f} "
         f"{row['metric']}",
-        FALLS: f"even the best cell, {best}, is below the {row['baseline']} by {-result[0]:.3f} "
+        FALLS: f"{below}the best cell, {cell}, is below the {baseline} by {-result[0]:.3f} "
         f"{row['metric']}",
-        UNCLEAR: f"whether the best cell, {best}, is above the {row['baseline']} in "
+        UNCLEAR: f"whether the best cell, {cell}, is above the {baseline} in "
         f"{row['metric']} cannot be told ({result[0]:+.3f})",
     }
-    return _finding(name, row, words, result, groups, "best of its cells: chosen on these items")
+    more = "" if len(own) == 1 else "best of its cells: chosen on these items"
+    return _finding(name, row, words, result, own, more)
 
 
 _KINDS = {"slope": _slope, "gain": _gain, "difference": _difference, "above": _above}
@@ -231,7 +296,11 @@ def _measured(row: Row, study: Study, groups: Sequence[Group]) -> list[Group]:
     return [g for g in groups if g.cell.name in names and len(g.figures(row["metric"]))]
 
 
-def _missing(name: str, row: Row, needs: str) -> Finding:
+def _missing(name: str, row: Row, groups: Sequence[Group], needs: str) -> Finding:
+    eval_row, _, metric = row["metric"].partition("/")
+    known = {key: 0 for g in groups for one in g.outcomes(eval_row) for key in one.metrics}
+    if known and metric not in known:
+        needs = f"another metric: {eval_row} measures {', '.join(known)}"
     words = f"{row['metric']}: {MISSING}" + (f"; it needs {needs}" if needs else "")
     return Finding(name, row["kind"], f"{words}.", MISSING)
 
@@ -246,15 +315,14 @@ def _finding(
 ) -> Finding:
     value, low, high = result
     verdict = RISES if low > 0 else FALLS if high < 0 else UNCLEAR
+    notes = [f"95 % interval {low:+.3f} to {high:+.3f}" if low <= high else "no interval", more]
+    counts = sorted({len(group.figures(row["metric"])) for group in groups})
+    alone = "one seed, so only of the items" if low <= high else "one seed"
+    notes.append(alone if counts == [1] else f"{' to '.join(map(str, counts))} seeds")
+    good = {RISES: "worse", FALLS: "better"}
+    if row.get("lower_is_better") and verdict in good:
+        notes.append(f"lower is better, so {good[verdict]}")
     text = words[verdict]
-    notes = [f"95 % interval {low:+.3f} to {high:+.3f}"]
-    notes += [more] if more else []
-    seeds = min(len(group.figures(row["metric"])) for group in groups)
-    notes.append(f"{seeds} seeds" if seeds > 1 else "one seed, so only of the items")
-    good = {RISES: "better", FALLS: "worse"}
-    if row.get("lower_is_better"):
-        good = {RISES: "worse", FALLS: "better"}
-        notes.append(f"lower is better, so {good[verdict]}" if verdict in good else "")
     text = f"{text[0].upper()}{text[1:]} ({'; '.join(filter(None, notes))})."
     if row.get("published"):
         text += f" Published: {row['published']}."

@@ -30,16 +30,23 @@ def shares(
       table: of plans, price.TABLE.
 
     Raises:
-      UserError: for a cell that the table does not have, or a budget under the best case.
+      UserError: for a cell that the table does not have, two cells whose names make one of a slice,
+        or a budget under the best case.
     """
     plans, chips = price.read_table(table), slices.find(slice_name).chips
-    least = {}
+    least: dict[str, float] = {}
+    names: dict[str, Run] = {}
     for run in study.runs(folder):
+        if (other := names.setdefault(_slice_of(study, run), run)) is not run:
+            raise UserError(
+                f"cells {other.cell.name} and {run.cell.name}: their slices would have one name, "
+                f"{_slice_of(study, run)}; call one of them otherwise"
+            )
         plan = price.plan_of(run.cell, slice_name, plans)
         if plan is None:
             raise UserError(
-                f"cell {run.cell.name}: {run.cell.spec} on {slice_name} is not in {table}, so its "
-                "part of the budget is not known; tools/plan_table.py compiles it"
+                f"cell {run.cell.name}: {run.cell.spec} on {slice_name} is not in {table} with "
+                "these networks and batch, so its part of the budget is not known"
             )
         hours = run.cell.images / plan["images_per_s"] / 3600
         least[run.name] = hours * chips * dollars_an_hour
@@ -57,12 +64,15 @@ def command(
 ) -> list[str]:
     """What trains a run on a slice of its own. flags: of ``tpu babysit``: ``--zone``, ``--mount``,
     ``--tier`` and so on."""
-    name = re.sub("[^a-z0-9]+", "-", f"{study.name}-{run.cell.name}-{run.seed}".lower())
     wanted: Mapping[str, str] = {
         "--slice": slice_name,
         "--price": f"{dollars_an_hour:g}",
         "--max-dollars": f"{budget:.2f}",
         "--meter": str(run.workdir / METER),
     }
-    start = [sys.executable, "-m", "webssl_jax", "tpu", "babysit", name]
+    start = [sys.executable, "-m", "webssl_jax", "tpu", "babysit", _slice_of(study, run)]
     return [*start, *(x for pair in wanted.items() for x in pair), *flags, *run.arguments()]
+
+
+def _slice_of(study: Study, run: Run) -> str:
+    return re.sub("[^a-z0-9]+", "-", f"{study.name}-{run.cell.name}-{run.seed}".lower())

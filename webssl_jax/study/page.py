@@ -39,7 +39,10 @@ def write(study: Study, folder: Path, stored: Path | None = None) -> list[Findin
     table = results.rows(groups)
     write_text(folder / "runs.csv", results.as_csv(table) if table else "")
     write_text(folder / "runs.json", results.as_json(table))
-    told = [vars(one) for one in stated]
+    told = [
+        {key: None if x != x else x for key, x in vars(one).items()}  # JSON has no NaN
+        for one in stated
+    ]
     write_text(folder / "findings.json", json.dumps(told, indent=1) + "\n")
     drawn = {}
     if panels := _panels(study, groups, known):
@@ -156,10 +159,12 @@ def _html(
     drawn: Mapping[str, str],
 ) -> str:
     done, runs = sum(len(group.runs) for group in groups), len(study.runs(folder))
+    others = len(results.left_out(study, folder))
+    left = f" {others} have other settings and are left out." if others else ""
     seen, judged = _pictures(groups)
     judged += _of_references(study, folder)
-    body = f"""<p class="soft">{done} of {runs} runs of {len(study.cells)} cells are done. Every
-verdict and sentence below is made by a rule from the figures
+    body = f"""<p class="soft">{done} of {runs} runs of {len(study.cells)} cells are done.{left}
+Every verdict and sentence below is made by a rule from the figures
 (webssl_jax/study/findings.py).</p>
 <h2>What it shows</h2>{_answers(study, stated)}
 {"" if drawn else "<p>Nothing is measured yet.</p>"}
@@ -204,7 +209,8 @@ def _machines(groups: Sequence[Group]) -> str:
 
 
 _ANSWERS = """▲ above zero, ▼ below zero, ? cannot tell: by the 95 % interval below each figure, of
-seeds and test items; where a cell has one seed, of items alone."""
+seeds and test items; where cells have one seed, of items alone. One in twenty intervals misses:
+of many, some verdicts are chance."""
 _FIGURES = """Small dots are runs, large ones means over seeds; a line is the least-squares fit over
 the logarithm; broken lines are features that need no training, and models that were not trained
 here."""

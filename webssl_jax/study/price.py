@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 TABLE = Path(__file__).parent.parent.parent / "docs" / "plan_table.json"
 Row = tuple[str, ...]
+_OF_A_STEP = ("model.", "method.", "global_batch=")  # overrides that may make it another
 
 
 def read_table(path: Path = TABLE) -> dict[str, dict[str, Any]]:
@@ -35,7 +36,9 @@ def read_table(path: Path = TABLE) -> dict[str, dict[str, Any]]:
 
 def plan_of(cell: Cell, slice_name: str, table: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
     """The plan of a cell's config at its size; what it is trained on and how long do not change a
-    step. None where the table has none, or it does not fit."""
+    step. None where the table has none, as for other networks by overrides, or it does not fit."""
+    if any(key.startswith(_OF_A_STEP) for key in cell.overrides):
+        return None
     name, _, arg = cell.spec.partition(":")
     parts = [part for part in arg.split(",") if part.partition("=")[0] not in ("data", "images")]
     plan = table.get(f"{name.removesuffix('.py')}.py:{','.join(parts)}@{slice_name}")

@@ -3,6 +3,7 @@ judged by the rows that all cells share. They lie in ``DIR/references``."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,8 +17,11 @@ from webssl_jax import config as configs
 from webssl_jax.config import ConfigError
 from webssl_jax.evaluators import outcome
 from webssl_jax.evaluators.outcome import Outcome
+from webssl_jax.files import write_json
 from webssl_jax.study.cells import Reference, Study
-from webssl_jax.study.runner import share_cache
+from webssl_jax.study.runner import end_with_parent, share_cache
+
+_JUDGED = "judged.json"  # the settings of its outcomes
 
 
 def shared_rows(study: Study) -> list[str]:
@@ -32,20 +36,26 @@ def _asked(row: ConfigDict) -> dict[str, Any]:
 
 def command(study: Study, reference: Reference, folder: Path) -> list[str]:
     """What judges a reference. What is known of it is not judged again."""
+    where = ["--output", str(_output(reference, folder)), "--batch", "64"]
+    program = [sys.executable, "-m", "webssl_jax.evaluate"]
+    return [*program, *where, *_settings(study, reference)]
+
+
+def _settings(study: Study, reference: Reference) -> list[str]:
+    """The flags that say what is judged, and by what."""
     rows = study.cells[0].config.evals
+    size = ["--eval-size", str(reference.eval_size)] if reference.eval_size else []
     flags = [
         f"--evals.{row}.{key}={value}"
         for row in shared_rows(study)
         for key, value in _asked(rows[row]).items()
     ]
-    size = ["--eval-size", str(reference.eval_size)] if reference.eval_size else []
-    where = ["--output", str(_output(reference, folder)), "--batch", "64"]
-    program = [sys.executable, "-m", "webssl_jax.evaluate", "--model", reference.model]
-    return [*program, *size, *where, *flags]
+    return ["--model", reference.model, *size, *flags]
 
 
 def judge(study: Study, folder: Path, say: Callable[[str], None]) -> dict[str, str]:
-    """Judges those that are not, one after the other. Returns {name: last words} of what failed."""
+    """Judges those that are not, or were with other settings, one after the other. Returns
+    {name: last words} of what failed."""
     failed = {}
     for reference in study.references:
         if len(_outcomes(study, reference, folder)) == len(shared_rows(study)):
@@ -55,13 +65,14 @@ def judge(study: Study, folder: Path, say: Callable[[str], None]) -> dict[str, s
         share_cache(eval_folder(reference, folder) / ".cache", folder)
         log = _output(reference, folder) / "evaluate.log"
         with open(log, "ab") as file:
-            code = subprocess.run(
-                command(study, reference, folder), stdout=file, stderr=file, check=False
-            ).returncode
+            program = end_with_parent(command(study, reference, folder))
+            code = subprocess.run(program, stdout=file, stderr=file, check=False).returncode
         if code:
             lines: Sequence[str] = log.read_text("utf-8", "replace").splitlines() or [""]
             words = next((line for line in lines[::-1] if line.startswith("error: ")), lines[-1])
             failed[reference.name] = f"exit code {code}: {words}"
+        else:
+            write_json(_output(reference, folder) / _JUDGED, _settings(study, reference))
     return failed
 
 
@@ -85,6 +96,12 @@ def eval_folder(reference: Reference, folder: Path) -> Path:
 
 
 def _outcomes(study: Study, reference: Reference, folder: Path) -> dict[str, Outcome]:
+    try:
+        judged = json.loads((_output(reference, folder) / _JUDGED).read_text())
+    except (OSError, ValueError):  # of a study that did not write it, or of one that was cut
+        judged = _settings(study, reference)
+    if judged != _settings(study, reference):
+        return {}
     rows = outcome.read_rows(eval_folder(reference, folder), 0)
     return {row: one for row, one in rows.items() if row in shared_rows(study)}
 

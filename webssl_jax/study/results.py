@@ -71,7 +71,7 @@ def read(study: Study, folder: Path) -> list[Group]:
             if not is_done(run):
                 continue
         except UserError:
-            continue  # of other settings: the runner names it
+            continue  # of other settings: left_out names it
         last, first = (outcome.read_rows(run.workdir / "eval", n) for n in (run.cell.steps, 0))
         curves = collect(read_rows(run.workdir / "metrics.jsonl"))
         losses = curves.get("train/loss", (np.empty(0), np.empty(0)))
@@ -79,6 +79,17 @@ def read(study: Study, folder: Path) -> list[Group]:
         machine = _environment(run.workdir)
         found[run.cell.name].append(Measured(run, last, first, seconds, losses, machine))
     return [Group(cell, tuple(runs)) for cell in study.cells if (runs := found[cell.name])]
+
+
+def left_out(study: Study, folder: Path) -> dict[str, str]:
+    """{run: why} of those whose figures are of other settings than ``study`` has."""
+    found = {}
+    for run in study.runs(folder):
+        try:
+            is_done(run)
+        except UserError as error:
+            found[run.name] = str(error)
+    return found
 
 
 def _environment(workdir: Path) -> dict[str, Any]:

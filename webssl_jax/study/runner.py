@@ -48,6 +48,11 @@ def command(run: Run) -> list[str]:
     return [sys.executable, "-m", "webssl_jax.train", *run.arguments()]
 
 
+def end_with_parent(command: list[str]) -> list[str]:
+    """The same command, in a process that does not outlive this one."""
+    return [sys.executable, "-c", _END_WITH_PARENT, *command]
+
+
 def is_done(run: Run) -> bool:
     """Whether its last step is saved, and all its rows were judged there.
 
@@ -172,7 +177,7 @@ class _Runner:
             return
         share_cache(run.workdir / "eval" / ".cache", self._folder)
         with open(run.workdir / "train.log", "ab") as log:
-            command = [sys.executable, "-c", _END_WITH_PARENT, *self._command(run)]
+            command = end_with_parent(self._command(run))
             process = subprocess.Popen(command, stdout=log, stderr=log)
         self._children.append(_Child(run, process, _step(run)))
 
