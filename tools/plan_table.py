@@ -58,7 +58,7 @@ MORE = {
 KEPT = (
     "fits spare_gib peak_hbm_gib state_gib mesh global_batch executed_over_model_flops compute_s "
     "exposed_ici_s wire_gb exposed_gb dcn_gb mfu_modelled mfu_with_exposed_ici attainable_s "
-    "mfu_attainable images_per_s days chip_hours compile_cpu_s versions error"
+    "mfu_attainable limits images_per_s days chip_hours compile_cpu_s versions error"
 ).split()
 
 
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         if found:
             figures[row] = found
             FIGURES.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
-    PAGE.write_text(page(figures, factor(json.loads(CALIBRATION.read_text()))))
+    PAGE.write_text(page(figures, json.loads(CALIBRATION.read_text())))
     print(f"{PAGE}: {len(figures)} of {len(rows())} rows")
     return 1 if failed else 0
 
@@ -183,27 +183,44 @@ def factor(calibration: dict, place: str = "") -> Factor:
     return Factor(*(math.exp(x) for x in (middle - half, middle, middle + half)), count)
 
 
-def page(figures: dict, expected: Factor) -> str:
-    """The page, from the figures. expected: of measurements, as :func:`factor`."""
+def factor_at(calibration: dict, place: str) -> Factor:
+    """The factor to expect on a slice: :func:`factor` of all rows, or of those of its chips if
+    these lie farther apart. Where no row is of its chips they may be like any, so of those that lie
+    farthest apart."""
+    chips = {name.partition("@")[2].partition("-")[0] for name, r in calibration.items()}
+    own = place.rpartition("x")[2].partition("-")[0]
+    found = [factor(calibration, f"{chip}-") for chip in ({own} & chips or chips)]
+    wide = [one for one in found if one.count > 2]  # two say little of how far they lie apart
+    return max([factor(calibration), *wide], key=lambda one: one.high / one.low)
+
+
+def page(figures: dict, calibration: dict) -> str:
+    """The page, from the figures and those of docs/plan_calibration.json."""
+    usual = factor(calibration)
     lines = [
         "# Every paper config on every slice",
         "",
         "Written by `python tools/plan_table.py` from `plan_table.json`; the columns and what",
         "they leave out are in [plan.md](plan.md). Each row is compiled with the preset that",
         "suits its slice. MFU is modelled, with exposed ICI; attainable is the limit of that",
-        "program, of rows compiled since `plan` knows it; `x` is executed over model flops; GB are",
-        "sent by a device in a step, and in brackets exposed.",
+        "program, and lost most the category with most time above it, in shares of the step, of",
+        "rows compiled since `plan` knows them; `x` is executed over model flops; GB are sent by a",
+        "device in a step, and in brackets exposed.",
         "",
-        f"Expected is the modelled MFU times {expected.middle:.2f} ({expected.low:.2f} to"
-        f" {expected.high:.2f}): the mean of measured / modelled of {expected.count}",
-        "runs of others, and the interval of 9 in 10 further programs, at most what is attainable.",
-        "Those were decoders of 16 to 128 billion parameters on v5e and v5p: smaller encoders and",
-        "other chips may lie outside ([Modelled and measured](plan.md#modelled-and-measured)).",
+        "Expected is the modelled MFU times the factor that stands above each table: the mean of",
+        f"measured / modelled of up to {usual.count} runs of others, and the interval of 9 in 10",
+        "further programs, at most what is attainable. Those were decoders of 16 to 128 billion",
+        "parameters on v5p and on v5e, where they lie far apart; chips that no run was of get the",
+        "wider interval, and smaller encoders may lie outside of either",
+        "([Modelled and measured](plan.md#modelled-and-measured)).",
     ]
     for place in SLICES:
-        lines += ["", f"## {place}", "", "| Config | batch | peak GiB (spare) | x | GB | MFU |"]
-        lines[-1] += " expected | attainable | images/s | chip-hours |"
-        lines.append("| --- |" + " ---: |" * 9)
+        expected = factor_at(calibration, place)
+        said = f"Expected: times {expected.middle:.2f} ({expected.low:.2f} to {expected.high:.2f})."
+        lines += ["", f"## {place}", "", said, ""]
+        lines.append("| Config | batch | peak GiB (spare) | x | GB | MFU | expected | attainable |")
+        lines[-1] += " lost most | images/s | chip-hours |"
+        lines.append("| --- |" + " ---: |" * 10)
         for config in configs_of(place):
             lines.append(_line(config, figures.get(f"{config}@{place}"), expected))
     return "\n".join(lines) + "\n"
@@ -212,10 +229,10 @@ def page(figures: dict, expected: Factor) -> str:
 def _line(config: str, r: dict | None, expected: Factor) -> str:
     name = config.replace(".py:size=", " ")
     if r is None:
-        return f"| {name} | | not compiled yet | | | | | | | |"
+        return f"| {name} | | not compiled yet | | | | | | | | |"
     memory = f"{r['peak_hbm_gib']:.1f} ({r['spare_gib']:.1f})"
     if not r["fits"]:
-        return f"| {name} | {r['global_batch']:,} | does not fit: {memory} | | | | | | | |"
+        return f"| {name} | {r['global_batch']:,} | does not fit: {memory} | | | | | | | | |"
     cells = (
         f"{r['global_batch']:,}",
         memory,
@@ -224,10 +241,19 @@ def _line(config: str, r: dict | None, expected: Factor) -> str:
         f"{100 * r['mfu_with_exposed_ici']:.1f}%",
         expected.of(r["mfu_with_exposed_ici"], r.get("mfu_attainable", 1.0)),
         f"{100 * r['mfu_attainable']:.1f}%" if "mfu_attainable" in r else "",
+        _lost_most(r.get("limits") or []),
         f"{r['images_per_s']:,.0f}",
         f"{r['chip_hours']:,.0f}",
     )
     return " | ".join([f"| {name}", *cells]) + " |"
+
+
+def _lost_most(limits: list[dict]) -> str:
+    if not limits:
+        return ""
+    worst = max(limits, key=lambda row: row["lost_s"])
+    share = worst["lost_s"] / sum(row["modelled_s"] for row in limits)
+    return f"{worst['category']} {100 * share:.0f}%"
 
 
 if __name__ == "__main__":

@@ -18,6 +18,10 @@ PLAN = """
 import json, sys
 fits = "1b" not in " ".join(sys.argv)
 figures = dict.fromkeys({keys!r}, 0.5) | {{"fits": fits, "global_batch": 3072}}
+figures["limits"] = [
+    {{"category": "products", "modelled_s": 3.0, "lost_s": 1.0}},
+    {{"category": "norms", "modelled_s": 7.0, "lost_s": 2.0}},
+]
 print(json.dumps(figures))
 sys.exit(0 if fits else 3)
 """
@@ -54,7 +58,7 @@ def test_rows_are_added_one_by_one_and_the_others_are_said_to_be_missing(table, 
         "--config configs/web_dino.py:size=1b,preset=2xv5p-256 --slice v5p-256 --slices 2"
     )
     page = (tmp_path / "plan_table.md").read_text()
-    assert "| web_dino 7b | 3,072 | 0.5 (0.5) |" in page
+    assert "| web_dino 7b | 3,072 | 0.5 (0.5) |" in page and "| norms 20% |" in page
     assert "| web_dino 1b | 3,072 | does not fit: 0.5 (0.5) |" in page
     assert page.count("not compiled yet") == len(plan_table.rows()) - 3
 
@@ -82,8 +86,8 @@ def test_every_row_has_a_command():
 def test_the_committed_page_has_all_rows_and_says_what_the_committed_figures_say():
     docs = ROOT / "docs"
     figures = json.loads((docs / "plan_table.json").read_text())
-    expected = plan_table.factor(json.loads((docs / "plan_calibration.json").read_text()))
-    assert (docs / "plan_table.md").read_text() == plan_table.page(figures, expected)
+    calibration = json.loads((docs / "plan_calibration.json").read_text())
+    assert (docs / "plan_table.md").read_text() == plan_table.page(figures, calibration)
     assert set(figures) == set(plan_table.rows())
 
 
@@ -125,6 +129,11 @@ def test_a_factor_is_a_mean_with_the_interval_of_one_more_program():
     assert high == pytest.approx(math.exp(2.91999 * 0.22314 * math.sqrt(4 / 3)), rel=1e-4)
     assert low == pytest.approx(1 / high)
     assert plan_table.factor(rows, "v5e").count == 2
+    rows |= {f"{i}@v5p-128": row(1 + i / 100) for i in range(2)} | {"e@v5e-256": row(1.0)}
+    every, wide = plan_table.factor(rows), plan_table.factor(rows, "v5e")
+    assert every.high / every.low < wide.high / wide.low
+    places = ("v5p-512", "2xv5p-256", "v5e-256", "v6e-256")  # no row is of v6e
+    assert [plan_table.factor_at(rows, x) for x in places] == [every, every, wide, wide]
     assert plan_table.Factor(0.5, 0.9, 3.0, 3).of(0.4, 0.7) == "36% (20 to 70)"
 
 
