@@ -9,14 +9,15 @@ resolution, on web images.
     python -m webssl_jax.train --config configs/dinov3.py:size=7b,stage=high_res --workdir RUN3 \
         --config.continue_from=RUN2 --config.data.train='SHARDS/train-*.arrayrecord'
 
-Arguments: size = s, b, l, 7b or tiny; stage = 1, gram or high_res; recipe = web or imagenet (the
-published ViT-L on ImageNet-1k; size l, stage 1); preset as in web_mae.py.
+Arguments: size = s, b, l, splus, lplus, hplus (these with gated MLPs), 7b or tiny; stage = 1, gram
+or high_res; recipe = web or imagenet (the published ViT-L on ImageNet-1k; size l, stage 1); preset
+as in web_mae.py.
 
 The Gram stage goes on with the state of stage 1, Adam's moments and the step included: its
 schedules count from the start of stage 1, whose length it must be told where it differs
 (``method.gram.refresh_images``). ``method.gram.teacher`` is an earlier run, or weights, whose
 encoder the Gram teacher begins as; the paper takes stage 1 at 200,000 steps. Without it the stage's
-first teacher is taken. Started without ``continue_from`` it would only repeat stage 1.
+first teacher is taken. Started without ``continue_from`` it only repeats stage 1, and says so.
 
 The stage of high resolution goes on with the state of the Gram stage, 30,000 steps of 2,048 images.
 Each batch takes one set of crop sizes (``method.crop_sizes``), drawn by the published shares, so a
@@ -32,8 +33,9 @@ the others none. High resolution: global crops of 512 and 768 pixels, local ones
 crops of one and a half times the global, Gram weight 1.5, a rate of 1.25e-5 times
 4 sqrt(batch / 1024), teacher temperature 0.07.
 
-Assumptions and differences: s, b and l on web images have no published recipe; they take 7b's with
-the heads, the clipping (3) and drop path of the ImageNet ViT-L (s and b: 0.1). Groups of 16 images.
+Assumptions and differences: the sizes below 7b, which were distilled from it, have no published
+recipe on web images; they take 7b's with the heads, the clipping (3) and drop path of the ImageNet
+ViT-L (of 384 and 768 channels: 0.1). Groups of 16 images.
 In 7b the norm of CLS and registers of local crops is the common one (the original has another, in
 training alone). The Gram stage begins at its full weight, and local crops weigh half at once (the
 original takes 1,000 steps). Positions are computed in float32; products in bfloat16, where the
@@ -62,6 +64,9 @@ SIZES = {
     "s": {"width": 384, "depth": 12, "heads": 6, "mlp": "gelu"},
     "b": {"width": 768, "depth": 12, "heads": 12, "mlp": "gelu"},
     "l": {"width": 1024, "depth": 24, "heads": 16, "mlp": "gelu"},
+    "splus": {"width": 384, "depth": 12, "heads": 6, "mlp": "swiglu", "mlp_hidden": 1536},
+    "lplus": {"width": 1024, "depth": 24, "heads": 16, "mlp": "swiglu", "mlp_hidden": 4096},
+    "hplus": {"width": 1280, "depth": 32, "heads": 20, "mlp": "swiglu", "mlp_hidden": 5120},
     "7b": {
         "width": 4096,
         "depth": 40,
@@ -121,7 +126,7 @@ def _stage1(size: str) -> ConfigDict:
         key_bias=False,
         mask_token=True,
         init="dinov3",
-        drop_path={"7b": 0.4, "l": 0.3}.get(size, 0.1),
+        drop_path={"7b": 0.4, "l": 0.3, "lplus": 0.3, "hplus": 0.3}.get(size, 0.1),
         **SIZES[size],
     )
     method, optim = config.method, config.optim

@@ -10,11 +10,12 @@ Sources: batch 2048, AdamW (0.9, 0.999), 40 of 300 epochs of ImageNet-1k warm-up
 1e-6, decay 0.04 to 0.4, momentum 0.996 rising linearly to 1, crop scale 0.3 to 1, no flip, four
 targets of 0.15 to 0.2, a context of 0.85 to 1, a predictor of 12 blocks of 384 (16 blocks for g16)
 are those of the paper and of the published configs; its code draws initial values without the
-scaling by depth that its constructor has. Assumptions: the warm-up starts at 0 and not at 2e-4; the
-rate and decay of step k are those of index k and not k + 1; crops are resized bicubically. Where
-the original cuts the contexts of a device's batch to the shortest (81 of 110 patches, 16 images at
-224/14), here each keeps what it has, up to ``masks.context_patches`` (half of all, which one in
-five exceeds at 224/14 and loses its last rows).
+scaling by depth that its constructor has. Theirs of g16 saw ImageNet-22k for 44 epochs, 3 of them
+warm-up; here it has the length of the others. Assumptions: the warm-up starts at 0 and not at 2e-4;
+the rate and decay of step k are those of index k and not k + 1; crops are resized bicubically.
+Where the original cuts the contexts of a device's batch to the shortest (81 of 110 patches, 16
+images at 224/14), here each keeps what it has, up to ``masks.context_patches`` (half of all, which
+one in five exceeds at 224/14 and loses its last rows).
 
 ``tiny`` is no recipe of theirs: 64 pixels, patches of 8, batch 64, some minutes on two CPU cores.
 

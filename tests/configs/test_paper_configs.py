@@ -18,6 +18,7 @@ from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.sharding import rules
 from webssl_jax.train_step import lower_train_step, run_schedules
+from webssl_jax.weights.networks import Networks, template_of
 
 CONFIGS = pathlib.Path(__file__).parent.parent.parent / "configs"
 # {config: (encoder parameters (recipes.md 1.1), width, head bottlenecks, prototypes)}
@@ -69,6 +70,16 @@ def test_a_paper_config_has_its_parameters_and_sixteen_bytes_for_each(spec):
         for x in jax.tree.leaves(state)
     )
     assert held == pytest.approx(whole / 64, rel=0.05)  # odd widths of biases stay whole
+
+
+@pytest.mark.parametrize(
+    ("size", "millions"),  # of the model cards
+    [("s", 21.6), ("splus", 28.7), ("b", 85.7), ("l", 303.1), ("hplus", 840.6), ("7b", 6716)],
+)
+def test_an_encoder_of_dinov3_has_its_published_parameters(size, millions):
+    networks = Networks.of(methods.create(configs.load(f"dinov3:size={size}", [])))
+    encoder = paths.count(template_of(networks)["encoder"])
+    assert encoder == pytest.approx(millions * 1e6, rel=2e-3)
 
 
 def test_the_docstring_says_these_bytes():

@@ -4,6 +4,7 @@ that goes on with a run's whole state."""
 import io
 import json
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +101,15 @@ def stage1(tmp_path_factory):
     checkpointer.save(state)
     checkpointer.close()
     return str(workdir), state
+
+
+def test_a_stage_that_no_run_comes_before_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(train_state, "create", lambda *_: None)
+    for stage in ("1", "gram"):
+        config, (method, *_) = make(stage)
+        assert not caplog.text  # nor of stage 1
+        Saver._begin(types.SimpleNamespace(_config=config), method, None, None)
+    assert "a later stage of dino begins from scratch" in caplog.text
 
 
 def test_a_stage_goes_on_with_step_moments_and_teacher_of_another_run(stage1, tmp_path):

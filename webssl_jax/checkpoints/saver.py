@@ -30,7 +30,7 @@ from webssl_jax.checkpoints.checkpointer import Checkpointer
 from webssl_jax.checkpoints.local import LocalCheckpoints
 from webssl_jax.config import UserError
 from webssl_jax.errors import DivergedError
-from webssl_jax.methods.base import Method
+from webssl_jax.methods.base import Method, is_later_stage
 from webssl_jax.optim.optimizer import Optimizer
 from webssl_jax.sharding import distributed
 from webssl_jax.train_state import TrainState
@@ -111,6 +111,12 @@ class Saver:
             return self._continue_from(config.continue_from, method)
         state = train_state.create(method, optimizer, config.seed, config.global_batch, mesh)
         if not config.init_from:
+            if is_later_stage(method):
+                log.warning(
+                    "a later stage of %s begins from scratch, as if it were the first: to go on "
+                    "with a run of the stage before, give config.continue_from=RUN",
+                    config.method.name,
+                )
             return state
         if not self._of_this_method(config.init_from):
             trees = {"params": state.params, "teacher": state.teacher}

@@ -51,6 +51,12 @@ def initial_weights(method: Any) -> Mapping[str, str]:
     return getattr(method, "initial_weights", {})
 
 
+def is_later_stage(method: Any) -> bool:
+    """What a method's attribute ``later_stage`` says, where it has one: whether it is meant to go
+    on with what a run of it has learned (``config.continue_from``)."""
+    return getattr(method, "later_stage", False)
+
+
 def kinds_of(method: Any) -> tuple[Any, ...]:
     """What a method's attribute ``kinds`` says, where it has one: for each size that its batches
     come in, the method that takes such batches. They have one train state, and each is compiled.

@@ -222,6 +222,11 @@ class DINO:
         return Variables(params, params, aux)
 
     @property
+    def later_stage(self) -> bool:
+        """See ``methods.base.is_later_stage``."""
+        return self.gram is not None
+
+    @property
     def initial_weights(self) -> dict[str, str]:
         """See ``methods.base.initial_weights``."""
         return {"aux/gram": self.gram.teacher} if self.gram and self.gram.teacher else {}
