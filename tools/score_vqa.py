@@ -6,11 +6,12 @@
 
 ANSWERS is a folder with a file BENCHMARK.jsonl for each of the sixteen benchmarks, or for some; no
 model is asked again. Printed: each benchmark, the categories that are whole and the mean, with
-intervals by bootstrap; what each model differs from the first by, paired question by question; and
-published rows (--beside, part of a name). Written to DIR: scores.json, radar.png, bars.png; with
---benchmarks, a folder with the downloaded data set BENCHMARK in each folder, a sheet of questions
-with answers and verdicts (NAME_BENCHMARK.png); and answers to the test questions of mmbench_test
-and docvqa_test, of which only a server has the truth, in its format.
+intervals by bootstrap; what each model differs from the first by, paired question by question;
+which benchmarks were answered in part; and published rows (--beside, part of a name). Written to
+DIR: scores.json, radar.png, bars.png; with --benchmarks, a folder with the downloaded data set
+BENCHMARK in each folder, a sheet of questions with answers and verdicts (NAME_BENCHMARK.png); and
+answers to the test questions of mmbench_test and docvqa_test, of which only a server has the truth,
+in its format.
 
 Exit codes: 0 done · 2 bad input or a full disk, one line.
 """
@@ -23,7 +24,7 @@ from collections.abc import Mapping
 from webssl_jax import cli
 from webssl_jax.errors import UserError
 from webssl_jax.evaluators.vqa.tasks.mme import MME, READINGS
-from webssl_jax.files import write_bytes, write_json
+from webssl_jax.files import make_folder, write_bytes, write_json
 
 
 def _parser() -> cli.ArgumentParser:
@@ -68,8 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     if models:
         print(table(models, _beside(args.beside)))
     if args.output:
-        output = pathlib.Path(args.output)
-        output.mkdir(parents=True, exist_ok=True)
+        output = make_folder(pathlib.Path(args.output))
         _hand_in(kept, output)
         if models:
             _write(models, output)
@@ -80,8 +80,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _read(text: str) -> tuple[str, dict[str, list[Answer]]]:
     name, equals, folder = text.partition("=")
-    if not (name and equals and folder):
-        raise UserError(f"{text}: write NAME=ANSWERS")
+    if not (name and equals and folder) or "/" in name:  # it is a part of files' names
+        raise UserError(f"{text}: write NAME=ANSWERS, a name without /")
     files = {task: pathlib.Path(folder, f"{task}.jsonl") for task in TASKS}
     found = {task: read_answers(path) for task, path in files.items() if path.is_file()}
     if not found:
@@ -106,6 +106,7 @@ def _write(models: Mapping[str, Mapping[str, TaskScore]], output: pathlib.Path) 
             name: {
                 "figures": {line: one._asdict() for line, one in lines.items()},
                 "metrics": {task: score.metrics for task, score in models[name].items()},
+                "questions": {task: len(score.verdicts) for task, score in models[name].items()},
             }
             for name, lines in figures(models).items()
         },

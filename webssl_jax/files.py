@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from webssl_jax.errors import UserError
+
 
 def try_writing(folder: Path) -> None:
     """Makes ``folder``, and writes and removes a file in it.
@@ -19,6 +21,21 @@ def try_writing(folder: Path) -> None:
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable-") as file:
         file.write(b"1")
         file.flush()
+
+
+def make_folder(output: Path) -> Path:
+    """The folder that a user names as ``--output``, made if it is not there.
+
+    Raises:
+      UserError: if that cannot be: a file has its name, say.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise UserError(
+            f"--output {output}: no folder can be made there ({error.strerror}); name another"
+        ) from error
+    return output
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -18,7 +18,7 @@ from webssl_jax.config import ConfigError, UserError
 from webssl_jax.data import annotations, records
 from webssl_jax.evaluators import suite
 from webssl_jax.evaluators.vqa import ask, evaluation
-from webssl_jax.evaluators.vqa.task import Question
+from webssl_jax.evaluators.vqa.task import Question, read_answers
 from webssl_jax.model import Model, Origin
 from webssl_jax.sharding import mesh as meshes
 from webssl_jax.sharding import rules
@@ -89,6 +89,12 @@ def test_eight_devices_and_other_batches_give_the_same_answers(model, answers, t
     assert ask.ask(cut, QUESTIONS, tmp_path / "a.jsonl", batch=8) == found
 
 
+def test_an_answer_ends_at_its_own_limit_whatever_is_asked_beside_it(model):
+    asked = [dataclasses.replace(QUESTIONS[0], max_new_tokens=n) for n in (1, NEW)]
+    ((part, (short, long)),) = ask.Answerer(model, 4)(asked, [QUESTIONS[0].image] * 2)
+    assert part == asked and len(short) < len(long) and long.startswith(short)
+
+
 def test_blind_and_shuffled_models_see_no_image_and_anothers(model, monkeypatch, tmp_path):
     monkeypatch.setattr(
         ask.Answerer,
@@ -116,7 +122,7 @@ def test_a_row_has_the_model_beside_the_blind_one_item_by_item(model, tmp_path, 
     for i in range(3):
         found = [{"question": q, "answers": a} for q, a in asked]
         notes = {"questions": annotations.encode_json(found)}
-        record = records.Record(picture(i), (), str(i), 40, 24, "s", annotations=notes)
+        record = records.Record(picture(i), (), "same", 40, 24, "s", annotations=notes)
         writer.write(records.encode(record))
     writer.close()
     says = {
@@ -138,7 +144,8 @@ def test_a_row_has_the_model_beside_the_blind_one_item_by_item(model, tmp_path, 
     assert outcome.metrics["accuracy/open"] == pytest.approx(100 * 2 / 3)
     assert outcome.baselines["blind"].metrics["accuracy"] == pytest.approx(50)
     assert list(outcome.items["accuracy"]) == [100, 100, 0, 100, 100, 0]
-    assert len(list((tmp_path / "eval" / "answers").rglob("*.jsonl"))) == 3
+    kept = list((tmp_path / "eval" / "answers").rglob("*.jsonl"))
+    assert [len(read_answers(path)) for path in kept] == [6, 6, 6]  # although keys were the same
 
 
 def test_the_first_questions_are_whole_pairs_and_have_the_error_of_their_items(tmp_path):
@@ -152,6 +159,9 @@ def test_the_first_questions_are_whole_pairs_and_have_the_error_of_their_items(t
         ),
     )
     (tmp_path / "data").mkdir()
+    pyarrow.parquet.write_table(table[:0], tmp_path / "data" / "test-0.parquet")
+    with pytest.raises(UserError, match="has no question of mme; download it again"):
+        evaluation.VQA(evaluation.VQAOptions("mme", str(tmp_path)))
     pyarrow.parquet.write_table(table, tmp_path / "data" / "test-0.parquet")
     row = evaluation.VQA(evaluation.VQAOptions("mme", str(tmp_path), max_questions=3))
     asked = list(row._questions())
@@ -162,6 +172,7 @@ def test_the_first_questions_are_whole_pairs_and_have_the_error_of_their_items(t
         question.answered(word) for question, word in zip(asked, ("yes", "no", "yes", "yes"))
     ]
     outcome = row._outcome(answers)
+    assert "answers to 4 of 2,374 questions" in outcome.meaning
     assert outcome.metrics["total"] == 50 + 200 and outcome.se("total") == 0  # of one item each
 
 

@@ -53,7 +53,9 @@ def test_kept_answers_are_scored_beside_each_other_and_the_paper(tmp_path, capsy
     assert lines["MMVP"].split()[1::3][:2] == ["50.00", "100.00"]
     assert "44.00" in lines["MMVP"] and "49.33" in lines["MMVP"]  # SigLIP2 in Table 14
     assert lines["GQA"].split()[1] == "60.00" and "+30.00" in lines["GQA"]
+    assert "A: GQA has answers to 10 of 12,578, MMVP has answers to 4 of 300 questions." in out
     found = json.loads((tmp_path / "out/scores.json").read_text())
+    assert found["models"]["B"]["questions"] == {"gqa": 10, "mmvp": 4}
     assert found["differences"]["B - A"]["mmvp"]["value"] == 50
     handed = json.loads((tmp_path / "out/B_docvqa.json").read_text())
     assert handed == [{"questionId": 5, "answer": "july"}]
@@ -67,6 +69,8 @@ def test_what_cannot_be_scored_is_said_in_one_line(tmp_path):
     for flags, message in (
         ([f"A={tmp_path / 'empty'}"], "has no answers"),
         (["A"], "write NAME=ANSWERS"),
+        ([f"A/B={tmp_path / 'a'}"], "a name without /"),
+        ([f"A={tmp_path / 'a'}", "--output", str(tmp_path / "a/gqa.jsonl")], "no folder can be"),
         ([f"A={tmp_path / 'a'}", f"A={tmp_path / 'a'}"], "the same name"),
         ([f"A={tmp_path / 'a'}", "--beside", "GPT"], "no such encoder in the paper"),
         ([f"A={tmp_path / 'a'}", "--benchmarks", "x"], "give --output DIR too"),

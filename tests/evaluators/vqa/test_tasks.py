@@ -201,7 +201,11 @@ def test_mmvp_reads_its_csv_and_numbered_images(tmp_path):
     (tmp_path / "MMVP Images").mkdir()
     for number, image in ((1, RED), (2, BLUE)):
         (tmp_path / f"MMVP Images/{number}.jpg").write_bytes(image["bytes"])
-    with open(tmp_path / "Questions.csv", "w", newline="", encoding="utf-8") as file:
+    path = tmp_path / "Questions.csv"
+    path.write_bytes(b"caf\xe9")
+    with pytest.raises(UserError, match="Questions.csv: cannot be read .* download it again"):
+        list(read_questions(tasks.task("mmvp"), tmp_path))
+    with open(path, "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["lndex", "Question", "Options", "Correct Answer"])  # as it is published
         rows.writerow([1, "Is it, or not?", "(a) Open (b) Closed", "(a)"])
@@ -268,6 +272,25 @@ def test_an_answer_kept_without_what_its_rule_needs_is_said(lost):
         MME().score(answers)
 
 
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("gqa", {"truth": None}),
+        ("textvqa", {"truths": []}),
+        ("cv_bench_3d", {"truth": "A", "options": []}),
+    ],
+)
+def test_an_answer_beside_which_no_truth_can_be_read_is_named(name, extra):
+    with pytest.raises(UserError, match=f"{name}: question 7 cannot be judged.*ask the model"):
+        tasks.task(name).score([Answer("7", "Q", "left", extra)])
+
+
+def test_a_reading_of_mme_without_a_question_has_no_score():
+    extra = {"truth": "Yes", "category": "code_reasoning", "pair": 0}
+    with pytest.raises(UserError, match="mme: no answer is to a question of perception"):
+        MME("perception").score([Answer(str(n), "?", "yes", extra) for n in range(2)])
+
+
 def test_answers_come_back_from_their_file_in_the_order_of_questions(tmp_path):
     odd = Answer("1", "a\u2028b", "line\nbreak \x85 \u00e9", {"truths": ["x"], "pair": 0})
     path = tmp_path / "answers.jsonl"
@@ -276,21 +299,36 @@ def test_answers_come_back_from_their_file_in_the_order_of_questions(tmp_path):
     path.write_text(odd.line() * 2, "utf-8")
     with pytest.raises(UserError, match="line 2: question 1 was answered before"):
         read_answers(path)
-    path.write_text(odd.line()[:-20], "utf-8")
-    with pytest.raises(UserError, match="line 1: not an answer"):
-        read_answers(path)
+    line = odd.line()
+    numbered = json.dumps({"key": 1, "text": "", "answer": "", "extra": {}})
+    bare = json.dumps({"key": "1", "text": "", "answer": "", "extra": None})
+    for damaged in (line[:-20], line.replace('"line', '5,"line'), numbered, bare, "[" * 99999):
+        path.write_text(damaged, "utf-8")
+        with pytest.raises(UserError, match="line 1: not an answer"):
+            read_answers(path)
 
 
-@pytest.mark.parametrize("trouble", ["no file", "no column", "damaged"])
+# What stands in a table in place of what was published.
+OTHERS = {"no picture": {"image": RED | {"bytes": None}}, "text for a list": {"options": "xy"}}
+
+
+@pytest.mark.parametrize("trouble", ["no file", "a part", "no column", "damaged", *OTHERS])
 def test_files_that_are_not_the_published_ones_are_named(trouble, tmp_path):
     path = tmp_path / "data/test-0.parquet"
-    if trouble == "no column":
+    if trouble == "a part":  # of a download that was stopped
+        write(tmp_path / "data/test-00001-of-00003-ab.parquet", [ROWS["ai2d"][0]])
+    elif trouble in OTHERS:
+        write(path, [ROWS["ai2d"][0] | OTHERS[trouble]])
+    elif trouble == "no column":
         write(path, [{"image": RED, "question": "Q"}])
     elif trouble == "damaged":
         path.parent.mkdir()
         path.write_bytes(b"PAR1")
     expected = {
         "no file": "hf download lmms-lab/ai2d",
+        "a part": "has 1 files data/test-.*, of which 3 belong together; download it",
+        "no picture": "row 0 in .* not as it was published .its image is not in the file",
+        "text for a list": "row 0 in .* not as it was published .a list of texts is wanted",
         "no column": "has no column answer, options",
         "damaged": "cannot be read",
     }[trouble]

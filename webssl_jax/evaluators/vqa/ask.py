@@ -181,7 +181,9 @@ class Answerer:
         }
         program = _program(mesh, self._networks, new, self._speaker.end_ids)
         found = jax.tree.map(meshes.whole, program(self._model.params, **placed))
-        said = [row[:n] for row, n in zip(found.tokens[: len(part)], found.lengths)]
+        # As if it had been asked alone: its own number, where others may have longer answers.
+        most = [self._new_tokens or question.max_new_tokens for question in part]
+        said = [row[: min(n, m)] for row, n, m in zip(found.tokens, found.lengths, most)]
         self._prompts += [len(ids) for ids, _ in made]
         self._answers += map(len, said)
         self._cut += sum(row[-1] not in self._speaker.end_ids for row in said)

@@ -85,7 +85,8 @@ class VQA:
                 raise UserError(f"{folder}: no such folder; download {self._task.source.repo}")
             files = sorted(folder.glob(self._task.source.files))
             found = datasets.fingerprint([(x.name, x.stat().st_size) for x in files])
-            next(self._questions())  # a file that is missing or another one is told now
+            if next(self._questions(), None) is None:  # a missing file or another one is told now
+                raise UserError(f"{folder}: has no question of {options.task}; download it again")
         of_shards = f"-{datasets.fingerprint(found, options.kind_of_answer)}"
         self._file = options.task + (of_shards if options.task == SHARDS else "")
         named = datasets.fingerprint(found, options.max_questions, options.kind_of_answer)
@@ -144,6 +145,8 @@ class VQA:
         score = self._task.score(answers)
         metrics = dict(score.metrics)
         metrics[f"{score.headline}_se"] = score.items.standard_error()
-        meaning = f"{self._task.title}: {score.headline} of answers to {count:,} questions."
+        whole = self._task.source.count
+        asked = f"{count:,}" if whole in (0, count) else f"{count:,} of {whole:,}"
+        meaning = f"{self._task.title}: {score.headline} of answers to {asked} questions."
         items = {score.headline: score.items.contributions().astype("float32")}
         return Outcome((score.headline,), metrics, items, self.data, meaning)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,16 +18,25 @@ from webssl_jax.errors import UserError
 from webssl_jax.evaluators.vqa.task import Question, Source, Task
 
 _ROWS_AT_ONCE = 16  # documents are megabytes each
+_PART = re.compile(r"-\d{5}-of-(\d{5})")  # of a name: how many files a table is cut into
 
 
 def read_questions(task: Task, folder: pathlib.Path) -> Iterator[Question]:
     """The questions of a benchmark in the order of its rows, read as they are asked for.
 
     Raises:
-      UserError: if ``folder`` has none of its files, one cannot be read, or lacks a column.
+      UserError: if ``folder`` lacks one of its files, one cannot be read, lacks a column, or holds
+        another kind of value in it.
     """
     for place, row in enumerate(_rows(task.name, task.source, folder)):
-        yield from task.questions(place, row)
+        try:
+            found = task.questions(place, row)
+        except (TypeError, ValueError, AttributeError, LookupError) as error:
+            raise UserError(
+                f"{task.name}, row {place} in {folder}: is not as it was published ({error}); "
+                "download it again"
+            ) from error
+        yield from found
 
 
 def _rows(name: str, source: Source, folder: pathlib.Path) -> Iterator[Mapping[str, Any]]:
@@ -42,9 +52,13 @@ def _rows(name: str, source: Source, folder: pathlib.Path) -> Iterator[Mapping[s
 
 def _files(name: str, source: Source, pattern: str, folder: pathlib.Path) -> list[pathlib.Path]:
     found = sorted(folder.glob(pattern))
-    if not found:
+    wanted = {int(match[1]) for path in found if (match := _PART.search(path.name))}
+    if not found or wanted - {len(found)}:
+        has = f"no file {pattern}"
+        if found:
+            has = f"{len(found)} files {pattern}, of which {max(wanted)} belong together"
         raise UserError(
-            f"{name}: {folder} has no file {pattern}; download it: hf download {source.repo} "
+            f"{name}: {folder} has {has}; download it: hf download {source.repo} "
             f"--repo-type dataset --local-dir {folder}"
         )
     return found
@@ -78,16 +92,20 @@ def _image(images: Mapping[str, Any], name: str, task: str) -> Any:
 
 def _csv(path: pathlib.Path, source: Source) -> Iterator[dict[str, Any]]:
     """Rows of a CSV file with the names of ``source.columns``, whatever its own header says."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        for number, cells in enumerate(csv.reader(file)):
-            if number == 0 or not cells:
-                continue
-            if len(cells) != len(source.columns):
-                raise UserError(
-                    f"{path}, row {number}: {len(cells)} cells for the columns "
-                    f"{', '.join(source.columns)}; download it again"
-                )
-            yield dict(zip(source.columns, cells))
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            lines = list(csv.reader(file))[1:]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); download it again") from error
+    for number, cells in enumerate(lines, 1):
+        if not cells:
+            continue
+        if len(cells) != len(source.columns):
+            raise UserError(
+                f"{path}, row {number}: {len(cells)} cells for the columns "
+                f"{', '.join(source.columns)}; download it again"
+            )
+        yield dict(zip(source.columns, cells))
 
 
 def _picture(path: pathlib.Path) -> bytes:

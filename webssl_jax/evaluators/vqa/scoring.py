@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -18,14 +19,24 @@ def judged(task: str, answers: Sequence[Answer], judge: Callable[[Answer], float
     """The verdict on each answer, 0 to 1.
 
     Raises:
-      UserError: if there is no answer, or one lacks a field that the rule needs.
+      UserError: if there is no answer, one lacks a field that the rule needs, or holds in it what
+        the rule cannot read.
     """
     if not answers:
         raise UserError(f"{task}: no answer to judge; ask a model first")
+    return [_verdict(task, answer, judge) for answer in answers]
+
+
+def _verdict(task: str, answer: Answer, judge: Callable[[Answer], float]) -> float:
     try:
-        return [float(judge(answer)) for answer in answers]
+        return float(judge(answer))
     except KeyError as error:
         raise _lacking(task, error) from error
+    except (TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{task}: question {answer.key} cannot be judged, for what is kept beside its answer "
+            f"({error}): {json.dumps(answer.extra)[:200]}; ask the model again"
+        ) from error
 
 
 def beside(task: str, answers: Sequence[Answer], name: str) -> list[Any]:
@@ -98,8 +109,27 @@ def grouped(values: Sequence[float], groups: Sequence[Hashable], weight: float) 
 
 
 def image_bytes(image: Mapping[str, Any] | None) -> bytes | None:
-    """The file of an image column; None where the row has no image."""
-    return None if image is None else image["bytes"]
+    """The file of an image column; None where the row has no image.
+
+    Raises:
+      ValueError: if the image is named and not held: without it the model would answer blindly.
+    """
+    if image is None:
+        return None
+    if image["bytes"] is None:
+        raise ValueError("its image is not in the file")
+    return image["bytes"]
+
+
+def texts(values: Any) -> list[str]:
+    """A list of texts.
+
+    Raises:
+      TypeError: for anything else; a text is one of letters, else.
+    """
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"a list of texts is wanted, and {values!r:.80} is there")
+    return values
 
 
 def _lacking(task: str, error: KeyError) -> UserError:

@@ -44,12 +44,16 @@ class ShardQuestions:
           UserError: for a record that is damaged or has no questions.
         """
         source = ArrayRecordSource(self.shards)
+        keys: set[str] = set()
         for place in range(len(source)):
             try:
                 record = records.decode(source[place])
                 asked = annotation.questions(record)
             except records.RecordError as error:
                 raise UserError(f"{source.describe(place)}: {error}") from error
+            if record.key in keys:  # of another source
+                record = dataclasses.replace(record, key=f"{record.key}@{place}")
+            keys.add(record.key)
             yield from self.questions(place, {"record": record, "questions": asked})
 
     def questions(self, place: int, row: Mapping[str, Any]) -> list[Question]:

@@ -57,9 +57,23 @@ def table(models: Models, beside: Sequence[Published] = ()) -> str:
         for line, title in order().items()
         if line in known
     ]
+    notes += [
+        f"{name}: {', '.join(parts)} questions."
+        for name, scores in models.items()
+        if (parts := _parts(scores))
+    ]
     if len(models) > 1:
         notes.append("Differences are paired question by question; * has zero outside.")
     return "\n".join([*aligned([["", *columns], *rows]), "", *notes])
+
+
+def _parts(scores: Mapping[str, TaskScore]) -> list[str]:
+    """Which benchmarks were answered in part, and how far."""
+    return [
+        f"{task.title} has answers to {len(scores[task.name].verdicts):,} of {task.source.count:,}"
+        for task in SIXTEEN
+        if task.name in scores and len(scores[task.name].verdicts) != task.source.count
+    ]
 
 
 def _figure(one: Interval) -> str:

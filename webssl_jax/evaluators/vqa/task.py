@@ -165,7 +165,7 @@ def read_answers(path: pathlib.Path) -> list[Answer]:
     and a run may answer them in any order.
 
     Raises:
-      UserError: if there is none, a line is damaged, or two answer the same question.
+      UserError: if there is none, a line is damaged or no answer, or two answer the same question.
     """
     try:
         lines = path.read_text("utf-8").rstrip("\n").split("\n")
@@ -176,8 +176,8 @@ def read_answers(path: pathlib.Path) -> list[Answer]:
     answers: dict[str, Answer] = {}
     for number, line in enumerate(lines, 1):
         try:
-            answer = Answer(**json.loads(line))
-        except (ValueError, TypeError) as error:
+            answer = _answer(json.loads(line))
+        except (ValueError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{path}, line {number}: not an answer ({error}); remove the line and ask again"
             ) from error
@@ -187,6 +187,14 @@ def read_answers(path: pathlib.Path) -> list[Answer]:
             )
         answers[answer.key] = answer
     return sorted(answers.values(), key=lambda answer: (len(answer.key), answer.key))
+
+
+def _answer(fields: dict[str, Any]) -> Answer:
+    answer = Answer(**fields)
+    texts = (answer.key, answer.text, answer.answer)
+    if not all(isinstance(text, str) for text in texts) or not isinstance(answer.extra, dict):
+        raise ValueError("key, text and answer are texts, extra is an object")
+    return answer
 
 
 def write_answers(path: pathlib.Path, answers: Iterable[Answer]) -> None:

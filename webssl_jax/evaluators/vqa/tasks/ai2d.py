@@ -26,7 +26,7 @@ class AI2D:
 
     def questions(self, place: int, row: Mapping[str, Any]) -> list[Question]:
         """One a row."""
-        text = with_options(row["question"], row["options"])
+        text = with_options(row["question"], scoring.texts(row["options"]))
         extra = {"truth": str(row["answer"])}
         return [Question(str(place), text, scoring.image_bytes(row["image"]), extra)]
 

@@ -17,7 +17,7 @@ _COLUMNS = ("image", "prompt", "choices", "answer", "task", "source")
 
 
 def _question(place: int, row: Mapping[str, Any]) -> Question:
-    extra = {"truth": row["answer"], "options": list(row["choices"])}
+    extra = {"truth": row["answer"], "options": scoring.texts(row["choices"])}
     extra |= {"category": row["task"], "source": row["source"]}
     text = f"{row['prompt']}\n{LETTER}"
     return Question(str(place), text, scoring.image_bytes(row["image"]), extra)

@@ -46,7 +46,7 @@ class DocVQA:
 
     def questions(self, place: int, row: Mapping[str, Any]) -> list[Question]:
         """One a row."""
-        truths = list(row["answers"]) if row["answers"] else None
+        truths = scoring.texts(row["answers"]) if row["answers"] else None
         extra = {"truths": truths, "question_id": int(row["questionId"])}
         text = f"{row['question']}\n{SHORT}"
         return [Question(str(place), text, scoring.image_bytes(row["image"]), extra, 128)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from webssl_jax.errors import UserError
 from webssl_jax.evaluators.vqa.rules.choices import WORD
 from webssl_jax.evaluators.vqa.scoring import (
     PERCENT,
@@ -76,6 +77,8 @@ class MME:
             sums["total"] += mean
         of = [kind for kind in kinds if self._counts(kind)]
         values = [value for value, kind in zip(points, kinds) if self._counts(kind)]
+        if not values:
+            raise UserError(f"{self.name}: no answer is to a question of {self.reading}")
         accuracy = {"accuracy": PERCENT * float(np.mean(hits))}
         items = grouped(values, of, weight=1.0)
         return TaskScore(self.reading, sums | accuracy | metrics, items, verdicts(answers, hits))

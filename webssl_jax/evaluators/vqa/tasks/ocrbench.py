@@ -34,7 +34,7 @@ class OCRBench:
 
     def questions(self, place: int, row: Mapping[str, Any]) -> list[Question]:
         """One a row."""
-        extra = {"truths": list(row["answer"]), "category": row["question_type"]}
+        extra = {"truths": scoring.texts(row["answer"]), "category": row["question_type"]}
         text = f"{row['question']}\n{SHORT}"
         return [Question(str(place), text, scoring.image_bytes(row["image"]), extra)]
 

@@ -34,7 +34,7 @@ class ScienceQA:
         if row["image"] is None:
             return []
         head = f"{row['hint']} {row['question']}" if row["hint"] else row["question"]
-        text = with_options(head, row["choices"], _ONLY_LETTER)
+        text = with_options(head, scoring.texts(row["choices"]), _ONLY_LETTER)
         truth = int(row["answer"])
         extra = {"truth": chr(ord("A") + truth), "option": row["choices"][truth]}
         extra["category"] = row["grade"]

@@ -40,9 +40,10 @@ class SEED:
 
     def questions(self, place: int, row: Mapping[str, Any]) -> list[Question]:
         """None for a video."""
-        if len(row["image"]) > 1:
+        images = list(map(scoring.image_bytes, row["image"]))
+        if len(images) > 1:
             return []
-        image = scoring.image_bytes(row["image"][0]) if row["image"] else None
+        image = images[0] if images else None
         text = with_options(f"{row['question']} Options:", (row[name] for name in _CHOICES))
         kind = _KINDS[int(row["question_type_id"]) - 1]
         return [Question(str(place), text, image, {"truth": row["answer"], "category": kind})]

@@ -36,9 +36,9 @@ class TextVQA:
         """One a row."""
         lines = [row["question"], WORD]
         if self.ocr_tokens:
-            words = ", ".join(row["ocr_tokens"])
+            words = ", ".join(scoring.texts(row["ocr_tokens"]))
             lines.insert(1, f"Reference OCR tokens: {words}" if words else "Reference OCR tokens:")
-        extra = {"truths": list(row["answers"])}
+        extra = {"truths": scoring.texts(row["answers"])}
         image = scoring.image_bytes(row["image"])
         return [Question(str(place), "\n".join(lines), image, extra)]
 
