@@ -132,6 +132,7 @@ def test_titles_are_articles_with_enough_views_in_hours_that_count(tmp_path):
         ("5\tdog\n-1\tcat\n", None, Limits(), "line 2 is not"),
         ("5\tdog\n", "2\tdog\n", Limits(min_pmi=1), "line 1 is not count<TAB>word<TAB>word"),
         ("1024\tdog\n", "1\tdog\tdog\n", Limits(), "information over 10.0"),
+        ("0\tdog\n", "1\tdog\tdog\n", Limits(), "--unigrams has no word"),
         (None, None, Limits(), "no source of entries"),
         (None, "1\ta\tb\n", Limits(), "needs --unigrams"),
     ],

@@ -20,6 +20,7 @@ from webssl_jax.data.converter import items
 from webssl_jax.data.decode import decode_image
 from webssl_jax.data.mixture import Mixture, parts
 from webssl_jax.data.sources import ArrayRecordSource
+from webssl_jax.tools import curate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +141,11 @@ def test_a_condition_is_what_it_says_also_over_several_scores(pool, scored, tmp_
         ("__import__('os') > 1", "cannot read"),
         ("grey ** 2 > 1", "cannot read"),
         ("grey is 1", "cannot read"),
+        ("not grey", "cannot be computed"),
+        ("(grey > 1) - (grey > 2)", "cannot be computed"),
+        ("1 / 0 < grey", "cannot be computed"),
+        ("grey > 1" + "0" * 400, "cannot be computed"),
+        ("", "invalid syntax"),
     ],
 )
 def test_a_text_that_is_no_condition_is_refused_before_anything_is_read(text, says):
@@ -147,6 +153,8 @@ def test_a_text_that_is_no_condition_is_refused_before_anything_is_read(text, sa
         Condition(text)
     with pytest.raises(UserError, match="--by 'grey > 1': is no number"):
         Expression("grey > 1", "--by")
+    with pytest.raises(UserError, match="--where '': invalid syntax"):
+        curate.main(["select", "--scores", "x", "--where", "", "--output", "y"])
 
 
 def test_a_share_can_be_kept_by_several_columns_together(pool, scored, tmp_path):
@@ -167,10 +175,28 @@ def test_scores_that_do_not_fit_are_named(scored, tmp_path):
         selecting.select([scored[0]], tmp_path, Condition("key > 1"))
     with pytest.raises(UserError, match="nothing is kept of 80 records"):
         selecting.select([scored[0]], tmp_path, Condition("grey > 255"))
-    with pytest.raises(
-        UserError, match="--scorer statistics:sides=3: 'sides': did you mean 'side'"
-    ):
-        scorers.make("statistics:sides=3")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file: no folder can be made there .File exists"):
+        selecting.select([scored[0]], tmp_path / "file", Condition("grey > 1"))
+    shutil.copytree(scored[0], tmp_path / "scores")
+    for name in ("00000.parquet", ".plan/facts.json"):
+        (tmp_path / "scores" / name).write_bytes(b"PAR1")
+        with pytest.raises(UserError, match=f"{name}: cannot be read"):
+            selecting.select([tmp_path / "scores"], tmp_path, Condition("grey > 1"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("statistics:sides=3", "'sides': did you mean 'side'"),
+        ("statistics:side=0", "must be at least 1"),
+        ("text_boxes:side=0", "must be at least 32"),
+        ("os:getcwd", "os:getcwd is no scorer"),
+    ],
+)
+def test_a_scorer_that_cannot_be_is_refused(spec, says):
+    with pytest.raises(UserError, match=f"--scorer {spec}: {says}"):
+        scorers.make(spec)
 
 
 def test_training_sees_what_was_selected_without_a_copy(pool, scored, tmp_path):

@@ -40,6 +40,7 @@ BAD = {
     "no list of conversations": {"conversations": "a"},
     "a turn without from and value": {"conversations": [{"from": "human"}, {"from": "gpt"}]},
 }
+HALF = "\ud83d"  # of a character, as JSON escapes it where a text was cut
 
 
 @pytest.fixture
@@ -81,7 +82,8 @@ def test_json_lines_become_records_and_what_is_dropped_is_counted(folder):
 def test_a_list_in_one_json_gives_what_its_lines_give(folder):
     values = [one | {"é": "ü" * i} for i, one in enumerate(GOOD[:2])] * 40
     lines, _ = convert(folder / "a", write_lines(folder / "mix.jsonl", values), folder / "images")
-    (folder / "mix.json").write_text(json.dumps(values, indent=1, ensure_ascii=False))
+    text = json.dumps(values, indent=1, ensure_ascii=False)
+    (folder / "mix.json").write_text(text, "utf-8-sig")  # with a byte order mark
     listed, _ = convert(folder / "b", folder / "mix.json", folder / "images")
     assert len(listed) == 80  # more than a unit
     for a, b in zip(lines.values(), listed.values()):
@@ -101,11 +103,26 @@ def test_images_may_lie_in_tars(folder):
     assert counts(stats["dropped"]) == {"image: in none of the tars": 1}
 
 
+def test_half_a_character_costs_no_conversation_and_null_is_no_word(folder):
+    values = [
+        {"id": HALF, "conversations": turns("Say it" + HALF, " 猫 ")},
+        {"image": f"{HALF}.jpg", "conversations": turns("<image>", "b")},
+        {"conversations": turns("Say it", None)},
+        {"conversations": turns("How many?", 3)},
+    ]
+    found, stats = convert(folder, write_lines(folder / "m.jsonl", values), folder / "images")
+    (record,) = found.values()
+    assert annotations.conversations(record) == turns("Say it\ufffd", " 猫 ")
+    assert counts(stats["notes"])["conversation not UTF-8, mended"] == 1
+    assert counts(stats["dropped"]) == {"image: unreadable": 1, "a turn without from and value": 2}
+
+
 @pytest.mark.parametrize(
     ("name", "text", "why"),
     [
         ("a.json", "{}", "holds no JSON list"),
         ("a.json", '[{"conversations": []}, {]', "its JSON is damaged"),
+        ("a.json", "[" * 99999, "its JSON is damaged"),
         ("a.jsonl", "", "no conversation in"),
     ],
 )

@@ -136,6 +136,10 @@ def test_a_share_below_one_image_in_a_block_and_a_selection_that_does_not_fit_ar
         ([("other", 0)], "names the shard 'other', which is not in"),
         ([(name, 15)], f"names record 15 of {name}, which has 15"),
         ([(name, 1), (name, 1)], "record 1 twice"),
+        ([(name, 0.5)], "cannot be read as parquet"),
+        ([(name, "x")], "cannot be read as parquet"),
+        ([(name, 0), (None, 1)], "rows without a shard or a record"),
+        ([(name, 0), (name, None)], "rows without a shard or a record"),
     ):
         with pytest.raises(UserError, match=says):
             mixed(folder, a={"selection": selection(tmp_path / "chosen.parquet", *rows)})

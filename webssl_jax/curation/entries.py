@@ -112,6 +112,8 @@ def _informative(
 ) -> dict[str, float]:
     """{pair: its information} of those that have enough."""
     total = sum(counts.values())
+    if not total:
+        raise UserError(f"--bigrams {path}: --unigrams has no word, and pairs need their counts")
     if math.log2(total) < limits.min_pmi:
         raise UserError(
             f"--bigrams {path}: in a text of {total:,} words no pair has a pointwise mutual "

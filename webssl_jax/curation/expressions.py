@@ -46,15 +46,21 @@ class Expression:
         self.text, self._where = text, f"{flag} {text!r}"
         try:
             self._tree = ast.parse(text, mode="eval").body
-        except SyntaxError as error:
-            raise UserError(f"{self._where}: {error.msg}") from None
+        except (SyntaxError, RecursionError, MemoryError) as error:  # the last of deep nesting
+            raise UserError(f"{self._where}: {error}") from None
         self.columns = sorted({n.id for n in ast.walk(self._tree) if isinstance(n, ast.Name)})
         self(dict.fromkeys(self.columns, np.zeros(1)))  # refuses what it does not know
 
     def __call__(self, columns: Columns) -> np.ndarray:
         """(n,), of (n,) float64 columns. Division by 0 is no error: NaN, or infinite."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            found = self._value(self._tree, columns)
+        try:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                found = self._value(self._tree, columns)
+        except (TypeError, ArithmeticError, RecursionError) as error:
+            raise UserError(
+                f"{self._where}: cannot be computed ({error}); compare columns before and, or, "
+                "not, and compute with numbers"
+            ) from None
         if not isinstance(found, np.ndarray) or found.dtype != self._dtype:
             raise UserError(f"{self._where}: {self._wanted}")
         return found

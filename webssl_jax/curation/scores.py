@@ -245,13 +245,26 @@ def numbers(folders: Sequence[Path], names: Sequence[str]) -> dict[str, np.ndarr
 
 def shards(folder: Path) -> list[dict[str, Any]]:
     """File, bytes and records of each shard that was scored."""
-    facts = json.loads((folder / plan.PLAN_FOLDER / "facts.json").read_text("utf-8"))
-    return facts["shards"]
+    path = folder / plan.PLAN_FOLDER / "facts.json"
+    try:
+        return json.loads(path.read_text("utf-8"))["shards"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); score into another folder") from error
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        words = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: cannot be read ({words}); remove it and give the command that made it again"
+        ) from error
 
 
 def _tables(folders: Sequence[Path], columns: Sequence[str]) -> Iterator[pa.Table]:
     for number in range(len(shards(folders[0]))):
-        files = [pq.ParquetFile(file_of(folder, number)) for folder in folders]
+        files = [_open(file_of(folder, number)) for folder in folders]
         found = {}
         for name in columns:
             have = [file for file in files if name in file.schema_arrow.names]

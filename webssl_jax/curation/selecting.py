@@ -35,7 +35,7 @@ from webssl_jax.curation.expressions import Condition, Expression
 from webssl_jax.data import records
 from webssl_jax.data.decode import DecodeError, decode_image
 from webssl_jax.data.sources import ArrayRecordSource, DamagedRecord
-from webssl_jax.files import write_json
+from webssl_jax.files import make_folder, write_json
 from webssl_jax.visuals import image_grid, save_png
 
 SHOWN = 24  # images of a sheet
@@ -69,7 +69,7 @@ def select(
     """
     from webssl_jax.curation import report  # with matplotlib: no worker and no --help needs it
 
-    ranked = Expression(by, "--by") if by else None
+    ranked = Expression(by, "--by") if by is not None else None
     names = sorted({name for asked in (where, ranked) if asked for name in asked.columns})
     columns = scores.numbers(folders, names)
     sizes = [shard["records"] for shard in scores.shards(folders[0])]
@@ -95,7 +95,7 @@ def select(
     figures |= {"kept": int(kept.sum()), "dropped": int((scored & ~kept).sum())}
     if not kept.any():
         raise UserError(f"nothing is kept of {len(scored):,} records; see the columns' ranges")
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     chosen = scores.tables(folders[:1], COLUMNS)
     write_selection(output / "selection.parquet", chosen, kept)
     save_png(output / "selection.png", report.histograms(columns, kept))

@@ -317,6 +317,9 @@ def _read_selection(part: Part, source: ArrayRecordSource) -> np.ndarray:
     where = f"config.mixture.{part.name}.selection = {part.selection}"
     try:
         table = pq.read_table(part.selection, columns=["shard", "record"])
+        records = table["record"].cast(pa.int64())  # refuses halves and texts
+        if table["shard"].null_count + records.null_count:
+            raise pa.ArrowInvalid("rows without a shard or a record")
     except (OSError, pa.ArrowException, KeyError) as error:
         raise UserError(
             f"{where}: cannot be read as parquet with the columns shard and record "
@@ -337,7 +340,7 @@ def _read_selection(part: Part, source: ArrayRecordSource) -> np.ndarray:
         raise UserError(f"{where}: names the shard {error}, which is not in {part.train}") from None
     sizes = np.array([shard.records for shard in shards])
     shard = places[named.indices.to_numpy()]
-    record = table["record"].to_numpy().astype(np.int64)
+    record = records.to_numpy()
     outside = (record < 0) | (record >= sizes[shard])
     if outside.any():
         i = int(np.argmax(outside))

@@ -94,7 +94,7 @@ def _select(args: Any) -> int:
         raise UserError("--top-share and --by: give both, or only --where")
     if args.where is None and args.by is None:
         raise UserError("nothing to select by: give --where, or --top-share and --by")
-    where = expressions.Condition(args.where) if args.where else None
+    where = expressions.Condition(args.where) if args.where is not None else None
     figures = selecting.select(args.scores, args.output, where, args.top_share, args.by, args.named)
     threshold = figures.get("threshold")
     print(

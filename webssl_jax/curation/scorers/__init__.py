@@ -66,6 +66,8 @@ def make(spec: str) -> Scorer:
         kind = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"--scorer {spec}: {error}") from None
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise UserError(f"--scorer {spec}: {where} is no scorer, which is a frozen dataclass")
     return filled(kind, rest, f"--scorer {spec}")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from webssl_jax.config import UserError
 from webssl_jax.data.decode import decode_image
 from webssl_jax.data.records import Record
 
@@ -33,6 +34,10 @@ class Statistics:
         "flat": pa.float32(),
         "edges": pa.float32(),
     }
+
+    def __post_init__(self) -> None:
+        if self.side < 1:
+            raise UserError(f"--scorer statistics:side={self.side}: must be at least 1")
 
     def __call__(self, records: Sequence[Record]) -> list[dict[str, Any]]:
         return [self._score(record) for record in records]

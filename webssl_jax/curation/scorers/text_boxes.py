@@ -55,6 +55,10 @@ class TextBoxes:
         "text_height": pa.float32(),
     }
 
+    def __post_init__(self) -> None:
+        if self.side < _GRID:
+            raise UserError(f"--scorer text_boxes:side={self.side}: must be at least {_GRID}")
+
     def __call__(self, records: Sequence[Record]) -> list[dict[str, Any]]:
         return [self._score(record) for record in records]
 

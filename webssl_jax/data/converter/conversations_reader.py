@@ -11,6 +11,7 @@ import base64
 import dataclasses
 import json
 import os
+import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -37,6 +38,7 @@ AT_ONCE = 64  # conversations of a unit
 # What data sets write where there is no image; NaN too, which JSON does not know.
 _NO_IMAGE = ("", "None", "none", "nan")
 _TAR_SUFFIXES = (".tar",)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 # 32 x 32 white pixels
 BLANK = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAACAAAAAgCAAAAABWESUoAAAAGElEQVR42mP8z4AfMDGMKhhVMKpghCoAAKM9AT8q"
@@ -85,7 +87,7 @@ class ConversationsReader:
             return Dropped(key, "several images")
         shown = isinstance(image, str) and image not in _NO_IMAGE
         try:
-            said = [{"from": str(one["from"]), "value": str(one["value"])} for one in turns]
+            said = [{name: _text(one[name]) for name in ("from", "value")} for one in turns]
             messages = take_turns(said, image=shown)
         except (KeyError, TypeError):
             return Dropped(key, "a turn without from and value")
@@ -95,11 +97,13 @@ class ConversationsReader:
             return Dropped(key, "no answer to learn")
         data, problem = self._image(image, places) if shown else (BLANK, "")
         if problem:
-            return Dropped(f"{key} ({key_of(image)})", f"image: {problem}")
+            return Dropped(f"{key} ({key_of(_text(image))})", f"image: {problem}")
         rest = {name: x for name, x in value.items() if name != NAME}
         found: dict[str, bytes | str] = {NAME: annotation.encode_json(said)}
         found |= metadata_of(rest if self.metadata else {}, found)
-        return Candidate(key, data, annotations=found)
+        mended = any(_SURROGATE.search(one["value"]) for one in turns)
+        notes = ("conversation not UTF-8, mended",) if mended else ()
+        return Candidate(key, data, notes=notes, annotations=found)
 
     def _image(self, path: str, places: Mapping[str, Any]) -> tuple[bytes, str]:
         if self.images:
@@ -161,6 +165,15 @@ def list_conversations(
     return root, "" if members is not None else os.path.abspath(images), units
 
 
+def _text(value: Any) -> str:
+    """Text that UTF-8 can hold; JSON may escape half a character.
+
+    Raises:
+      TypeError: for a number or null, which is no text.
+    """
+    return _SURROGATE.sub("\ufffd", value)
+
+
 _Span = tuple[int, int]  # bytes of one object in its file
 
 
@@ -180,7 +193,7 @@ def _list(path: Path, file: BinaryIO) -> Iterator[_Span]:
         raise UserError(f"{path}: is no UTF-8 ({error})") from None
     decode = json.JSONDecoder().raw_decode
     place, begin, blank = text.find("[") + 1, 0, " \t\r\n,"
-    if not place or text[: place - 1].strip():
+    if not place or text[: place - 1].strip("\ufeff \t\r\n"):
         raise UserError(f"{path}: holds no JSON list; name JSON lines .jsonl")
     begin = len(text[:place].encode())
     while True:
@@ -192,7 +205,7 @@ def _list(path: Path, file: BinaryIO) -> Iterator[_Span]:
             return
         try:
             _, end = decode(text, after)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: its JSON is damaged ({error}); download it again") from None
         size = len(text[after:end].encode())
         yield begin, begin + size
