@@ -168,6 +168,24 @@ def test_a_share_can_be_kept_by_several_columns_together(pool, scored, tmp_path)
     assert len(random) == 8 and np.ptp([greys[i] for i in random]) > 30
 
 
+def test_shards_of_one_name_in_two_folders_are_told_apart(pool, tmp_path):
+    folders = [tmp_path / name for name in ("one", "two")]
+    for i, path in enumerate(sorted(pool[0].iterdir())):
+        folders[i].mkdir()
+        shutil.copy(path, folders[i] / "p.arrayrecord")
+    scores.score(list(map(str, folders)), Grey(), tmp_path / "scores")
+    selecting.select([tmp_path / "scores"], tmp_path, Condition("grey < 5"))
+    table = pq.read_table(tmp_path / "selection.parquet")
+    assert set(table["shard"].to_pylist()) == {"one/p.arrayrecord", "two/p.arrayrecord"}
+    row = {"train": ",".join(map(str, folders)), "selection": str(tmp_path / "selection.parquet")}
+    source = Mixture(parts({"dark": row}), [ArrayRecordSource(row["train"])], 4, 10)
+    keys = [records.decode(source[i]).key for i in range(len(source))]
+    assert keys == table["key"].to_pylist()
+    row["train"] = str(folders[1])  # where only the second half is
+    with pytest.raises(UserError, match="names the shard 'one/p.arrayrecord', which is not in"):
+        Mixture(parts({"dark": row}), [ArrayRecordSource(row["train"])], 4, 10)
+
+
 def test_scores_that_do_not_fit_are_named(scored, tmp_path):
     with pytest.raises(UserError, match="gray: no such column of scores; there are grey, key"):
         selecting.select([scored[0]], tmp_path, Condition("gray > 1"))

@@ -143,6 +143,9 @@ def test_a_share_below_one_image_in_a_block_and_a_selection_that_does_not_fit_ar
     ):
         with pytest.raises(UserError, match=says):
             mixed(folder, a={"selection": selection(tmp_path / "chosen.parquet", *rows)})
+    both = {"train": f"{folder / 'a'},{folder / 'b'}"}
+    with pytest.raises(UserError, match=f"'{name}', which is that of several of"):
+        mixed(folder, a=both | {"selection": selection(tmp_path / "two.parquet", (name, 0))})
     with pytest.raises(UserError, match=r"nowhere\.parquet: cannot be read as parquet"):
         mixed(folder, a={"selection": str(tmp_path / "nowhere.parquet")})
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 
 from webssl_jax.config import UserError
 from webssl_jax.curation import engine, scores
-from webssl_jax.curation.shards import list_shards
+from webssl_jax.curation.shards import list_shards, names_of
 from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.evaluators import feature_files
 
@@ -93,14 +92,13 @@ class FeaturePool:
         """Of each shard: ``shard``, ``record`` and ``key`` of its records, in order."""
         parts = (pq.read_table(part, columns=["name"])["name"] for part in self._parts)
         waiting = pa.chunked_array([], pa.string())
-        for shard in self.shards:
+        for shard, name in zip(self.shards, names_of(self.shards), strict=True):
             count = shard["records"]
             while len(waiting) < count:
                 waiting = pa.chunked_array([*waiting.chunks, *next(parts).chunks])
-            name = pa.array([os.path.basename(shard["file"])] * count, pa.string())
             yield pa.table(
                 {
-                    "shard": name,
+                    "shard": pa.repeat(name, count),
                     "record": pa.array(range(count), pa.int64()),
                     "key": waiting.slice(0, count),
                 }

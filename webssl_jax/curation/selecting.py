@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 from webssl_jax.config import UserError
 from webssl_jax.curation import scores, selection_page
 from webssl_jax.curation.expressions import Condition, Expression
+from webssl_jax.curation.shards import names_of
 from webssl_jax.data import records
 from webssl_jax.data.decode import DecodeError, decode_image
 from webssl_jax.data.sources import ArrayRecordSource, DamagedRecord
@@ -72,7 +73,8 @@ def select(
     ranked = Expression(by, "--by") if by is not None else None
     names = sorted({name for asked in (where, ranked) if asked for name in asked.columns})
     columns = scores.numbers(folders, names)
-    sizes = [shard["records"] for shard in scores.shards(folders[0])]
+    shards = scores.shards(folders[0])
+    sizes, named_shards = [shard["records"] for shard in shards], names_of(shards)
     if ranked and by:
         columns[by] = ranked(columns)
     scored = ~np.logical_or.reduce([np.isnan(column) for column in columns.values()])
@@ -87,7 +89,7 @@ def select(
     }
     if top_share is not None and by is not None:
         allowed, wanted = kept, round(top_share * len(scored))
-        kept = _highest(columns[by], allowed, wanted, folders[0], sizes)
+        kept = _highest(columns[by], allowed, wanted, named_shards, sizes)
         threshold = float(columns[by][kept].min()) if kept.any() else None
         alike = allowed & (columns[by] == threshold)
         figures |= {"threshold": threshold, "alike": int(alike.sum())}
@@ -96,7 +98,8 @@ def select(
     if not kept.any():
         raise UserError(f"nothing is kept of {len(scored):,} records; see the columns' ranges")
     make_folder(output)
-    chosen = scores.tables(folders[:1], COLUMNS)
+    pool = zip(scores.tables(folders[:1], COLUMNS), named_shards, strict=True)
+    chosen = (part.set_column(0, "shard", pa.repeat(name, len(part))) for part, name in pool)
     write_selection(output / "selection.parquet", chosen, kept)
     save_png(output / "selection.png", report.histograms(columns, kept))
     order = columns[by] if by else columns[names[0]]
@@ -109,9 +112,10 @@ def select(
 
 
 def _highest(
-    values: np.ndarray, allowed: np.ndarray, count: int, folder: Path, sizes: list[int]
+    values: np.ndarray, allowed: np.ndarray, count: int, names: list[str], sizes: list[int]
 ) -> np.ndarray:
-    """(n,) bool: the ``count`` highest of those allowed, all if they are fewer."""
+    """(n,) bool: the ``count`` highest of those allowed, all if they are fewer. names, sizes: of
+    the shards."""
     if count >= allowed.sum() or not count:
         return allowed if count else np.zeros_like(allowed)
     threshold = -np.partition(-values[allowed], count - 1)[count - 1]
@@ -120,7 +124,6 @@ def _highest(
     if len(ties) > count - above.sum():
         ends = np.cumsum(sizes)
         shard = np.searchsorted(ends, ties, "right")
-        names = [os.path.basename(one["file"]) for one in scores.shards(folder)]
         place = ties - (ends - sizes)[shard]
         ranks = [_hash(f"{names[s]}/{p}") for s, p in zip(shard, place, strict=True)]
         ties = ties[np.argsort(ranks, kind="stable")[: count - above.sum()]]

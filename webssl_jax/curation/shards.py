@@ -36,6 +36,17 @@ class Shard:
         return source
 
 
+def names_of(shards: Sequence[dict[str, Any]]) -> list[str]:
+    """What a selection calls the shards of a pool: the names of their files, and where several have
+    the same, as many of the folders before it as tell all apart."""
+    places = [shard["file"].split("/") for shard in shards]
+    for depth in range(1, max(map(len, places)) + 1):
+        names = ["/".join(place[-depth:]) for place in places]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
 def list_shards(pattern: str | Sequence[str]) -> list[dict[str, Any]]:
     """File, bytes and records of each shard, in the order of :class:`ArrayRecordSource`.
 

@@ -37,7 +37,7 @@ import pyarrow.parquet as pq
 from webssl_jax.config import UserError
 from webssl_jax.curation import engine, expressions, scorers, scores, selecting
 from webssl_jax.curation.scorers.smolvlm import QUESTIONS
-from webssl_jax.curation.shards import list_shards
+from webssl_jax.curation.shards import list_shards, names_of
 from webssl_jax.data.converter import plan, runners
 from webssl_jax.errors import suggest
 from webssl_jax.files import write_json, write_text
@@ -297,8 +297,7 @@ def _compare(output: Path, ways: Sequence[str], parts: Sequence[str]) -> dict[st
 
 def _mask(selection: Path, shards: Sequence[dict[str, Any]]) -> np.ndarray:
     """(n,) bool over the records of all shards."""
-    names = [Path(one["file"]).name for one in shards]
-    starts = dict(zip(names, _starts(shards), strict=True))
+    starts = dict(zip(names_of(shards), _starts(shards), strict=True))
     table = pq.read_table(selection, columns=["shard", "record"])
     shard = table["shard"].combine_chunks().dictionary_encode()
     first = np.array([starts[name] for name in shard.dictionary.to_pylist()], np.int64)

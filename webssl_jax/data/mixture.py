@@ -40,8 +40,9 @@ class Part:
 
     train: shards, as ``config.data.train`` names them. share: how many of the images, relative to
     the other parts'; or ((percent, share), ...), the share from that percent of the run on, the
-    first from 0. selection: a parquet file with the columns ``shard`` (a file's name, without its
-    folder) and ``record`` (its number there, from 0): only these are seen; empty: all.
+    first from 0. selection: a parquet file with the columns ``shard`` (a file's name, with as many
+    of its folders as tell it apart) and ``record`` (its number there, from 0): only these are seen;
+    empty: all.
     """
 
     name: str
@@ -328,16 +329,11 @@ def _read_selection(part: Part, source: ArrayRecordSource) -> np.ndarray:
     if not len(table):
         raise UserError(f"{where}: selects no record")
     shards = source.shards
-    numbers = {shard.name: i for i, shard in enumerate(shards)}
-    if len(numbers) < len(shards):
-        raise UserError(
-            f"{where}: several shards of {part.train} have one name; it cannot tell which"
-        )
     named = table["shard"].combine_chunks().dictionary_encode()
     try:
-        places = np.array([numbers[name] for name in named.dictionary.to_pylist()])
-    except KeyError as error:
-        raise UserError(f"{where}: names the shard {error}, which is not in {part.train}") from None
+        places = np.array(_numbers(named.dictionary.to_pylist(), source.files))
+    except LookupError as error:
+        raise UserError(f"{where}: names the shard {error.args[0]} {part.train}") from None
     sizes = np.array([shard.records for shard in shards])
     shard = places[named.indices.to_numpy()]
     record = records.to_numpy()
@@ -352,3 +348,26 @@ def _read_selection(part: Part, source: ArrayRecordSource) -> np.ndarray:
     if (twice := chosen[1:] == chosen[:-1]).any():
         raise UserError(f"{where}: names {source.describe(int(chosen[np.argmax(twice)]))} twice")
     return chosen
+
+
+def _numbers(names: Sequence[Any], files: Sequence[str]) -> list[int]:
+    """Which of the files each name is the end of.
+
+    Raises:
+      LookupError: if it is that of none, or of several; with the words before the files' pattern.
+    """
+    ends: dict[int, dict[str, list[int]]] = {}  # by their number of parts
+    numbers = []
+    for name in map(str, names):
+        depth = name.count("/") + 1
+        if depth not in ends:
+            ends[depth] = {}
+            for i, file in enumerate(files):
+                end = "/".join(file.split("/")[-depth:])
+                ends[depth].setdefault(end, []).append(i)
+        found = ends[depth].get(name, [])
+        if len(found) != 1:
+            which = "which is that of several of" if found else "which is not in"
+            raise LookupError(f"{name!r}, {which}")
+        numbers += found
+    return numbers
