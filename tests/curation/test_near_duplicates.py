@@ -8,6 +8,7 @@ from tests.curation import feature_folders
 from webssl_jax.config import UserError
 from webssl_jax.curation.feature_pool import FeaturePool
 from webssl_jax.curation.near_duplicates import Rules, dedup
+from webssl_jax.evaluators import feature_files
 from webssl_jax.tools import curate
 
 COUNT, COPIES, GAP = 400, 80, 390
@@ -93,6 +94,13 @@ def test_features_of_other_records_are_refused(planted, tmp_path):
         FeaturePool.open(planted.folder, shards, "cls")
     with pytest.raises(UserError, match="no column 'patches'; has cls"):
         FeaturePool.open(other.folder, shards, "patches")
-    next(other.folder.glob("part-*")).unlink()
+    part = next(other.folder.glob("part-*"))
+    part.write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=f"{part.name}: cannot be read .* remove it"):
+        FeaturePool.open(other.folder, shards, "cls")
+    part.unlink()
     with pytest.raises(UserError, match="are not complete"):
+        FeaturePool.open(other.folder, shards, "cls")
+    (other.folder / feature_files.FACTS).write_text("{}")
+    with pytest.raises(UserError, match="no features there"):
         FeaturePool.open(other.folder, shards, "cls")

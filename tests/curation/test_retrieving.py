@@ -47,7 +47,7 @@ def test_targets_take_their_nearest_and_records_know_how_often(pools, tmp_path, 
 
 
 def test_the_command_takes_only_what_is_similar_enough(pools, tmp_path, capsys):
-    pool, wanted, _, _ = pools
+    pool, wanted, _, targets = pools
     given = ["--features", pool.folder, "--input", pool.folder.parent / "shards"]
     given += ["--targets", wanted.folder, "--target-input", wanted.folder.parent / "shards"]
     given += ["--above", 0.999, "--output", tmp_path / "out"]
@@ -58,6 +58,9 @@ def test_the_command_takes_only_what_is_similar_enough(pools, tmp_path, capsys):
     assert "<td>kept</td><td>2</td>" in page and 'src="retrieved.png"' in page
     with pytest.raises(UserError, match="--above 1.5: no record is so similar"):
         retrieving.retrieve(pool, wanted, tmp_path / "new", 3, 1.5)
+    nothing = feature_folders.make(tmp_path / "nothing", targets[:6], gaps=range(6))
+    with pytest.raises(UserError, match="--targets .*: no image has features"):
+        retrieving.retrieve(pool, nothing, tmp_path / "none", 3)
     other = dataclasses.replace(wanted, facts={**wanted.facts, "weights": "v"})
     with pytest.raises(UserError, match="are features of another model"):
         retrieving.retrieve(pool, other, tmp_path / "new", 3)

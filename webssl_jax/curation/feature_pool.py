@@ -46,10 +46,11 @@ class FeaturePool:
         where = f"--features {folder}"
         try:
             facts = json.loads((folder / feature_files.FACTS).read_text("utf-8"))
-        except (OSError, ValueError):
+            columns = list(facts["columns"])
+        except (OSError, ValueError, TypeError, KeyError):
             raise UserError(f"{where}: no features there; make them with webssl features") from None
-        if column not in facts["columns"]:
-            raise UserError(f"{where}: no column {column!r}; has {', '.join(facts['columns'])}")
+        if column not in columns:
+            raise UserError(f"{where}: no column {column!r}; has {', '.join(columns)}")
         source = ArrayRecordSource(engine.absolute(pattern))
         if facts["input"] != feature_files.input_digest(source):
             raise UserError(
@@ -57,7 +58,7 @@ class FeaturePool:
                 f"{len(source):,} records of --input {' '.join(pattern)}"
             )
         pool = cls(folder, column, tuple(list_shards(engine.absolute(pattern))), facts)
-        if sum(pq.read_metadata(part).num_rows for part in pool._parts) != len(source):
+        if sum(_rows(part) for part in pool._parts) != len(source):
             raise UserError(f"{where}: are not complete; the same webssl features command goes on")
         return pool
 
@@ -119,6 +120,16 @@ class FeaturePool:
         problems = pc.if_else(pa.array(there), pa.scalar(None, pa.string()), problems)
         made = {name: pa.array(values, mask=~there) for name, values in columns.items()}
         scores.write(output, self.records(), made, problems)
+
+
+def _rows(part: Path) -> int:
+    try:
+        return pq.read_metadata(part).num_rows
+    except (OSError, pa.ArrowException) as error:
+        words = " ".join(str(error).split())
+        raise UserError(
+            f"{part}: cannot be read ({words}); remove it and give webssl features again"
+        ) from error
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -62,6 +62,8 @@ def retrieve(
     with plan.lock(output):
         wanted_by = unit(np.concatenate([block for _, block in targets.blocks()]))
         best = np.full(len(pool), np.nan, np.float32)
+        if not len(wanted_by):
+            raise UserError(f"--targets {targets.folder}: no image has features")
         found, similar = _search(pool, wanted_by, min(nearest, len(pool)), best, progress)
         taken = (found >= 0) & (similar >= above)
         counts = np.bincount(found[taken], minlength=len(pool))
