@@ -16,6 +16,7 @@ from webssl_jax.data.converter.conversations_reader import (
     ConversationsReader,
     list_conversations,
 )
+from webssl_jax.data.converter.stats import table
 from webssl_jax.data.decode import open_image
 
 RULES = items.Rules(keep_duplicates=True)
@@ -76,6 +77,9 @@ def test_json_lines_become_records_and_what_is_dropped_is_counted(folder):
     assert annotations.metadata(first) == {"id": "7", "image": "a/x.jpg"}
     assert text.image == late.image == BLANK and (text.width, text.height) == (32, 32)
     assert len(annotations.conversations(late)) == 3
+    assert stats["turns"] == {"<= 2": 1, "<= 4": 2}  # late has 3, text 4
+    assert stats["conversation_words"] == {"<= 20": 3}
+    assert "turns        <= 2: 1   <= 4: 2" in table({"split": "a", "shards": 1} | stats)
     assert counts(stats["dropped"]) == dict.fromkeys(BAD, 1) | {"no JSON": 1}
 
 

@@ -107,6 +107,7 @@ def test_blind_and_shuffled_models_see_no_image_and_anothers(model, monkeypatch,
     ask.ask(model, QUESTIONS, tmp_path / "b.jsonl", 4, ask.BLIND)
     assert seen == dict.fromkeys((q.key for q in QUESTIONS), None)
     seen.clear()
+    monkeypatch.setattr(ask, "CHUNK", 4)  # q4 is in one without another image
     ask.ask(model, QUESTIONS, tmp_path / "s.jsonl", 4, ask.SHUFFLED)
     own = {question.key: question.image for question in QUESTIONS}
     assert seen["q5"] is seen["q6"] is None
@@ -137,7 +138,7 @@ def test_a_row_has_the_model_beside_the_blind_one_item_by_item(model, tmp_path, 
         ],
     )
     row = {"kind": "vqa", "task": "shards", "data": f"{folder}/*", "baselines": True}
-    monkeypatch.setattr(ask, "exchanged", lambda chunk: [None] * len(chunk))
+    monkeypatch.setattr(ask, "exchanged", lambda chunk, before: [None] * len(chunk))
     one = suite.Suite({"own": row}, tmp_path / "eval" / ".cache").run(model, tmp_path / "eval")
     outcome = one["own"]
     assert outcome.metrics["accuracy"] == pytest.approx(100 * 4 / 6)

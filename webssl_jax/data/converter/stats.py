@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from webssl_jax.data import annotations as annotation
 from webssl_jax.data import records
 from webssl_jax.data.converter.items import EMPTY, Candidate, Dropped, Item, Note
 
+CONVERSATIONS = "conversations"
 EXAMPLES = 5  # names kept for each reason
 # Beginnings of the notes that tell of inputs, or parts of them, that could not be read.
 _DAMAGE = ("damaged ", "unreadable file", "zeros inside a tar", "shard missing", EMPTY + " ")
@@ -19,6 +21,8 @@ _EDGES = {
     "kilobytes": (4, 16, 64, 256, 1024, 4096),
     "captions": (0, 1, 2, 5, 10),
     "caption_words": (2, 5, 10, 20, 50, 100),
+    "turns": (2, 4, 8, 16, 32),
+    "conversation_words": (20, 50, 100, 200, 500, 1000, 2000),
 }
 TITLES = {
     "shorter_side": "shorter side",
@@ -27,6 +31,8 @@ TITLES = {
     "kilobytes": "kilobytes",
     "captions": "captions",
     "caption_words": "words each",
+    "turns": "turns",
+    "conversation_words": "words in all",
 }
 
 
@@ -80,6 +86,11 @@ def _add(stats: dict[str, Any], record: records.Record, reencoded: bool, sign: i
     _bin(stats, "captions", len(record.captions), sign)
     for caption in record.captions:
         _bin(stats, "caption_words", len(caption.split()), sign)
+    if CONVERSATIONS in record.annotations:
+        turns = annotation.conversations(record)
+        _bin(stats, "turns", len(turns), sign)
+        words = sum(len(one["value"].split()) for one in turns)
+        _bin(stats, "conversation_words", words, sign)
     if record.label is not None:
         _raise(stats["labels"], record.label, sign)
     for name in record.annotations:

@@ -63,6 +63,7 @@ def ask(
     kept = {answer.key: answer for answer in _kept(path)}
     progress = Progress(None, f"asking ({condition}):", "questions")
     found: list[Answer] = []
+    before: list[Question] = []
     for chunk in _chunks(iter(questions)):
         done = {q.key: kept.pop(q.key) for q in chunk if q.key in kept}
         strange = [q.key for q in chunk if q.key in done and done[q.key].text != q.text]
@@ -73,7 +74,9 @@ def ask(
         if condition == BLIND:
             images: list[bytes | None] = [None] * len(chunk)
         else:
-            images = exchanged(chunk) if condition == SHUFFLED else [q.image for q in chunk]
+            shuffled = condition == SHUFFLED
+            images = exchanged(chunk, before) if shuffled else [q.image for q in chunk]
+        before = chunk
         rest = [(q, image) for q, image in zip(chunk, images) if q.key not in done]
         for part, said in answerer([q for q, _ in rest], [image for _, image in rest]):
             fresh = [question.answered(text) for question, text in zip(part, said)]
@@ -108,13 +111,15 @@ def _kept(path: pathlib.Path) -> list[Answer]:
     return read_answers(path) if distributed.first_says(there) else []
 
 
-def exchanged(questions: Sequence[Question]) -> list[bytes | None]:
+def exchanged(questions: Sequence[Question], before: Sequence[Question] = ()) -> list[bytes | None]:
     """For each question the image of one half a list further on, or of the next after it that has
-    another; its own where no other has another."""
+    another, or of one of those ``before`` the list, which may be short; its own where no other has
+    another."""
     count = len(questions)
     found = []
     for i, question in enumerate(questions):
-        others = (questions[(i + count // 2 + k) % count].image for k in range(count))
+        turned = (questions[(i + count // 2 + k) % count] for k in range(count))
+        others = (one.image for one in itertools.chain(turned, before))
         another = (x for x in others if x is not None and x != question.image)
         found.append(question.image and next(another, question.image))
     return found
