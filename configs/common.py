@@ -89,7 +89,7 @@ def base() -> ConfigDict:
                 "allow_change": False,  # go on though the records are not those of the run's start
             },
             # instead of data.train, several sources and their shares: {NAME: {"train": shards,
-            # "share": 1.0, "selection": FILE}} (webssl_jax/data/mixture.py)
+            # "share": 1.0, "selection": FILE, "cap": 0}} (webssl_jax/data/mixture.py)
             "mixture": {},
             "optim": {
                 # at the peak, for batches of lr_batch images; the run's own rate follows from

@@ -95,6 +95,11 @@ def test_a_selection_shows_only_its_records_and_hands_its_numbers_to_the_log(fol
         "s-00001-of-00002.arrayrecord record 3",
     ]
     assert [shard.records for shard in source.shards] == [15, 15, 1, 1]
+    some, again = (mixed(folder, c={"selection": chosen, "cap": 1}, a={"cap": 7}) for _ in "ab")
+    assert some.counts == [1, 7] and sum(shard.records for shard in some.shards) == 8
+    seen = [some[i] for i in range(8)]
+    assert len(set(seen)) == 8 and [again[i] for i in range(8)] == seen
+    assert mixed(folder, a={"cap": 30}, c={"selection": chosen, "cap": 5}).counts == [30, 2]
     assert records.decode(source[31]).key == make_record(b"", 53).key
 
 
@@ -116,6 +121,7 @@ def test_a_damaged_record_is_replaced_from_its_own_part_and_counted_there(folder
         ({"a": {"train": "x", "shares": 1}}, r"mixture\.a\.shares: did you mean 'share'"),
         ({"a": {"share": 1}}, r"mixture\.a\.train: name the shards"),
         ({"a": {"train": "x", "share": -1}}, "must be a number from 0 on"),
+        ({"a": {"train": "x", "cap": 0.5}}, r"mixture\.a\.cap = 0.5: must be a number from 0"),
         ({"a": {"train": "x", "share": ((5, 1),)}}, "must be a number from 0 on"),
         ({"a": {"train": "x", "share": ((0, 1), (50, 0))}}, "at 50 % of the run all shares are 0"),
     ],

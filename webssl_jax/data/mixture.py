@@ -42,13 +42,15 @@ class Part:
     the other parts'; or ((percent, share), ...), the share from that percent of the run on, the
     first from 0. selection: a parquet file with the columns ``shard`` (a file's name, with as many
     of its folders as tell it apart) and ``record`` (its number there, from 0): only these are seen;
-    empty: all.
+    empty: all. cap: at most so many records are seen, the same ones in every epoch and run, drawn
+    at random; 0: all. Cambrian-1 has 350,000 of each of its sources.
     """
 
     name: str
     train: str
     share: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
     selection: str = ""
+    cap: int = 0
 
 
 def parts(rows: Mapping[str, Mapping[str, Any]]) -> list[Part]:
@@ -66,7 +68,12 @@ def parts(rows: Mapping[str, Mapping[str, Any]]) -> list[Part]:
         if not row.get("train"):
             raise ConfigError(f"config.mixture.{name}.train: name the shards of this source")
         share = _steps(f"config.mixture.{name}.share", row.get("share", 1.0))
-        found.append(Part(name, row["train"], share, row.get("selection", "")))
+        cap = row.get("cap", 0)
+        if type(cap) is not int or cap < 0:
+            raise ConfigError(
+                f"config.mixture.{name}.cap = {cap}: must be a number from 0 (all) on"
+            )
+        found.append(Part(name, row["train"], share, row.get("selection", ""), cap))
     for percent in {percent for part in found for percent, _ in part.share}:
         if not any(_share_at(part, percent) for part in found):
             raise ConfigError(f"config.mixture: at {percent:g} % of the run all shares are 0")
@@ -74,9 +81,11 @@ def parts(rows: Mapping[str, Mapping[str, Any]]) -> list[Part]:
 
 
 def shards_of(part: Part, known: Sequence[Shard]) -> list[Shard]:
-    """Of :attr:`Mixture.shards`: those of one part, as its source has them; none of a selection,
-    whose shards' sizes they do not tell."""
-    own = [] if part.selection else [s for s in known if s.name.startswith(f"{part.name}/")]
+    """Of :attr:`Mixture.shards`: those of one part, as its source has them; none where a selection
+    or a cap leaves some out, as they do not tell the shards' sizes."""
+    if part.selection or part.cap:
+        return []
+    own = [shard for shard in known if shard.name.startswith(f"{part.name}/")]
     return [shard._replace(name=shard.name.removeprefix(f"{part.name}/")) for shard in own]
 
 
@@ -200,8 +209,7 @@ class Mixture:
         self.names = tuple(part.name for part in parts)
         self._sources = tuple(sources)
         self._selections = [
-            _read_selection(part, source) if part.selection else None
-            for part, source in zip(parts, sources, strict=True)
+            _chosen(part, source) for part, source in zip(parts, sources, strict=True)
         ]
         self.counts = [
             len(source) if chosen is None else len(chosen)
@@ -308,6 +316,18 @@ class _Order(grain.MapDataset):
         record = self._orders[part][place]
         assert record is not None  # grain gives None for what a filter has dropped; there is none
         return self._firsts[part] + record
+
+
+def _chosen(part: Part, source: ArrayRecordSource) -> np.ndarray | None:
+    """(n,) int64, ascending: the numbers, in the source, of the records that are seen; None for
+    all."""
+    chosen = _read_selection(part, source) if part.selection else None
+    count = len(source) if chosen is None else len(chosen)
+    if not 0 < part.cap < count:
+        return chosen
+    drawn = np.random.default_rng(0).choice(count, part.cap, replace=False, shuffle=False)
+    drawn.sort()
+    return drawn if chosen is None else chosen[drawn]
 
 
 def _read_selection(part: Part, source: ArrayRecordSource) -> np.ndarray:
