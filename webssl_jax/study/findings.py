@@ -275,16 +275,16 @@ def _above(name: str, row: Row, study: Study, groups: Sequence[Group], draws: Dr
     cell, level = best.cell.name, draws.level(best.outcomes(eval_row)[0], baseline)
     names = [group.cell.name for group in own]
     result = draws.interval(lambda figures: figures[cell] - figures[""], names, level)
-    above, below = ("even ", "") if lower else ("", "even ")
+    who, above, below, more = f"cell {cell}", "", "", ""
+    if len(own) > 1:
+        who, more = f"the best cell, {cell},", "best of its cells: chosen on these items"
+        above, below = ("even ", "") if lower else ("", "even ")
     words = {
-        RISES: f"{above}the best cell, {cell}, is above the {baseline} by {result[0]:.3f} "
-        f"{row['metric']}",
-        FALLS: f"{below}the best cell, {cell}, is below the {baseline} by {-result[0]:.3f} "
-        f"{row['metric']}",
-        UNCLEAR: f"whether the best cell, {cell}, is above the {baseline} in "
-        f"{row['metric']} cannot be told ({result[0]:+.3f})",
+        RISES: f"{above}{who} is above the {baseline} by {result[0]:.3f} {row['metric']}",
+        FALLS: f"{below}{who} is below the {baseline} by {-result[0]:.3f} {row['metric']}",
+        UNCLEAR: f"whether {who} is above the {baseline} in {row['metric']} cannot be told "
+        f"({result[0]:+.3f})",
     }
-    more = "" if len(own) == 1 else "best of its cells: chosen on these items"
     return _finding(name, row, words, result, own, more)
 
 
