@@ -150,6 +150,9 @@ def _sheets(
             keys = set(pictures.picked(list(score.verdicts)))
             asked = read_questions(tasks[task], benchmarks / task)
             shown = [question for question in asked if question.key in keys]
+            if not shown:
+                print(f"{benchmarks / task}  has none of these questions: no sheet of {task}")
+                continue
             sheet = pictures.answer_sheet(tasks[task], shown, kept[name][task], score)
             save_png(output / f"{name}_{task}.png", sheet)
             print(f"{output / f'{name}_{task}.png'}  {len(shown)} questions")

@@ -38,7 +38,7 @@ def benchmark(folder):
         Image.fromarray(pixels).save(folder / f"mmvp/MMVP Images/{number}.jpg")
 
 
-def test_kept_answers_are_scored_beside_each_other_and_the_paper(tmp_path, capsys):
+def test_kept_answers_are_scored_beside_each_other_and_the_paper(tmp_path, capsys, monkeypatch):
     write(tmp_path / "a", mmvp=[1, 1, 1, 0], gqa=[1] * 6 + [0] * 4)
     write(tmp_path / "b", mmvp=[1, 1, 1, 1], gqa=[1] * 9 + [0])
     asked = Answer("0", "Q", "july", {"truths": None, "question_id": 5})
@@ -61,6 +61,14 @@ def test_kept_answers_are_scored_beside_each_other_and_the_paper(tmp_path, capsy
     assert handed == [{"questionId": 5, "answer": "july"}]
     made = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"radar.png", "bars.png", "A_mmvp.png"} <= made
+    monkeypatch.setattr(score_vqa, "_write", lambda *unused: None)  # it was drawn
+    (tmp_path / "data/mmvp/MMVP Images/2.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match="question 1: its image cannot be decoded"):
+        score_vqa.main([models[0], *map(str, flags)])
+    lines = (tmp_path / "a/mmvp.jsonl").read_text().replace('"key": "', '"key": "other ')
+    (tmp_path / "a/mmvp.jsonl").write_text(lines)
+    assert score_vqa.main([models[0], *map(str, flags)]) == 0
+    assert "has none of these questions: no sheet of mmvp" in capsys.readouterr().out
 
 
 def test_what_cannot_be_scored_is_said_in_one_line(tmp_path):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image
 
+from webssl_jax.data.decode import DecodeError, decode_image
+from webssl_jax.errors import UserError
 from webssl_jax.evaluators.vqa.averages import AVERAGE, percent
 from webssl_jax.evaluators.vqa.intervals import intervals
 from webssl_jax.evaluators.vqa.task import CATEGORIES, Answer, Question, Task, TaskScore
@@ -35,11 +35,12 @@ def answer_sheet(
 
     Raises:
       ValueError: if none of them was judged.
+      UserError: if an image cannot be decoded.
     """
     said = {answer.key: answer for answer in answers}
     shown = [
         cards.Shown(
-            _pixels(question.image),
+            _pixels(question),
             _words(question.text),
             said[question.key].answer,
             _truth(question),
@@ -99,8 +100,13 @@ def _truth(question: Question) -> str:
     return ", ".join(dict.fromkeys(map(str, truth)))
 
 
-def _pixels(image: bytes | None) -> np.ndarray | None:
-    if image is None:
+def _pixels(question: Question) -> np.ndarray | None:
+    if question.image is None:
         return None
-    with Image.open(io.BytesIO(image)) as opened:
-        return np.asarray(opened.convert("RGB"))
+    try:
+        return np.asarray(decode_image(question.image))
+    except DecodeError as error:
+        raise UserError(
+            f"question {question.key}: its image cannot be decoded ({error}); download the "
+            "benchmark again"
+        ) from error
