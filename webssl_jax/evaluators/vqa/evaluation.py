@@ -21,7 +21,7 @@ from webssl_jax.evaluators.features import Cache
 from webssl_jax.evaluators.outcome import Outcome
 from webssl_jax.evaluators.vqa import ask
 from webssl_jax.evaluators.vqa.rows import read_questions
-from webssl_jax.evaluators.vqa.shards import ShardQuestions
+from webssl_jax.evaluators.vqa.shards import ShardQuestions, chance
 from webssl_jax.evaluators.vqa.task import Answer, Question, Task
 from webssl_jax.evaluators.vqa.tasks import TASKS
 from webssl_jax.model import Model
@@ -143,10 +143,17 @@ class VQA:
             meaning = f"{self._task.title}: answered; only a server has the truth (score_vqa)."
             return Outcome(("answers",), {"answers": float(count)}, {}, self.data, meaning)
         score = self._task.score(answers)
-        metrics = dict(score.metrics)
-        metrics[f"{score.headline}_se"] = score.items.standard_error()
         whole = self._task.source.count
         asked = f"{count:,}" if whole in (0, count) else f"{count:,} of {whole:,}"
         meaning = f"{self._task.title}: {score.headline} of answers to {asked} questions."
-        items = {score.headline: score.items.contributions().astype("float32")}
-        return Outcome((score.headline,), metrics, items, self.data, meaning)
+        parts: dict[str, list[Answer]] = {}
+        if isinstance(self._task, ShardQuestions):
+            parts = self._task.by_category(answers)
+        found = {score.headline: score.items}
+        found |= {name: self._task.score(part).items for name, part in parts.items()}
+        errors = {f"{name}_se": one.standard_error() for name, one in found.items()}
+        items = {name: one.contributions().astype("float32") for name, one in found.items()}
+        guesses = {name: chance(part) for name, part in {score.headline: answers, **parts}.items()}
+        known = {name: guess for name, guess in guesses.items() if guess is not None}
+        metrics = score.metrics | errors
+        return Outcome(tuple(found), metrics, items, self.data, meaning, chance=known)

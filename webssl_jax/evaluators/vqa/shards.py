@@ -11,11 +11,19 @@ from webssl_jax.data import records
 from webssl_jax.data.sources import ArrayRecordSource
 from webssl_jax.errors import UserError
 from webssl_jax.evaluators import datasets
-from webssl_jax.evaluators.vqa.scoring import accuracy
-from webssl_jax.evaluators.vqa.task import VISION_CENTRIC, Answer, Question, Source, TaskScore
+from webssl_jax.evaluators.vqa.scoring import PERCENT, accuracy, part_means
+from webssl_jax.evaluators.vqa.task import (
+    CATEGORIES,
+    VISION_CENTRIC,
+    Answer,
+    Question,
+    Source,
+    TaskScore,
+)
 
 YES_NO = frozenset({"yes", "no"})
 NEW_TOKENS = 16
+_KEPT = ("category", "type", "chance")  # of a question, if it has them; chance: of guessing, 0 to 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +72,33 @@ class ShardQuestions:
             if closed and self.only_open:
                 continue
             extra = {"answers": one["answers"], "category": "yes_no" if closed else "open"}
-            extra["category"] = one.get("category", extra["category"])
+            extra |= {name: one[name] for name in _KEPT if name in one}
             key, text = f"{record.key}#{i}", one["question"]
             found.append(Question(key, text, record.image, extra, NEW_TOKENS))
         return found
 
     def score(self, answers: Sequence[Answer]) -> TaskScore:
-        """See ``task.Task``."""
-        return accuracy(self.name, answers, _judge)
+        """See ``task.Task``. Besides the accuracy of each category that of each type."""
+        found = accuracy(self.name, answers, _judge)
+        values = [found.verdicts[answer.key] for answer in answers]
+        return dataclasses.replace(
+            found, metrics=found.metrics | part_means(answers, values, "type")
+        )
+
+    def by_category(self, answers: Sequence[Answer]) -> dict[str, list[Answer]]:
+        """{``accuracy/CATEGORY``: its answers} of the paper's four that there are."""
+        parts = {
+            category: [answer for answer in answers if answer.extra["category"] == category]
+            for category in CATEGORIES
+        }
+        return {f"accuracy/{category}": part for category, part in parts.items() if part}
+
+
+def chance(answers: Sequence[Answer]) -> float | None:
+    """What guessing gives, in percent; None where a question does not say it."""
+    guesses = [answer.extra.get("chance") for answer in answers]
+    said = [guess for guess in guesses if isinstance(guess, float)]
+    return PERCENT * sum(said) / len(said) if len(said) == len(guesses) else None
 
 
 def _judge(answer: Answer) -> float:
