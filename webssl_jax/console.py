@@ -29,6 +29,7 @@ TOOLS = {
     "reference": "write a real DINOv2 ViT-S/14, out of a package, as weights",
     "easy_vqa": "teach a small language model to see, with real weights, and ask it",
     "mini_web": "assemble the mini-web corpus",
+    "mini_questions": "make questions with known answers about the mini-web corpus",
     "scenes": "compose scenes with a class for each pixel",
     "reading": "draw characters and words in many fonts",
     "rooms": "draw furnished rooms with the depth of each pixel",

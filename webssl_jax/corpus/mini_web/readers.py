@@ -300,7 +300,7 @@ def documentation(tree: Tree, root: str) -> Found:
 
 def manuals(tree: Tree) -> Found:
     """Pages of PDF manuals, at most ten of each, drawn by the pypdfium2 in the tree."""
-    library = _load_library({k: v for k, v in tree.items() if k.startswith("pypdfium2")})
+    library = load_pdfium(tree)
     for path, data in tree.items():
         if not path.endswith(".pdf"):
             continue
@@ -319,8 +319,13 @@ def manuals(tree: Tree) -> Found:
             )
 
 
-def _load_library(files: Tree) -> ModuleType:
-    """Imports pypdfium2 from its wheel's files."""
+def load_pdfium(tree: Tree) -> ModuleType:
+    """Imports pypdfium2 from its wheel's files in ``tree``.
+
+    Raises:
+      UserError: if they do not load on this machine.
+    """
+    files = {path: data for path, data in tree.items() if path.startswith("pypdfium2")}
     with tempfile.TemporaryDirectory(prefix="mini_web_") as folder:
         for path, data in files.items():
             target = Path(folder, path)
