@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from webssl_jax.errors import UserError
 from webssl_jax.visuals import crop_sheet, drawing, image_grid, panel, save_png
 
 
@@ -105,3 +106,5 @@ def test_a_png_is_whole_or_absent(tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.asarray(Image.open(path)), picture)
     with pytest.raises(ValueError, match=r"\(5, 7\)"):
         save_png(path, picture[..., 0])
+    with pytest.raises(UserError, match="deep: is a folder; name the PNG file"):
+        save_png(path.parent, picture)
