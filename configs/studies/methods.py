@@ -66,7 +66,7 @@ def get_config(arg=None):
             "kind": "above",
             "cells": name,
             "metric": f"{row}/top1",
-            "baseline": "colour histogram",
+            "baseline": "best",
         }
         for row in labelled.rows("", "")
         for name in chosen

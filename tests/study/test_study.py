@@ -146,8 +146,14 @@ def test_what_the_figures_do_not_allow_is_not_said(done):
     pair = FINDINGS["pair"]
     above = {**FINDINGS["colour"], "lower_is_better": True}
     asked = {"pair": pair, "misspelt": pair | {"metric": "knn/top"}, "lower": above}
+    asked["best"] = FINDINGS["colour"] | {"baseline": "best", "cells": "large"}
     study = dataclasses.replace(study, findings=asked | {"step": FINDINGS["step"]})
+    for group in alone:
+        known = group.runs[0].outcomes["knn"].baselines
+        known["raw pixels"] = dataclasses.replace(known["colour histogram"], metrics={"top1": 0.9})
     stated = {one.name: one for one in findings.state(study, alone)}
+    assert stated["best"].text.startswith("Cell large is below the raw pixels by 0.1")
+    assert "best of its trivial features: chosen on these items" in stated["best"].text
     assert "one seed, so only of the items" in stated["pair"].text
     assert "knn measures top1, top1_se" in stated["misspelt"].text
     assert stated["lower"].text.startswith("The best cell, small, is below the colour histogram")

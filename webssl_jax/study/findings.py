@@ -7,7 +7,8 @@ slope        by how much it changes with ten times the ``x`` (``parameters`` or 
              least-squares line through the means of ``cells`` over log10 x
 gain         whether the last step up in ``x`` still gains: the difference of the two largest cells
 difference   by how much cell ``a`` is above cell ``b``
-above        by how much each of ``cells`` is above the trivial feature ``baseline``
+above        by how much the best of ``cells`` is above the trivial feature ``baseline``, or above
+             the ``best`` of all
 ===========  ======================================================================================
 
 ``cells`` is a name, a pattern (``mae_*``) or a list of them. Intervals are of 95 %, by 2,000
@@ -53,6 +54,7 @@ Row = Mapping[str, Any]
 Of = Callable[[Mapping[str, Any]], Any]  # of {cell: figure, or its draws}
 Level = tuple[float, np.ndarray]  # a figure and its draws
 NO_LEVEL: Level = (0.0, np.zeros(1))
+BEST = "best"  # a baseline: whichever of the trivial features is
 RISES, FALLS, UNCLEAR, MISSING = "rises", "falls", "cannot tell", "not measured yet"
 
 
@@ -266,25 +268,33 @@ def _difference(
 
 def _above(name: str, row: Row, study: Study, groups: Sequence[Group], draws: Draws) -> Finding:
     own, baseline = _measured(row, study, groups), row["baseline"]
+    if not own:
+        return _missing(name, row, groups, "")
     eval_row, _, metric = row["metric"].partition("/")
-    levels = [one.baselines.get(baseline) for g in own for one in g.outcomes(eval_row)]
-    if not own or not all(one and metric in one.metrics for one in levels):
-        return _missing(name, row, groups, f"{baseline} among its baselines" if own else "")
     lower = bool(row.get("lower_is_better"))
-    best = (min if lower else max)(own, key=lambda group: draws.values[group.cell.name])
-    cell, level = best.cell.name, draws.level(best.outcomes(eval_row)[0], baseline)
-    names = [group.cell.name for group in own]
+    better = min if lower else max
+    best = better(own, key=lambda group: draws.values[group.cell.name])
+    outcome = best.outcomes(eval_row)[0]
+    trivial = {k: x.metrics[metric] for k, x in outcome.baselines.items() if metric in x.metrics}
+    if baseline not in trivial and (baseline != BEST or not trivial):
+        return _missing(name, row, groups, f"a trivial feature, {baseline}")
+    notes = ["best of its cells"] if len(own) > 1 else []
+    if baseline == BEST:
+        baseline = better(trivial, key=trivial.__getitem__)
+        notes += ["best of its trivial features"] if len(trivial) > 1 else []
+    cell, names = best.cell.name, [group.cell.name for group in own]
+    level = draws.level(outcome, baseline)
     result = draws.interval(lambda figures: figures[cell] - figures[""], names, level)
-    who, above, below, more = f"cell {cell}", "", "", ""
-    if len(own) > 1:
-        who, more = f"the best cell, {cell},", "best of its cells: chosen on these items"
-        above, below = ("even ", "") if lower else ("", "even ")
+    who = f"the best cell, {cell}," if len(own) > 1 else f"cell {cell}"
+    even = "even " if len(own) > 1 else ""
+    above, below = (even, "") if lower else ("", even)
     words = {
         RISES: f"{above}{who} is above the {baseline} by {result[0]:.3f} {row['metric']}",
         FALLS: f"{below}{who} is below the {baseline} by {-result[0]:.3f} {row['metric']}",
         UNCLEAR: f"whether {who} is above the {baseline} in {row['metric']} cannot be told "
         f"({result[0]:+.3f})",
     }
+    more = f"{', '.join(notes)}: chosen on these items" if notes else ""
     return _finding(name, row, words, result, own, more)
 
 
@@ -323,7 +333,8 @@ def _finding(
     if row.get("lower_is_better") and verdict in good:
         notes.append(f"lower is better, so {good[verdict]}")
     text = words[verdict]
-    text = f"{text[0].upper()}{text[1:]} ({'; '.join(filter(None, notes))})."
+    first = text[0] if text.startswith(row["metric"]) else text[0].upper()
+    text = f"{first}{text[1:]} ({'; '.join(filter(None, notes))})."
     if row.get("published"):
         text += f" Published: {row['published']}."
     return Finding(name, row["kind"], text, verdict, value, low, high)
