@@ -59,7 +59,7 @@ def _parser() -> cli.ArgumentParser:
 cli.help_early(_parser, __name__)
 
 from webssl_jax.evaluators.tables import aligned
-from webssl_jax.study import cells, findings, on_slices, page, references, results, runner
+from webssl_jax.study import cells, findings, on_slices, page, references, runner
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -84,10 +84,12 @@ def main(argv: list[str] | None = None) -> int:
         print("\n" + "\n".join(aligned(priced)) + "\n")
     start = _start(study, args)
     if args.dry_run:
-        changed = _name_left_out(study, args.workdir)
         for run in study.runs(args.workdir):
-            if run.name not in changed and not runner.is_done(run):
-                print(shlex.join(start(run)))
+            try:
+                if not runner.is_done(run):
+                    print(shlex.join(start(run)))
+            except UserError as error:
+                print(f"# {run.name}: {error}")
         for reference in study.references:
             print(shlex.join(references.command(study, reference, args.workdir)))
         return 0
@@ -98,8 +100,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.page_only:
         if not args.workdir.is_dir():
             raise UserError(f"--workdir {args.workdir}: no such folder")
-        _tell(study, args.workdir)
-        _name_left_out(study, args.workdir)
+        for name, words in _tell(study, args.workdir).items():
+            print(f"left out: {name}: {words}")
         return 0
     try:
         progress = runner.run_all(study, args.workdir, args.jobs, _say, start)
@@ -108,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         _tell(study, args.workdir)
         print("stopped; the same command goes on")
         return cli.EXIT_INTERRUPTED
-    _tell(study, args.workdir)
+    progress.failed |= _tell(study, args.workdir)
     for name, words in progress.failed.items():
         print(f"failed: {name}: {words}")
     return cli.EXIT_FAILURE if progress.failed else 0
@@ -153,18 +155,15 @@ def _done(run: cells.Run) -> bool:
         return False
 
 
-def _name_left_out(study: cells.Study, folder: pathlib.Path) -> dict[str, str]:
-    """{run: why}, said as well."""
-    changed = results.left_out(study, folder)
-    for name, words in changed.items():
-        print(f"left out: {name}: {words}")
-    return changed
-
-
-def _tell(study: cells.Study, folder: pathlib.Path, stored: pathlib.Path | None = None) -> None:
-    for one in page.write(study, folder, stored):
+def _tell(
+    study: cells.Study, folder: pathlib.Path, stored: pathlib.Path | None = None
+) -> dict[str, str]:
+    """Writes the page. Returns {run: why} of those that are left out."""
+    stated, left_out = page.write(study, folder, stored)
+    for one in stated:
         print(f"{one.name}: {one.text}")
     print(f"  {folder / 'index.html'}")
+    return left_out
 
 
 if __name__ == "__main__":

@@ -55,6 +55,16 @@ FINDINGS = {
     },
 }
 
+SOME_OF_PAPER = """from webssl_jax.configs.studies import paper
+
+def get_config(arg=None):
+    study = paper.get_config()
+    for name in [*study.cells]:
+        if name not in ("web_mae_1b", "clip_1b", "web_dino_7b"):
+            del study.cells[name]
+    return study
+"""
+
 
 def write(path, widths=WIDTHS, seeds=2, asked=FINDINGS, rate=None, **more):
     rows = {
@@ -95,7 +105,7 @@ def done(tmp_path_factory):
 
 def test_figures_and_intervals_are_those_of_the_plain_formulas(done):
     study, folder = done
-    groups = results.read(study, folder)
+    groups = results.read(study, folder)[0]
     means = [group.figures("knn/top1").mean() for group in groups]  # large, middle, small
     x = np.log10([group.cell.parameters for group in groups])
     stated = {one.name: one for one in findings.state(study, groups)}
@@ -125,7 +135,7 @@ def test_noise_alone_is_called_a_rise_no_more_often_than_the_interval_says(done,
     study = dataclasses.replace(study, findings={"size": FINDINGS["size"]})
     monkeypatch.setattr(findings, "DRAWS", 200)
     rng = np.random.default_rng(5)
-    groups = results.read(study, folder)
+    groups = results.read(study, folder)[0]
     wrong = 0
     for _ in range(60):
         for group in groups:
@@ -142,7 +152,7 @@ def test_noise_alone_is_called_a_rise_no_more_often_than_the_interval_says(done,
 
 def test_what_the_figures_do_not_allow_is_not_said(done):
     study, folder = done
-    alone = [dataclasses.replace(x, runs=x.runs[:1]) for x in results.read(study, folder)]
+    alone = [dataclasses.replace(x, runs=x.runs[:1]) for x in results.read(study, folder)[0]]
     pair = FINDINGS["pair"]
     above = {**FINDINGS["colour"], "lower_is_better": True}
     asked = {"pair": pair, "misspelt": pair | {"metric": "knn/top"}, "lower": above}
@@ -173,7 +183,7 @@ def test_the_page_holds_every_figure_and_what_is_missing(done, tmp_path):
     study, folder = done
     drawn = outcome.step_path(folder / "cells/large/seed0/eval/knn", 10).with_suffix(".map.png")
     save_png(drawn, np.zeros((4, 4, 3), np.uint8))
-    stated = page.write(study, folder)
+    stated, _ = page.write(study, folder)
     text = (folder / "index.html").read_text()
     assert 'alt="large: knn"' in text and "2 x cpu, EPYC &lt;1&gt; (6 runs)" in text
     assert "<title>A &lt; B</title>" in text and "6 of 6 runs of 3 cells are done" in text
@@ -197,7 +207,7 @@ def test_the_page_holds_every_figure_and_what_is_missing(done, tmp_path):
     page.write(alone, folder)
     text = (folder / "index.html").read_text()
     assert "<h2>Differences" in text and "<h2>Figures" not in text and "Nothing is" not in text
-    empty = page.write(study, tmp_path)
+    empty, _ = page.write(study, tmp_path)
     told = json.loads((tmp_path / "findings.json").read_text(), parse_constant=pytest.fail)
     assert told[0]["value"] is None
     assert {one.verdict for one in empty} == {findings.MISSING}
@@ -207,7 +217,7 @@ def test_the_page_holds_every_figure_and_what_is_missing(done, tmp_path):
 def test_a_page_is_made_again_of_its_stored_outcomes_without_the_runs(done, tmp_path):
     study, folder = done
     known = {"half": {"knn": fake.judged(0.5, 0)}}
-    groups = results.read(study, folder)
+    groups = results.read(study, folder)[0]
     stored = tmp_path / "outcomes.zip"
     archive.write(stored, groups, known)
     again, level = archive.read(study, stored)
@@ -233,7 +243,7 @@ def test_a_page_is_made_again_of_its_stored_outcomes_without_the_runs(done, tmp_
 
 def test_tables_have_means_of_categories_answers_by_question_and_what_it_cost(done):
     study, folder = done
-    groups = results.read(study, folder)
+    groups = results.read(study, folder)[0]
     for group in groups:
         for run in group.runs:
             run.outcomes["grey"] = fake.judged(0.3, run.run.seed)
@@ -332,7 +342,11 @@ def test_what_fails_is_named_what_asks_is_started_again_and_what_is_done_is_left
     assert words in progress.failed["good/seed0"]
     page.write(other, tmp_path / "out")
     text = (tmp_path / "out" / "index.html").read_text()
-    assert "0 of 1 runs of 1 cells are done. 1 have other settings and are left out." in text
+    assert "0 of 1 runs of 1 cells are done. 1 are left out: of other settings" in text
+    tired = tmp_path / "out" / "cells" / "tired" / "seed0" / "eval" / "knn"
+    outcome.step_path(tired, study.cells[0].steps).write_text("{")
+    (good,), left_out = results.read(study, tmp_path / "out")
+    assert good.cell.name == "good" and "cannot be read" in left_out["tired/seed0"]
 
 
 def test_a_killed_study_leaves_no_run_behind(tmp_path):
@@ -470,8 +484,19 @@ def test_the_study_of_methods_has_all_of_them_with_one_network_and_equal_time():
 
 
 def test_runs_on_slices_share_one_budget_and_have_a_babysitter_each(tmp_path, monkeypatch, capsys):
-    study, out = cells.load("paper"), tmp_path / "out"
-    arguments = ["paper", "--workdir", str(out), "--dry-run", "--slice", "v5p-512", "--price", "2"]
+    file, out = tmp_path / "paper.py", tmp_path / "out"
+    file.write_text(SOME_OF_PAPER)
+    study = cells.load(str(file))
+    arguments = [
+        str(file),
+        "--workdir",
+        str(out),
+        "--dry-run",
+        "--slice",
+        "v5p-512",
+        "--price",
+        "2",
+    ]
     flags = f"--zone z --project p --mount bucket={tmp_path}"
     assert tool.main([*arguments, "--max-dollars", "2000000", "--tpu", flags]) == 0
     lines = [x for x in capsys.readouterr().out.splitlines() if " tpu babysit " in x]

@@ -22,16 +22,20 @@ from webssl_jax.visuals import axes, comparison, intervals, pages, save_png, sca
 _MOST_SENTENCES = 12  # that stand open on the page
 
 
-def write(study: Study, folder: Path, stored: Path | None = None) -> list[Finding]:
+def write(
+    study: Study, folder: Path, stored: Path | None = None
+) -> tuple[list[Finding], dict[str, str]]:
     """Writes ``index.html``, ``figures.png``, ``differences.png``, ``runs.csv``, ``runs.json``,
     ``findings.json`` and ``outcomes.zip`` (archive.py) of the runs that are done, or, without
-    pictures of what they see, of those whose outcomes another study stored. Returns the findings.
+    pictures of what they see, of those whose outcomes another study stored. Returns the findings,
+    and {run: why} of those that are left out (results.read).
 
     Raises:
-      UserError: for an outcome that cannot be read.
+      UserError: for ``stored``, or an outcome of a reference, that cannot be read.
     """
+    left_out: dict[str, str] = {}
     if stored is None:
-        groups, known = results.read(study, folder), references.read(study, folder)
+        (groups, left_out), known = results.read(study, folder), references.read(study, folder)
     else:
         groups, known = archive.read(study, stored)
     archive.write(folder / "outcomes.zip", groups, known)
@@ -52,8 +56,12 @@ def write(study: Study, folder: Path, stored: Path | None = None) -> list[Findin
     figures = {name: axes.svg(figure) for name, figure in drawn.items()}
     for name, figure in drawn.items():
         save_png(folder / f"{name}.png", axes.png(figure))
-    write_text(folder / "index.html", _html(study, folder, groups, known, stated, figures))
-    return stated
+    done, runs = sum(len(group.runs) for group in groups), len(study.runs(folder))
+    how_far = f"{done} of {runs} runs of {len(study.cells)} cells are done."
+    if left_out:
+        how_far += f" {len(left_out)} are left out: of other settings, or damaged."
+    write_text(folder / "index.html", _html(study, folder, how_far, groups, known, stated, figures))
+    return stated, left_out
 
 
 def _differences(
@@ -153,19 +161,16 @@ def _picture(path: Path, words: str) -> str:
 def _html(
     study: Study,
     folder: Path,
+    how_far: str,
     groups: Sequence[Group],
     known: References,
     stated: Sequence[Finding],
     drawn: Mapping[str, str],
 ) -> str:
-    done, runs = sum(len(group.runs) for group in groups), len(study.runs(folder))
-    others = len(results.left_out(study, folder))
-    left = f" {others} have other settings and are left out." if others else ""
     seen, judged = _pictures(groups)
     judged += _of_references(study, folder)
-    body = f"""<p class="soft">{done} of {runs} runs of {len(study.cells)} cells are done.{left}
-Every verdict and sentence below is made by a rule from the figures
-(webssl_jax/study/findings.py).</p>
+    body = f"""<p class="soft">{how_far} Every verdict and sentence below is made by a
+rule from the figures (webssl_jax/study/findings.py).</p>
 <h2>What it shows</h2>{_answers(study, stated)}
 {"" if drawn else "<p>Nothing is measured yet.</p>"}
 {_section("Figures", drawn.get("figures", ""), _FIGURES)}

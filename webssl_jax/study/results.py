@@ -59,37 +59,27 @@ class Group:
         return [run.outcomes[row] for run in self.runs if row in run.outcomes]
 
 
-def read(study: Study, folder: Path) -> list[Group]:
-    """The cells of which at least one run is done.
-
-    Raises:
-      UserError: for an outcome that cannot be read.
-    """
+def read(study: Study, folder: Path) -> tuple[list[Group], dict[str, str]]:
+    """(the cells of which at least one run is done; {run: why} of those that are left out, as they
+    have other settings than ``study`` or a file that cannot be read)."""
     found: dict[str, list[Measured]] = {cell.name: [] for cell in study.cells}
+    left_out = {}
     for run in study.runs(folder):
         try:
-            if not is_done(run):
-                continue
-        except UserError:
-            continue  # of other settings: left_out names it
-        last, first = (outcome.read_rows(run.workdir / "eval", n) for n in (run.cell.steps, 0))
-        curves = collect(read_rows(run.workdir / "metrics.jsonl"))
-        losses = curves.get("train/loss", (np.empty(0), np.empty(0)))
-        seconds = seconds_of(run.workdir)
-        machine = _environment(run.workdir)
-        found[run.cell.name].append(Measured(run, last, first, seconds, losses, machine))
-    return [Group(cell, tuple(runs)) for cell in study.cells if (runs := found[cell.name])]
-
-
-def left_out(study: Study, folder: Path) -> dict[str, str]:
-    """{run: why} of those whose figures are of other settings than ``study`` has."""
-    found = {}
-    for run in study.runs(folder):
-        try:
-            is_done(run)
+            if is_done(run):
+                found[run.cell.name].append(_measured(run))
         except UserError as error:
-            found[run.name] = str(error)
-    return found
+            left_out[run.name] = str(error)
+    groups = [Group(cell, tuple(runs)) for cell in study.cells if (runs := found[cell.name])]
+    return groups, left_out
+
+
+def _measured(run: Run) -> Measured:
+    last, first = (outcome.read_rows(run.workdir / "eval", n) for n in (run.cell.steps, 0))
+    curves = collect(read_rows(run.workdir / "metrics.jsonl"))
+    losses = curves.get("train/loss", (np.empty(0), np.empty(0)))
+    machine = _environment(run.workdir)
+    return Measured(run, last, first, seconds_of(run.workdir), losses, machine)
 
 
 def _environment(workdir: Path) -> dict[str, Any]:
