@@ -131,7 +131,8 @@ def rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
 def as_csv(table: Sequence[dict[str, Any]]) -> str:
     """With a column for every key of any row."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in table for key in row)))
+    heads = list(dict.fromkeys(key for row in table for key in row))
+    writer = csv.DictWriter(text, heads, lineterminator="\n")
     writer.writeheader()
     writer.writerows(table)
     return text.getvalue()
