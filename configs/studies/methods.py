@@ -73,7 +73,7 @@ def get_config(arg=None):
     }
     return ConfigDict(
         {
-            "title": f"Methods: {arg.minutes:g} minutes of one core, above the best trivial feature?",
+            "title": f"Methods: above the best trivial feature in {arg.minutes:g} minutes?",
             "cells": {name: _cell(name, arg) for name in chosen},
             "overrides": {
                 "global_batch": BATCH,
