@@ -56,7 +56,7 @@ def get_config(where: str, arg: str, flag: str = "--config") -> ConfigDict:
     file = _file(where, flag)
     if file.suffix == ".json":
         return _read_json(file, arg, flag)
-    with _errors_in(file):
+    with _errors_in(file), _no_bytecode():
         module = _import(file)
         if not hasattr(module, "get_config"):
             raise ConfigError(f"{flag} {where}: has no get_config(arg)")
@@ -176,6 +176,17 @@ def _import(file: Path) -> ModuleType:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@contextlib.contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """Python takes bytecode for that of a file which has the same size and second of change, so a
+    file that is changed twice within a second would be read as it was."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _check_imports(file: Path, seen: set[Path]) -> None:

@@ -94,10 +94,12 @@ def test_what_is_known_of_an_outcome_is_nothing_where_none_is_and_one_line_where
 def test_a_kill_before_the_end_leaves_no_outcome(tmp_path, monkeypatch):
     path = outcome.step_path(tmp_path / "knn", 0)
 
-    def killed(*_):
-        raise KeyboardInterrupt
+    def killed(path, content):
+        if path.suffix == ".json":
+            raise KeyboardInterrupt
+        path.write_bytes(content)
 
-    monkeypatch.setattr(outcome, "write_json", killed)
+    monkeypatch.setattr(outcome, "write_bytes", killed)
     with pytest.raises(KeyboardInterrupt):
         an_outcome(np.ones(3)).write(path)
     assert outcome.read_known(path) is None and outcome.read_rows(tmp_path) == {}
