@@ -94,7 +94,6 @@ def main(argv: list[str] | None = None) -> int:
             print(shlex.join(references.command(study, reference, args.workdir)))
         return 0
     if args.outcomes:
-        args.workdir.mkdir(parents=True, exist_ok=True)
         _tell(study, args.workdir, args.outcomes)
         return 0
     if args.page_only:

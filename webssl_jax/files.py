@@ -23,8 +23,8 @@ def try_writing(folder: Path) -> None:
         file.flush()
 
 
-def make_folder(output: Path) -> Path:
-    """The folder that a user names as ``--output``, made if it is not there.
+def make_folder(output: Path, flag: str = "--output") -> Path:
+    """The folder that a user names by ``flag``, made if it is not there.
 
     Raises:
       UserError: if that cannot be: a file has its name, say.
@@ -33,7 +33,7 @@ def make_folder(output: Path) -> Path:
         output.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise UserError(
-            f"--output {output}: no folder can be made there ({error.strerror}); name another"
+            f"{flag} {output}: no folder can be made there ({error.strerror}); name another"
         ) from error
     return output
 

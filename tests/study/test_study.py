@@ -233,6 +233,11 @@ def test_a_page_is_made_again_of_its_stored_outcomes_without_the_runs(done, tmp_
     arguments = ["--workdir", str(tmp_path / "new"), "--outcomes"]
     assert tool.main([file, *arguments, str(stored)]) == 0
     assert "6 of 6 runs of 3 cells are done" in (tmp_path / "new" / "index.html").read_text()
+    with pytest.raises(UserError, match=r"--workdir .*same\.zip: no folder can be made there"):
+        tool.main([file, "--workdir", str(tmp_path / "same.zip"), "--outcomes", str(stored)])
+    with pytest.raises(UserError, match="cannot be read"):
+        tool.main([file, "--workdir", str(tmp_path / "none"), "--outcomes", file])
+    assert not (tmp_path / "none").exists()
     other = cells.load(write(tmp_path / "other.py", {"small": 32}))
     with pytest.raises(UserError, match="has a cell large of 10 steps, which the study other has"):
         archive.read(other, stored)

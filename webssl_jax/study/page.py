@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from webssl_jax.files import write_text
+from webssl_jax.files import make_folder, write_text
 from webssl_jax.study import archive, findings, references, results, tables
 from webssl_jax.study.cells import Study, chosen
 from webssl_jax.study.findings import Finding
@@ -38,6 +38,7 @@ def write(
         (groups, left_out), known = results.read(study, folder), references.read(study, folder)
     else:
         groups, known = archive.read(study, stored)
+        make_folder(folder, "--workdir")
     archive.write(folder / "outcomes.zip", groups, known)
     stated = findings.state(study, groups)
     table = results.rows(groups)
