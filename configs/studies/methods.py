@@ -22,6 +22,7 @@ recipes.
 from ml_collections import ConfigDict
 from webssl_jax.configs.evals import labelled
 from webssl_jax.configs.evals import mini_web as topics
+from webssl_jax.configs.studies import mini_web as mini_web_study
 
 from webssl_jax.config import ConfigError, parse_arg, suggest
 from webssl_jax.configs import mini_web
@@ -61,16 +62,6 @@ def get_config(arg=None):
     for name in chosen:
         if name not in RATES:
             raise ConfigError(f"config argument methods={name}: {suggest(name, RATES)}")
-    findings = {
-        f"{NAMES[name]}, {row}": {
-            "kind": "above",
-            "cells": name,
-            "metric": f"{row}/top1",
-            "baseline": "best",
-        }
-        for row in labelled.rows("", "")
-        for name in chosen
-    }
     return ConfigDict(
         {
             "title": f"Methods: above the best trivial feature in {arg.minutes:g} minutes?",
@@ -86,7 +77,7 @@ def get_config(arg=None):
                 "evals": labelled.rows(*topics.shards(arg.corpus, "test")),
             },
             "seeds": arg.seeds,
-            "findings": findings,
+            "findings": mini_web_study.above({name: NAMES[name] for name in chosen}, "best"),
         }
     )
 

@@ -64,22 +64,12 @@ def get_config(arg=None):
             }
         if part == "long" and arg.dinov2:
             cells["distill"] = _distilled(arg)
-    findings = {
-        f"{name} above colour, {row}": {
-            "kind": "above",
-            "cells": name,
-            "metric": f"{row}/top1",
-            "baseline": "colour histogram",
-        }
-        for name in cells
-        for row in labelled.rows("", "")
-    }
     study = {
         "title": "Mini-web: what small networks learn in minutes",
         "cells": cells,
         "overrides": {"log": {"trackers": "none"}},
         "seeds": arg.seeds,
-        "findings": findings,
+        "findings": above({x: f"{x} above colour" for x in cells}, "colour histogram"),
     }
     study["references"] = references(arg.dinov2)
     return ConfigDict(study)
@@ -95,6 +85,21 @@ def _distilled(arg):
             "evals": labelled.rows(*topics.shards(arg.corpus, "test")),
         },
         "labels": {"method": "distilled from DINOv2-S"},
+    }
+
+
+def above(questions, baseline):
+    """{name: finding}: how far above a trivial feature is each cell, {its name: words of the
+    question}, in each row of the topics?"""
+    return {
+        f"{words}, {row}": {
+            "kind": "above",
+            "cells": cell,
+            "metric": f"{row}/top1",
+            "baseline": baseline,
+        }
+        for row in labelled.rows("", "")
+        for cell, words in questions.items()
     }
 
 

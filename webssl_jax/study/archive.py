@@ -26,7 +26,7 @@ from webssl_jax.evaluators import outcome
 from webssl_jax.evaluators.outcome import Outcome
 from webssl_jax.files import write_bytes
 from webssl_jax.study.cells import Run, Study
-from webssl_jax.study.results import Group, Measured
+from webssl_jax.study.results import Group, Measured, grouped
 
 _INDEX = "runs.json"
 _MACHINE = ("cpu", "devices", "git_revision", "packages", "platform", "python")
@@ -52,7 +52,7 @@ def write(path: Path, groups: Sequence[Group], known: Mapping[str, Mapping[str, 
         files |= _encoded(f"references/{number}", 0, rows, stored)
     files[_INDEX] = json.dumps(index).encode()
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as packed:
+    with zipfile.ZipFile(stream, "w") as packed:
         for name, content in files.items():
             entry = zipfile.ZipInfo(name, _DATE)
             entry.external_attr = 0o644 << 16
@@ -126,5 +126,4 @@ def read(study: Study, path: Path) -> tuple[list[Group], dict[str, Mapping[str, 
             f"{path}: cannot be read ({type(error).__name__}: {error}); it must be the "
             "outcomes.zip that a study left"
         ) from error
-    groups = [Group(cell, tuple(runs)) for cell in study.cells if (runs := found[cell.name])]
-    return groups, {name: rows for name, rows in known.items() if rows}
+    return grouped(study, found), {name: rows for name, rows in known.items() if rows}

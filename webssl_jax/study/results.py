@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,12 @@ def read(study: Study, folder: Path) -> tuple[list[Group], dict[str, str]]:
                 found[run.cell.name].append(_measured(run))
         except UserError as error:
             left_out[run.name] = str(error)
-    groups = [Group(cell, tuple(runs)) for cell in study.cells if (runs := found[cell.name])]
-    return groups, left_out
+    return grouped(study, found), left_out
+
+
+def grouped(study: Study, found: Mapping[str, Sequence[Measured]]) -> list[Group]:
+    """The cells that have runs in ``found``, {cell: its runs}, in the order of the study."""
+    return [Group(cell, tuple(runs)) for cell in study.cells if (runs := found[cell.name])]
 
 
 def _measured(run: Run) -> Measured:

@@ -149,6 +149,21 @@ def read(archive: Path, wanted: re.Pattern[str]) -> Tree:
         raise UserError(f"{archive}: damaged ({error}); delete it and start again") from None
 
 
+def read_all(packages: Iterable[Package], cache: Path, wanted: re.Pattern[str]) -> Tree:
+    """:func:`read` of each package in ``cache``, together.
+
+    Raises:
+      UserError: if one is not there, or is damaged.
+    """
+    tree: dict[str, bytes] = {}
+    for package in packages:
+        archive = package.archive(cache)
+        if archive is None:
+            raise UserError(f"{package} is not in {cache}; download it first")
+        tree |= read(archive, wanted)
+    return tree
+
+
 def _members(archive: Path, wanted: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
     if archive.suffix == ".deb":
         command = ["dpkg-deb", "--fsys-tarfile", str(archive)]

@@ -21,7 +21,6 @@ import numpy as np
 from array_record.python import array_record_module
 from PIL import Image
 
-from webssl_jax.config import UserError
 from webssl_jax.corpus import near_duplicates
 from webssl_jax.corpus.mini_web import packages
 from webssl_jax.corpus.mini_web.catalogue import Source
@@ -87,12 +86,7 @@ def prepare(source: Source, cache: Path, files: Files, max_side: int) -> int:
     The records' order is the package's; label is the topic. A row holds key, group, kind (of
     caption), topic, digest (of the encoded bytes), width, height, bytes.
     """
-    tree: dict[str, bytes] = {}
-    for package in source.packages:
-        archive = package.archive(cache)
-        if archive is None:
-            raise UserError(f"{package} is not in {cache}; download it first")
-        tree.update(packages.read(archive, source.pattern))
+    tree = packages.read_all(source.packages, cache, source.pattern)
     dropped: collections.Counter[str] = collections.Counter()
     in_group: collections.Counter[str] = collections.Counter()
     rows, canvases, banks, seen = [], [], [], set()
